@@ -1,0 +1,156 @@
+"""Named sets of real pictures: `digits` and `fashion-mnist`."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from nolabel.data.sources import Arrays, split
+from nolabel.errors import DataError, UsageError
+
+FASHION_CLASSES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+# Where the Debian and Ubuntu package dataset-fashion-mnist puts its files.
+SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_IMAGES, _LABELS = 0x0803, 0x0801  # IDX magic: unsigned bytes in three dimensions, in one
+
+
+def digits(split_name: str) -> Arrays:
+    """scikit-learn's digits, white on black, 8 x 8 pixels: 80 % train, 20 % test, by class."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)  # 17 levels of ink
+    labels = data.target.astype(np.int64)
+    whole = Arrays("digits", pixels, labels, tuple(str(i) for i in range(10)))
+    train, test = split(whole, 0.2, seed=0)
+    chosen = (train if split_name == "train" else test).indices
+    return Arrays(f"digits:{split_name}", pixels[chosen], labels[chosen], whole.classes)
+
+
+def fashion_mnist(split_name: str, *, download: bool = False) -> Arrays:
+    """Fashion-MNIST: grey, 28 x 28 pixels, 60,000 train and 10,000 test.
+
+    The system's package is used when it is installed, else an earlier download, else a download
+    by torchvision into the cache folder: when `download` is true, or after asking on a terminal.
+
+    Raises:
+        UsageError: The files are not there and may not be downloaded.
+        DataError: The files are damaged, or the download failed.
+    """
+    folder = _fashion_folder(download)
+    stem = "train" if split_name == "train" else "t10k"
+    pixels = read_idx(_either(folder, f"{stem}-images-idx3-ubyte"), _IMAGES)
+    labels = read_idx(_either(folder, f"{stem}-labels-idx1-ubyte"), _LABELS).astype(np.int64)
+    if len(pixels) != len(labels) or pixels.shape[1:] != (28, 28) or labels.max(initial=0) > 9:
+        raise DataError(
+            f"The files of fashion-mnist in {str(folder)!r} do not belong together: images "
+            f"{list(pixels.shape)}, {len(labels)} labels.  Remove them and fetch them again."
+        )
+    return Arrays(f"fashion-mnist:{split_name}", pixels, labels, FASHION_CLASSES)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `$XDG_CACHE_HOME/nolabel`, else `~/.cache/nolabel`."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG standard says that a relative path is to be ignored.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "nolabel"
+
+
+def read_idx(path: Path, magic: int) -> np.ndarray:
+    """Reads an IDX file of unsigned bytes, gzipped or not.
+
+    Args:
+        path: The file.
+        magic: The number it must begin with; its last byte is the number of dimensions.
+
+    Returns:
+        uint8 of the shape that the file states.
+
+    Raises:
+        DataError: The file is damaged or something else.
+    """
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{str(path)!r} cannot be read ({error}).  Fetch it again.") from None
+    dims = magic & 0xFF
+    header = np.frombuffer(content[: 4 + 4 * dims], dtype=">u4") if len(content) >= 8 else ()
+    if len(header) != 1 + dims or header[0] != magic:
+        raise DataError(f"{str(path)!r} is not an IDX file of {dims} dimensions.  Fetch it again.")
+    shape = tuple(int(n) for n in header[1:])
+    values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dims)
+    if values.size != int(np.prod(shape)):
+        raise DataError(
+            f"{str(path)!r} is damaged: its header promises {list(shape)} bytes, it holds "
+            f"{values.size:,}.  Fetch it again."
+        )
+    return values.reshape(shape)
+
+
+def _either(folder: Path, name: str) -> Path:
+    """The file as it is when that exists, else with .gz."""
+    plain = folder / name
+    return plain if plain.exists() else folder / f"{name}.gz"
+
+
+def _is_whole(folder: Path) -> bool:
+    return all(
+        _either(folder, f"{part}-ubyte").is_file()
+        for part in (
+            "train-images-idx3",
+            "train-labels-idx1",
+            "t10k-images-idx3",
+            "t10k-labels-idx1",
+        )
+    )
+
+
+def _fashion_folder(download: bool) -> Path:
+    root = cache_folder()
+    fetched = root / "FashionMNIST" / "raw"  # torchvision's choice of names
+    for folder in (SYSTEM_FOLDER, fetched):
+        if _is_whole(folder):
+            return folder
+    if not download and not _agreed(root):
+        raise UsageError(
+            "fashion-mnist is not on this machine.  Install the Debian or Ubuntu package "
+            "dataset-fashion-mnist, or add --download to fetch it (30 MB)."
+        )
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        FashionMNIST(str(root), train=True, download=True)
+    except Exception as error:
+        raise DataError(
+            f"fashion-mnist could not be downloaded to {str(root)!r}: {error}"
+        ) from error
+    return fetched
+
+
+def _agreed(root: Path) -> bool:
+    """Asks on a terminal; anywhere else the answer is no."""
+    if not (sys.stdin and sys.stdin.isatty()):
+        return False
+    print(
+        f"fashion-mnist is missing.  Download it (30 MB) to {root}? [y/N] ", end="", file=sys.stderr
+    )
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,0 +1,90 @@
+"""A folder of images as a source: quick to list, even with very many files."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from nolabel.data.images import SUFFIXES, read_image
+from nolabel.data.sources import label_at
+from nolabel.errors import DataError
+from nolabel.types import Sample
+
+
+class Folder:
+    """The images below a folder, in the order of their relative paths.
+
+    Names that begin with a dot are ignored, and so are files whose suffix is not that of an image
+    (`nolabel.data.images.SUFFIXES`).  Links are followed.  If every image lies in a sub-folder,
+    the first level below the root names the classes, sorted.  No file is opened.
+
+    Raises:
+        DataError: The folder, or one below it, cannot be listed, or holds no image.
+    """
+
+    in_memory = False
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self.name = os.fspath(root)
+        self.root = os.path.abspath(self.name)
+        self.files, others = _listing(self.root, SUFFIXES)
+        if not self.files:
+            seen = f"{others:,} other file{'s' * (others != 1)}" if others else "no files at all"
+            raise DataError(
+                f"No images in {self.name!r} or below it: {seen}.  Files count as images by their "
+                f"suffix: {' '.join(sorted(SUFFIXES))}."
+            )
+        self.labels: np.ndarray | None = None
+        self.classes: tuple[str, ...] = ()
+        # Sorted, files in the root may stand anywhere: "a.jpg" sorts before "cats/1.jpg".
+        tops = [file.partition("/")[0] if "/" in file else None for file in self.files]
+        if None not in tops:
+            kinds = sorted({top for top in tops if top is not None})
+            number = {kind: i for i, kind in enumerate(kinds)}
+            self.classes = tuple(kinds)
+            self.labels = np.array([number[top] for top in tops if top is not None], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, i: int, /) -> str:
+        """Absolute path of image i."""
+        return os.path.join(self.root, self.files[i])
+
+    def read(self, i: int, /) -> Sample:
+        """Image i, decoded.  Raises BadImage."""
+        return Sample(image=read_image(self.path(i)), label=label_at(self.labels, i))
+
+
+def _listing(root: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
+    """Relative paths ("/" between parts) of the images below root, sorted; number of others."""
+    files: list[str] = []
+    others = 0
+    waiting = [(root, "")]
+    seen: set[tuple[int, int]] = set()  # links may lead in circles
+    while waiting:
+        folder, prefix = waiting.pop()
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        waiting.append((entry.path, f"{prefix}{name}/"))
+                    elif os.path.splitext(name)[1].lower() in suffixes:
+                        files.append(prefix + name)
+                    else:
+                        others += 1
+        except OSError as error:
+            raise DataError(
+                f"The folder {folder!r} cannot be listed ({error.strerror}).  Fix its permissions, "
+                "or give a folder without it."
+            ) from None
+    files.sort()
+    return files, others

@@ -1,0 +1,265 @@
+"""One image file -> uint8 RGB pixels, as a person sees them.
+
+"As a person sees it" is fixed here once, so that every source agrees:
+    orientation   the EXIF orientation is applied
+    transparency  is laid on white (a page is white), whether it is an alpha channel, a palette
+                  entry or a single transparent colour
+    grey          is repeated into three channels
+    16-bit grey   is scaled by its own range (65535 -> 255), never clipped
+    32-bit grey   (integer or float) has no known range: its smallest value becomes black, its
+                  largest white
+    CMYK          is inverted when, and only when, an Adobe marker says that the file is; profiles
+                  are not applied
+    animation     shows its first frame
+A file that ends too early is refused whole, never filled up with grey.  One damage stays unseen: a
+JPEG with data missing inside and a proper end, which the JPEG library itself passes as complete.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import stat
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from nolabel.errors import BadImage
+
+# Pillow's own limit: a quarter of a gibibyte at 24 bits a pixel.
+MAX_PIXELS = 178_956_970
+
+# An allow-list: Pillow also opens vector, scientific and container formats (EPS, PDF, FITS, HDF5)
+# that run interpreters, hold no picture, or have been the home of security holes.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".mpo",),  # a JPEG with more behind it; phones write it under the name .jpg
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k"),
+    "AVIF": (".avif",),
+}
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+# What people have when it is none of the above; (bytes at the start, what to say).
+_IMPOSTORS = (
+    (b"<!doctype html", "a web page (HTML), not an image"),
+    (b"<html", "a web page (HTML), not an image"),
+    (b"<?xml", "an XML or SVG text, not pixels"),
+    (b"<svg", "an SVG drawing, not pixels"),
+    (b"%pdf", "a PDF document, not an image"),
+    (b"%!ps", "a PostScript document, which is never run here"),
+    (b"pk\x03\x04", "a ZIP archive, not an image"),
+    (b"\x1f\x8b", "a gzip archive, not an image"),
+    (b"version https://git-lfs", "a Git LFS pointer: fetch the real file with 'git lfs pull'"),
+)
+
+
+def read_image(
+    source: str | os.PathLike[str] | bytes | Image.Image, *, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """Reads one image as a person sees it (the rules are at the top of this file).
+
+    Args:
+        source: A path, the bytes of a file, or a Pillow image.
+        max_pixels: Largest width x height accepted; checked from the header, before decoding.
+
+    Returns:
+        uint8 [H, W, 3], RGB, contiguous and writable.
+
+    Raises:
+        BadImage: The file is missing, empty, no image, of a format that is not on the allow-list,
+            too large, or damaged.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, "<image>", max_pixels, already_open=True)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _read_bytes(io.BytesIO(source), "<bytes>", max_pixels)
+    path = os.fspath(source)
+    try:
+        info = os.stat(path)
+        if stat.S_ISDIR(info.st_mode):
+            raise BadImage(path, "a folder, not an image")
+        if not stat.S_ISREG(info.st_mode):  # a pipe would make us wait for ever
+            raise BadImage(path, "not a regular file")
+        with open(path, "rb") as file:
+            return _read_bytes(file, path, max_pixels)
+    except FileNotFoundError:
+        raise BadImage(path, "no such file") from None
+    except PermissionError:
+        raise BadImage(path, "no permission to read it") from None
+    except (OSError, ValueError) as error:  # a failing disk; a name with a zero byte
+        raise BadImage(path, f"cannot be read ({_short(error)})") from None
+
+
+@functools.cache
+def _openable() -> list[str]:
+    """The formats that this build of Pillow opens by name (MPO it opens as JPEG)."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _read_bytes(file: Any, name: str, max_pixels: int) -> np.ndarray:
+    head = file.read(64)
+    if not head:
+        raise BadImage(name, "an empty file (0 bytes)")
+    file.seek(0)
+    # Pillow warns about odd palettes, EXIF and sizes; the loader's list of bad files says what
+    # matters, and a terminal with a progress bar is no place for the rest.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(file, formats=_openable())
+        except Image.DecompressionBombError:
+            raise BadImage(name, f"larger than the limit of {max_pixels:,} pixels") from None
+        except Image.UnidentifiedImageError:
+            raise BadImage(name, _impostor(head)) from None
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - plug-ins raise nearly anything when damaged
+            raise BadImage(name, f"damaged header ({_short(error)})") from None
+        with image:
+            return _decode(image, name, max_pixels)
+
+
+def _decode(
+    image: Image.Image, name: str, max_pixels: int, already_open: bool = False
+) -> np.ndarray:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise BadImage(name, f"has no pixels ({width} x {height})")
+    if width * height > max_pixels:
+        raise BadImage(
+            name, f"{width} x {height} pixels is larger than the limit of {max_pixels:,} pixels"
+        )
+    # Another library may have switched this on for the whole process; it fills with grey.
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            turn = _orientation(image)
+            pixels = _pixels(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as above
+        what = _short(error)
+        if already_open:
+            raise BadImage(name, f"cannot be converted to RGB ({what})") from None
+        cut = "truncated" in what or "nexpected end" in what or isinstance(error, EOFError)
+        reason = "truncated: the file ends too early" if cut else f"damaged ({what})"
+        raise BadImage(name, reason) from None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+    return _turned(pixels, turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 when there is none or it is nonsense."""
+    try:
+        # Read after load(): a PNG may carry its EXIF behind the pixels, and Pillow has by then
+        # already turned (and unmarked) a TIFF.
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # noqa: BLE001 - a broken EXIF block does not make the pixels bad
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The pixels [H, W, 3] upright, given how the camera was held."""
+    match orientation:
+        case 2:
+            pixels = pixels[:, ::-1]
+        case 3:
+            pixels = pixels[::-1, ::-1]
+        case 4:
+            pixels = pixels[::-1]
+        case 5:
+            pixels = pixels.swapaxes(0, 1)
+        case 6:
+            pixels = np.rot90(pixels, -1)
+        case 7:
+            pixels = np.rot90(pixels, 2).swapaxes(0, 1)
+        case 8:
+            pixels = np.rot90(pixels)
+    return np.ascontiguousarray(pixels)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3] of a loaded image, whatever its mode."""
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return _grey(_scaled(np.asarray(image), _deepest(image)))
+    if mode == "I" and image.format in ("PNG", "PPM"):  # how Pillow holds their 16 bits
+        return _grey(_scaled(np.asarray(image), 65535))
+    if mode in ("I", "F"):
+        return _grey(_stretched(np.asarray(image)))
+    if mode == "LAB":
+        image = _from_lab(image)
+    elif mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        # Pillow undoes Adobe's inversion for every CMYK JPEG; without the marker it was not there.
+        image = Image.frombytes("CMYK", image.size, bytes(~np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        page = Image.new("RGBA", image.size, "white")
+        page.alpha_composite(image)
+        image = page
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _deepest(image: Image.Image) -> int:
+    """The value of white in a 16-bit grey image; a TIFF may use only 12 of the bits."""
+    bits = getattr(image, "tag_v2", {}).get(258, (16,))
+    return 4095 if bits == (12,) else 65535
+
+
+def _scaled(values: np.ndarray, white: int) -> np.ndarray:
+    """uint8 [H, W] with 0 -> 0 and `white` -> 255, rounded to the nearest."""
+    wide = np.clip(values, 0, white).astype(np.uint32)
+    return ((wide * 255 + white // 2) // white).astype(np.uint8)
+
+
+def _stretched(values: np.ndarray) -> np.ndarray:
+    """uint8 [H, W]: smallest finite value black, largest white; a constant image is black."""
+    wide = values.astype(np.float64)
+    finite = np.isfinite(wide)
+    if not finite.any():
+        raise ValueError("no finite value")
+    low, high = float(wide[finite].min()), float(wide[finite].max())
+    wide = np.nan_to_num(wide, nan=low, posinf=high, neginf=low)
+    return np.rint((wide - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+    return np.repeat(values[..., None], 3, axis=-1)
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms  # some builds of Pillow lack it, and few files need it
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    turned = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    assert turned is not None  # it returns None only when asked to work in place
+    return turned
+
+
+def _impostor(head: bytes) -> str:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for magic, what in _IMPOSTORS:
+        if start.startswith(magic):
+            return what
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"hevc"):
+        return "a HEIC photograph, which is not supported: convert it to JPEG"
+    return "not an image, or in a format that is not supported"
+
+
+def _short(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0][:120]

@@ -1,0 +1,374 @@
+"""Batches of views, whose whole state is one integer: the step.
+
+Which images make up a batch, in which order, and how each is cropped and coloured follow from
+(seed, step) alone.  Any number of workers and processes sees the same global batches, and a run
+that resumes at step s sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from nolabel.data.order import batch_indices, replacement, steps_per_epoch
+from nolabel.data.sources import Source, fast_images
+from nolabel.errors import BadImage, DataError, NolabelError, UsageError
+from nolabel.types import Batch
+
+ATTEMPTS = 10  # stand-ins tried for one unreadable image
+_PREFETCH = 2  # batches a worker may be ahead; each may be a gigabyte
+
+
+class Executor(Protocol):
+    """Makes the views of a batch (see `nolabel.views`)."""
+
+    def __call__(self, images: Any, keys: np.ndarray, epoch: int, /) -> dict[str, Tensor]:
+        """name -> float32 [V, B, C, H, W] from uint8 [B, H, W, 3] or a list of [H, W, 3]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The decoded images of one micro-batch, before any view is made."""
+
+    images: np.ndarray | list[np.ndarray]  # uint8 [B, H, W, 3], or B of uint8 [H, W, 3]
+    places: np.ndarray  # int64 [B]: the image that was due; randomness is keyed by it
+    keys: np.ndarray  # int64 [B]: the image that is there; differs where one was replaced
+    epoch: int
+    skipped: tuple[tuple[str, str], ...]  # (path, reason)
+
+
+class StepDataset(Dataset[Batch]):
+    """Item (step, micro) is a batch: one rank's part `micro` of the global batch at `step`.
+
+    The global batch of `batch_size` images is cut into `world` contiguous parts, one a rank, and
+    each of those into `accumulate` contiguous micro-batches.
+
+    Args:
+        source: Where the images come from.
+        executor: Makes the views.
+        seed: Seed of the order of images.
+        batch_size: Images in the global batch.
+        accumulate: Micro-batches in a rank's part of one step.
+        rank: This process, in [0, world).
+        world: Number of processes.
+        with_labels: Whether batches carry labels.  They do not unless asked: what learns without
+            labels cannot then be given them by mistake.
+
+    Raises:
+        UsageError: The batch is larger than the data or cannot be cut evenly; or labels are
+            asked of a source that has none.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        executor: Executor,
+        *,
+        seed: int,
+        batch_size: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        with_labels: bool = False,
+    ):
+        parts = world * accumulate
+        _check_batch(source, batch_size, parts)
+        if not 0 <= rank < world:
+            raise UsageError(f"Rank {rank} does not exist among {world} processes.")
+        if with_labels and source.labels is None:
+            raise UsageError(f"{source.name!r} has no labels to put into the batches.")
+        self.source = source
+        self.executor = executor
+        self.seed = seed
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.first_part = rank * accumulate
+        self.part_size = batch_size // parts
+        self.with_labels = with_labels
+        self._images = fast_images(source)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches in an epoch."""
+        return steps_per_epoch(self.batch_size, len(self.source))
+
+    def __getitem__(self, item: tuple[int, int]) -> Batch:
+        """The batch of (step, micro).  Raises DataError when the source is full of bad files."""
+        return self.finish(self.gather(*item))
+
+    def gather(self, step: int, micro: int) -> Raw:
+        """Reads the images of (step, micro)."""
+        epoch, due = batch_indices(self.seed, step, self.batch_size, len(self.source))
+        first = (self.first_part + micro) * self.part_size
+        due = due[first : first + self.part_size]
+        if self._images is not None:
+            return Raw(self._images(due), due, due, epoch, ())
+        images, keys = [], due.copy()
+        skipped: list[tuple[str, str]] = []
+        for place, index in enumerate(due.tolist()):
+            image, keys[place] = self._read(index, epoch, skipped)
+            images.append(image)
+        return Raw(images, due, keys, epoch, tuple(skipped))
+
+    def finish(self, raw: Raw) -> Batch:
+        """Makes the views of decoded images."""
+        labels = None
+        if self.with_labels and self.source.labels is not None:
+            labels = torch.from_numpy(self.source.labels[raw.keys].astype(np.int64))
+        return Batch(
+            views=self.executor(raw.images, raw.places, raw.epoch),
+            keys=torch.from_numpy(raw.keys),
+            labels=labels,
+            skipped=raw.skipped,
+        )
+
+    def _read(
+        self, index: int, epoch: int, skipped: list[tuple[str, str]]
+    ) -> tuple[np.ndarray, int]:
+        """The image at `index` or a stand-in, and the index of what was read."""
+        candidate = index
+        for attempt in range(ATTEMPTS + 1):
+            try:
+                return self.source.read(candidate).image, candidate
+            except BadImage as error:
+                skipped.append((_printable(error.path), error.reason))
+            candidate = replacement(self.seed, epoch, index, attempt, len(self.source))
+        path, reason = skipped[-1]
+        raise DataError(
+            f"{self.source.name!r}: {ATTEMPTS + 1} images in a row could not be read, the last "
+            f"being {path} ({reason}).  `nolabel scan` lists every bad file."
+        )
+
+
+def make_loader(
+    source: Source,
+    executor: Executor,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int,
+    total_steps: int,
+    accumulate: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    pin: bool = False,
+    with_labels: bool = False,
+) -> Iterator[Batch]:
+    """Yields the batches of steps start_step .. total_steps - 1: `accumulate` of them a step.
+
+    The batches are bitwise the same for every number of workers.  An executor whose `device` is
+    not the CPU makes the views in this process; the workers then only read and decode.
+
+    Args:
+        source: Where the images come from.
+        executor: Makes the views.
+        seed: Seed of the order of images.
+        batch_size: Images in the global batch, over all ranks and micro-batches.
+        start_step: First step, 0-based; the only state there is.
+        total_steps: Steps of the whole run.
+        accumulate: Micro-batches a step.
+        rank: This process, in [0, world).
+        world: Number of processes.
+        workers: Worker processes; 0 reads in this process.
+        pin: Whether to return page-locked tensors, for a quick copy to a GPU.
+        with_labels: Whether batches carry labels.
+
+    Raises:
+        UsageError: At once, see `StepDataset`.
+        DataError: From the iterator: a worker died, or the source is full of bad files.
+    """
+    dataset = StepDataset(
+        source,
+        executor,
+        seed=seed,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        rank=rank,
+        world=world,
+        with_labels=with_labels,
+    )
+    steps = _Steps(start_step, total_steps, accumulate)
+    if workers < 0:
+        raise UsageError(f"The number of workers cannot be negative, got {workers}.")
+    if workers == 0:
+        return _here(dataset, steps, pin)
+    return _in_workers(dataset, steps, min(workers, max(len(steps), 1)), pin)
+
+
+class _Steps(Sampler[tuple[int, int]]):
+    """(step, micro) in order; holds three integers, however long the run."""
+
+    def __init__(self, start: int, total: int, accumulate: int):
+        self.start, self.total, self.accumulate = start, total, accumulate
+
+    def __len__(self) -> int:
+        return max(0, self.total - self.start) * self.accumulate
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for step in range(self.start, self.total):
+            for micro in range(self.accumulate):
+                yield step, micro
+
+
+def _here(dataset: StepDataset, steps: _Steps, pin: bool) -> Iterator[Batch]:
+    for item in steps:
+        batch = dataset[item]
+        yield _pinned(batch) if pin else batch
+
+
+def _in_workers(dataset: StepDataset, steps: _Steps, workers: int, pin: bool) -> Iterator[Batch]:
+    device = torch.device(getattr(dataset.executor, "device", "cpu"))
+    decode_only = device.type != "cpu"
+    with warnings.catch_warnings():
+        # Our workers run no threads and use nothing that a thread of this process could hold; and
+        # the number of workers is the user's choice.
+        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            _Mailer(dataset, decode_only),
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            collate_fn=_as_is,
+            prefetch_factor=_PREFETCH,
+            pin_memory=pin and not decode_only,
+            worker_init_fn=_start_worker,
+            # Forked workers share the source's memory; macOS and Windows cannot fork safely.
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            # DataLoader draws a seed; from here, so that the program's own is left alone.
+            generator=torch.Generator().manual_seed(0),
+        )
+        parcels = iter(loader)
+    try:
+        for parcel in _received(parcels):
+            if parcel.error is not None:
+                raise parcel.error
+            yield dataset.finish(_unpacked(parcel.content)) if decode_only else parcel.content
+    finally:
+        # An error's traceback would keep the iterator, hence the workers, alive.
+        getattr(parcels, "_shutdown_workers", lambda: None)()
+
+
+def _received(parcels: Iterator[_Parcel]) -> Iterator[_Parcel]:
+    """What the workers send; their death becomes an error that says what to do."""
+    try:
+        yield from parcels
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+            raise
+        raise DataError(
+            f"A data worker died ({str(error).splitlines()[0]}).  Most often memory ran out, or "
+            "the shared memory (/dev/shm) of a container is too small: use fewer --workers, a "
+            "smaller --batch-size, or 0 workers to see the cause."
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    """What a worker sends: its content, or an error meant for the user, free of the wrapping and
+    the traceback that a DataLoader would add."""
+
+    content: Any
+    error: NolabelError | None = None
+
+    def pin_memory(self) -> _Parcel:
+        """Called by DataLoader's pinning thread."""
+        return self if self.error else replace(self, content=_pinned(self.content))
+
+
+class _Mailer(Dataset[_Parcel]):
+    """The step dataset as the workers see it."""
+
+    def __init__(self, dataset: StepDataset, decode_only: bool):
+        self.dataset, self.decode_only = dataset, decode_only
+
+    def __getitem__(self, item: tuple[int, int]) -> _Parcel:
+        try:
+            if self.decode_only:
+                return _Parcel(_packed(self.dataset.gather(*item)))
+            return _Parcel(self.dataset[item])
+        except NolabelError as error:
+            return _Parcel(None, error)
+
+
+def _packed(raw: Raw) -> tuple[Raw, Tensor, list[tuple[int, ...]]]:
+    """Moves all pixels into one tensor, which travels through shared memory in one piece (an
+    array would go through a pipe, and a tensor each would use up the file descriptors)."""
+    if isinstance(raw.images, np.ndarray):
+        pixels, shapes = torch.from_numpy(raw.images), []
+    else:
+        pixels = torch.from_numpy(np.concatenate([image.reshape(-1) for image in raw.images]))
+        shapes = [image.shape for image in raw.images]
+    return replace(raw, images=[]), pixels, shapes
+
+
+def _unpacked(content: tuple[Raw, Tensor, list[tuple[int, ...]]]) -> Raw:
+    raw, pixels, shapes = content
+    if not shapes:
+        return replace(raw, images=pixels.numpy())
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    pieces = np.split(pixels.numpy(), ends[:-1])
+    return replace(
+        raw, images=[piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    )
+
+
+def _as_is(content: Any) -> Any:
+    return content
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)  # as many workers as cores is the user's choice; threads would add up
+    # Ctrl-C reaches the whole group of processes.  The main one decides what it means; workers
+    # leave when they are told to.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _pinned(batch: Batch) -> Batch:
+    """The batch in page-locked memory; what is already on a device stays there."""
+
+    def pin(t: Tensor) -> Tensor:
+        return t.pin_memory() if t.device.type == "cpu" else t
+
+    return replace(
+        batch,
+        views={name: pin(view) for name, view in batch.views.items()},
+        keys=None if batch.keys is None else pin(batch.keys),
+        labels=None if batch.labels is None else pin(batch.labels),
+    )
+
+
+def _check_batch(source: Source, batch_size: int, parts: int) -> None:
+    n = len(source)
+    if batch_size < 1 or parts < 1:
+        raise UsageError(f"The batch size must be at least 1, got {batch_size}.")
+    if batch_size > n:
+        largest = n // parts * parts
+        raise UsageError(
+            f"A batch of {batch_size} is larger than the data: {source.name!r} has {n} "
+            f"image{'s' * (n != 1)}.  "
+            + (f"The largest batch possible is {largest}." if largest else "Use more images.")
+        )
+    if batch_size % parts:
+        below, above = batch_size // parts * parts, -(-batch_size // parts) * parts
+        near = " or ".join(str(size) for size in (below, above) if 0 < size <= n)
+        raise UsageError(
+            f"A batch of {batch_size} cannot be cut into {parts} equal parts (processes x "
+            f"accumulated micro-batches).  {f'Use {near}.' if near else 'Use fewer parts.'}"
+        )
+
+
+def _printable(path: str) -> str:
+    """A path that can always be printed and saved: undecodable bytes of a name are escaped."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,70 @@
+"""The few kinds of error a user can meet.
+
+Every message says what was got, what is allowed and what to do.  The command line prints the
+message alone, without a traceback, and leaves with the error's `exit_code`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NolabelError(Exception):
+    """Base of all errors that are meant for the user's eyes."""
+
+    exit_code = 1
+
+
+class UsageError(NolabelError, ValueError):
+    """The request itself is wrong: unknown name, impossible combination, missing folder."""
+
+    exit_code = 2
+
+
+class DataError(NolabelError):
+    """The data cannot serve: unreadable, too few images, too many bad files, missing labels."""
+
+
+class FileDamaged(NolabelError):
+    """A checkpoint or encoder file is truncated, altered, or not one of ours."""
+
+
+class GuardStop(NolabelError):
+    """A guard stopped the run: the loss or the gradients stayed non-finite, or it collapsed."""
+
+    exit_code = 3
+
+
+class Stopped(NolabelError):
+    """The run was asked to stop (SIGINT, SIGTERM); everything is saved and it can resume."""
+
+    exit_code = 75
+
+
+class BadImage(Exception):
+    """One image cannot be used.  Caught by the loader, which skips, counts and lists it."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)  # both arguments, so that it survives pickling
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def did_you_mean(got: str, allowed: Iterable[str]) -> str:
+    """Returns `" Did you mean 'x'?"`, or an empty string when nothing is close."""
+    close = difflib.get_close_matches(got, list(allowed), n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def unknown(kind: str, got: str, allowed: Iterable[str], hint: str = "") -> UsageError:
+    """A uniform 'unknown name' error: what was got, the nearest, what is allowed."""
+    names = list(allowed)
+    listed = ", ".join(names)
+    return UsageError(
+        f"Unknown {kind} {got!r}.{did_you_mean(got, names)} Allowed: {listed}."
+        + (f" {hint}" if hint else "")
+    )

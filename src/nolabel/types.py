@@ -1,0 +1,164 @@
+"""The few values that travel between the rooms of the house.
+
+Legend of shape letters, used in every docstring and comment:
+    B  images in a batch          V  views (crops) of one image      N  any number of images
+    C  channels                   H, W  height, width in pixels      h, w  the patch grid
+    P  patches = h * w            R  prefix tokens (class token first, then registers)
+    D  width of a token           K  prototypes (or classes)         L  layers
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image as a source gives it, with the ground truth that the source knows."""
+
+    image: np.ndarray  # uint8 [H, W, C], RGB as a person sees it
+    label: int | None = None
+    text: str | None = None
+    mask: np.ndarray | None = None  # uint8 [H, W], 1 = figure
+    parts: np.ndarray | None = None  # uint8 [H, W], 0 = ground, 1.. = parts
+    keypoints: np.ndarray | None = None  # float32 [points, 3]: x, y in pixels, visible 0 or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a method's step receives.  The view axis is explicit: nobody chunks by position."""
+
+    views: Mapping[str, Tensor]  # name -> float [V, B, C, H, W], normalised
+    keys: Tensor | None = None  # int64 [B]: index of each image in its source
+    labels: Tensor | None = None  # int64 [B]
+    text: tuple[str, ...] | None = None
+    masks: Tensor | None = None
+    skipped: tuple[tuple[str, str], ...] = ()  # (path, reason) of files that were replaced
+
+    @property
+    def size(self) -> int:
+        """Number of images B (not of views)."""
+        return next(iter(self.views.values())).shape[1]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on `device`."""
+
+        def move(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(device, non_blocking=True)
+
+        return dataclasses.replace(
+            self,
+            views={name: v.to(device, non_blocking=True) for name, v in self.views.items()},
+            keys=move(self.keys),
+            labels=move(self.labels),
+            masks=move(self.masks),
+        )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A backbone's output."""
+
+    pooled: Tensor  # [N, D]: the image's embedding
+    patches: Tensor  # [N, P, D] (or only the kept ones), row by row
+    grid: tuple[int, int]  # (h, w) of the full grid
+    prefix: Tensor | None = None  # [N, R, D]: class token first, then registers
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method's step returns."""
+
+    loss: Tensor  # scalar
+    logs: Mapping[str, Tensor | float] = field(default_factory=dict)  # scalars, fetched when logged
+    features: Tensor | None = None  # [B, D] embedding of the judged branch, for the health signals
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where the training stands, in optimiser steps.  Every schedule is a pure function of it."""
+
+    step: int  # 0-based index of the coming update
+    total: int  # steps of the whole run
+    steps_per_epoch: int
+
+    @property
+    def epoch(self) -> int:
+        """0-based epoch of this step."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def epochs(self) -> float:
+        """Length of the whole run in epochs."""
+        return self.total / self.steps_per_epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """The optimiser of a run.  Rates are the final ones: no hidden scaling by batch size."""
+
+    name: str = "adamw"  # adamw | sgd | lars
+    lr: float = 5e-4  # peak learning rate
+    lr_start: float = 0.0  # at the first step of the warm-up
+    lr_end: float = 1e-6  # at the end of the cosine
+    warmup_epochs: float = 10.0
+    weight_decay: float = 0.04  # of matrices and tokens; 1-D tensors and biases have none
+    weight_decay_end: float | None = None  # cosine from weight_decay to this; None = constant
+    beta1: float = 0.9  # momentum of sgd and lars
+    beta2: float = 0.999
+    clip: float | None = None  # largest gradient norm; None = no clipping
+    clip_by: str = "global"  # global: one norm over all tensors; tensor: each on its own (DINO)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The outcome of a protocol: one row a setting, with the best one named."""
+
+    protocol: str
+    encoder: str
+    train: str
+    test: str
+    rows: tuple[Mapping[str, Any], ...]  # setting, metric, value, low, high
+    best: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary as documented for `--json`: fractions of one, seconds, bytes."""
+        out: dict[str, Any] = {
+            "protocol": self.protocol,
+            "encoder": self.encoder,
+            "train": self.train,
+            "test": self.test,
+            "rows": [dict(r) for r in self.rows],
+            "best": dict(self.best),
+        }
+        if self.notes:
+            out["notes"] = list(self.notes)
+        return out
+
+    def __str__(self) -> str:
+        lines = [f"{self.protocol}  {self.encoder}  (train {self.train}, test {self.test})"]
+        for r in self.rows:
+            mark = " *" if r["setting"] == self.best.get("setting") else ""
+            span = f"  [{r['low']:.1%}, {r['high']:.1%}]" if r.get("low") is not None else ""
+            lines.append(f"  {r['setting']:<28} {r['metric']:<6} {r['value']:7.2%}{span}{mark}")
+        lines += [f"  note: {n}" for n in self.notes]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture: pixels, what it shows, and the numbers behind it.  Never writes itself."""
+
+    name: str  # file stem
+    image: np.ndarray  # uint8 [H, W, 3]
+    caption: str
+    data: Mapping[str, np.ndarray] = field(default_factory=dict)  # saved beside it as .npz
+    numbers: Mapping[str, float] = field(default_factory=dict)

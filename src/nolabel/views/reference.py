@@ -1,0 +1,139 @@
+"""The views, one sample at a time, with torchvision's own operators: the definition of correct.
+
+Slow on purpose.  `FastViews` draws the same parameters and is tested against this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from nolabel.errors import UsageError
+from nolabel.views.draw import Params, draw
+from nolabel.views.plan import SOLARISE_THRESHOLD, View, ViewPlan
+
+Images = np.ndarray | Tensor | Sequence[np.ndarray | Tensor]
+
+
+class ReferenceViews:
+    """Makes the views of a plan on uint8 images, rounding after each operator as torchvision does.
+
+    Args:
+        plan: The views.
+        seed: Seed of the run.
+        device: Where the result goes; the work itself is done on the CPU.
+    """
+
+    def __init__(self, plan: ViewPlan, seed: int = 0, device: torch.device | str = "cpu"):
+        self.plan = plan
+        self.seed = seed
+        self.device = torch.device(device)
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Images, keys: npt.ArrayLike | Tensor, epoch: int
+    ) -> dict[str, Tensor]:
+        """Makes all views of a batch.
+
+        Args:
+            images: uint8 [B, H, W, 3], or B of uint8 [H_i, W_i, 3]; RGB.
+            keys: Index of each image in its source, integers [B]; with seed and epoch, it alone
+                decides what is drawn.
+            epoch: Epoch.
+
+        Returns:
+            Name of the view -> float32 [V, B, 3, size, size], normalised.
+        """
+        tensors = [t.cpu() for t in image_list(images)]
+        heights, widths = [t.shape[0] for t in tensors], [t.shape[1] for t in tensors]
+        drawn = draw(self.plan, heights, widths, key_array(keys, len(tensors)), self.seed, epoch)
+        out = {}
+        for view in self.plan.views:
+            copies = [
+                torch.stack(
+                    [self._one(t, view, drawn[view.name, v], i) for i, t in enumerate(tensors)]
+                )
+                for v in range(view.count)
+            ]
+            out[view.name] = torch.stack(copies).to(self.device)
+        return out
+
+    def _one(self, image: Tensor, view: View, params: Params, index: int) -> Tensor:
+        """One copy of one view of one image [H, W, 3] -> float32 [3, size, size]."""
+        p = params
+        x = _geometry(image.permute(2, 0, 1), view, p, index)
+        if p.flip[index]:
+            x = tv.horizontal_flip(x)
+        if p.jitter[index]:
+            x = _jitter(x, view, p.factors[index].tolist(), p.order[index].tolist())
+        if p.grey[index]:
+            x = tv.rgb_to_grayscale(x, num_output_channels=3)
+        if p.blur[index]:
+            x = tv.gaussian_blur(x, [2 * view.blur_radius + 1] * 2, [float(p.sigma[index])] * 2)
+        if p.solarise[index]:
+            x = tv.solarize(x, threshold=SOLARISE_THRESHOLD)
+        x = x.to(torch.float32) / 255
+        return tv.normalize(x, mean=list(self.plan.mean), std=list(self.plan.std))
+
+
+def _geometry(x: Tensor, view: View, p: Params, i: int) -> Tensor:
+    """Crop and resize of uint8 [3, H, W]."""
+    mode = InterpolationMode(view.interpolation)
+    size = [int(p.rows[i]), int(p.columns[i])]
+    box = [int(v[i]) for v in (p.top, p.left, p.height, p.width)]
+    x = tv.resized_crop(x, *box, size=size, interpolation=mode, antialias=True)
+    top, left = int(p.window_top[i]), int(p.window_left[i])
+    return x[:, top : top + view.size, left : left + view.size]
+
+
+def _jitter(x: Tensor, view: View, factors: list[float], order: list[int]) -> Tensor:
+    """Brightness, contrast, saturation and hue of uint8 [3, H, W], in the drawn order."""
+    adjust = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
+    for op in order:
+        if view.jitter[op]:
+            x = adjust[op](x, factors[op])
+    return x
+
+
+def image_list(images: Images) -> list[Tensor]:
+    """The images as uint8 tensors [H_i, W_i, 3], without copying.
+
+    Raises:
+        UsageError: An image has another type or shape.
+    """
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(_plain(images))
+    tensors = [t if isinstance(t, Tensor) else torch.from_numpy(_plain(t)) for t in images]
+    for i, t in enumerate(tensors):
+        if t.dtype != torch.uint8 or t.ndim != 3 or t.shape[2] != 3 or 0 in t.shape:
+            raise UsageError(
+                f"Image {i} of the batch is {t.dtype} {list(t.shape)}, but views are made of "
+                "uint8 [H, W, 3]; repeat a single channel three times."
+            )
+    return tensors
+
+
+def key_array(keys: npt.ArrayLike | Tensor, count: int) -> npt.NDArray[np.int64]:
+    """The keys as int64 [B].
+
+    Raises:
+        UsageError: There is not one key per image.
+    """
+    array = np.asarray(keys.cpu() if isinstance(keys, Tensor) else keys).astype(np.int64)
+    if array.shape != (count,):
+        raise UsageError(
+            f"Got keys of shape {list(array.shape)} for {count} images; need one each."
+        )
+    return array
+
+
+def _plain(image: np.ndarray) -> np.ndarray:
+    """A copy of arrays that torch cannot share: read-only ones, or with negative strides."""
+    shared = image.flags.writeable and min(image.strides, default=0) >= 0
+    return image if shared else image.copy()
