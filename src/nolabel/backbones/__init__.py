@@ -1,0 +1,119 @@
+"""Backbones by name: any ViT or ResNet of timm, and small ones fit for a CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nolabel.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from nolabel.backbones.base import Backbone
+
+
+class Preset(NamedTuple):
+    """A name of ours for a timm network with other keyword arguments."""
+
+    timm_name: str
+    kwargs: dict[str, Any]
+    description: str
+
+
+PRESETS: dict[str, Preset] = {
+    "vit_nano": Preset(
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4},
+        "ViT of 1.2 M parameters for 32-64 px on a CPU: width 128, 6 blocks, 4 heads, patch 4",
+    ),
+    "vit_micro": Preset(
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 9, "num_heads": 3},
+        "ViT of 4.0 M parameters for 32-96 px: width 192, 9 blocks, 3 heads, patch 4",
+    ),
+    "vit_tiny": Preset("vit_tiny_patch16_224", {}, "ViT-Ti/16, 5.5 M parameters, 224 px"),
+    "vit_small": Preset("vit_small_patch16_224", {}, "ViT-S/16, 21.7 M parameters, 224 px"),
+    "vit_base": Preset("vit_base_patch16_224", {}, "ViT-B/16, 85.8 M parameters, 224 px"),
+    "vit_large": Preset("vit_large_patch16_224", {}, "ViT-L/16, 303 M parameters, 224 px"),
+    "resnet_nano": Preset(
+        "resnet18",
+        {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]},
+        "ResNet of 1.2 M parameters for 32-96 px on a CPU: one block a stage",
+    ),
+    "resnet18": Preset("resnet18", {}, "ResNet-18, 11.2 M parameters"),
+    "resnet50": Preset("resnet50", {}, "ResNet-50, 23.5 M parameters"),
+}
+
+
+def build(
+    name: str,
+    *,
+    image_size: int | None = None,
+    patch_size: int | None = None,
+    pretrained: bool = False,
+    kwargs: dict[str, Any] | None = None,
+    positions: str = "dino",
+) -> Backbone:
+    """Builds a backbone.
+
+    Args:
+        name: a preset above, any timm ViT or ResNet, or "pixels".
+        image_size: side of the input in pixels; None keeps the network's own.
+        patch_size: side of a ViT's patch in pixels; None keeps the network's own.
+        pretrained: loads timm's published weights (needs the network, at the user's request).
+        kwargs: further keyword arguments of timm's constructor.
+        positions: how a ViT's position embeddings are resized, "dino" or "timm".
+
+    Raises:
+        UsageError: unknown name, or sizes that do not fit.
+    """
+    kwargs = dict(kwargs or {})
+    if name == "pixels":
+        from nolabel.backbones.pixels import Pixels
+
+        return Pixels(image_size or kwargs.get("image_size", 32))
+
+    import timm
+
+    from nolabel.backbones.resnet import ResNet
+    from nolabel.backbones.vit import ViT, patch_grid
+
+    preset = PRESETS.get(name)
+    timm_name = preset.timm_name if preset else name
+    if not timm.is_model(timm_name.split(".")[0]):
+        known = [*PRESETS, *timm.list_models("vit_*"), *timm.list_models("resnet*")]
+        raise UsageError(
+            f"Unknown backbone {name!r}.{did_you_mean(name, known)} Allowed: "
+            f"{', '.join(PRESETS)}, and any ViT or ResNet of timm (nolabel list backbones)."
+        )
+    kwargs = {**(preset.kwargs if preset else {}), **kwargs}
+    is_vit = timm.models.model_entrypoint(timm_name.split(".")[0]).__module__.endswith(
+        "vision_transformer"
+    )
+    if is_vit:
+        if patch_size is not None:
+            kwargs["patch_size"] = patch_size
+        if image_size is not None:
+            kwargs["img_size"] = image_size
+        cfg = timm.get_pretrained_cfg(timm_name.split(".")[0])
+        patch = kwargs.get("patch_size") or _patch_of(timm_name)
+        patch_grid(kwargs.get("img_size") or (cfg.input_size[-1] if cfg else 224), patch)
+    elif patch_size is not None:
+        raise UsageError(f"--patch-size is for ViTs; {name!r} has no patches. Leave it out.")
+    size = image_size or kwargs.pop("image_size", None) or 224
+    kwargs.pop("image_size", None)
+    net = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, **kwargs)
+    if isinstance(net, timm.models.VisionTransformer):
+        return ViT(net, timm_name, kwargs, positions)
+    if isinstance(net, timm.models.ResNet):
+        return ResNet(net, timm_name, {**kwargs, "image_size": size}, size)
+    raise UsageError(
+        f"{name!r} is a {type(net).__name__}; nolabel supports timm's ViT and ResNet families. "
+        "Use vit_small, resnet50, or another of `nolabel list backbones`."
+    )
+
+
+def _patch_of(timm_name: str) -> int:
+    """The patch size that stands in a timm name, such as vit_small_patch16_224."""
+    for part in timm_name.split(".")[0].split("_"):
+        if part.startswith("patch") and part[5:].isdigit():
+            return int(part[5:])
+    return 16

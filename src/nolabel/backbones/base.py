@@ -1,0 +1,97 @@
+"""The one contract that every backbone honours.
+
+A method, an evaluator or a picture sees only this.  What a backbone is able to do stands in
+`can`; whoever needs more asks with `require` and fails at construction, with a hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from nolabel.errors import UsageError
+from nolabel.types import Tokens
+
+ABILITIES = {
+    "mask": "replace patches by a mask token before the first block",
+    "drop": "leave patches out and run on the visible ones only",
+    "any_size": "take images of another size than it was built for",
+    "attention": "show the attention of its class token",
+}
+
+
+class Backbone(nn.Module):
+    """An image encoder.
+
+    Attributes:
+        name: timm's architecture name.
+        kwargs: keyword arguments that rebuild it through timm.
+        dim: width D of the pooled embedding and of the tokens.
+        depth: number of layers that `layers` and `attention` can reach.
+        image_size: side in pixels that it was built for.
+        patch_size: side of a patch (or the stride of the last feature map), in pixels.
+        can: subset of `ABILITIES`.
+    """
+
+    name: str
+    kwargs: dict[str, Any]
+    dim: int
+    depth: int
+    image_size: int
+    patch_size: int
+    can: frozenset[str]
+
+    def tokens(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tokens:
+        """Final features of images x [N, C, H, W].
+
+        Args:
+            mask: bool [N, P], True where a patch is replaced by `mask_token` [D] before the
+                position embedding is added (needs "mask").
+            keep: int64 [N, K], patches to keep, in this order; the rest is left out after the
+                position embedding is added (needs "drop").
+        """
+        raise NotImplementedError
+
+    def layers(self, x: Tensor, n: int) -> list[Tokens]:
+        """Features of the last n layers, shallow to deep, each through the final norm."""
+        raise NotImplementedError
+
+    def attention(self, x: Tensor, layer: int = -1) -> Tensor:
+        """Attention [N, heads, R + P, R + P] of one layer, rows sum to 1 (needs "attention")."""
+        raise NotImplementedError
+
+    def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
+        """Per-patch query, key, value or token of one layer, heads side by side."""
+        raise NotImplementedError
+
+    def set_drop_path(self, rate: float) -> None:
+        """Stochastic depth, growing linearly from 0 to `rate` over the layers; 0 removes it."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The pooled embedding [N, D]."""
+        return self.tokens(x).pooled
+
+
+def require(backbone: Backbone, needs: Iterable[str], who: str) -> None:
+    """Refuses a backbone that cannot do what `who` needs.
+
+    Raises:
+        UsageError: names the missing abilities and what to use instead.
+    """
+    missing = [n for n in needs if n not in backbone.can]
+    if missing:
+        cannot = " and ".join(f"{ABILITIES[n]} ({n!r})" for n in missing)
+        raise UsageError(
+            f"{who} needs a backbone that can {cannot}; {backbone.name!r} cannot. "
+            "Use a ViT, for example --backbone vit_tiny, or a method that works with any "
+            "backbone, such as simclr."
+        )

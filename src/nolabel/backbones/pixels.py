@@ -1,0 +1,48 @@
+"""Raw pixels as an "encoder": the baseline that every other encoder has to beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nolabel.backbones.base import Backbone, require
+from nolabel.errors import unknown
+from nolabel.types import Tokens
+
+
+class Pixels(Backbone):
+    """Embeds an image as its own (normalised) pixels; a patch is one pixel."""
+
+    can = frozenset({"any_size"})
+
+    def __init__(self, image_size: int = 32):
+        super().__init__()
+        self.name, self.kwargs = "pixels", {"image_size": image_size}
+        self.dim, self.depth = 3 * image_size**2, 1
+        self.image_size, self.patch_size = image_size, 1
+        self.net = torch.nn.Identity()
+
+    def tokens(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tokens:
+        require(self, [n for n, v in (("mask", mask), ("drop", keep)) if v is not None], "tokens")
+        return Tokens(x.flatten(1), x.flatten(2).transpose(1, 2), (x.shape[-2], x.shape[-1]))
+
+    def layers(self, x: Tensor, n: int) -> list[Tokens]:
+        return [self.tokens(x)]
+
+    def attention(self, x: Tensor, layer: int = -1) -> Tensor:
+        require(self, ["attention"], "attention")
+        raise NotImplementedError  # require has already refused
+
+    def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
+        if which != "token":
+            raise unknown("facet", which, ("token",), "Pixels have no queries, keys or values.")
+        return self.tokens(x)
+
+    def set_drop_path(self, rate: float) -> None:
+        """Pixels have no layers to drop."""

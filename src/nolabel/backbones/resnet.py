@@ -1,0 +1,77 @@
+"""timm's ResNet family behind the backbone contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch.nn.functional as F  # noqa: N812
+from timm.layers import DropPath
+from torch import Tensor
+
+from nolabel.backbones.base import Backbone, require
+from nolabel.errors import UsageError, unknown
+from nolabel.types import Tokens
+
+
+class ResNet(Backbone):
+    """A ResNet; its "patches" are the cells of a stage's feature map."""
+
+    can = frozenset({"any_size"})
+
+    def __init__(self, net: Any, name: str, kwargs: dict[str, Any], image_size: int):
+        super().__init__()
+        if not isinstance(net, timm.models.ResNet):
+            raise UsageError(f"{name!r} is not a ResNet of timm.")
+        self.net = net
+        self.name, self.kwargs = name, dict(kwargs)
+        self.image_size = image_size
+        self.dim = net.num_features
+        self.depth = 4
+        self.patch_size = int(net.feature_info[-1]["reduction"])
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps [N, D_i, h_i, w_i] of the four stages."""
+        net = self.net
+        x = net.maxpool(net.act1(net.bn1(net.conv1(x))))
+        out = []
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = stage(x)
+            out.append(x)
+        return out
+
+    @staticmethod
+    def _as_tokens(x: Tensor) -> Tokens:
+        return Tokens(
+            F.adaptive_avg_pool2d(x, 1).flatten(1),
+            x.flatten(2).transpose(1, 2),
+            (x.shape[-2], x.shape[-1]),
+        )
+
+    def tokens(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tokens:
+        require(self, [n for n, v in (("mask", mask), ("drop", keep)) if v is not None], "tokens")
+        return self._as_tokens(self._maps(x)[-1])
+
+    def layers(self, x: Tensor, n: int) -> list[Tokens]:
+        return [self._as_tokens(m) for m in self._maps(x)[-n:]]
+
+    def attention(self, x: Tensor, layer: int = -1) -> Tensor:
+        require(self, ["attention"], "attention")
+        raise NotImplementedError  # require has already refused
+
+    def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
+        if which != "token":
+            raise unknown("facet", which, ("token",), "A ResNet has no queries, keys or values.")
+        return self._as_tokens(self._maps(x)[layer])
+
+    def set_drop_path(self, rate: float) -> None:
+        blocks = [b for s in (1, 2, 3, 4) for b in getattr(self.net, f"layer{s}")]
+        for i, block in enumerate(blocks):
+            p = rate * i / max(len(blocks) - 1, 1)
+            block.drop_path = DropPath(p) if p else None

@@ -1,0 +1,221 @@
+"""timm's VisionTransformer behind the backbone contract.
+
+timm keeps the weights and their names; the walk through the network is ours, because a method
+needs what timm's `forward` does not offer: mask tokens, kept patches, any image size, one
+layer's attention.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F  # noqa: N812
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from nolabel.backbones.base import Backbone
+from nolabel.errors import UsageError, unknown
+from nolabel.types import Tokens
+
+FACETS = ("query", "key", "value", "token")
+
+
+def resize_positions(
+    pos: Tensor, grid: tuple[int, int], new: tuple[int, int], convention: str
+) -> Tensor:
+    """Resamples patch positions [1, h*w, D] to another grid.
+
+    Two conventions of the field differ slightly: "dino" samples with the scale factor
+    (new + 0.1) / old and no antialias; "timm" samples to the exact size with antialias.
+    """
+    if grid == new:
+        return pos
+    x = pos.reshape(1, *grid, -1).permute(0, 3, 1, 2).float()
+    if convention == "dino":
+        # The factor itself, not the ratio of sizes, drives the sampling points.
+        scale = ((new[0] + 0.1) / grid[0], (new[1] + 0.1) / grid[1])
+        x = F.interpolate(x, scale_factor=scale, mode="bicubic")
+    else:
+        x = F.interpolate(x, size=new, mode="bicubic", antialias=True)
+    return x.permute(0, 2, 3, 1).flatten(1, 2).to(pos.dtype)
+
+
+class ViT(Backbone):
+    """A VisionTransformer of any width, depth, patch and image size."""
+
+    can = frozenset({"mask", "drop", "any_size", "attention"})
+
+    def __init__(self, net: Any, name: str, kwargs: dict[str, Any], positions: str = "dino"):
+        super().__init__()
+        if positions not in ("dino", "timm"):
+            raise unknown("convention for positions", positions, ("dino", "timm"))
+        if not isinstance(net, timm.models.VisionTransformer) or net.attn_pool is not None:
+            raise UsageError(f"{name!r} is not a plain vision transformer of timm.")
+        self.net = net
+        self.name, self.kwargs, self.positions = name, dict(kwargs), positions
+        self.dim, self.depth = net.embed_dim, len(net.blocks)
+        self.image_size = net.patch_embed.img_size[0]
+        self.patch_size = net.patch_embed.patch_size[0]
+
+    def _embed(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Patches, positions and prefix tokens: [N, R + P, D] before the first block."""
+        net, p = self.net, self.patch_size
+        height, width = x.shape[-2:]
+        if height % p or width % p or not height or not width:
+            raise UsageError(
+                f"Image of {height} x {width} pixels does not divide into patches of {p} x {p}. "
+                f"Use sides that are multiples of {p}, or a smaller --patch-size."
+            )
+        grid = (height // p, width // p)
+        x = net.patch_embed.norm(net.patch_embed.proj(x).flatten(2).transpose(1, 2))
+        if mask is not None:
+            if mask_token is None:
+                raise UsageError("A mask needs the mask_token that stands in for hidden patches.")
+            x = torch.where(mask.unsqueeze(-1), mask_token.to(x.dtype).view(1, 1, -1), x)
+        prefix = [t for t in (net.cls_token, net.reg_token) if t is not None]
+        front = torch.cat(prefix, 1) if prefix else x.new_zeros(1, 0, self.dim)
+        if net.pos_embed is not None:
+            skip = 0 if net.no_embed_class else front.shape[1]
+            pos = resize_positions(
+                net.pos_embed[:, skip:], net.patch_embed.grid_size, grid, self.positions
+            )
+            x = x + pos
+            if skip:
+                front = front + net.pos_embed[:, :skip]
+        if keep is not None:
+            x = x.gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        x = torch.cat([front.expand(len(x), -1, -1).to(x.dtype), x], 1)
+        return net.norm_pre(net.pos_drop(x)), grid
+
+    def _tokens(self, x: Tensor, grid: tuple[int, int]) -> Tokens:
+        """Splits final-normed tokens [N, R + P, D]."""
+        r = self.net.num_prefix_tokens
+        pooled = x[:, 0] if self.net.global_pool == "token" and r else x[:, r:].mean(1)
+        return Tokens(self.net.fc_norm(pooled), x[:, r:], grid, x[:, :r])
+
+    def tokens(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tokens:
+        x, grid = self._embed(x, mask, keep, mask_token)
+        for block in self.net.blocks:
+            x = block(x)
+        return self._tokens(self.net.norm(x), grid)
+
+    def layers(self, x: Tensor, n: int) -> list[Tokens]:
+        x, grid = self._embed(x)
+        out = []
+        for i, block in enumerate(self.net.blocks):
+            x = block(x)
+            if i >= self.depth - n:
+                out.append(self._tokens(self.net.norm(x), grid))
+        return out
+
+    def _qkv(self, x: Tensor, layer: int) -> tuple[Any, Tensor, tuple[int, int]]:
+        """Walks to one layer; its block, its qkv [3, N, heads, T, D/heads] and the grid."""
+        layer = self._layer(layer)
+        x, grid = self._embed(x)
+        for block in self.net.blocks[:layer]:
+            x = block(x)
+        block = self.net.blocks[layer]
+        a = block.attn
+        qkv = a.qkv(block.norm1(x))
+        return block, qkv.unflatten(-1, (3, a.num_heads, -1)).permute(2, 0, 3, 1, 4), grid
+
+    def _layer(self, layer: int) -> int:
+        if not -self.depth <= layer < self.depth:
+            raise UsageError(
+                f"Layer {layer} does not exist: {self.name!r} has layers 0 to {self.depth - 1} "
+                f"(-1 is the last)."
+            )
+        return layer % self.depth
+
+    def attention(self, x: Tensor, layer: int = -1) -> Tensor:
+        block, (q, k, _), _ = self._qkv(x, layer)
+        a = block.attn
+        return ((a.q_norm(q) * a.scale) @ a.k_norm(k).transpose(-2, -1)).softmax(-1)
+
+    def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
+        if which not in FACETS:
+            raise unknown("facet", which, FACETS)
+        r = self.net.num_prefix_tokens
+        if which == "token":
+            x, grid = self._embed(x)
+            for block in self.net.blocks[: self._layer(layer) + 1]:
+                x = block(x)
+            out = x
+        else:
+            _, qkv, grid = self._qkv(x, layer)
+            out = qkv[FACETS.index(which)].transpose(1, 2).flatten(2)
+        return Tokens(out[:, 0] if r else out.mean(1), out[:, r:], grid, out[:, :r])
+
+    def set_drop_path(self, rate: float) -> None:
+        for i, block in enumerate(self.net.blocks):
+            p = rate * i / max(self.depth - 1, 1)
+            block.drop_path1 = DropPath(p) if p else nn.Identity()
+            block.drop_path2 = DropPath(p) if p else nn.Identity()
+
+
+def sincos_positions(dim: int, grid: int, prefix: int = 1) -> Tensor:
+    """Fixed 2-D sine-cosine positions [1, prefix + grid², dim] (MAE's: the first half of the
+    channels encodes the column, the second the row; prefix rows are zero)."""
+    if dim % 4:
+        raise UsageError(f"Sine-cosine positions need a width divisible by 4, got {dim}.")
+    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * omega
+    axis = torch.cat([angle.sin(), angle.cos()], 1)  # [grid, dim / 2]
+    columns = axis[None].expand(grid, grid, -1)
+    rows = axis[:, None].expand(grid, grid, -1)
+    table = torch.cat([columns, rows], -1).reshape(grid * grid, dim)
+    return torch.cat([table.new_zeros(prefix, dim), table]).float().unsqueeze(0)
+
+
+def init_like_dino(net: nn.Module) -> None:
+    """Truncated normal of 0.02 for matrices and tokens, zero biases (DINO, iBOT)."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name in ("pos_embed", "cls_token"):
+        token = getattr(net, name, None)
+        if token is not None:
+            nn.init.trunc_normal_(token, std=0.02)
+
+
+def init_like_mae(net: nn.Module) -> None:
+    """Xavier-uniform matrices (the patch projection seen as one), zero biases, tokens N(0, .02)."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+    token = getattr(net, "cls_token", None)
+    if token is not None:
+        nn.init.normal_(token, std=0.02)
+
+
+def patch_grid(image_size: int, patch_size: int) -> int:
+    """Patches along one side; refuses an image smaller than a patch or not a multiple of it."""
+    if image_size < patch_size or image_size % patch_size:
+        down = image_size // patch_size * patch_size
+        near = [s for s in (down, down + patch_size) if s]
+        raise UsageError(
+            f"Image size {image_size} does not divide into patches of {patch_size} pixels. Use "
+            f"--image-size {' or '.join(map(str, near))}, or a --patch-size that divides it."
+        )
+    return int(math.floor(image_size / patch_size))

@@ -1,0 +1,198 @@
+"""Protocols: how good is an encoder?  The table, and `evaluate`, which runs one of them.
+
+Nothing heavy is imported until a protocol runs, so that `nolabel list protocols` is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nolabel.errors import UsageError, did_you_mean, unknown
+
+if TYPE_CHECKING:
+    from nolabel.data.sources import Source
+    from nolabel.evaluate.compare import Comparison, compare
+    from nolabel.features import Features
+    from nolabel.types import Report
+    from nolabel.weights.encoder import Encoder
+
+__all__ = [
+    "PROTOCOLS",
+    "Comparison",
+    "Protocol",
+    "compare",
+    "evaluate",
+    "open_sets",
+    "options_of",
+    "run",
+]
+
+
+class Protocol(NamedTuple):
+    """One line of the table of protocols."""
+
+    name: str
+    function: str  # module:function(encoder, train, test, *, features=None, **options) -> Report
+    needs: tuple[str, ...]  # "labels": of both sets; "features": judges frozen features alone
+    paper: str
+    description: str
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    p.name: p
+    for p in (
+        Protocol(
+            "knn",
+            "nolabel.evaluate.knn:run_knn",
+            ("labels", "features"),
+            "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
+            "weighted vote of the k nearest training images; nothing is trained",
+        ),
+        Protocol(
+            "linear",
+            "nolabel.evaluate.linear:run_linear",
+            ("labels", "features"),
+            "Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023",
+            "linear classifier on frozen features, learning rate chosen on held-out images",
+        ),
+    )
+}
+_SHARE, _SEED = 0.2, 0  # of the split made when there is no test set
+
+
+def evaluate(
+    protocol: str,
+    encoder: Encoder | str | os.PathLike[str],
+    train: Any,
+    test: Any = None,
+    **options: Any,
+) -> Report:
+    """Judges an encoder.
+
+    Args:
+        protocol: A name in `PROTOCOLS`.
+        encoder: An encoder, or what `nolabel.weights.load` takes.
+        train: Labelled images, as `open_source` takes them.
+        test: Labelled images of the same classes.  None takes the `:test` split of a named set;
+            of anything else, a fifth of every class is split off, the same every time.
+        **options: Fields of the protocol's `Options`.
+
+    Raises:
+        UsageError: Unknown protocol or option; or train and test are the same images.
+        DataError: No labels, one class only, or classes in test that train does not have.
+    """
+    found = find(protocol)
+    checked = options_of(protocol)(**_known(found, options))
+    from nolabel.weights import load
+
+    if not hasattr(encoder, "backbone"):
+        encoder = load(encoder)  # pyrefly: ignore[bad-argument-type]
+    train_set, test_set, notes = open_sets(train, test, image_size=encoder.image_size)
+    return run(protocol, encoder, train_set, test_set, options=checked, notes=notes)
+
+
+def run(
+    protocol: str,
+    encoder: Encoder,
+    train: Source,
+    test: Source,
+    *,
+    options: Any = None,
+    features: tuple[Features, Features] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Report:
+    """Runs a protocol on opened sources.
+
+    Args:
+        protocol: A name in `PROTOCOLS`.
+        encoder: The encoder.
+        train: Labelled images.
+        test: Labelled images of the same classes.
+        options: The protocol's `Options`; None is its defaults.
+        features: Those of train and test, when they are there already.
+        notes: Put before the protocol's own.
+    """
+    module, _, function = find(protocol).function.partition(":")
+    chosen = {} if options is None else vars(options)
+    judge = getattr(importlib.import_module(module), function)
+    report: Report = judge(encoder, train, test, features=features, **chosen)
+    return dataclasses.replace(report, notes=(*notes, *report.notes))
+
+
+def find(protocol: str) -> Protocol:
+    """The line of the table.  Raises UsageError for an unknown name."""
+    if protocol not in PROTOCOLS:
+        raise unknown("protocol", str(protocol), PROTOCOLS)
+    return PROTOCOLS[protocol]
+
+
+def options_of(protocol: str) -> Any:
+    """The protocol's class of options, a frozen dataclass with a default for every field."""
+    return importlib.import_module(find(protocol).function.partition(":")[0]).Options
+
+
+def open_sets(
+    train: Any, test: Any = None, *, image_size: int | None = None
+) -> tuple[Source, Source, tuple[str, ...]]:
+    """Opens train and test, or makes a test set (see `evaluate`); returns notes on how.
+
+    Raises:
+        UsageError: Train and test are the same images, or cannot be opened.
+        DataError: A set to be split has no labels.
+    """
+    from nolabel.data.sources import NAMES, open_source, split
+
+    if test is None and isinstance(train, str):
+        name, colon, part = train.partition(":")
+        named = {n.name: n for n in NAMES}.get(name)
+        if named and "test" in named.splits and part in ("", "train") and (part or not colon):
+            train, test = f"{name}:train", f"{name}:test"
+    opened = open_source(train, image_size=image_size)
+    if test is None:
+        first, second = split(opened, _SHARE, _SEED)
+        first.name, second.name = f"{opened.name} (80 %)", f"{opened.name} (other 20 %)"
+        note = (
+            f"no test set was given: {len(second)} of the {len(opened)} images were split off, "
+            f"class by class (seed {_SEED})"
+        )
+        return first, second, (note,)
+    other = open_source(test, image_size=image_size, split_default="test")
+    if other is opened or test is train or _same_place(train, test):
+        raise UsageError(
+            f"Train and test are the same images ({opened.name!r}), which would flatter any "
+            "encoder.  Give another test set, or none: a fifth of train is then split off."
+        )
+    return opened, other, ()
+
+
+def _same_place(train: Any, test: Any) -> bool:
+    if not (isinstance(train, str | os.PathLike) and isinstance(test, str | os.PathLike)):
+        return False
+    a, b = os.fspath(train), os.fspath(test)
+    if os.path.isdir(a) and os.path.isdir(b):
+        return os.path.samefile(a, b)
+    return a == b and ":" in a  # without a split, the same name means train and test
+
+
+def _known(protocol: Protocol, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, if the protocol knows them all."""
+    fields = [f.name for f in dataclasses.fields(options_of(protocol.name))]
+    for name in options:
+        if name not in fields:
+            raise UsageError(
+                f"The protocol {protocol.name!r} has no option {name!r}."
+                f"{did_you_mean(name, fields)} Allowed: {', '.join(fields)}."
+            )
+    return options
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("compare", "Comparison"):
+        # The module has the function's name: this makes the function win, in either order.
+        module = importlib.import_module(f"{__name__}.compare")
+        globals()["compare"], globals()["Comparison"] = module.compare, module.Comparison
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,145 @@
+"""Several encoders, one table: the same images, the same division, the same seeds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nolabel.errors import UsageError
+from nolabel.evaluate import find, open_sets, options_of, run
+from nolabel.features import Features, extract
+from nolabel.types import Report
+from nolabel.weights import Encoder, load
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Reports of several encoders on the same data."""
+
+    train: str
+    test: str
+    reports: tuple[Report, ...]  # encoder by encoder, and within it protocol by protocol
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows; `best` marks the setting that stands for the encoder in its protocol."""
+        return [
+            {
+                "encoder": report.encoder,
+                "protocol": report.protocol,
+                **row,
+                "best": row["setting"] == report.best.get("setting"),
+            }
+            for report in self.reports
+            for row in report.rows
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary as documented for `--json`: fractions of one."""
+        return {
+            "train": self.train,
+            "test": self.test,
+            "rows": self.rows,
+            "reports": [report.to_json() for report in self.reports],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        title = f"train {self.train}, test {self.test}"
+        header = ("encoder", "protocol", "setting", "metric", "value", "95 % interval")
+        table = [
+            (
+                row["encoder"],
+                row["protocol"],
+                f"{row['setting']}{' *' if row['best'] else ''}",
+                row["metric"],
+                f"{row['value']:.2%}",
+                "" if row.get("low") is None else f"{row['low']:.1%} - {row['high']:.1%}",
+            )
+            for row in self.rows
+        ]
+        widths = [max(len(line[i]) for line in [header, *table]) for i in range(len(header))]
+        lines = [title]
+        for line in (header, *table):
+            cells = (
+                c.rjust(w) if i == 4 else c.ljust(w)
+                for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            )
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
+
+
+def compare(
+    encoders: Sequence[str | os.PathLike[str] | Encoder],
+    train: Any,
+    test: Any = None,
+    protocols: Sequence[str] = ("knn",),
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    image_size: int | None = None,
+    device: str = "auto",
+    batch_size: int = 256,
+) -> Comparison:
+    """Judges several encoders on the same images.
+
+    Args:
+        encoders: Encoders, or what `nolabel.weights.load` takes.
+        train: Labelled images, as `evaluate` takes them.
+        test: As `evaluate` takes it.
+        protocols: Names in `PROTOCOLS`.
+        options: Protocol -> its options.
+        image_size: Side in pixels for `pixels` and `random:NAME`, and at which `creatures` are
+            drawn.  None is the side of the first encoder that has one of its own.
+        device: For encoders that are loaded here.
+        batch_size: Images embedded at once.
+
+    Raises:
+        UsageError: No encoder or protocol; or as `evaluate`.
+        DataError: As `evaluate`.
+    """
+    if not encoders or isinstance(encoders, str | os.PathLike):
+        raise UsageError("Give a list of encoders to compare, such as ['runs/dino', 'pixels'].")
+    protocols = [protocols] if isinstance(protocols, str) else list(protocols)
+    if not protocols:
+        raise UsageError("Give at least one protocol, such as knn.")
+    chosen = {}
+    for name in protocols:
+        find(name)
+        chosen[name] = options_of(name)(**_of(options, name))
+    size, loaded = image_size, {}
+    for i, spec in enumerate(encoders):
+        if not _is_baseline(spec):
+            loaded[i] = load(spec, device=device)
+            size = size or loaded[i].image_size
+    train_set, test_set, notes = open_sets(train, test, image_size=size)
+    reports: list[Report] = []
+    for i, spec in enumerate(encoders):
+        encoder = loaded.pop(i, None) or load(spec, image_size=size, device=device)
+        features: tuple[Features, Features] | None = None
+        for name in protocols:
+            if features is None and "features" in find(name).needs:
+                features = (
+                    extract(encoder, train_set, batch_size=batch_size),
+                    extract(encoder, test_set, batch_size=batch_size),
+                )
+            reports.append(
+                run(name, encoder, train_set, test_set, options=chosen[name], features=features)
+            )
+    return Comparison(train=train_set.name, test=test_set.name, reports=tuple(reports), notes=notes)
+
+
+def _of(options: Mapping[str, Mapping[str, Any]] | None, protocol: str) -> dict[str, Any]:
+    from nolabel.evaluate import _known
+
+    return _known(find(protocol), dict((options or {}).get(protocol, {})))
+
+
+def _is_baseline(spec: Any) -> bool:
+    """Whether the image size has to come from another encoder."""
+    if isinstance(spec, Encoder):
+        return False
+    text = os.fspath(spec)
+    return text == "pixels" or (text.startswith("random:") and not os.path.exists(text[7:]))

@@ -1,0 +1,95 @@
+"""Heads on top of a backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+class WeightNormLinear(nn.Module):
+    """Linear layer without bias whose rows are g * v / |v| (weight normalisation).
+
+    `weight_g` [K, 1] starts at 1 and `weight_v` is [K, D]: the names of the official files.
+    """
+
+    def __init__(self, dim: int, out: int, *, train_norm: bool):
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out, 1), requires_grad=train_norm)
+        self.weight_v = nn.Parameter(torch.empty(out, dim))
+        nn.init.trunc_normal_(self.weight_v, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight_g * self.weight_v / self.weight_v.norm(dim=1, keepdim=True)
+        return F.linear(x, weight)
+
+
+class PrototypeHead(nn.Module):
+    """DINO's head: three layers, a unit-length bottleneck, weight-normalised prototypes."""
+
+    def __init__(
+        self,
+        dim: int,
+        prototypes: int,
+        *,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        norm_last_layer: bool = True,
+    ):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        )
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer = WeightNormLinear(bottleneck, prototypes, train_norm=not norm_last_layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> logits [..., K]."""
+        return self.last_layer(F.normalize(self.mlp(x), dim=-1))
+
+
+class ProjectionHead(nn.Module):
+    """SimCLR's non-linear projection g(h): linear, batch norm, ReLU, linear, batch norm without
+    bias (the official code's two-layer head)."""
+
+    def __init__(self, dim: int, hidden: int, out: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(dim, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, out, bias=False),
+            nn.BatchNorm1d(out),
+        )
+        last = self.layers[-1]
+        nn.init.zeros_(last.bias)
+        last.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def transformer_blocks(dim: int, depth: int, heads: int) -> nn.Sequential:
+    """Plain pre-norm transformer blocks, exact GELU, for decoders [B, T, D] -> [B, T, D]."""
+    from nolabel.backbones.blocks import Block
+
+    return nn.Sequential(*(Block(dim, heads) for _ in range(depth)))
+
+
+def count_parameters(module: nn.Module, trainable: bool = False) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """Parameter counts of each child, for --dry-run."""
+    return {name: count_parameters(child) for name, child in module.named_children()}

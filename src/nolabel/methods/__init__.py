@@ -1,0 +1,86 @@
+"""Methods by name: one literal table, and a user's own file by path."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from nolabel.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from nolabel.methods.base import Method
+
+
+class Entry(NamedTuple):
+    """Where a method's page is, and what `nolabel list methods` says of it."""
+
+    where: str
+    family: str
+    paper: str
+    description: str
+
+
+METHODS: dict[str, Entry] = {
+    "dino": Entry(
+        "nolabel.methods.dino:DINO",
+        "distillation",
+        "Caron et al. 2021, arXiv 2104.14294",
+        "self-distillation with no labels: a student predicts its momentum teacher across crops",
+    ),
+    "mae": Entry(
+        "nolabel.methods.mae:MAE",
+        "generative",
+        "He et al. 2021, arXiv 2111.06377",
+        "masked autoencoder: rebuild the three quarters of the patches that were removed",
+    ),
+    "simclr": Entry(
+        "nolabel.methods.simclr:SimCLR",
+        "contrastive",
+        "Chen et al. 2020, arXiv 2002.05709",
+        "two views of one image agree, all other images of the batch are negatives",
+    ),
+}
+
+
+def load(name: str) -> type[Method]:
+    """The method class of a built-in name or of `path/to/file.py:Class`.
+
+    Raises:
+        UsageError: unknown name, missing file or class, or a class that is no Method.
+    """
+    if ".py" in name:
+        return _own(name)
+    if name not in METHODS:
+        raise unknown("method", name, METHODS, "Or path/to/file.py:Class for your own.")
+    module, _, attribute = METHODS[name].where.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _own(name: str) -> type[Method]:
+    from nolabel.methods.base import Method
+
+    file, _, attribute = name.partition(":")
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise UsageError(f"No such file: {file}. Give path/to/file.py:Class.")
+    spec = importlib.util.spec_from_file_location(f"nolabel_own_{path.stem}", path)
+    assert spec and spec.loader  # noqa: S101  a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    own = [
+        key
+        for key, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Method) and value is not Method
+    ]
+    if not attribute and len(own) == 1:
+        attribute = own[0]
+    if attribute not in own:
+        raise UsageError(
+            f"{file} has no method class {attribute!r}. Method classes found: "
+            f"{', '.join(own) or 'none (subclass nolabel.methods.base.Method)'}."
+        )
+    return getattr(module, attribute)

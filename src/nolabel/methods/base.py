@@ -1,0 +1,88 @@
+"""What a method is: its options, its views, its step and two hooks.  Nothing else is shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from nolabel.backbones.base import Backbone, require
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import ViewPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a recipe may depend on."""
+
+    image_size: int  # side of the network's input, pixels
+    images: int  # size of the training set
+    batch_size: int | None = None  # None: the recipe chooses
+    conv: bool = False  # the backbone is a convolutional network
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A method's settings for a case: its own options, the optimiser and the length."""
+
+    options: Any  # the method's Options
+    optim: Optim
+    batch_size: int
+    epochs: int
+
+
+class Method(nn.Module):
+    """A self-supervised method.
+
+    It trains in a bare loop:
+
+        for step, batch in enumerate(batches):
+            clock = Clock(step, total, steps_per_epoch)
+            method.step(batch, clock).loss.backward()
+            method.before_update(clock)
+            optimiser.step()
+            optimiser.zero_grad()
+            method.after_update(clock)
+
+    Subclasses define a frozen keyword-only dataclass `Options`, the class attribute `needs`, and
+    the five functions below.  `__init__(self, backbone, options)` calls `super().__init__(
+    backbone, options)`, which checks `needs`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        pass
+
+    def __init__(self, backbone: Backbone, options: Any) -> None:
+        super().__init__()
+        require(backbone, self.needs, type(self).__name__)
+        self.options = options
+
+    @classmethod
+    def views(cls, options: Any, image_size: int) -> ViewPlan:
+        """The views of each image that `step` expects, as data."""
+        raise NotImplementedError
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        """The settings of the paper ("paper") or for this case ("auto")."""
+        raise NotImplementedError
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        """Loss of a batch; never changes weights.  Called once a micro-batch."""
+        raise NotImplementedError
+
+    def before_update(self, clock: Clock) -> None:
+        """Gradient edits, after clipping, once an optimiser step."""
+
+    def after_update(self, clock: Clock) -> None:
+        """Moving averages, once an optimiser step; not called when the guard skips a step."""
+
+    @property
+    def encoder(self) -> Backbone:
+        """The branch to judge and to export."""
+        raise NotImplementedError

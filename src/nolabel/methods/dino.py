@@ -1,0 +1,204 @@
+"""DINO: self-distillation with no labels.
+
+Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021, arXiv 2104.14294.
+
+A student g_s and a teacher g_t of the same architecture see crops of an image x. The teacher sees
+the two global crops, the student all of them. With K prototypes,
+
+    P_t(x) = softmax((g_t(x) - c) / tau_t)      centred by c, sharpened by tau_t; no gradient
+    P_s(x) = softmax(g_s(x) / tau_s)
+    loss   = mean over t in globals, v in all crops, v != t of  H(P_t(x_t), P_s(x_v))   (eq. 3)
+    c     <- m c + (1 - m) mean over the batch of g_t(x)                                (eq. 4)
+    theta_t <- lambda theta_t + (1 - lambda) theta_s,  lambda from 0.996 to 1 by half a cosine
+
+Differs from the original:
+  - the centre's mean covers the whole optimiser step under gradient accumulation (the official
+    code has no accumulation), and a step skipped by the guard leaves it alone;
+  - blur is a true Gaussian of the drawn deviation, not PIL's box approximation;
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nolabel.backbones.base import Backbone
+from nolabel.backbones.vit import ViT, init_like_dino
+from nolabel.heads import PrototypeHead
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.losses import cross_entropy_views, entropy
+from nolabel.schedules import momentum, per_epoch_linear
+from nolabel.state import Centre, Ema
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import View, ViewPlan
+
+
+class Network(nn.Module):
+    """Backbone and head: images [N, C, H, W] -> prototype logits [N, K]."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x))
+
+
+class DINO(Method):
+    """Self-distillation with no labels."""
+
+    needs = frozenset({"any_size"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """DINO's own options; defaults are the paper's for ViT-S/16."""
+
+        prototypes: int = 65536  # K, outputs of the head
+        hidden: int = 2048  # width of the head's hidden layers
+        bottleneck: int = 256  # width of the unit-length bottleneck
+        norm_last_layer: bool = True  # prototypes keep norm 1; False lets the norms train
+        student_temperature: float = 0.1  # tau_s
+        teacher_temperature: float = 0.04  # tau_t after the warm-up (0.07 in the boosted recipe)
+        warmup_teacher_temperature: float = 0.04  # tau_t in the first epoch
+        warmup_teacher_temperature_epochs: int = 0  # linear in between, a value an epoch
+        teacher_momentum: float = 0.996  # lambda at the start; 1 at the end
+        centre_momentum: float = 0.9  # m
+        freeze_last_layer: int = 1  # epochs in which the prototypes do not move
+        drop_path: float = 0.1  # stochastic depth of the student; the teacher has none
+        global_scale: tuple[float, float] = (0.4, 1.0)  # area of the two global crops
+        local_scale: tuple[float, float] = (0.05, 0.4)  # area of the local crops
+        local_crops: int = 8  # 0 = no multi-crop
+        local_size: int = 96  # side of the local crops in pixels
+        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
+        grey: float = 0.2  # probability of a grey crop
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        head = PrototypeHead(
+            backbone.dim,
+            o.prototypes,
+            hidden=o.hidden,
+            bottleneck=o.bottleneck,
+            norm_last_layer=o.norm_last_layer,
+        )
+        self.student = Network(backbone, head)
+        self.teacher = Ema(self.student)  # equal at birth
+        backbone.set_drop_path(o.drop_path)  # the student alone
+        self.centre = Centre(o.prototypes, o.centre_momentum)
+
+    @staticmethod
+    def init(backbone: Backbone) -> None:
+        """Fresh weights as in the official code."""
+        if isinstance(backbone, ViT):
+            init_like_dino(backbone.net)
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        o = options
+        colour: dict[str, Any] = {"jitter": o.jitter, "jitter_p": 0.8, "grey": o.grey}
+        colour |= {"flip": 0.5, "blur_sigma": o.blur_sigma}
+        views = [
+            View(
+                name="global",
+                count=2,
+                size=image_size,
+                scale=o.global_scale,
+                blur=(1.0, 0.1),
+                solarise=(0.0, 0.2),
+                **colour,
+            )
+        ]
+        if o.local_crops:
+            views.append(
+                View(
+                    name="local",
+                    count=o.local_crops,
+                    size=o.local_size,
+                    scale=o.local_scale,
+                    blur=(0.5,),
+                    **colour,
+                )
+            )
+        return ViewPlan(views=tuple(views))
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        o = self.options
+        crops = batch.views["global"]  # [2, B, C, H, W]
+        b = crops.shape[1]
+        with torch.no_grad():
+            h = self.teacher.module.backbone(crops.flatten(0, 1))
+            t = self.teacher.module.head(h).float().unflatten(0, (2, b))  # [2, B, K]
+        # One backbone pass per resolution, one head pass for all crops.
+        z = [self.student.backbone(v.flatten(0, 1)) for v in batch.views.values()]
+        s = self.student.head(torch.cat(z)).unflatten(0, (-1, b))  # [V, B, K], globals first
+
+        targets = ((t - self.centre.value) / self.teacher_temperature(clock)).softmax(-1)
+        loss = cross_entropy_views(targets, s.float() / o.student_temperature, skip_same=True)
+        self.centre.observe(t, clock.step)
+        logs = {"teacher_entropy": entropy(targets), "teacher_momentum": self.momentum(clock)}
+        logs["prototypes_used"] = targets.flatten(0, 1).argmax(-1).unique().numel()
+        return Step(loss, logs, h[:b])
+
+    def teacher_temperature(self, clock: Clock) -> float:
+        """tau_t of this epoch."""
+        o = self.options
+        return per_epoch_linear(
+            o.warmup_teacher_temperature,
+            o.teacher_temperature,
+            o.warmup_teacher_temperature_epochs,
+            clock,
+        )
+
+    def momentum(self, clock: Clock) -> float:
+        """lambda of this step: the weight of the old teacher."""
+        return momentum(self.options.teacher_momentum, clock)
+
+    def before_update(self, clock: Clock) -> None:
+        if clock.epoch < self.options.freeze_last_layer:
+            for p in self.student.head.last_layer.parameters():
+                p.grad = None
+
+    def after_update(self, clock: Clock) -> None:
+        self.teacher.follow(self.student, self.momentum(clock))
+        self.centre.update()
+
+    @property
+    def encoder(self) -> Backbone:
+        """The teacher: it is ahead of the student throughout (paper, figure 6)."""
+        return self.teacher.module.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # ViT-S/16, 100 epochs, batch 1024
+            batch = facts.batch_size or 1024
+            optim = Optim(
+                lr=5e-4 * batch / 256, warmup_epochs=10, lr_end=1e-6, weight_decay=0.04,
+                weight_decay_end=0.4, clip=3.0, clip_by="tensor",
+            )  # fmt: skip
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)
+        batch = facts.batch_size or max(min(128, facts.images // 4), 1)
+        small = facts.image_size < 96
+        options = cls.Options(
+            prototypes=1024 if small else 8192,
+            hidden=512 if small else 2048,
+            bottleneck=128 if small else 256,
+            teacher_momentum=0.99,  # fewer steps: a teacher that can follow
+            drop_path=0.0 if small else 0.1,
+            local_crops=4 if small else 8,
+            local_size=facts.image_size // 2 if small else round(facts.image_size * 96 / 224),
+            local_scale=(0.1, 0.4) if small else (0.05, 0.4),
+            grey=0.5 if small else 0.2,
+            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.2, 0.1),
+            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+        )
+        optim = Optim(
+            lr=1e-3 if small else 5e-4 * batch / 256, warmup_epochs=2 if small else 10,
+            weight_decay=0.04, weight_decay_end=0.2, clip=3.0, clip_by="tensor",
+        )  # fmt: skip
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)

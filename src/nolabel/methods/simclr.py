@@ -1,0 +1,121 @@
+"""SimCLR: a simple framework for contrastive learning.
+
+Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020,
+arXiv 2002.05709.
+
+Two random views of each of N images give 2N embeddings z = g(f(x)) of unit length. Each one picks
+its partner out of the other 2N - 1:
+
+    l(i, j) = -log( exp(z_i . z_j / T) / sum over k != i of exp(z_i . z_k / T) )        (eq. 1)
+    loss    = mean over the 2N anchors
+
+f is the encoder that is kept, g the projection head that is thrown away. With several processes
+the other processes' embeddings are negatives too, gathered with gradient.
+
+Differs from the original:
+  - the official code sums the two views' means, twice the paper's equation 1, which is used here;
+  - batch norm takes its statistics per process (the official code synchronises them);
+  - under gradient accumulation the negatives come from one micro-batch at a time;
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F  # noqa: N812
+
+from nolabel import distributed
+from nolabel.backbones.base import Backbone
+from nolabel.heads import ProjectionHead
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.losses import nt_xent
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import View, ViewPlan
+
+
+class SimCLR(Method):
+    """Contrastive learning with two views and in-batch negatives."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """SimCLR's own options; defaults are the paper's for ResNet-50 on ImageNet."""
+
+        temperature: float = 0.1  # T
+        hidden: int = 2048  # width of the projection head's hidden layer
+        projection: int = 128  # width of z
+        scale: tuple[float, float] = (0.08, 1.0)  # area of the crops
+        strength: float = 1.0  # s: jitter is s * (0.8, 0.8, 0.8, 0.2) with probability 0.8
+        hue: float = 0.2  # largest hue shift at s = 1, in turns
+        grey: float = 0.2  # probability of a grey view
+        blur: float = 0.5  # probability of blur
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        self.backbone = backbone
+        self.head = ProjectionHead(backbone.dim, options.hidden, options.projection)
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        o, s = options, options.strength
+        view = View(
+            name="view",
+            count=2,
+            size=image_size,
+            scale=o.scale,
+            flip=0.5,
+            jitter=(0.8 * s, 0.8 * s, 0.8 * s, min(o.hue * s, 0.5)),
+            jitter_p=0.8,
+            grey=o.grey,
+            blur=(o.blur,),
+            blur_sigma=o.blur_sigma,
+        )
+        return ViewPlan(views=(view,))
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        x = batch.views["view"]  # [2, B, C, H, W]
+        b = x.shape[1]
+        h = self.backbone(x.flatten(0, 1))
+        z = F.normalize(self.head(h).float(), dim=-1)  # [2B, projection]
+        z1, z2 = z[:b], z[b:]
+        loss = nt_xent(
+            z1,
+            z2,
+            self.options.temperature,
+            distributed.gather_with_grad(z1),
+            distributed.gather_with_grad(z2),
+            offset=distributed.rank() * b,
+        )
+        return Step(loss, {"agreement": (z1 * z2).sum(-1).mean().detach()}, h[:b].detach())
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # ResNet-50, batch 4096, LARS
+            batch = facts.batch_size or 4096
+            optim = Optim(
+                name="lars", lr=0.3 * batch / 256, warmup_epochs=10, lr_end=0.0,
+                weight_decay=1e-6,
+            )  # fmt: skip
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)
+        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
+        small = facts.image_size < 96
+        options = cls.Options(
+            temperature=0.2,
+            hidden=512,
+            scale=(0.3, 1.0) if small else (0.2, 1.0),
+            strength=0.5,
+            hue=0.8 if small else 0.2,  # colour is the shortcut on small pictures
+            grey=0.5 if small else 0.2,
+            blur=0.0 if small else 0.5,
+            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+        )
+        optim = Optim(
+            lr=2e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
+            weight_decay=0.05,
+        )  # fmt: skip
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)

@@ -1,0 +1,69 @@
+"""Losses: stateless, checked against naive loops and official numbers in tests/."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+
+def cross_entropy_views(
+    targets: Tensor, logits: Tensor, *, skip_same: bool = True
+) -> Tensor:
+    """Mean cross-entropy over all pairs (target view t, predicted view v) (DINO, equation 3).
+
+    Args:
+        targets: probabilities [T, B, K] of the teacher's views.
+        logits: [V, B, K] of the student's views, already divided by the temperature; the first
+            T of them are the same crops as the teacher's.
+        skip_same: leave out the pairs t = v.
+
+    Returns:
+        Scalar: mean over pairs of the mean over images of -sum_K p log q.
+    """
+    log_q = F.log_softmax(logits.float(), -1)
+    pairs = -torch.einsum("tbk,vbk->tvb", targets.float(), log_q).mean(-1)  # [T, V]
+    if skip_same:
+        same = torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)
+        return pairs[~same].mean()
+    return pairs.mean()
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Mean entropy in nats of probabilities [..., K]; at most ln K."""
+    return -torch.special.xlogy(p, p).sum(-1).mean()
+
+
+def nt_xent(
+    a: Tensor, b: Tensor, temperature: float, all_a: Tensor, all_b: Tensor, offset: int
+) -> Tensor:
+    """Normalised temperature-scaled cross-entropy over 2N (SimCLR, equation 1).
+
+    Args:
+        a, b: unit embeddings [B, D] of the two views of this process's images.
+        all_a, all_b: the same of all processes, [W*B, D], gathered with gradient.
+        offset: place of this process's first image in them.
+
+    Returns:
+        Scalar: mean over the 2B anchors of -log(exp(s_pos / T) / sum over the other 2WB - 1).
+    """
+    anchors = torch.cat([a, b])  # [2B, D]
+    candidates = torch.cat([all_a, all_b])  # [2WB, D]
+    n, total = len(a), len(all_a)
+    logits = anchors @ candidates.T / temperature
+    here = torch.arange(n, device=a.device) + offset
+    own = torch.cat([here, here + total])
+    positive = torch.cat([here + total, here])
+    logits = logits.scatter(1, own[:, None], float("-inf"))  # an image is not its own negative
+    return F.cross_entropy(logits.float(), positive)
+
+
+def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error per patch, averaged over the masked patches alone (MAE §3).
+
+    Args:
+        pred, target: [B, P, pixels of a patch].
+        mask: [B, P], 1 where the patch was removed.
+    """
+    per_patch = (pred.float() - target.float()).square().mean(-1)
+    return (per_patch * mask).sum() / mask.sum()

@@ -1,0 +1,48 @@
+"""Patches: from images and back, and which ones to keep."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """Images [B, C, H, W] to patches [B, P, patch*patch*C], values in (row, column, channel)."""
+    b, c, height, width = x.shape
+    h, w = height // patch, width // patch
+    x = x.reshape(b, c, h, patch, w, patch)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, h * w, patch * patch * c)
+
+
+def unpatchify(p: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify`."""
+    b, (h, w) = len(p), grid
+    x = p.reshape(b, h, w, patch, patch, -1)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, h * patch, w * patch)
+
+
+def normalise_patches(p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each patch to zero mean and unit (unbiased) variance; also the mean and deviation."""
+    mean = p.mean(-1, keepdim=True)
+    std = (p.var(-1, keepdim=True) + 1e-6).sqrt()
+    return (p - mean) / std, mean, std
+
+
+def keep_by_noise(noise: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Random masking by sorting noise (MAE §3).
+
+    Args:
+        noise: [B, P]; the patches of smallest noise are kept.
+        ratio: share of patches to remove; int(P * (1 - ratio)) are kept, at least one.
+
+    Returns:
+        keep int64 [B, kept], restore int64 [B, P] (argsort of the shuffle), and
+        mask float [B, P], 1 = removed.
+    """
+    p = noise.shape[1]
+    kept = max(int(p * (1 - ratio)), 1)
+    shuffle = noise.argsort(1)
+    restore = shuffle.argsort(1)
+    mask = torch.ones_like(noise)
+    mask[:, :kept] = 0
+    return shuffle[:, :kept], restore, mask.gather(1, restore)

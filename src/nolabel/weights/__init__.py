@@ -1,0 +1,27 @@
+"""Encoders with weights: the encoder file, and every way to name one (`load`)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nolabel.weights.encoder import Encoder
+    from nolabel.weights.file import load_encoder_file, read_header, save_encoder
+    from nolabel.weights.spec import load
+
+__all__ = ["Encoder", "load", "load_encoder_file", "read_header", "save_encoder"]
+
+_LAZY = {
+    "Encoder": "encoder",
+    "load": "spec",
+    "load_encoder_file": "file",
+    "read_header": "file",
+    "save_encoder": "file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
