@@ -1,5 +1,6 @@
 """Protocols: how good is an encoder?  The table, and `evaluate`, which runs one of them.
 
+`nolabel.evaluate.compare.compare` puts several encoders into one table.
 Nothing heavy is imported until a protocol runs, so that `nolabel list protocols` is quick.
 """
 
@@ -8,23 +9,23 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nolabel.errors import UsageError, did_you_mean, unknown
 
 if TYPE_CHECKING:
     from nolabel.data.sources import Source
-    from nolabel.evaluate.compare import Comparison, compare
     from nolabel.features import Features
     from nolabel.types import Report
     from nolabel.weights.encoder import Encoder
 
 __all__ = [
     "PROTOCOLS",
-    "Comparison",
     "Protocol",
-    "compare",
     "evaluate",
+    "find",
+    "make_options",
     "open_sets",
     "options_of",
     "run",
@@ -84,8 +85,7 @@ def evaluate(
         UsageError: Unknown protocol or option; or train and test are the same images.
         DataError: No labels, one class only, or classes in test that train does not have.
     """
-    found = find(protocol)
-    checked = options_of(protocol)(**_known(found, options))
+    checked = make_options(protocol, options)
     from nolabel.weights import load
 
     if not hasattr(encoder, "backbone"):
@@ -134,6 +134,19 @@ def options_of(protocol: str) -> Any:
     return importlib.import_module(find(protocol).function.partition(":")[0]).Options
 
 
+def make_options(protocol: str, given: Mapping[str, Any]) -> Any:
+    """The protocol's options with some fields given.  Raises UsageError for unknown ones."""
+    kind = options_of(protocol)
+    fields = [f.name for f in dataclasses.fields(kind)]
+    for name in given:
+        if name not in fields:
+            raise UsageError(
+                f"The protocol {protocol!r} has no option {name!r}."
+                f"{did_you_mean(name, fields)} Allowed: {', '.join(fields)}."
+            )
+    return kind(**given)
+
+
 def open_sets(
     train: Any, test: Any = None, *, image_size: int | None = None
 ) -> tuple[Source, Source, tuple[str, ...]]:
@@ -160,7 +173,7 @@ def open_sets(
         )
         return first, second, (note,)
     other = open_source(test, image_size=image_size, split_default="test")
-    if other is opened or test is train or _same_place(train, test):
+    if other is opened or _same_place(train, test, (opened.name, other.name)):
         raise UsageError(
             f"Train and test are the same images ({opened.name!r}), which would flatter any "
             "encoder.  Give another test set, or none: a fifth of train is then split off."
@@ -168,31 +181,10 @@ def open_sets(
     return opened, other, ()
 
 
-def _same_place(train: Any, test: Any) -> bool:
+def _same_place(train: Any, test: Any, names: tuple[str, str]) -> bool:
     if not (isinstance(train, str | os.PathLike) and isinstance(test, str | os.PathLike)):
         return False
     a, b = os.fspath(train), os.fspath(test)
     if os.path.isdir(a) and os.path.isdir(b):
         return os.path.samefile(a, b)
-    return a == b and ":" in a  # without a split, the same name means train and test
-
-
-def _known(protocol: Protocol, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, if the protocol knows them all."""
-    fields = [f.name for f in dataclasses.fields(options_of(protocol.name))]
-    for name in options:
-        if name not in fields:
-            raise UsageError(
-                f"The protocol {protocol.name!r} has no option {name!r}."
-                f"{did_you_mean(name, fields)} Allowed: {', '.join(fields)}."
-            )
-    return options
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("compare", "Comparison"):
-        # The module has the function's name: this makes the function win, in either order.
-        module = importlib.import_module(f"{__name__}.compare")
-        globals()["compare"], globals()["Comparison"] = module.compare, module.Comparison
-        return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return names[0] == names[1]  # named sets carry their split in the name

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nolabel.errors import UsageError
-from nolabel.evaluate import find, open_sets, options_of, run
+from nolabel.evaluate import find, make_options, open_sets, run
 from nolabel.features import Features, extract
 from nolabel.types import Report
 from nolabel.weights import Encoder, load
@@ -69,7 +69,8 @@ class Comparison:
                 for i, (c, w) in enumerate(zip(line, widths, strict=True))
             )
             lines.append("  ".join(cells).rstrip())
-        return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
+        legend = "* stands for the encoder; intervals cover the chance of the test images only"
+        return "\n".join([*lines, *(f"note: {n}" for n in (*self.notes, legend))])
 
 
 def compare(
@@ -105,10 +106,7 @@ def compare(
     protocols = [protocols] if isinstance(protocols, str) else list(protocols)
     if not protocols:
         raise UsageError("Give at least one protocol, such as knn.")
-    chosen = {}
-    for name in protocols:
-        find(name)
-        chosen[name] = options_of(name)(**_of(options, name))
+    chosen = {name: make_options(name, (options or {}).get(name, {})) for name in protocols}
     size, loaded = image_size, {}
     for i, spec in enumerate(encoders):
         if not _is_baseline(spec):
@@ -129,12 +127,6 @@ def compare(
                 run(name, encoder, train_set, test_set, options=chosen[name], features=features)
             )
     return Comparison(train=train_set.name, test=test_set.name, reports=tuple(reports), notes=notes)
-
-
-def _of(options: Mapping[str, Mapping[str, Any]] | None, protocol: str) -> dict[str, Any]:
-    from nolabel.evaluate import _known
-
-    return _known(find(protocol), dict((options or {}).get(protocol, {})))
 
 
 def _is_baseline(spec: Any) -> bool:

@@ -110,31 +110,33 @@ def fit_heads(
         variance, mean = torch.var_mean(x, dim=0, correction=0)
         scale = (variance + EPS).rsqrt()
         x = (x - mean) * scale
-    start = torch.randn(dim, 1, classes, generator=chance) * INIT_STD
-    # All heads side by side, [D, H * K]: one product serves them all.
-    weight = start.expand(dim, heads, classes).reshape(dim, -1).to(device, x.dtype)
-    bias = x.new_zeros(heads * classes)
+    start = torch.randn(classes, dim, generator=chance) * INIT_STD
+    # All heads below each other, [H * K, D]: one product serves them all.  Classes come before
+    # the batch, because softmax over the last axis is many times slower when it is short.
+    weight = start.repeat(heads, 1).to(device, x.dtype)
+    bias = x.new_zeros(heads * classes, 1)
     weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
-    rate = torch.tensor(rates, dtype=x.dtype).repeat_interleave(classes).to(device)  # [H * K]
+    rate = torch.tensor(rates, dtype=x.dtype).repeat_interleave(classes)[:, None].to(device)
     batch = min(batch_size, n)
     per_epoch = n // batch
     total = epochs * per_epoch
+    order = torch.empty(0)
     for step in range(total):
         if step % per_epoch == 0:
             order = torch.randperm(n, generator=chance).to(device)
         at = step % per_epoch * batch
         rows = order[at : at + batch]
         some = x[rows]
-        probability = torch.addmm(bias, some, weight).view(batch, heads, classes).softmax(-1)
-        hit = labels[rows].view(-1, 1, 1).expand(-1, heads, 1)
-        probability.scatter_add_(2, hit, probability.new_full(hit.shape, -1.0))
-        error = probability.view(batch, -1).div_(batch)  # gradient of the loss by the logits
-        weight_speed.mul_(MOMENTUM).addmm_(some.T, error)
-        bias_speed.mul_(MOMENTUM).add_(error.sum(0))
+        probability = torch.addmm(bias, weight, some.T).view(heads, classes, batch).softmax(1)
+        hit = labels[rows].expand(heads, 1, batch)
+        probability.scatter_add_(1, hit, probability.new_full(hit.shape, -1.0))
+        error = probability.view(-1, batch).div_(batch)  # gradient of the loss by the logits
+        weight_speed.mul_(MOMENTUM).addmm_(error, some)
+        bias_speed.mul_(MOMENTUM).add_(error.sum(1, keepdim=True))
         lr = rate * (0.5 * (1 + math.cos(math.pi * step / total)))
         weight.sub_(weight_speed * lr)
         bias.sub_(bias_speed * lr)
-    split_heads = weight.view(dim, heads, classes).transpose(0, 1).contiguous()
+    split_heads = weight.view(heads, classes, dim).transpose(1, 2).contiguous()
     return Heads(mean, scale, split_heads, bias.view(heads, classes))
 
 

@@ -69,8 +69,17 @@ class Method(nn.Module):
 
     @classmethod
     def recipe(cls, name: str, facts: Facts) -> Recipe:
-        """The settings of the paper ("paper") or for this case ("auto")."""
-        raise NotImplementedError
+        """The settings of the paper ("paper") or for this case ("auto").
+
+        A method without a recipe of its own gets AdamW with plain settings for both.
+        """
+        batch = facts.batch_size or max(min(256, facts.images // 4), 1)
+        optim = Optim(lr=1e-3, warmup_epochs=1.0, lr_end=0.0, weight_decay=0.05)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)
+
+    @staticmethod
+    def init(backbone: Backbone) -> None:
+        """Sets fresh weights before training starts; by default timm's own stay."""
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         """Loss of a batch; never changes weights.  Called once a micro-batch."""

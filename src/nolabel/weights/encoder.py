@@ -17,10 +17,7 @@ from nolabel.backbones.base import Backbone, require
 from nolabel.errors import (
     BadImage,
     DataError,
-    NolabelError,
     UsageError,
-    did_you_mean,
-    unknown,
 )
 from nolabel.types import Tokens
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, FastViews, evaluation_plan

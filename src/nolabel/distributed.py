@@ -1,0 +1,66 @@
+"""Sums and gathers over processes; right without a process group."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def _on() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's number, 0 without a process group."""
+    return dist.get_rank() if _on() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return dist.get_world_size() if _on() else 1
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override]
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = grad.contiguous()
+        dist.all_reduce(grad)  # every process's loss depends on every slice
+        n = len(grad) // world_size()
+        return grad[rank() * n : (rank() + 1) * n]
+
+
+def gather_with_grad(x: Tensor) -> Tensor:
+    """[B, ...] of every process to [W*B, ...], in order of rank.
+
+    The backward pass sums the gradients that all processes have for a slice.  Under DDP, which
+    averages over processes, a loss that is a mean per process then has the gradient of the mean
+    over the whole batch.
+    """
+    return _Gather.apply(x) if world_size() > 1 else x
+
+
+@torch.no_grad()
+def sum(x: Tensor) -> Tensor:
+    """Sum over processes, without gradient, in place."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+@torch.no_grad()
+def mean(x: Tensor) -> Tensor:
+    """Mean over processes, without gradient, in place."""
+    return sum(x).div_(world_size()) if world_size() > 1 else x
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    if _on():
+        dist.barrier()

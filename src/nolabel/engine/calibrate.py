@@ -1,0 +1,96 @@
+"""What can only be known by trying: is bf16 faster here, and how many steps fit into M minutes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+
+import torch
+
+from nolabel.data.loader import make_loader
+from nolabel.data.sources import Source
+from nolabel.engine.log import say
+from nolabel.engine.optimiser import build_optimiser
+from nolabel.methods.base import Method
+from nolabel.options import Run, with_length
+from nolabel.types import Batch, Clock
+from nolabel.views import FastViews
+from nolabel.views.plan import ViewPlan
+
+
+def resolve(
+    run: Run,
+    method: Method,
+    plan: ViewPlan,
+    source: Source,
+    device: torch.device,
+    *,
+    quiet: bool = False,
+) -> Run:
+    """Replaces `precision: auto` and `minutes` by what a few steps on a copy measured."""
+    s = run.settings
+    if s.precision != "auto" and s.steps is not None:
+        return run
+    batches = _batches(run, plan, source)
+    batch = batches[0][0].to(device)
+    data = min(seconds for _, seconds in batches)
+    times: dict[str, float] = {}
+    for precision in ("fp32", "bf16") if s.precision == "auto" else (s.precision,):
+        if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            continue
+        times[precision] = _step_seconds(run, method, batch, precision, device)
+    best = min(times, key=lambda k: times[k])
+    if not quiet and len(times) > 1:
+        shown = ", ".join(f"{k} {v * 1e3:.0f} ms" for k, v in times.items())
+        say(f"precision: {best} (a step takes {shown})")
+    run = dataclasses.replace(run, settings=dataclasses.replace(s, precision=best))
+    if s.steps is None and s.minutes is not None:
+        # Workers read while the step runs; without them the two times add up.
+        seconds = s.accumulate * (max(times[best], data) if s.workers else times[best] + data)
+        steps = max(int(s.minutes * 60 / seconds), 1)
+        run = with_length(run, steps)
+        if not quiet:
+            say(f"length: {steps} steps in {s.minutes:g} min ({seconds * 1e3:.0f} ms a step)")
+    return run
+
+
+def _batches(run: Run, plan: ViewPlan, source: Source) -> list[tuple[Batch, float]]:
+    """The first micro-batches with the seconds that each took to make."""
+    s = run.settings
+    loader = make_loader(
+        source, FastViews(plan, s.seed, device="cpu"), seed=s.seed,
+        batch_size=int(s.batch_size or 1), start_step=0, total_steps=3, accumulate=s.accumulate,
+    )  # fmt: skip
+    out, tick = [], time.perf_counter()
+    for batch in loader:
+        out.append((batch, time.perf_counter() - tick))
+        tick = time.perf_counter()
+        if len(out) == 3:
+            break
+    return out
+
+
+def _step_seconds(
+    run: Run, method: Method, batch: Batch, precision: str, device: torch.device
+) -> float:
+    """Seconds of one micro-batch, update included, on a copy that is thrown away."""
+    from nolabel.engine.train import autocast
+
+    trial = copy.deepcopy(method).train()
+    optimiser = build_optimiser(trial, run.optim)
+    clock = Clock(0, 1000, max(run.steps_per_epoch, 1))
+    times = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for _ in range(5):
+            tick = time.perf_counter()
+            with autocast(precision, device):
+                loss = trial.step(batch, clock).loss
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            trial.after_update(clock)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - tick)
+    return sorted(times)[1]

@@ -1,0 +1,60 @@
+"""Signals that need no labels, and the guard against non-finite steps."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from nolabel.errors import GuardStop
+
+
+def feature_std(z: Tensor) -> float:
+    """Spread of features [B, D]: mean over dimensions of the deviation of the unit-length
+    features, times sqrt(D).  About 1 when they point everywhere, 0 when all are the same."""
+    z = F.normalize(z.float(), dim=-1)
+    return float(z.std(0, correction=0).mean() * z.shape[1] ** 0.5)
+
+
+def effective_rank(z: Tensor) -> float:
+    """RankMe (Garrido et al. 2023, arXiv 2210.02885): exp of the entropy of the normalised
+    singular values of features [B, D]; between 1 and min(B, D)."""
+    s = torch.linalg.svdvals(z.float())
+    p = s / s.sum().clamp_min(1e-12)
+    return float(torch.exp(-torch.special.xlogy(p, p).sum()))
+
+
+def signals(features: Tensor) -> dict[str, float]:
+    """Both signals of a batch's features."""
+    z = features.detach().float()
+    if not torch.isfinite(z).all():
+        return {"feature_std": float("nan"), "effective_rank": float("nan")}
+    return {"feature_std": feature_std(z), "effective_rank": effective_rank(z)}
+
+
+class NonFiniteGuard:
+    """Lets a step pass only if its loss and gradients are finite; stops after three in a row."""
+
+    def __init__(self, limit: int = 3):
+        self.limit = limit
+        self.consecutive = 0
+
+    def check(self, loss: Tensor, gradient_norm: Tensor) -> bool:
+        """True: update.  False: skip this step.
+
+        Raises:
+            GuardStop: `limit` steps in a row were not finite.
+        """
+        if bool(torch.isfinite(loss) & torch.isfinite(gradient_norm)):
+            self.consecutive = 0
+            return True
+        self.consecutive += 1
+        if self.consecutive >= self.limit:
+            what = "loss" if not bool(torch.isfinite(loss)) else "gradient norm"
+            raise GuardStop(
+                f"The {what} was not finite for {self.limit} steps in a row; the weights are "
+                "those of the last good step and the last checkpoint is whole. Likely causes: a "
+                "learning rate that is too high, or too little precision. Try --optim.lr a third "
+                "as large, --precision fp32, or --optim.clip 1."
+            )
+        return False

@@ -1,0 +1,119 @@
+"""metrics.jsonl, the progress bar, and plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LINE_SECONDS = 10.0
+WINDOW = 50  # steps over which rates are taken
+
+
+def say(text: str) -> None:
+    """A line for the user, on standard error so that standard output stays data."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class MetricsLog:
+    """Appends one JSON object a line, flushed at once.
+
+    On opening for a resume at step s, lines of steps after s are dropped: the resumed run writes
+    them again.
+    """
+
+    def __init__(self, path: Path, start: int = 0):
+        self.path = path
+        if path.exists():
+            kept = []
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["step"] <= start:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError, TypeError):
+                    continue  # a line cut short by a crash
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            os.replace(temporary, path)
+        self.file = path.open("a", encoding="utf-8")
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Writes a line; numbers that are not finite become null."""
+        safe = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()
+        }
+        self.file.write(json.dumps(safe) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()
+
+
+class Progress:
+    """A bar with loss, images/s, ETA and the share of time spent waiting for data.
+
+    Args:
+        enabled: "auto": a bar on a terminal, plain lines elsewhere; "off": nothing.
+    """
+
+    def __init__(self, total: int, start: int = 0, enabled: str = "auto"):
+        self.total, self.start, self.enabled = total, start, enabled
+        self.rate = 0.0  # images per second
+        self.data_wait = 0.0  # share of time spent waiting for data
+        self._recent: collections.deque[tuple[float, int, float]] = collections.deque(maxlen=WINDOW)
+        self._said = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        self._recent.append((time.monotonic(), 0, 0.0))
+        if self.enabled == "auto" and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("", total=self.total, completed=self.start, text="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, step: int, loss: float, images: int, wait: float) -> None:
+        """Step `step` is done; it had `images` images and waited `wait` seconds for data."""
+        now = time.monotonic()
+        self._recent.append((now, images, wait))
+        span = now - self._recent[0][0]
+        later = list(self._recent)[1:]
+        if span > 0:
+            self.rate = sum(n for _, n, _ in later) / span
+            self.data_wait = min(sum(w for *_, w in later) / span, 1.0)
+        text = f"loss {loss:.4f}  {self.rate:,.0f} images/s  data wait {self.data_wait:.0%}"
+        if self._bar:
+            self._bar.update(self._task, completed=step, text=text)
+        elif self.enabled == "auto" and (now - self._said > LINE_SECONDS or step == self.total):
+            self._said = now
+            left = (self.total - step) * span / max(len(later), 1)
+            say(f"step {step}/{self.total}  {text}  {left:.0f} s left")
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif self.enabled == "auto":
+            say(text)

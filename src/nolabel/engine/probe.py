@@ -1,0 +1,40 @@
+"""The online k-NN curve: how good is the encoder now, on labelled data of the user's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nolabel.backbones.base import Backbone
+from nolabel.data.sources import Subset, open_source, require_labels, split
+from nolabel.evaluate.knn import run_knn
+from nolabel.views.plan import ViewPlan
+from nolabel.weights.encoder import Encoder
+
+MOST = 4000  # images in the bank; a quarter as many are queries
+
+
+class Probe:
+    """k-NN (k = 20) of the branch to judge, on at most `MOST` labelled images."""
+
+    def __init__(self, spec: str, image_size: int | None, download: bool):
+        source = open_source(spec, image_size=image_size, download=download)
+        require_labels(source)
+        rest, part = split(source, 0.2, seed=0)
+        self.train, self.test = _at_most(rest, MOST), _at_most(part, MOST // 4)
+
+    def __call__(self, backbone: Backbone, plan: ViewPlan) -> float:
+        """Top-1 as a fraction.  Leaves the network's mode as it was and draws nothing."""
+        modes = [(m, m.training) for m in backbone.modules()]
+        encoder = Encoder(backbone, mean=plan.mean, std=plan.std)
+        try:
+            report = run_knn(encoder, self.train, self.test, k=(20,))
+        finally:
+            for module, training in modes:
+                module.training = training
+        return float(report.rows[0]["value"])
+
+
+def _at_most(source: Subset, most: int) -> Subset:
+    if len(source) <= most:
+        return source
+    return Subset(source, np.linspace(0, len(source) - 1, most).astype(np.int64))

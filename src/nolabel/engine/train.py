@@ -1,0 +1,372 @@
+"""The loop: short, ours, exact.
+
+One optimiser step: micro-batches forward and backward, guard, clip, the method's gradient edits,
+update, the method's moving averages.  Its whole position is one integer, the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from nolabel import backbones, methods
+from nolabel.data.loader import make_loader
+from nolabel.data.sources import Source, open_source
+from nolabel.engine import calibrate, probe
+from nolabel.engine.checkpoint import (
+    SaveFailed,
+    capture,
+    load_checkpoint,
+    restore,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
+from nolabel.engine.environment import environment
+from nolabel.engine.health import NonFiniteGuard, signals
+from nolabel.engine.log import MetricsLog, Progress, say
+from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm, set_rates
+from nolabel.errors import DataError, Stopped, UsageError
+from nolabel.methods.base import Method
+from nolabel.options import Run, read_yaml, with_length
+from nolabel.types import Batch, Clock
+from nolabel.views import FastViews
+from nolabel.views.plan import ViewPlan
+from nolabel.weights import load
+from nolabel.weights.file import save_encoder
+
+CHECKPOINT_SECONDS = 300.0
+
+
+def device_of(run: Run) -> torch.device:
+    """The device of a run."""
+    name = run.settings.device
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def build_method(run: Run) -> tuple[Method, ViewPlan]:
+    """Backbone, method and view plan of a run, with the weights that its seed gives."""
+    s = run.settings
+    kind = methods.load(run.method)
+    torch.manual_seed(s.seed)
+    if s.init:
+        backbone = load(s.init, image_size=s.image_size, device="cpu").backbone
+    else:
+        backbone = backbones.build(
+            str(s.backbone), image_size=s.image_size, patch_size=s.patch_size,
+            kwargs=dict(run.backbone_kwargs),
+        )  # fmt: skip
+        kind.init(backbone)
+    plan = kind.views(run.options, int(s.image_size or 0))
+    for view in plan.views:
+        if "attention" in backbone.can and view.size % backbone.patch_size:
+            near = max(round(view.size / backbone.patch_size), 1) * backbone.patch_size
+            raise UsageError(
+                f"The {view.name!r} crops are {view.size} px, no multiple of the patch of "
+                f"{backbone.patch_size} px. Use {near} px."
+            )
+    return kind(backbone, run.options), plan
+
+
+def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
+    """Trains from scratch into the run's folder and returns the run as it was resolved.
+
+    Raises:
+        UsageError: the folder already holds a run.
+        GuardStop: the loss stayed non-finite.
+        Stopped: asked to stop; saved and resumable.
+    """
+    folder = run.folder
+    if folder.exists() and any(folder.iterdir()):
+        ours = (folder / "config.yaml").exists()
+        if not run.settings.overwrite:
+            raise UsageError(
+                f"The folder {folder} {'already holds a run' if ours else 'is not empty'}. Use "
+                f"another --out, `nolabel resume {folder}` to go on, or --overwrite to replace it."
+            )
+        if not ours:
+            raise UsageError(
+                f"{folder} is not empty and holds no run; --overwrite replaces runs only. Use "
+                "another --out."
+            )
+    method, plan = build_method(run)
+    if run.settings.init:
+        net = method.encoder
+        run = dataclasses.replace(run, backbone_kwargs={**net.kwargs})
+        run = dataclasses.replace(
+            run, settings=dataclasses.replace(run.settings, backbone=net.name, patch_size=None)
+        )
+    device = device_of(run)
+    method.to(device)
+    run = calibrate.resolve(run, method, plan, source, device, quiet=quiet)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(run.to_dict(), sort_keys=False), encoding="utf-8"
+    )
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+    # Fresh weights again, so that a run depends on its seed and not on how it was measured.
+    method, plan = build_method(run)
+    _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
+    return run
+
+
+def resume(folder: str | Path, *, quiet: bool = False) -> Run:
+    """Continues a stopped run exactly where its last checkpoint stands."""
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"{folder} holds no run (no config.yaml). Give the folder of a run.")
+    run = Run.from_dict(read_yaml(folder / "config.yaml"))
+    run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, out=str(folder)))
+    s = run.settings
+    source = open_source(s.data, image_size=s.image_size, download=s.download)
+    if len(source) != run.images:
+        raise DataError(
+            f"The data changed: the run was started on {run.images} images, {s.data} now holds "
+            f"{len(source)}. Restore the data, or start a new run with --init {folder}."
+        )
+    device = device_of(run)
+    # The weights come from the checkpoint: what --init named may be gone by now.
+    bare = dataclasses.replace(run, settings=dataclasses.replace(s, init=None))
+    method, plan = build_method(bare)
+    method.to(device)
+    if not any((folder / "checkpoints").glob("step-*.ckpt")):
+        say(f"{folder} has no checkpoint yet: starting from step 0.")
+        method, plan = build_method(run)
+        _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
+        return run
+    loaded = load_checkpoint(folder)
+    for note in loaded.notes:
+        say(note)
+    if loaded.step >= int(s.steps or 0):
+        say(f"{folder} is already finished: {loaded.step} steps.")
+    _loop(run, method, plan, source, device, start=loaded.step, state=loaded.state, quiet=quiet)
+    return run
+
+
+def _loop(
+    run: Run,
+    method: Method,
+    plan: ViewPlan,
+    source: Source,
+    device: torch.device,
+    *,
+    start: int,
+    state: dict[str, Any] | None = None,
+    quiet: bool = False,
+) -> None:
+    s, folder, total = run.settings, run.folder, int(run.settings.steps or 0)
+    batch_size = int(s.batch_size or 0)
+    method.train()
+    optimiser = build_optimiser(method, run.optim)
+    guard = NonFiniteGuard()
+    skipped = _Skipped(folder / "skipped.jsonl", len(source), s.max_bad)
+    if state is None:
+        torch.manual_seed(s.seed + 1)
+    else:
+        restore(method, optimiser, state["learner"])
+        set_rng_state(state["rng"])
+        guard.consecutive = int(state["guard"])
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    log_every = s.log_every or max(total // 100, 1)
+    probe_every = s.probe_every or max(total // 10, 1)
+    prober = probe.Probe(s.probe, s.image_size, s.download) if s.probe else None
+    metrics = MetricsLog(folder / "metrics.jsonl", start)
+    loader: Iterator[Batch] = iter(
+        make_loader(
+            source,
+            FastViews(plan, s.seed, device="cpu"),
+            seed=s.seed,
+            batch_size=batch_size,
+            start_step=start,
+            total_steps=total,
+            accumulate=s.accumulate,
+            workers=int(s.workers or 0),
+            pin=device.type == "cuda",
+        )
+    )
+    saved_at, began, first = time.monotonic(), time.monotonic(), start
+
+    def save(step: int, *, final: bool = False) -> None:
+        nonlocal saved_at
+        payload = {
+            "learner": capture(method, optimiser),
+            "rng": rng_state(),
+            "guard": guard.consecutive,
+        }
+        try:
+            save_checkpoint(folder, step, payload)
+            export(run, method, plan)
+        except (SaveFailed, OSError) as error:
+            if final:
+                raise
+            bar.note(f"Could not save at step {step}; going on from the older checkpoint. {error}")
+        saved_at = time.monotonic()
+
+    with _StopRequest() as stop, Progress(total, start, enabled="off" if quiet else "auto") as bar:
+        for step in range(start, total):
+            clock = Clock(step, total, run.steps_per_epoch)
+            set_rates(optimiser, run.optim, clock)
+            wait, losses = 0.0, []
+            for _ in range(s.accumulate):
+                tick = time.monotonic()
+                batch = next(loader)
+                wait += time.monotonic() - tick
+                skipped.add(batch.skipped)
+                with autocast(s.precision, device):
+                    out = method.step(batch.to(device), clock)
+                (out.loss / s.accumulate).backward()
+                losses.append(out.loss.detach())
+            loss, norm = torch.stack(losses).mean(), gradient_norm(parameters)
+            if guard.check(loss, norm):  # before the update and the moving averages
+                clip_gradients(parameters, run.optim)
+                method.before_update(clock)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                method.after_update(clock)
+            else:
+                optimiser.zero_grad(set_to_none=True)
+                bar.note(f"Step {step}: loss or gradients are not finite; the step is skipped.")
+            bar.update(step + 1, float(loss), batch_size, wait)
+            done = step + 1
+            if done % log_every == 0 or done == total:
+                rates = {g["decay"]: g for g in optimiser.param_groups}
+                line = {
+                    "step": done,
+                    "epoch": done / run.steps_per_epoch,
+                    "loss": float(loss),
+                    "lr": optimiser.param_groups[0]["lr"],
+                    "weight_decay": rates[True]["weight_decay"] if True in rates else 0.0,
+                    "gradient_norm": float(norm),
+                    "images_per_second": bar.rate,
+                    "data_wait": bar.data_wait,
+                    "seconds": time.monotonic() - began,
+                    **{k: float(v) for k, v in out.logs.items()},
+                }
+                if out.features is not None:
+                    line |= signals(out.features)
+                if prober and (done % probe_every < log_every or done == total):
+                    line["probe_knn"] = prober(method.encoder, plan)
+                    bar.note(f"step {done}: k-NN {line['probe_knn']:.1%}")
+                metrics.write(line)
+            due = done % s.checkpoint_every == 0 if s.checkpoint_every else (
+                time.monotonic() - saved_at > CHECKPOINT_SECONDS
+            )  # fmt: skip
+            if stop.requested and done < total:
+                save(done, final=True)
+                metrics.close()
+                raise Stopped(
+                    f"Stopped at step {done} of {total}; everything is saved. Go on with "
+                    f"`nolabel resume {folder}`."
+                )
+            if due and done < total:
+                save(done)
+        save(total, final=True)
+    metrics.close()
+    if not quiet:
+        images = (total - first) * batch_size
+        spent = time.monotonic() - began
+        say(f"Done: {total} steps, {images:,} images in {spent:.0f} s. Encoder: {folder}")
+
+
+def export(run: Run, method: Method, plan: ViewPlan) -> None:
+    """Writes the public encoder file of the branch to judge."""
+    encoder = method.encoder
+    teacher = any(encoder is m for m in getattr(method, "teacher", torch.nn.Module()).modules())
+    shared = run.to_dict()
+    shared["settings"].pop("out")  # where a run lies is no property of its encoder
+    save_encoder(
+        run.folder / "encoder.safetensors",
+        encoder,
+        branch="teacher" if teacher else "encoder",
+        method=run.method,
+        mean=plan.mean,
+        std=plan.std,
+        image_size=int(run.settings.image_size or encoder.image_size),
+        run=shared,
+    )
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    """bf16 autocast, or nothing."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def load_method(folder: str | Path) -> tuple[Method, Run]:
+    """A trained method with its heads and decoders, from a run's newest checkpoint."""
+    folder = Path(folder)
+    run = Run.from_dict(read_yaml(folder / "config.yaml"))
+    bare = dataclasses.replace(run, settings=dataclasses.replace(run.settings, init=None))
+    method, _ = build_method(bare)
+    restore(method, None, load_checkpoint(folder).state["learner"])
+    return method.eval(), run
+
+
+class _Skipped:
+    """Unreadable files: each listed once in skipped.jsonl, and counted against the limit."""
+
+    def __init__(self, path: Path, images: int, max_bad: float):
+        self.path, self.images, self.max_bad = path, images, max_bad
+        self.seen: set[str] = set()
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError):
+                    self.seen.add(json.loads(line)["path"])
+
+    def add(self, skipped: tuple[tuple[str, str], ...]) -> None:
+        new = [(p, r) for p, r in dict(skipped).items() if p not in self.seen]
+        if not new:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            for path, reason in new:
+                self.seen.add(path)
+                file.write(json.dumps({"path": path, "reason": reason}) + "\n")
+        if len(self.seen) > self.max_bad * self.images:
+            path, reason = new[-1]
+            raise DataError(
+                f"{len(self.seen)} of {self.images} files cannot be read, more than "
+                f"{self.max_bad:.1%} (the last: {path}: {reason}). They are listed in "
+                f"{self.path}. Mend or remove them, or allow more with --max-bad "
+                f"{math.ceil(len(self.seen) / self.images * 110) / 100:.2f}."
+            )
+
+
+class _StopRequest:
+    """SIGINT and SIGTERM become a request to stop at the next step; a second one is immediate."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._old: dict[int, Any] = {}
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.requested:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.requested = True
+
+    def __enter__(self) -> _StopRequest:
+        with contextlib.suppress(ValueError):  # not in the main thread: nothing to catch
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["build_method", "export", "load_method", "pretrain", "resume", "with_length"]
