@@ -286,7 +286,7 @@ def _backbone(s: Settings, kind: type[Method]) -> Settings:
         small = s.image_size <= 96
         name = ("vit_micro" if gpu else "vit_nano") if small else "vit_small" if gpu else "vit_tiny"
         s = dataclasses.replace(s, backbone=name)
-    if s.patch_size is None and s.backbone in ("vit_nano", "vit_micro"):
+    if s.patch_size is None and s.backbone in ("vit_pico", "vit_nano", "vit_micro"):
         s = dataclasses.replace(s, patch_size=max(s.image_size // 8, 4))
     return s
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F  # noqa: N812
 from timm.layers import DropPath
 from torch import Tensor
@@ -15,25 +16,37 @@ from nolabel.types import Tokens
 
 
 class ResNet(Backbone):
-    """A ResNet; its "patches" are the cells of a stage's feature map."""
+    """A ResNet; its "patches" are the cells of a stage's feature map.
+
+    Without `maxpool` the stem keeps twice the resolution, for small pictures.  It has no
+    weights: they fit timm's network all the same.
+    """
 
     can = frozenset({"any_size"})
 
-    def __init__(self, net: Any, name: str, kwargs: dict[str, Any], image_size: int):
+    def __init__(
+        self, net: Any, name: str, kwargs: dict[str, Any], image_size: int, maxpool: bool = True
+    ):
         super().__init__()
         if not isinstance(net, timm.models.ResNet):
             raise UsageError(f"{name!r} is not a ResNet of timm.")
         self.net = net
-        self.name, self.kwargs = name, dict(kwargs)
-        self.image_size = image_size
+        self.name = name
+        self.kwargs = {**kwargs, "image_size": image_size, "maxpool": maxpool}
+        self.image_size, self.maxpool = image_size, maxpool
         self.dim = net.num_features
+        net.to(memory_format=torch.channels_last)
         self.depth = 4
-        self.patch_size = int(net.feature_info[-1]["reduction"])
+        self.patch_size = int(net.feature_info[-1]["reduction"]) // (1 if maxpool else 2)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         """Feature maps [N, D_i, h_i, w_i] of the four stages."""
         net = self.net
-        x = net.maxpool(net.act1(net.bn1(net.conv1(x))))
+        # Convolutions are about a third faster on channels-last memory, on CPU and GPU alike.
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = net.act1(net.bn1(net.conv1(x)))
+        if self.maxpool:
+            x = net.maxpool(x)
         out = []
         for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
             x = stage(x)

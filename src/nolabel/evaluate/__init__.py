@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nolabel import CallableModule
 from nolabel.errors import UsageError, did_you_mean, unknown
 
 if TYPE_CHECKING:
@@ -188,3 +190,6 @@ def _same_place(train: Any, test: Any, names: tuple[str, str]) -> bool:
     if os.path.isdir(a) and os.path.isdir(b):
         return os.path.samefile(a, b)
     return names[0] == names[1]  # named sets carry their split in the name
+
+
+sys.modules[__name__].__class__ = CallableModule  # nolabel.X(...) calls X

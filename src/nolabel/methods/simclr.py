@@ -108,14 +108,14 @@ class SimCLR(Method):
             temperature=0.2,
             hidden=512,
             scale=(0.3, 1.0) if small else (0.2, 1.0),
-            strength=0.5,
-            hue=0.8 if small else 0.2,  # colour is the shortcut on small pictures
+            strength=0.4 if small else 0.5,
+            hue=1.0 if small else 0.2,  # colour is the shortcut on small pictures
             grey=0.5 if small else 0.2,
             blur=0.0 if small else 0.5,
             blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
         )
         optim = Optim(
-            lr=2e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
+            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
             weight_decay=0.05,
         )  # fmt: skip
         return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)

@@ -1,0 +1,76 @@
+"""nolabel: learn to see without labels.
+
+    import nolabel as nl
+
+    run = nl.pretrain("dino", data="photos/", epochs=100)
+    enc = nl.load("runs/dino-photos")
+    z = enc.embed(["a.jpg", "b.jpg"])
+    print(nl.evaluate("knn", enc, train="labelled/"))
+    nl.show("attention", enc, data="photos/").save("pictures")
+
+Everything is imported where it is first used, so `import nolabel` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nolabel.options import Run
+    from nolabel.weights import Encoder
+
+__version__ = "0.1.0"
+__all__ = ["Encoder", "Run", "compare", "evaluate", "load", "pretrain", "resume", "show"]
+
+_WHERE = {
+    "Encoder": "nolabel.weights",
+    "Run": "nolabel.options",
+    "load": "nolabel.weights",
+    "resume": "nolabel.engine.train",
+}
+
+
+def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> Run:
+    """Trains an encoder on unlabelled images and returns the finished run.
+
+    Args:
+        method: a name of `nolabel list methods`, or path/to/file.py:Class.
+        data: a SRC (folder, creatures, ...), or a list of images.
+        quiet: no progress.
+        options: every option of `nolabel pretrain METHOD --help`, with underscores.
+
+    Raises:
+        UsageError: unknown option (with the nearest one), or settings that do not fit.
+    """
+    from nolabel.data.sources import open_source
+    from nolabel.engine.train import pretrain as train
+    from nolabel.options import merge, resolve
+
+    source = None if isinstance(data, str) or hasattr(data, "__fspath__") else open_source(data)
+    run, source = resolve(method, merge({"data": str(data), **options}), source=source)
+    return train(run, source, quiet=quiet)
+
+
+def compare(encoders: Any, *, train: Any, test: Any = None, protocols: Any = ("knn",)) -> Any:
+    """Several encoders, one table (`nolabel compare`)."""
+    from nolabel.evaluate.compare import compare as run
+
+    return run(encoders, train, test, protocols=protocols)
+
+
+class CallableModule(types.ModuleType):
+    """A module that can be called, through its function of the same name: `nolabel.evaluate` is
+    a package and a function, `nolabel.show` a module and a function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    if name in ("evaluate", "show"):
+        return importlib.import_module(f"nolabel.{name}")
+    raise AttributeError(f"module 'nolabel' has no attribute {name!r}")

@@ -1,0 +1,318 @@
+"""Verbs only.  Each verb's work is elsewhere; heavy imports happen inside the verb."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from nolabel.errors import NolabelError, UsageError, unknown
+
+VERBS = {
+    "demo": "the main job on built-in data: pre-train, compare, pictures, report.html",
+    "pretrain": "METHOD --data SRC: train an encoder on unlabelled images",
+    "resume": "DIR: continue a stopped run exactly",
+    "evaluate": "PROTOCOL --encoder ENC --train SRC [--test SRC]: measure an encoder",
+    "compare": "ENC ENC ... --train SRC [--test SRC]: several encoders, one table",
+    "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
+    "report": "DIR: one offline HTML file about a run, with a verdict first",
+    "list": "methods | backbones | datasets | protocols | pictures: what there is",
+}
+LISTS = ("methods", "backbones", "datasets", "protocols", "pictures")
+
+
+def usage() -> str:
+    """The text of `nolabel --help`."""
+    verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
+    return (
+        "nolabel: learn to see without labels.\n\n"
+        f"usage: nolabel VERB ...\n\n{verbs}\n\n"
+        "`nolabel VERB --help` lists the options of a verb with their defaults;\n"
+        "`nolabel pretrain METHOD --help` adds those of a method.\n\n"
+        "A first run:    nolabel demo\n"
+        "Your images:    nolabel pretrain dino --data photos/ --out runs/dino\n\n"
+        "SRC  a folder, or creatures, digits, fashion-mnist (each with :train or :test)\n"
+        "ENC  a run's folder, an encoder.safetensors, timm:NAME, random:NAME, pixels\n\n"
+        "exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped by a guard, 75 stopped on request"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if args else 2
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("nolabel"))
+        return 0
+    try:
+        if args[0] not in VERBS:
+            raise unknown("verb", args[0], VERBS)
+        verbs: dict[str, Callable[[list[str]], None]] = {
+            "demo": _demo, "pretrain": _pretrain, "resume": _resume, "evaluate": _evaluate,
+            "compare": _compare, "show": _show, "report": _report, "list": _list,
+        }  # fmt: skip
+        verbs[args[0]](args[1:])
+    except NolabelError as error:
+        print(f"nolabel: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"nolabel: {error}. Check the path and the free space.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _flags(kind: type, args: list[str], prog: str, description: str, default: Any = None) -> Any:
+    """Parses flags into a dataclass; tyro prints help and leaves with 2 on wrong use."""
+    import tyro
+
+    if default is None:
+        return tyro.cli(kind, args=args, prog=prog, description=description)
+    return tyro.cli(kind, args=args, prog=prog, description=description, default=default)
+
+
+def _write_json(path: str | None, value: Any) -> None:
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _first(args: list[str], verb: str, what: str, allowed: Sequence[str]) -> str | None:
+    """The word after the verb; None when the user asks for help instead."""
+    if args and args[0] in ("-h", "--help"):
+        print(f"usage: nolabel {verb} {what} [options]\n\n{VERBS[verb]}\n")
+        print(f"{what}: {', '.join(allowed)}\n")
+        print(f"`nolabel {verb} {what} --help` lists the options.")
+        return None
+    if not args or args[0].startswith("-"):
+        raise UsageError(f"nolabel {verb} needs a {what}. Allowed: {', '.join(allowed)}.")
+    return args[0]
+
+
+def _pretrain(args: list[str]) -> None:
+    from nolabel import methods
+
+    name = _first(args, "pretrain", "METHOD", (*methods.METHODS, "path/to/file.py:Class"))
+    if name is None:
+        return
+    import tyro
+
+    from nolabel.options import Settings, resolve
+    from nolabel.types import Optim
+
+    @dataclass(frozen=True, kw_only=True)
+    class Own:
+        config: str | None = None  # a config.yaml whose values these flags override
+        dry_run: bool = False  # print the resolved run and stop
+        json: str | None = None  # write the outcome to this file
+
+    kind = methods.load(name)
+    flat = tyro.conf.OmitArgPrefixes
+    everything = make_dataclass(
+        "Pretrain",
+        [
+            ("own", Annotated[Own, flat]),
+            ("settings", Annotated[Settings, flat]),
+            ("options", Annotated[kind.Options, flat]),
+            ("optim", Optim),
+        ],
+        frozen=True,
+    )
+    title = (kind.__doc__ or name).strip().splitlines()[0]
+    prog, rest = f"nolabel pretrain {name}", args[1:]
+
+    def parse(s: Any, o: Any, optim: Any) -> tuple[Any, Any, Any]:
+        default = everything(Own(), s, o, optim)  # type: ignore[call-arg]
+        given = _flags(everything, rest, prog, title, default)
+        return given.settings, given.options, given.optim
+
+    own = _flags(
+        everything, rest, prog, title,
+        everything(Own(), Settings(), kind.Options(), Optim()),  # type: ignore[call-arg]
+    ).own  # fmt: skip
+    run, source = resolve(name, parse, config=own.config)
+    from nolabel.engine.describe import describe
+    from nolabel.engine.train import pretrain
+
+    print(describe(run, source))
+    if own.dry_run:
+        _write_json(own.json, run.to_dict())
+        return
+    run = pretrain(run, source)
+    _write_json(own.json, {**run.to_dict(), "encoder": str(run.folder / "encoder.safetensors")})
+
+
+def _resume(args: list[str]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Resume:
+        folder: Annotated[str, _positional()]  # the run's folder
+
+    given = _flags(Resume, args, "nolabel resume", "Continue a stopped run exactly.")
+    from nolabel.engine.train import resume
+
+    resume(given.folder)
+
+
+def _positional() -> Any:
+    import tyro
+
+    return tyro.conf.Positional
+
+
+def _evaluate(args: list[str]) -> None:
+    from nolabel.evaluate import PROTOCOLS, options_of, run
+
+    names = list(PROTOCOLS)
+    name = _first(args, "evaluate", "PROTOCOL", names)
+    if name is None:
+        return
+    if name not in names:
+        raise unknown("protocol", name, names)
+    import tyro
+
+    fields: list[Any] = [
+        ("encoder", str),
+        ("train", str),
+        ("test", str | None, None),
+        ("options", Annotated[options_of(name), tyro.conf.OmitArgPrefixes], options_of(name)()),
+        ("json", str | None, None),
+    ]
+    given = _flags(
+        make_dataclass("Evaluate", fields, frozen=True, kw_only=True),
+        args[1:],
+        f"nolabel evaluate {name}",
+        "Measure an encoder: --encoder ENC --train SRC [--test SRC].",
+    )
+    report = run(name, given.encoder, given.train, given.test, options=given.options)
+    print(report)
+    _write_json(given.json, report.to_json())
+
+
+def _compare(args: list[str]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Compare:
+        encoders: Annotated[tuple[str, ...], _positional()]  # two or more ENC
+        train: str  # SRC with labels
+        test: str | None = None  # SRC with labels; default: the set's test split, or a fifth
+        protocols: tuple[str, ...] = ("knn",)  # which protocols
+        json: str | None = None  # write the table to this file
+
+    given = _flags(Compare, args, "nolabel compare", "Several encoders, one table.")
+    from nolabel.evaluate.compare import compare
+
+    table = compare(given.encoders, given.train, given.test, protocols=given.protocols)
+    print(table)
+    _write_json(given.json, table.to_json())
+
+
+def _show(args: list[str]) -> None:
+    from nolabel.pictures import NAMES
+
+    name = _first(args, "show", "WHAT", [n.name for n in NAMES])
+    if name is None:
+        return
+    if name not in [n.name for n in NAMES]:
+        raise unknown("picture", name, [n.name for n in NAMES])
+
+    @dataclass(frozen=True, kw_only=True)
+    class Show:
+        encoder: str  # ENC; a run's folder for reconstruct and views
+        data: str  # SRC
+        out: str = "pictures"  # folder for the pictures and their numbers
+        count: int = 8  # images shown
+        layer: int = -1  # layer looked at; -1 is the last
+        mass: float = 0.6  # share of the attention kept by the thresholded maps
+        seed: int = 0  # which patches are hidden, which crops are drawn
+        json: str | None = None  # write the numbers to this file
+
+    given = _flags(Show, args[1:], f"nolabel show {name}", VERBS["show"])
+    from nolabel.show import show
+
+    pictures = show(
+        name, given.encoder, given.data, count=given.count, layer=given.layer, mass=given.mass,
+        seed=given.seed,
+    )  # fmt: skip
+    for path in pictures.save(given.out):
+        print(path)
+    _write_json(given.json, pictures.numbers)
+
+
+def _report(args: list[str]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Report:
+        folder: Annotated[str, _positional()]  # the run's folder
+        out: str | None = None  # the HTML file; default report.html in the folder
+
+    given = _flags(Report, args, "nolabel report", VERBS["report"])
+    from nolabel.report import build_report
+
+    print(build_report(given.folder, out=given.out))
+
+
+def _demo(args: list[str]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Demo:
+        out: str = "demo"  # folder for the run, the pictures and report.html
+        minutes: float = 2.5  # length of the training
+        method: str = "simclr"  # dino, mae or simclr
+        overwrite: bool = False  # replace an earlier demo in the folder
+        json: str | None = None  # write the numbers to this file
+
+    given = _flags(Demo, args, "nolabel demo", VERBS["demo"])
+    from nolabel.demo import demo
+
+    numbers = demo(given.out, given.minutes, given.method, overwrite=given.overwrite)
+    _write_json(given.json, numbers)
+
+
+def _list(args: list[str]) -> None:
+    what = _first(args, "list", "WHAT", LISTS)
+    if what is None:
+        return
+    rows: list[dict[str, Any]]
+    if what == "methods":
+        from nolabel.methods import METHODS
+
+        rows = [
+            {"name": n, "family": e.family, "description": e.description, "paper": e.paper}
+            for n, e in METHODS.items()
+        ]
+    elif what == "backbones":
+        from nolabel.backbones import PRESETS
+
+        rows = [{"name": n, "description": p.description} for n, p in PRESETS.items()]
+        more = "and any other VisionTransformer or ResNet of timm, by its name there"
+        rows.append({"name": "vit_*, resnet*", "description": more})
+    elif what == "datasets":
+        from nolabel.data.sources import NAMES
+
+        rows = [n._asdict() if hasattr(n, "_asdict") else dict(vars(n)) for n in NAMES]
+    elif what == "protocols":
+        from nolabel.evaluate import PROTOCOLS
+
+        rows = [{"name": p.name, "description": p.description, "paper": p.paper} for p in PROTOCOLS.values()]
+    elif what == "pictures":
+        from nolabel.pictures import NAMES as PICTURES
+
+        rows = [{"name": p.name, "description": p.description} for p in PICTURES]
+    else:
+        raise unknown("list", what, LISTS)
+    for row in rows:
+        print(f"  {row['name']:<16} {row['description']}"
+              + (f"  ({row['paper']})" if row.get("paper") else ""))  # fmt: skip
+    if "--json" in args[1:-1]:
+        _write_json(args[args.index("--json") + 1], rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""What a resolved run is, in lines to read before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from nolabel import methods
+from nolabel.data.sources import Source
+from nolabel.engine.train import build_method
+from nolabel.heads import count_parameters
+from nolabel.options import Run
+
+
+def describe(run: Run, source: Source) -> str:
+    """Data, network, views, length, options and a rough peak of memory."""
+    s = run.settings
+    method, plan = build_method(run)
+    trainable = count_parameters(method, trainable=True)
+    frozen = count_parameters(method) - trainable
+    if s.steps:
+        length = f"{s.steps} steps = {s.steps / run.steps_per_epoch:.1f} epochs"
+    else:
+        length = f"{s.minutes:g} minutes, measured first"
+    encoder = method.encoder
+    # Parameter, gradient and two moments in fp32, and a frozen copy where there is one.
+    memory = trainable * 16 + frozen * 4
+    lines = [
+        f"method     {run.method}: {(methods.load(run.method).__doc__ or '').strip()}",
+        f"data       {source.name}: {len(source):,} images",
+        f"backbone   {s.backbone} at {s.image_size} px, patch or stride {encoder.patch_size} px, "
+        f"width {encoder.dim}, {count_parameters(encoder):,} parameters",
+        f"training   {length}, batch {s.batch_size}"
+        + (f" in {s.accumulate} micro-batches" if s.accumulate > 1 else "")
+        + f", {s.workers} workers, seed {s.seed}, precision {s.precision}",
+        *(f"view       {line}" for line in plan.describe()),
+        "options    " + _values(run.options),
+        "optimiser  " + _values(run.optim),
+        f"memory     {memory / 1e6:,.0f} MB of weights, gradients and moments, plus activations",
+        f"folder     {run.folder}",
+    ]
+    return "\n".join(lines)
+
+
+def _values(options: object) -> str:
+    fields = dataclasses.fields(options)  # type: ignore[arg-type]
+    return ", ".join(f"{f.name} {getattr(options, f.name)}" for f in fields)

@@ -1,0 +1,122 @@
+"""Last-block attention of the class token, per head and thresholded by mass (DINO, figure 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nolabel.backbones.base import require
+from nolabel.pictures.paint import HEAD_COLOURS, Pictures, enlarge, heat, sheet, to_pixels
+from nolabel.types import Picture
+from nolabel.weights import Encoder
+
+
+def mass_mask(attention: Tensor, mass: float) -> Tensor:
+    """The smallest set of patches that holds `mass` of the attention.
+
+    Args:
+        attention: [..., P], not negative.
+        mass: share between 0 and 1.
+
+    Returns:
+        bool [..., P].
+    """
+    share, order = attention.sort(-1)
+    share = share / share.sum(-1, keepdim=True)
+    kept = share.cumsum(-1) > 1 - mass
+    return torch.zeros_like(kept).scatter(-1, order, kept)
+
+
+def attention(
+    encoder: Encoder,
+    images: Any,
+    *,
+    layer: int = -1,
+    mass: float = 0.6,
+    masks: np.ndarray | None = None,
+) -> Pictures:
+    """Head mean, every head, its mass-thresholded map, and all heads in colour.
+
+    Args:
+        encoder: one whose backbone has a class token.
+        images: up to 8 or so, anything `Encoder.prepare` takes.
+        layer: block looked at; -1 is the last.
+        mass: share of the attention that a thresholded map keeps.
+        masks: uint8 or bool [N, H, W], the true figures at the prepared size; adds IoU.
+
+    Raises:
+        UsageError: the backbone shows no attention.
+    """
+    require(encoder.backbone, {"attention"}, "show attention")
+    x = encoder.prepare(images)
+    a = encoder.attention(x, layer)  # [N, heads, P]
+    h, w = (s // encoder.backbone.patch_size for s in x.shape[-2:])
+    maps = a.unflatten(-1, (h, w)).numpy()
+    kept = mass_mask(a, mass).unflatten(-1, (h, w)).numpy()
+    pixels = to_pixels(x.numpy(), encoder.mean, encoder.std)
+    heads = maps.shape[1]
+    rows = []
+    for image, m, k in zip(pixels, maps, kept, strict=True):
+        rows.append([image, heat(m.mean(0)), _coloured(image, m, k)])
+        rows[-1] += [heat(one) for one in m]
+        rows[-1] += [_cut_out(image, one) for one in k]
+    titles = ["image", "mean of heads", "heads in colour"]
+    titles += [f"head {i}" for i in range(heads)] + [f"head {i}, {mass:.0%}" for i in range(heads)]
+    p = maps.reshape(*maps.shape[:2], -1) + 1e-12
+    p = p / p.sum(-1, keepdims=True)
+    numbers = {"entropy_share": float((-(p * np.log(p)).sum(-1) / np.log(h * w)).mean())}
+    caption = f"Attention of the class token, layer {layer}, {encoder.name}"
+    if masks is not None:
+        numbers |= _overlap(kept, mass_mask(a.mean(1), mass).unflatten(-1, (h, w)).numpy(), masks)
+        caption += (
+            f". IoU with the true figures: head mean {numbers['iou_head_mean']:.1%}, best head of "
+            f"each image (chosen with the truth) {numbers['iou_best_head']:.1%}, most that the "
+            f"{h} x {w} grid allows {numbers['iou_ceiling']:.1%}"
+        )
+    data = {"attention": maps, "kept": kept}
+    return Pictures(
+        [Picture(name="attention", image=sheet(rows, titles, 96), caption=caption + ".",
+                 data=data, numbers=numbers)]
+    )  # fmt: skip
+
+
+def _cut_out(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The image where the head looks, dimmed elsewhere."""
+    big = enlarge(np.repeat(kept[..., None] * np.uint8(255), 3, -1), image.shape[0])[..., :1] > 0
+    return np.where(big, image, image // 4 + 150).astype(np.uint8)
+
+
+def _coloured(image: np.ndarray, maps: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Each patch in the colour of its strongest thresholded head, over a grey image."""
+    scaled = maps * kept / np.maximum(maps.max((1, 2), keepdims=True), 1e-12)
+    strongest, strength = scaled.argmax(0), scaled.max(0)
+    colour = HEAD_COLOURS[strongest % len(HEAD_COLOURS)]
+    opacity = np.sqrt(np.where(strength < 0.2, 0.0, strength))[..., None]
+    side = image.shape[0]
+    big = enlarge(colour.astype(np.uint8), side).astype(np.float32)
+    alpha = enlarge(np.repeat((opacity * 255).astype(np.uint8), 3, -1), side)[..., :1] / 255.0
+    grey = image.mean(-1, keepdims=True) * 0.5 + 60
+    return (grey * (1 - alpha) + big * alpha).clip(0, 255).astype(np.uint8)
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union over the last two axes; empty against empty is 1."""
+    union = (a | b).sum((-1, -2))
+    return np.where(union == 0, 1.0, (a & b).sum((-1, -2)) / np.maximum(union, 1))
+
+
+def _overlap(kept: np.ndarray, mean: np.ndarray, masks: np.ndarray) -> dict[str, float]:
+    truth = masks.astype(bool)
+    size = truth.shape[-1] // kept.shape[-1]
+    large = np.ones((size, size), dtype=bool)
+    per_head = _iou(np.kron(kept, large), truth[:, None])
+    cells = truth.reshape(len(truth), kept.shape[-2], size, kept.shape[-1], size).mean((2, 4))
+    best = np.max([_iou(np.kron(cells > t, large), truth) for t in (0.3, 0.4, 0.5, 0.6)], 0)
+    return {
+        "iou_head_mean": float(_iou(np.kron(mean, large), truth).mean()),
+        "iou_best_head": float(per_head.max(1).mean()),
+        "iou_ceiling": float(best.mean()),
+    }

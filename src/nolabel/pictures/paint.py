@@ -1,0 +1,112 @@
+"""Tiles, labels and colours; the list of pictures and how it is saved."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw
+
+from nolabel.types import Picture
+
+TILE = 128  # pixels; smaller images are enlarged to this, nearest neighbour
+GAP, TITLE = 8, 18
+HEAD_COLOURS = np.array(
+    [[230, 60, 60], [60, 120, 230], [60, 180, 75], [245, 180, 20], [150, 70, 200], [30, 190, 190]],
+    dtype=np.float32,
+)
+
+
+class Pictures:
+    """A few pictures with their numbers; shows itself in notebooks, saves itself on request."""
+
+    def __init__(self, items: Sequence[Picture]):
+        self.items = tuple(items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Picture]:
+        return iter(self.items)
+
+    def __getitem__(self, i: int) -> Picture:
+        return self.items[i]
+
+    @property
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Name of each picture to the numbers behind it."""
+        return {p.name: dict(p.numbers) for p in self.items}
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes a PNG and the data (.npz) of each picture, and numbers.json."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for p in self.items:
+            paths.append(folder / f"{p.name}.png")
+            Image.fromarray(p.image).save(paths[-1])
+            if p.data:
+                np.savez_compressed(folder / f"{p.name}.npz", **dict(p.data))
+                paths.append(folder / f"{p.name}.npz")
+        captions = {p.name: {"caption": p.caption, "numbers": dict(p.numbers)} for p in self.items}
+        paths.append(folder / "numbers.json")
+        old = json.loads(paths[-1].read_text("utf-8")) if paths[-1].exists() else {}
+        paths[-1].write_text(json.dumps({**old, **captions}, indent=2) + "\n", encoding="utf-8")
+        return paths
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            f'<figure><img src="{data_uri(p.image)}" alt="{html.escape(p.name)}">'
+            f"<figcaption>{html.escape(p.caption)}</figcaption></figure>"
+            for p in self.items
+        )
+
+
+def data_uri(image: np.ndarray) -> str:
+    """A PNG as a data address."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def enlarge(image: np.ndarray, side: int = TILE) -> np.ndarray:
+    """uint8 [H, W, 3] to [side, side, 3], nearest neighbour (whole pixels stay visible)."""
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST))
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """float [h, w], lowest to highest, as uint8 [h, w, 3] in the inferno map."""
+    low, high = float(values.min()), float(values.max())
+    scaled = (values - low) / max(high - low, 1e-12)
+    return (matplotlib.colormaps["inferno"](scaled)[..., :3] * 255).astype(np.uint8)
+
+
+def sheet(
+    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), side: int = TILE
+) -> np.ndarray:
+    """Tiles in rows with a title over each column, on white."""
+    columns = max(len(r) for r in rows)
+    top = TITLE if titles else 0
+    width = GAP + columns * (side + GAP)
+    height = top + GAP + len(rows) * (side + GAP)
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for c, title in enumerate(titles):
+        draw.text((GAP + c * (side + GAP), 4), title, fill=(60, 60, 60))
+    for r, row in enumerate(rows):
+        for c, tile in enumerate(row):
+            place = (GAP + c * (side + GAP), top + GAP + r * (side + GAP))
+            canvas.paste(Image.fromarray(enlarge(tile, side)), place)
+    return np.asarray(canvas)
+
+
+def to_pixels(x: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Normalised [N, 3, H, W] back to uint8 [N, H, W, 3]."""
+    x = x.transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
+    return (x.clip(0, 1) * 255).round().astype(np.uint8)

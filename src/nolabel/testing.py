@@ -1,0 +1,190 @@
+"""The contract of a method, for ours and for users' own.
+
+    from nolabel.testing import check_method
+
+    def test_mine():
+        check_method("path/to/mine.py:Mine")
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from nolabel import backbones, methods
+from nolabel.backbones.base import Backbone
+from nolabel.engine.checkpoint import capture, restore, rng_state, set_rng_state
+from nolabel.engine.optimiser import build_optimiser
+from nolabel.methods.base import Facts, Method
+from nolabel.types import Batch, Clock, Optim, Tokens
+from nolabel.views.plan import ViewPlan
+
+IMAGES, SIDE = 6, 32
+
+
+def check_method(
+    method: str | type[Method],
+    *,
+    options: Mapping[str, Any] | None = None,
+    backbone: str = "vit_pico",
+    alternatives: Mapping[str, Any] | None = None,
+) -> None:
+    """Checks everything that every method must keep; fails with a sentence.
+
+    Args:
+        method: class, built-in name or path/to/file.py:Class.
+        options: small settings to test with; the rest from the recipe "auto".
+        backbone: what to build it on.
+        alternatives: another legal value of an option, where changing it by itself is not legal.
+
+    Checks: builds from the recipe; finite loss; gradients reach the student alone; the teacher's
+    side gets none; right without a process group; works under bf16; saved after two steps and
+    reloaded, the next step is identical; two hooks move what they should; every option changes
+    the views, the loss or the weights.
+    """
+    kind = methods.load(method) if isinstance(method, str) else method
+    recipe = kind.recipe("auto", Facts(image_size=SIDE, images=1000))
+    chosen = dataclasses.replace(recipe.options, **dict(options or {}))
+
+    run = _steps(kind, chosen, backbone, 2)
+    assert all(torch.isfinite(torch.tensor(x)) for x in run.losses), f"loss {run.losses}"
+    _gradients(kind, chosen, backbone)
+    _bf16(kind, chosen, backbone)
+    _reload(kind, chosen, backbone)
+    _encoder(run.method)
+    _options(kind, chosen, backbone, dict(alternatives or {}))
+
+
+@dataclasses.dataclass
+class _Run:
+    method: Method
+    optimiser: torch.optim.Optimizer
+    losses: list[float]
+
+
+def _plan_batch(plan: ViewPlan, seed: int) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    views = {
+        v.name: torch.randn(v.count, IMAGES, 3, v.size, v.size, generator=g) for v in plan.views
+    }
+    return Batch(views=views, keys=torch.arange(IMAGES))
+
+
+def _build(kind: type[Method], options: Any, backbone: str) -> Method:
+    torch.manual_seed(0)
+    net = backbones.build(backbone, image_size=SIDE)
+    kind.init(net)
+    return kind(net, options).train()
+
+
+def _advance(run: _Run, plan: ViewPlan, start: int, steps: int) -> None:
+    for step in range(start, start + steps):
+        clock = Clock(step, 8, 1)
+        loss = run.method.step(_plan_batch(plan, step), clock).loss
+        loss.backward()
+        run.method.before_update(clock)
+        run.optimiser.step()
+        run.optimiser.zero_grad(set_to_none=True)
+        run.method.after_update(clock)
+        run.losses.append(loss.item())
+
+
+def _steps(kind: type[Method], options: Any, backbone: str, steps: int) -> _Run:
+    method = _build(kind, options, backbone)
+    optimiser = build_optimiser(method, Optim(lr=1e-3))
+    run = _Run(method, optimiser, [])
+    _advance(run, kind.views(options, SIDE), 0, steps)
+    return run
+
+
+def _gradients(kind: type[Method], options: Any, backbone: str) -> None:
+    method = _build(kind, options, backbone)
+    before = copy.deepcopy(method.state_dict())
+    # An epoch late enough that nothing is frozen any more.
+    out = method.step(_plan_batch(kind.views(options, SIDE), 0), Clock(6, 8, 1))
+    assert out.loss.ndim == 0, f"the loss must be a scalar, got shape {tuple(out.loss.shape)}"
+    out.loss.backward()
+    trainable = {n for n, p in method.named_parameters() if p.requires_grad}
+    without = [n for n in trainable if method.get_parameter(n).grad is None]
+    assert not without, f"trainable parameters that the loss does not reach: {without}"
+    stray = [n for n, p in method.named_parameters() if not p.requires_grad and p.grad is not None]
+    assert not stray, f"frozen parameters with a gradient: {stray}"
+    for name, value in method.named_parameters():
+        assert torch.equal(before[name], value), f"step changed the weight {name}"
+
+
+def _bf16(kind: type[Method], options: Any, backbone: str) -> None:
+    method = _build(kind, options, backbone)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = method.step(_plan_batch(kind.views(options, SIDE), 0), Clock(0, 8, 1)).loss
+    loss.backward()
+    assert torch.isfinite(loss), f"loss {loss} under bf16"
+    full = _build(kind, options, backbone)
+    exact = full.step(_plan_batch(kind.views(options, SIDE), 0), Clock(0, 8, 1)).loss
+    gap = abs(loss.item() - exact.item()) / abs(exact.item())
+    assert gap < 0.1, f"bf16 loss {loss.item()} against {exact.item()}"
+
+
+def _reload(kind: type[Method], options: Any, backbone: str) -> None:
+    plan = kind.views(options, SIDE)
+    first = _steps(kind, options, backbone, 2)
+    saved, rng = copy.deepcopy(capture(first.method, first.optimiser)), rng_state()
+    _advance(first, plan, 2, 2)
+
+    fresh = _build(kind, options, backbone)
+    for p in fresh.parameters():
+        p.data.add_(1.0)  # whatever the state does not restore stays wrong
+    second = _Run(fresh, build_optimiser(fresh, Optim(lr=1e-3)), [])
+    restore(fresh, second.optimiser, saved)
+    set_rng_state(rng)
+    _advance(second, plan, 2, 2)
+    assert first.losses[2:] == second.losses, f"{first.losses[2:]} became {second.losses}"
+    for name, value in first.method.state_dict().items():
+        assert torch.equal(value, second.method.state_dict()[name]), f"{name} differs on reload"
+
+
+def _encoder(method: Method) -> None:
+    encoder = method.encoder
+    assert isinstance(encoder, Backbone), f"encoder is a {type(encoder).__name__}, no Backbone"
+    encoder.eval()
+    with torch.no_grad():
+        out = encoder.tokens(torch.zeros(2, 3, SIDE, SIDE))
+    assert isinstance(out, Tokens)
+    assert out.pooled.shape == (2, encoder.dim), f"pooled {tuple(out.pooled.shape)}"
+    assert out.patches.shape[1] == out.grid[0] * out.grid[1], "patches do not fill the grid"
+
+
+def _options(kind: type[Method], chosen: Any, backbone: str, alternatives: dict[str, Any]) -> None:
+    """Changes one option at a time; something must change with it."""
+    plan = kind.views(chosen, SIDE)
+    base = _steps(kind, chosen, backbone, 4)
+    for field in dataclasses.fields(chosen):
+        value = getattr(chosen, field.name)
+        other = alternatives.get(field.name, _another(value))
+        changed = dataclasses.replace(chosen, **{field.name: other})
+        if kind.views(changed, SIDE) != plan:
+            continue
+        run = _steps(kind, changed, backbone, 4)
+        same_loss = run.losses == base.losses
+        a, b = run.method.state_dict(), base.method.state_dict()
+        same = a.keys() == b.keys() and all(
+            a[k].shape == b[k].shape and torch.equal(a[k], b[k]) for k in a
+        )
+        assert not (same_loss and same), f"the option {field.name} ({value} to {other}) is dead"
+
+
+def _another(value: Any) -> Any:
+    """Another plausible value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value * 2 if value else 2
+    if isinstance(value, float):
+        return value * 0.5 if value else 0.25
+    if isinstance(value, tuple):
+        return tuple(v * 0.5 for v in value)
+    raise AssertionError(f"give `alternatives` a value for an option like {value!r}")

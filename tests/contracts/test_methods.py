@@ -1,0 +1,119 @@
+"""Every method keeps the contract; so does a user's own, and a broken one is caught."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+import torch
+from nolabel import methods
+from nolabel.testing import check_method
+
+SMALL = {
+    "dino": {
+        "prototypes": 32,
+        "hidden": 16,
+        "bottleneck": 8,
+        "drop_path": 0.1,
+        "local_crops": 2,
+        "warmup_teacher_temperature_epochs": 2,
+        "teacher_temperature": 0.07,
+        "norm_last_layer": False,
+    },
+    "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+    "simclr": {"hidden": 16, "projection": 8, "blur": 0.5},
+}
+OTHER = {"dino": {"local_size": 8}, "mae": {}, "simclr": {}}
+
+MINE = '''
+from dataclasses import dataclass
+from nolabel.methods.base import Method
+from nolabel.types import Step
+from nolabel.views.plan import View, ViewPlan
+from torch import nn
+
+
+class Mine(Method):
+    """Predicts the mean colour of the image."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        weight: float = 1.0  # of the loss
+
+    def __init__(self, backbone, options):
+        super().__init__(backbone, options)
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.dim, 3)
+
+    @classmethod
+    def views(cls, options, image_size):
+        return ViewPlan(views=(View(name="image", size=image_size),))
+
+    def step(self, batch, clock):
+        x = batch.views["image"][0]
+        h = self.backbone(x)
+        loss = (self.head(h) - x.mean((2, 3))).square().mean()
+        return Step(self.options.weight * loss, {}, h.detach())
+
+    @property
+    def encoder(self):
+        return self.backbone
+'''
+
+
+@pytest.mark.parametrize("name", list(methods.METHODS))
+def test_every_method_keeps_the_contract(name):
+    check_method(name, options=SMALL[name], alternatives=OTHER[name])
+
+
+@pytest.mark.parametrize("name", ["dino", "simclr"])
+def test_methods_for_any_backbone_keep_the_contract_on_a_resnet(name):
+    options = {k: v for k, v in SMALL[name].items() if k != "drop_path"}
+    check_method(name, options=options, alternatives=OTHER[name], backbone="resnet_nano")
+
+
+def test_a_users_own_method_keeps_the_contract(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    check_method(f"{file}:Mine")
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        ("self.options.weight * loss", "loss", "option weight"),
+        ("self.head = nn.Linear", "self.unused = nn.Linear(2, 2)\n        self.head = nn.Linear",
+         "does not reach"),
+        ("h = self.backbone(x)", "h = self.backbone(x).detach()", "does not reach"),
+        ("loss = (", "self.calls = getattr(self, 'calls', 0) + 1\n        loss = self.calls * (",
+         "became"),
+    ],
+)  # fmt: skip
+def test_the_contract_catches_a_broken_method(tmp_path, good, bad, message):
+    assert good in MINE
+    file = tmp_path / "broken.py"
+    file.write_text(textwrap.dedent(MINE.replace(good, bad, 1)))
+    with pytest.raises(AssertionError, match=message):
+        check_method(f"{file}:Mine")
+
+
+def test_a_bare_ten_line_loop_trains_a_method():
+    from nolabel.backbones import build
+    from nolabel.methods.simclr import SimCLR
+    from nolabel.types import Batch, Clock
+
+    torch.manual_seed(0)
+    method = SimCLR(build("resnet_nano", image_size=32), SimCLR.Options(hidden=16, projection=8))
+    optimiser = torch.optim.AdamW(method.parameters(), lr=1e-3)
+    batch = Batch(views={"view": torch.randn(2, 8, 3, 32, 32)})
+    losses = []
+    for step in range(12):
+        clock = Clock(step, 12, 4)
+        loss = method.step(batch, clock).loss
+        loss.backward()
+        method.before_update(clock)
+        optimiser.step()
+        optimiser.zero_grad()
+        method.after_update(clock)
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
