@@ -40,7 +40,13 @@ PRESETS: dict[str, Preset] = {
     "vit_large": Preset("vit_large_patch16_224", {}, "ViT-L/16, 303 M parameters, 224 px"),
     "resnet_nano": Preset(
         "resnet18",
-        {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 128], "maxpool": False},
+        {
+            "layers": [1, 1, 1, 1],
+            "channels": [32, 64, 128, 128],
+            "output_stride": 16,
+            "zero_init_last": False,
+            "maxpool": False,
+        },
         "ResNet of 0.6 M parameters for 32-96 px on a CPU: one block a stage, no pooling in front",
     ),
     "resnet18": Preset("resnet18", {}, "ResNet-18, 11.2 M parameters"),

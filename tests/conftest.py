@@ -1,0 +1,50 @@
+"""Shared pieces: a folder of small real pictures, and quick runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """48 creatures of three kinds as PNG files in a folder a kind."""
+    from nolabel.data.creatures import Creatures
+
+    root = tmp_path_factory.mktemp("photos")
+    creatures = Creatures(size=32, count=160)
+    count = {}
+    for i, label in enumerate(creatures.labels):
+        kind = creatures.classes[label]
+        if label < 3 and count.get(kind, 0) < 16:
+            count[kind] = count.get(kind, 0) + 1
+            (root / kind).mkdir(exist_ok=True)
+            Image.fromarray(creatures.images([i])[0]).save(root / kind / f"{i:04}.png")
+    return root
+
+
+TINY = {
+    "dino": {"prototypes": 32, "hidden": 16, "bottleneck": 8, "local_crops": 2, "drop_path": 0.1},
+    "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+    "simclr": {"hidden": 16, "projection": 8},
+}
+
+
+@pytest.fixture
+def tiny_run(photos, tmp_path):
+    """Trains a few steps quietly; returns the finished run."""
+    import nolabel as nl
+
+    def train(method="simclr", out="run", **options):
+        given = {"steps": 4, "batch_size": 8, "precision": "fp32", "workers": 0}
+        given |= {"backbone": "vit_pico", "image_size": 32, **TINY[method], **options}
+        return nl.pretrain(method, data=str(photos), out=tmp_path / out, quiet=True, **given)
+
+    return train

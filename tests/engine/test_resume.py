@@ -1,0 +1,143 @@
+"""A run that was killed, stopped or damaged goes on exactly where it stood."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from nolabel.engine.checkpoint import load_checkpoint
+from nolabel.errors import FileDamaged
+from conftest import TINY
+
+STEPS = 24
+
+
+def command(method: str, photos: Path, out: Path, workers: int) -> list[str]:
+    flags = []
+    for key, value in TINY[method].items():
+        flags += [f"--{key.replace('_', '-')}", str(value)]
+    return [
+        sys.executable, "-m", "nolabel", "pretrain", method, "--data", str(photos), "--out",
+        str(out), "--steps", str(STEPS), "--batch-size", "8", "--precision", "fp32", "--backbone",
+        "vit_pico", "--image-size", "32", "--workers", str(workers), "--checkpoint-every", "3",
+        "--log-every", "1", "--device", "cpu", *flags,
+    ]  # fmt: skip
+
+
+def quiet(args, **kwargs):
+    return subprocess.run(args, capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def wait_for_step(out: Path, step: int, process: subprocess.Popen) -> None:
+    """Until metrics.jsonl holds the step, the process ends, or a minute is over."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        file = out / "metrics.jsonl"
+        if file.exists() and len(file.read_text().splitlines()) >= step:
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("method", ["dino", "mae", "simclr"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_a_random_step_and_resumed_the_encoder_is_bit_identical(
+    method, workers, photos, tmp_path
+):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = quiet(command(method, photos, whole, workers))
+    assert done.returncode == 0, done.stderr
+
+    step = random.Random(f"{method}{workers}").randint(4, STEPS - 4)
+    process = subprocess.Popen(
+        command(method, photos, killed, workers),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for_step(killed, step, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "encoder.safetensors").exists() or load_checkpoint(killed).step < STEPS
+
+    done = quiet([sys.executable, "-m", "nolabel", "resume", str(killed)])
+    assert done.returncode == 0, done.stderr
+    a, b = ((f / "encoder.safetensors").read_bytes() for f in (whole, killed))
+    assert a == b
+    lines = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in lines] == list(range(1, STEPS + 1))
+    losses = [json.loads(x)["loss"] for x in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [m["loss"] for m in lines] == losses
+
+
+def test_sigterm_saves_and_leaves_with_75(photos, tmp_path):
+    out = tmp_path / "run"
+    args = command("simclr", photos, out, 0)
+    args[args.index("--steps") + 1] = "100000"
+    process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_step(out, 5, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "nolabel resume" in err
+    assert load_checkpoint(out).step >= 5
+
+
+def test_three_resumes_in_a_row_equal_none(photos, tmp_path, monkeypatch):
+    import nolabel as nl
+    from nolabel.engine import train
+
+    def run(out):
+        nl.pretrain(
+            "dino", data=str(photos), out=out, quiet=True, steps=8, batch_size=8,
+            precision="fp32", workers=0, backbone="vit_pico", image_size=32, **TINY["dino"],
+        )  # fmt: skip
+
+    run(tmp_path / "whole")
+
+    class StopAfterTwo(train._StopRequest):
+        """Asks to stop at the second step of each session."""
+
+        asked = 0
+
+        @property
+        def requested(self):
+            self.asked += 1
+            return self.asked >= 2
+
+        @requested.setter
+        def requested(self, value):
+            pass
+
+    monkeypatch.setattr(train, "_StopRequest", StopAfterTwo)
+    parts = tmp_path / "parts"
+    with pytest.raises(train.Stopped):
+        run(parts)
+    for expected in (4, 6):
+        with pytest.raises(train.Stopped):
+            train.resume(parts, quiet=True)
+        assert load_checkpoint(parts).step == expected
+    train.resume(parts, quiet=True)
+    a, b = ((f / "encoder.safetensors").read_bytes() for f in (tmp_path / "whole", parts))
+    assert a == b
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_run):
+    run = tiny_run("dino", checkpoint_every=1)
+    files = sorted((run.folder / "checkpoints").glob("*.ckpt"))
+    assert len(files) == 2
+    raw = bytearray(files[-1].read_bytes())
+    raw[len(raw) // 2] ^= 1
+    files[-1].write_bytes(raw)
+    loaded = load_checkpoint(run.folder)
+    assert loaded.step == 3
+    assert "damaged" in loaded.notes[0]
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    with pytest.raises(FileDamaged, match="--init"):
+        load_checkpoint(run.folder)
