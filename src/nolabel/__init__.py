@@ -14,7 +14,6 @@ Everything is imported where it is first used, so `import nolabel` is quick.
 from __future__ import annotations
 
 import importlib
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,14 +57,6 @@ def compare(encoders: Any, *, train: Any, test: Any = None, protocols: Any = ("k
     from nolabel.evaluate.compare import compare as run
 
     return run(encoders, train, test, protocols=protocols)
-
-
-class CallableModule(types.ModuleType):
-    """A module that can be called, through its function of the same name: `nolabel.evaluate` is
-    a package and a function, `nolabel.show` a module and a function."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, self.__name__.rpartition(".")[2])(*args, **kwargs)
 
 
 def __getattr__(name: str) -> Any:

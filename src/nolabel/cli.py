@@ -153,20 +153,16 @@ def _pretrain(args: list[str]) -> None:
 
 
 def _resume(args: list[str]) -> None:
+    from tyro.conf import Positional
+
     @dataclass(frozen=True, kw_only=True)
     class Resume:
-        folder: Annotated[str, _positional()]  # the run's folder
+        folder: Positional[str]  # the run's folder
 
     given = _flags(Resume, args, "nolabel resume", "Continue a stopped run exactly.")
     from nolabel.engine.train import resume
 
     resume(given.folder)
-
-
-def _positional() -> Any:
-    import tyro
-
-    return tyro.conf.Positional
 
 
 def _evaluate(args: list[str]) -> None:
@@ -180,11 +176,12 @@ def _evaluate(args: list[str]) -> None:
         raise unknown("protocol", name, names)
     import tyro
 
+    kind = options_of(name)
     fields: list[Any] = [
         ("encoder", str),
         ("train", str),
         ("test", str | None, None),
-        ("options", Annotated[options_of(name), tyro.conf.OmitArgPrefixes], options_of(name)()),
+        ("options", Annotated[kind, tyro.conf.OmitArgPrefixes], kind()),
         ("json", str | None, None),
     ]
     given = _flags(
@@ -199,9 +196,11 @@ def _evaluate(args: list[str]) -> None:
 
 
 def _compare(args: list[str]) -> None:
+    from tyro.conf import Positional
+
     @dataclass(frozen=True, kw_only=True)
     class Compare:
-        encoders: Annotated[tuple[str, ...], _positional()]  # two or more ENC
+        encoders: Positional[tuple[str, ...]]  # two or more ENC
         train: str  # SRC with labels
         test: str | None = None  # SRC with labels; default: the set's test split, or a fifth
         protocols: tuple[str, ...] = ("knn",)  # which protocols
@@ -248,9 +247,11 @@ def _show(args: list[str]) -> None:
 
 
 def _report(args: list[str]) -> None:
+    from tyro.conf import Positional
+
     @dataclass(frozen=True, kw_only=True)
     class Report:
-        folder: Annotated[str, _positional()]  # the run's folder
+        folder: Positional[str]  # the run's folder
         out: str | None = None  # the HTML file; default report.html in the folder
 
     given = _flags(Report, args, "nolabel report", VERBS["report"])
@@ -300,7 +301,10 @@ def _list(args: list[str]) -> None:
     elif what == "protocols":
         from nolabel.evaluate import PROTOCOLS
 
-        rows = [{"name": p.name, "description": p.description, "paper": p.paper} for p in PROTOCOLS.values()]
+        rows = [
+            {"name": p.name, "description": p.description, "paper": p.paper}
+            for p in PROTOCOLS.values()
+        ]
     elif what == "pictures":
         from nolabel.pictures import NAMES as PICTURES
 

@@ -49,7 +49,7 @@ class PrototypeHead(nn.Module):
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+                layer.bias.data.zero_()
         self.last_layer = WeightNormLinear(bottleneck, prototypes, train_norm=not norm_last_layer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,9 +70,8 @@ class ProjectionHead(nn.Module):
             nn.Linear(hidden, out, bias=False),
             nn.BatchNorm1d(out),
         )
-        last = self.layers[-1]
-        nn.init.zeros_(last.bias)
-        last.bias.requires_grad_(False)
+        last: Any = self.layers[-1]
+        last.bias.requires_grad_(False)  # zero, and stays
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)

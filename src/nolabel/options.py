@@ -182,7 +182,7 @@ def resolve(
     assert s.image_size is not None  # noqa: S101
     s = _backbone(s, kind)
     facts = Facts(
-        image_size=s.image_size,
+        image_size=int(s.image_size or 0),
         images=len(source),
         batch_size=s.batch_size,
         conv="resnet" in str(s.backbone),
@@ -287,7 +287,7 @@ def _backbone(s: Settings, kind: type[Method]) -> Settings:
         name = ("vit_micro" if gpu else "vit_nano") if small else "vit_small" if gpu else "vit_tiny"
         s = dataclasses.replace(s, backbone=name)
     if s.patch_size is None and s.backbone in ("vit_pico", "vit_nano", "vit_micro"):
-        s = dataclasses.replace(s, patch_size=max(s.image_size // 8, 4))
+        s = dataclasses.replace(s, patch_size=max(int(s.image_size or 0) // 8, 4))
     return s
 
 
@@ -302,7 +302,7 @@ def merge(explicit: Mapping[str, Any]) -> Parse:
     """A `Parse` for Python: keyword arguments by name, wherever they belong."""
 
     def parse(s: Settings, o: Any, optim: Optim) -> tuple[Settings, Any, Optim]:
-        parts = [s, o, optim]
+        parts: list[Any] = [s, o, optim]
         fields = [{f.name for f in dataclasses.fields(p)} for p in parts]
         fields[2] -= {"name"}  # `optimiser` names it
         for key, value in explicit.items():

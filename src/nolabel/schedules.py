@@ -29,9 +29,7 @@ def warmup_cosine(
 def learning_rate(optim: Optim, clock: Clock) -> float:
     """The learning rate of this step."""
     warmup = min(round(optim.warmup_epochs * clock.steps_per_epoch), clock.total)
-    return warmup_cosine(
-        optim.lr_start, optim.lr, optim.lr_end, clock.step, warmup, clock.total
-    )
+    return warmup_cosine(optim.lr_start, optim.lr, optim.lr_end, clock.step, warmup, clock.total)
 
 
 def weight_decay(optim: Optim, clock: Clock) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nolabel import CallableModule
+from nolabel.callable import CallableModule
 from nolabel.data.sources import Source, open_source
 from nolabel.errors import BadImage, DataError, UsageError, unknown
 from nolabel.pictures import NAMES
@@ -75,7 +75,7 @@ def _of_run(what: str, folder: Any, data: Any, count: int, seed: int) -> Picture
         return views(plan, images, seed=seed)
     if not hasattr(method, "reconstruct"):
         raise UsageError(
-            f"{run.method} predicts no pixels, so there is nothing to reconstruct. Use a run of mae."
+            f"{run.method} predicts no pixels; there is nothing to reconstruct. Use a run of mae."
         )
     from nolabel.pictures.reconstruct import reconstruct
 

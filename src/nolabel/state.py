@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from nolabel import distributed
 class Ema(nn.Module):
     """A teacher: equal to its student at birth, without gradient, moved once an update."""
 
+    module: Any  # the frozen copy, of the student's class
+
     def __init__(self, student: nn.Module):
         super().__init__()
         self.module = copy.deepcopy(student).requires_grad_(False)
@@ -23,8 +26,9 @@ class Ema(nn.Module):
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, parameters only."""
-        mine, theirs = list(self.module.parameters()), list(student.parameters())
-        torch._foreach_lerp_(mine, [p.detach() for p in theirs], 1.0 - momentum)
+        mine: list[Tensor] = [p.detach() for p in self.module.parameters()]
+        theirs: list[Tensor] = [p.detach() for p in student.parameters()]
+        torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
 
     def forward(self, *args: Tensor) -> Tensor:
         with torch.no_grad():

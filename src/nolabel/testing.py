@@ -1,9 +1,9 @@
 """The contract of a method, for ours and for users' own.
 
-    from nolabel.testing import check_method
+from nolabel.testing import check_method
 
-    def test_mine():
-        check_method("path/to/mine.py:Mine")
+def test_mine():
+    check_method("path/to/mine.py:Mine")
 """
 
 from __future__ import annotations

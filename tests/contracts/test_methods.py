@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 import torch
+
 from nolabel import methods
 from nolabel.testing import check_method
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
+
 from nolabel.engine import checkpoint as ckpt
 from nolabel.engine import train
 from nolabel.engine.health import NonFiniteGuard, effective_rank, feature_std
@@ -21,8 +24,6 @@ from nolabel.engine.optimiser import (
 )
 from nolabel.errors import DataError, FileDamaged, GuardStop, UsageError
 from nolabel.types import Clock, Optim
-from safetensors.torch import load_file
-from torch import nn
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 
@@ -203,9 +204,7 @@ def test_metrics_of_steps_that_are_run_again_are_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_save_interrupted_anywhere_leaves_the_older_checkpoint_whole(
-    tmp_path, monkeypatch, call
-):
+def test_a_save_interrupted_anywhere_leaves_the_older_checkpoint_whole(tmp_path, monkeypatch, call):
     ckpt.save_checkpoint(tmp_path, 1, {"x": torch.arange(3)})
 
     class Killed(BaseException):

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+
+from conftest import TINY
 from nolabel.engine.checkpoint import load_checkpoint
 from nolabel.errors import FileDamaged
-from conftest import TINY
 
 STEPS = 24
 

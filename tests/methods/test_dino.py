@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from nolabel.backbones import build
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, set_rates
 from nolabel.heads import PrototypeHead
@@ -14,7 +16,6 @@ from nolabel.ops.losses import cross_entropy_views
 from nolabel.schedules import learning_rate, momentum, per_epoch_linear, weight_decay
 from nolabel.state import Centre
 from nolabel.types import Batch, Clock, Optim
-from safetensors.torch import load_file
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 
@@ -92,9 +93,7 @@ def test_backbone_matches_the_official_network_at_every_size():
         torch.testing.assert_close(b.tokens(x).pooled, o[f"{size}.cls"], rtol=1e-5, atol=2e-6)
         torch.testing.assert_close(b.attention(x), o[f"{size}.attention"], rtol=1e-5, atol=1e-6)
         last = [torch.cat([t.prefix, t.patches], 1) for t in b.layers(x, 2)]
-        torch.testing.assert_close(
-            torch.stack(last), o[f"{size}.last2"], rtol=1e-5, atol=3e-6
-        )
+        torch.testing.assert_close(torch.stack(last), o[f"{size}.last2"], rtol=1e-5, atol=3e-6)
 
 
 def test_schedules_match_the_official_numbers():
@@ -117,7 +116,10 @@ def official_end(o):
     for who, net in (("student", method.student), ("teacher", method.teacher.module)):
         weights = {k: v for k, v in o.items() if k.startswith(f"{who}_end.")}
         net.load_state_dict(
-            {k.split(".", 1)[1].replace("backbone.", "backbone.net."): v for k, v in weights.items()}
+            {
+                k.split(".", 1)[1].replace("backbone.", "backbone.net."): v
+                for k, v in weights.items()
+            }
         )
     method.centre.value.copy_(o["center_end"])
     return method
@@ -246,9 +248,7 @@ def train(method, steps=3, optim=None, spe=2, seed=0):
 
 
 def test_teacher_starts_equal_to_student(method):
-    for a, b in zip(
-        method.student.parameters(), method.teacher.module.parameters(), strict=True
-    ):
+    for a, b in zip(method.student.parameters(), method.teacher.module.parameters(), strict=True):
         assert torch.equal(a, b)
 
 

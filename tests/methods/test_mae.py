@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from nolabel.backbones import build
 from nolabel.backbones.vit import sincos_positions
 from nolabel.errors import UsageError
 from nolabel.methods.mae import MAE
 from nolabel.ops.patches import keep_by_noise, patchify, unpatchify
 from nolabel.types import Batch, Clock
-from safetensors.torch import load_file
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "mae.safetensors"
 CLOCK = Clock(0, 10, 2)

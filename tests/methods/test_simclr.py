@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+
 from nolabel.backbones import build
 from nolabel.methods.base import Facts
 from nolabel.methods.simclr import SimCLR

@@ -23,6 +23,7 @@ class ResNet(Backbone):
     """
 
     can = frozenset({"any_size"})
+    net: Any  # timm's ResNet; its layers are made by name
 
     def __init__(
         self, net: Any, name: str, kwargs: dict[str, Any], image_size: int, maxpool: bool = True

@@ -47,6 +47,7 @@ class ViT(Backbone):
     """A VisionTransformer of any width, depth, patch and image size."""
 
     can = frozenset({"mask", "drop", "any_size", "attention"})
+    net: Any  # timm's VisionTransformer; its layers are made by name
 
     def __init__(self, net: Any, name: str, kwargs: dict[str, Any], positions: str = "dino"):
         super().__init__()

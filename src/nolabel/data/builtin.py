@@ -7,6 +7,7 @@ import os
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def digits(split_name: str) -> Arrays:
     """scikit-learn's digits, white on black, 8 x 8 pixels: 80 % train, 20 % test, by class."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)  # 17 levels of ink
     labels = data.target.astype(np.int64)
     whole = Arrays("digits", pixels, labels, tuple(str(i) for i in range(10)))
@@ -92,7 +93,9 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{str(path)!r} cannot be read ({error}).  Fetch it again.") from None
     dims = magic & 0xFF
-    header = np.frombuffer(content[: 4 + 4 * dims], dtype=">u4") if len(content) >= 8 else ()
+    header = (
+        np.frombuffer(content[: 4 + 4 * dims], dtype=">u4") if len(content) >= 8 else np.empty(0)
+    )
     if len(header) != 1 + dims or header[0] != magic:
         raise DataError(f"{str(path)!r} is not an IDX file of {dims} dimensions.  Fetch it again.")
     shape = tuple(int(n) for n in header[1:])
@@ -149,8 +152,6 @@ def _agreed(root: Path) -> bool:
     """Asks on a terminal; anywhere else the answer is no."""
     if not (sys.stdin and sys.stdin.isatty()):
         return False
-    print(
-        f"fashion-mnist is missing.  Download it (30 MB) to {root}? [y/N] ", end="", file=sys.stderr
-    )
+    sys.stderr.write(f"fashion-mnist is missing.  Download it (30 MB) to {root}? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -246,7 +246,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     turned = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-    assert turned is not None  # it returns None only when asked to work in place
+    assert turned is not None  # noqa: S101 it returns None only when asked to work in place
     return turned
 
 

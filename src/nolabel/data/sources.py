@@ -181,7 +181,7 @@ class Subset:
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, name: str = ""):
         self.source = source
         self.indices = np.asarray(indices, dtype=np.int64)
-        if self.indices.size and not (0 <= self.indices.min() and self.indices.max() < len(source)):
+        if self.indices.size and not (self.indices.min() >= 0 and self.indices.max() < len(source)):
             raise UsageError(f"A subset of {source.name!r} reaches past its {len(source)} images.")
         self.name = name or source.name
         self.labels = None if source.labels is None else source.labels[self.indices]

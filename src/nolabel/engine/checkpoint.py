@@ -153,14 +153,15 @@ def _read(path: Path) -> tuple[int, dict[str, Any]]:
         line, payload = file.readline(100_000), file.read()
     try:
         header = json.loads(line)
+        step = int(header["step"])
         right = header["magic"] == MAGIC and header["bytes"] == len(payload)
         right = right and header["sha256"] == hashlib.sha256(payload).hexdigest()
     except (ValueError, KeyError, TypeError):
-        right = False
+        right, step = False, 0
     if not right:
         raise FileDamaged(f"The checkpoint {path} is damaged (short or altered).")
     state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    return int(header["step"]), state
+    return step, state
 
 
 def sync_folder(folder: Path) -> None:

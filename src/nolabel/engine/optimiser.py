@@ -78,9 +78,7 @@ def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
     ]
     groups = [g for g in groups if g["params"]]
     if optim.name == "adamw":
-        return torch.optim.AdamW(
-            groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True
-        )
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True)
     if optim.name == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.beta1)
     if optim.name == "lars":

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nolabel import CallableModule
+from nolabel.callable import CallableModule
 from nolabel.errors import UsageError, did_you_mean, unknown
 
 if TYPE_CHECKING:
@@ -90,10 +90,9 @@ def evaluate(
     checked = make_options(protocol, options)
     from nolabel.weights import load
 
-    if not hasattr(encoder, "backbone"):
-        encoder = load(encoder)  # pyrefly: ignore[bad-argument-type]
-    train_set, test_set, notes = open_sets(train, test, image_size=encoder.image_size)
-    return run(protocol, encoder, train_set, test_set, options=checked, notes=notes)
+    chosen: Any = encoder if hasattr(encoder, "backbone") else load(str(encoder))
+    train_set, test_set, notes = open_sets(train, test, image_size=chosen.image_size)
+    return run(protocol, chosen, train_set, test_set, options=checked, notes=notes)
 
 
 def run(

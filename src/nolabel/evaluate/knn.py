@@ -116,7 +116,7 @@ def run_knn(
     """
     o = Options(**options)
     found, judged, names, notes = labelled_features(encoder, train, test, features, o.batch_size)
-    assert found.labels is not None and judged.labels is not None
+    assert found.labels is not None and judged.labels is not None  # noqa: S101
     device = encoder.device
     guesses = knn_predict(
         found.values.to(device),

@@ -182,7 +182,7 @@ def run_linear(
     """
     o = Options(**options)
     found, judged, names, notes = labelled_features(encoder, train, test, features, o.batch_size)
-    assert found.labels is not None and judged.labels is not None
+    assert found.labels is not None and judged.labels is not None  # noqa: S101
     device = encoder.device
     x, y = found.values.to(device), found.labels.to(device)
     settings: dict[str, Any] = {

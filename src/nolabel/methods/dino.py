@@ -40,7 +40,10 @@ from nolabel.views.plan import View, ViewPlan
 class Network(nn.Module):
     """Backbone and head: images [N, C, H, W] -> prototype logits [N, K]."""
 
-    def __init__(self, backbone: Backbone, head: nn.Module):
+    backbone: Backbone
+    head: PrototypeHead
+
+    def __init__(self, backbone: Backbone, head: PrototypeHead):
         super().__init__()
         self.backbone, self.head = backbone, head
 

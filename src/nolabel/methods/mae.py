@@ -83,9 +83,7 @@ class MAE(Method):
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
-        return ViewPlan(
-            views=(View(name="image", size=image_size, scale=options.scale, flip=0.5),)
-        )
+        return ViewPlan(views=(View(name="image", size=image_size, scale=options.scale, flip=0.5),))
 
     def predict(self, x: Tensor, noise: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
         """Removes patches by noise [B, P] and predicts all of them.

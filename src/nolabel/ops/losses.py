@@ -7,9 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
-def cross_entropy_views(
-    targets: Tensor, logits: Tensor, *, skip_same: bool = True
-) -> Tensor:
+def cross_entropy_views(targets: Tensor, logits: Tensor, *, skip_same: bool = True) -> Tensor:
     """Mean cross-entropy over all pairs (target view t, predicted view v) (DINO, equation 3).
 
     Args:

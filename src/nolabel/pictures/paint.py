@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -52,7 +53,8 @@ class Pictures:
             paths.append(folder / f"{p.name}.png")
             Image.fromarray(p.image).save(paths[-1])
             if p.data:
-                np.savez_compressed(folder / f"{p.name}.npz", **dict(p.data))
+                arrays: dict[str, Any] = dict(p.data)
+                np.savez_compressed(folder / f"{p.name}.npz", **arrays)
                 paths.append(folder / f"{p.name}.npz")
         captions = {p.name: {"caption": p.caption, "numbers": dict(p.numbers)} for p in self.items}
         paths.append(folder / "numbers.json")

@@ -84,7 +84,7 @@ def uniform(
         start = _mix(keys * np.uint64(_GOLDEN) + np.uint64(state))
         steps = np.arange(1, slots + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
         bits = _mix(start[:, None] + steps)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def draw(

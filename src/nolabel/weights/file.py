@@ -215,7 +215,7 @@ def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
         t = tensors[name]
         digest.update(_json([name, str(t.dtype).removeprefix("torch."), list(t.shape)]))
         raw = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy())
+        digest.update(raw.numpy().data)
     return digest.hexdigest()
 
 
