@@ -1,12 +1,10 @@
 """Verbs only.  Each verb's work is elsewhere; heavy imports happen inside the verb."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -166,7 +164,7 @@ def _resume(args: list[str]) -> None:
 
 
 def _evaluate(args: list[str]) -> None:
-    from nolabel.evaluate import PROTOCOLS, options_of, run
+    from nolabel.evaluate import PROTOCOLS, evaluate, options_of
 
     names = list(PROTOCOLS)
     name = _first(args, "evaluate", "PROTOCOL", names)
@@ -190,7 +188,8 @@ def _evaluate(args: list[str]) -> None:
         f"nolabel evaluate {name}",
         "Measure an encoder: --encoder ENC --train SRC [--test SRC].",
     )
-    report = run(name, given.encoder, given.train, given.test, options=given.options)
+    options = asdict(given.options)
+    report = evaluate(name, given.encoder, given.train, given.test, **options)
     print(report)
     _write_json(given.json, report.to_json())
 

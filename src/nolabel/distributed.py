@@ -24,13 +24,15 @@ def world_size() -> int:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override]
+        x = x.contiguous()  # before empty_like, which would copy the strides of a view
         parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
+        dist.all_gather(parts, x)
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
-        grad = grad.contiguous()
+        # A copy: autograd may hand the same tensor to others, and all_reduce writes into it.
+        grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)  # every process's loss depends on every slice
         n = len(grad) // world_size()
         return grad[rank() * n : (rank() + 1) * n]
@@ -42,22 +44,27 @@ def gather_with_grad(x: Tensor) -> Tensor:
     The backward pass sums the gradients that all processes have for a slice.  Under DDP, which
     averages over processes, a loss that is a mean per process then has the gradient of the mean
     over the whole batch.
+
+    Args:
+        x: [B, ...], of one shape on all processes (the loader's batches are).
     """
     return _Gather.apply(x) if world_size() > 1 else x
 
 
 @torch.no_grad()
 def sum(x: Tensor) -> Tensor:
-    """Sum over processes, without gradient, in place."""
-    if world_size() > 1:
-        dist.all_reduce(x)
-    return x
+    """Sum of x (any shape) over processes, without gradient; x itself stays as it is."""
+    if world_size() == 1:
+        return x.detach()
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
 
 
 @torch.no_grad()
 def mean(x: Tensor) -> Tensor:
-    """Mean over processes, without gradient, in place."""
-    return sum(x).div_(world_size()) if world_size() > 1 else x
+    """Mean of x (any shape) over processes, without gradient; x itself stays as it is."""
+    return sum(x) / world_size() if world_size() > 1 else x.detach()
 
 
 def barrier() -> None:

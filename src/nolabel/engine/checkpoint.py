@@ -1,16 +1,19 @@
 """The private resume state: written atomically, checked by digest, never unpickled blindly.
 
 A file is one line of JSON (magic, format, step, SHA-256 and length of the rest) and then what
-`torch.save` wrote.  It is read with `weights_only=True`.
+`torch.save` wrote.  It is read with `weights_only=True`.  Saving reads the state and draws nothing
+at random, so a run that saves equals one that does not.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nolabel.errors import FileDamaged, NolabelError
 
 MAGIC = "nolabel-checkpoint"
+FORMAT = 1
 
 
-class SaveFailed(NolabelError):
+class SaveFailed(NolabelError):  # noqa: N818  named as in errors.py
     """A checkpoint could not be written; older ones are untouched."""
 
 
@@ -40,8 +44,12 @@ class Loaded:
 
 
 def capture(method: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
-    """Weights, teacher, centres and the optimiser's moments."""
-    return {"method": method.state_dict(), "optimiser": optimiser.state_dict()}
+    """Weights, teacher, centres and the optimiser's moments: the live tensors, not copies."""
+    return {
+        "method": method.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "optimiser_kind": type(optimiser).__name__,
+    }
 
 
 def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, Any]) -> None:
@@ -51,6 +59,8 @@ def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, 
         FileDamaged: names missing, unexpected or misfit tensors.
     """
     try:
+        if optimiser is not None:
+            _check_moments(method, optimiser, state)
         method.load_state_dict(state["method"], strict=True)
         if optimiser is not None:
             optimiser.load_state_dict(state["optimiser"])
@@ -61,45 +71,74 @@ def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, 
         ) from error
 
 
+def _check_moments(method: nn.Module, optimiser: Optimizer, state: Mapping[str, Any]) -> None:
+    """What torch does not check: the optimiser's kind, and that moments fit their tensors.
+
+    Raises:
+        ValueError: names what does not fit.
+    """
+    kind, saved = type(optimiser).__name__, state["optimiser"]
+    if state.get("optimiser_kind", kind) != kind:
+        raise ValueError(f"its optimiser is {state['optimiser_kind']}, the run's is {kind}.")
+    names = {id(p): n for n, p in method.named_parameters()}
+    held = [len(g["params"]) for g in saved["param_groups"]]
+    wanted = [len(g["params"]) for g in optimiser.param_groups]
+    if held != wanted:
+        raise ValueError(f"its optimiser's groups hold {held} tensors, the run's {wanted}.")
+    wrong = []
+    for old, group in zip(saved["param_groups"], optimiser.param_groups, strict=True):
+        for index, p in zip(old["params"], group["params"], strict=True):
+            for key, value in saved["state"].get(index, {}).items():
+                # Counters have no dimension; every moment has the shape of its tensor.
+                if isinstance(value, Tensor) and value.ndim and value.shape != p.shape:
+                    shapes = f"{list(value.shape)}, not {list(p.shape)}"
+                    wrong.append(f"{key} of {names.get(id(p), '?')} is {shapes}")
+    if wrong:
+        raise ValueError("; ".join(wrong) + ".")
+
+
 def rng_state() -> dict[str, Any]:
-    """Torch's random state, CPU and every CUDA device; nothing else here draws at random."""
+    """Torch's random state, CPU and every CUDA device, as uint8 tensors.
+
+    Nothing of Python's `random` or numpy's global generator is kept: the project draws from
+    neither.  Views and order are keyed by (seed, epoch, sample) and have no state.
+    """
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """The inverse of `rng_state`."""
+    """The inverse of `rng_state`; devices that are only in one of the two are left alone."""
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.cuda.is_available():
+        for device, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(one, device)
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
     """Writes checkpoints/step-XXXXXXXX.ckpt so that a crash at any moment loses nothing.
 
+    Written to a temporary file beside it, flushed to the disk, then renamed.  Afterwards all but
+    the newest `keep` go, as do temporaries that a crash left and files of later steps: a run
+    resumes from the newest whole one, so whatever is newer than this one was damaged.
+
     Raises:
         SaveFailed: the disk is full or not writable; older checkpoints still stand.
     """
     place = Path(folder) / "checkpoints"
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    payload = buffer.getbuffer()
-    header = {
-        "magic": MAGIC,
-        "format": 1,
-        "step": step,
-        "sha256": hashlib.sha256(payload).hexdigest(),
-        "bytes": len(payload),
-    }
     path = place / f"step-{step:08d}.ckpt"
     temporary = path.with_suffix(".tmp")
+    needed = _tensor_bytes(state)  # an estimate: spares a doomed copy and a full disk
     try:
         place.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(place).free
-        if free < len(payload) * 1.05:
-            raise OSError(28, f"{len(payload):,} bytes needed, {free:,} free")
+        if shutil.disk_usage(place).free < needed * 1.05:
+            raise OSError(errno.ENOSPC, "Not enough free space")
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        payload = buffer.getbuffer()
+        needed = len(payload)
         with open(temporary, "wb") as file:
-            file.write(json.dumps(header).encode() + b"\n")
+            file.write(_header(step, payload))
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
@@ -108,11 +147,18 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        advice = "Make the folder writable"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            there = next(p for p in (place, *place.absolute().parents) if p.exists())
+            free = shutil.disk_usage(there).free
+            advice = f"It needs {needed:,} bytes and {free:,} are free: free some space"
         raise SaveFailed(
             f"Cannot write {path}: {error.strerror or error}. Older checkpoints are untouched. "
-            "Free some space, then go on or resume."
+            f"{advice}, then go on or resume."
         ) from error
-    for old in _files(place)[keep:]:
+    files = _files(place)
+    older = [f for f in files if _step(f) <= step]
+    for old in [f for f in files if _step(f) > step] + older[max(keep, 1) :]:
         with contextlib.suppress(OSError):
             old.unlink()
     for orphan in place.glob("*.tmp"):
@@ -144,23 +190,54 @@ def load_checkpoint(folder: Path) -> Loaded:
 
 
 def _files(place: Path) -> list[Path]:
-    """Checkpoints, newest first."""
-    return sorted(place.glob("step-*.ckpt"), reverse=True)
+    """Checkpoints, newest first; by number, as a ninth digit would upset the order of names."""
+    found = [f for f in place.glob("step-*.ckpt") if re.fullmatch(r"step-\d+", f.stem)]
+    return sorted(found, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def _header(step: int, payload: bytes | memoryview) -> bytes:
+    header = {
+        "magic": MAGIC,
+        "format": FORMAT,
+        "step": step,
+        "sha256": hashlib.sha256(payload).hexdigest(),
+        "bytes": len(payload),
+    }
+    return json.dumps(header).encode() + b"\n"
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in a nest of mappings, lists and tuples."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(_tensor_bytes(v) for v in value.values())
+    return sum(_tensor_bytes(v) for v in value) if isinstance(value, list | tuple) else 0
 
 
 def _read(path: Path) -> tuple[int, dict[str, Any]]:
+    step = _step(path)
     with open(path, "rb") as file:
         line, payload = file.readline(100_000), file.read()
-    try:
-        header = json.loads(line)
-        step = int(header["step"])
-        right = header["magic"] == MAGIC and header["bytes"] == len(payload)
-        right = right and header["sha256"] == hashlib.sha256(payload).hexdigest()
-    except (ValueError, KeyError, TypeError):
-        right, step = False, 0
-    if not right:
+    # Compared as a whole with what it must be: the digest guards the payload, not the header, and
+    # one altered digit of the step would resume at a wrong place.
+    if line != _header(step, payload):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            header = json.loads(line)
+            if header["magic"] == MAGIC and header["format"] > FORMAT:
+                raise FileDamaged(
+                    f"The checkpoint {path} is of format {header['format']}, this version reads "
+                    f"{FORMAT}, or it is damaged. Resume with the version that wrote it."
+                )
         raise FileDamaged(f"The checkpoint {path} is damaged (short or altered).")
-    state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # the digest is right, yet this is not a state of ours
+        raise FileDamaged(f"The checkpoint {path} cannot be read: {error}") from error
     return step, state
 
 

@@ -12,15 +12,19 @@ from typing import Any
 
 import torch
 
+from nolabel import __version__
+
 
 def environment() -> dict[str, Any]:
     """Versions, hardware, commit of the package (None unless it is a checkout) and date."""
     versions = {"python": platform.python_version()}
-    for name in ("torch", "torchvision", "timm", "numpy", "nolabel"):
+    for name in ("torch", "torchvision", "timm", "numpy"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "unknown"
+    versions["nolabel"] = __version__  # a checkout has no metadata, or that of an older install
+    versions["cuda"] = torch.version.cuda or "none"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "versions": versions,
@@ -44,15 +48,24 @@ def _cpu() -> str:
 
 
 def _commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
+    """The commit of this very file's checkout.
+
+    That git tracks the file is asked first: a package installed in a virtual environment inside
+    the user's own repository would else be given the commit of that repository.
+    """
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", *args],
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
             timeout=5,
             check=True,
-        )
-        return done.stdout.strip()
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -24,8 +24,12 @@ def say(text: str) -> None:
 class MetricsLog:
     """Appends one JSON object a line, flushed at once.
 
-    On opening for a resume at step s, lines of steps after s are dropped: the resumed run writes
-    them again.
+    A line's "step" is the number of steps done, so a run that resumes at step s has written lines
+    up to s itself.  On opening, lines after s are dropped: the resumed run writes them again.
+
+    Args:
+        path: the file; created if it is not there.
+        start: step at which the run starts or resumes.
     """
 
     def __init__(self, path: Path, start: int = 0):
@@ -39,21 +43,38 @@ class MetricsLog:
                 except (ValueError, KeyError, TypeError):
                     continue  # a line cut short by a crash
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(kept)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut after the rename may leave it empty
             os.replace(temporary, path)
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Writes a line; numbers that are not finite become null."""
-        safe = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()
-        }
-        self.file.write(json.dumps(safe) + "\n")
+        self.file.write(json.dumps(_strict(line), allow_nan=False) + "\n")
         self.file.flush()
 
     def close(self) -> None:
         """Closes the file."""
         self.file.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+
+def _strict(value: Any) -> Any:
+    """The value as strict JSON knows it: scalars of torch and numpy as numbers, no NaN."""
+    if isinstance(value, Mapping):
+        return {str(k): _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Progress:
@@ -94,10 +115,10 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def update(self, step: int, loss: float, images: int, wait: float) -> None:
-        """Step `step` is done; it had `images` images and waited `wait` seconds for data."""
+    def update(self, step: int, loss: float, images: int, wait_seconds: float) -> None:
+        """Step `step` is done; it had `images` images and waited so long for data."""
         now = time.monotonic()
-        self._recent.append((now, images, wait))
+        self._recent.append((now, images, wait_seconds))
         span = now - self._recent[0][0]
         later = list(self._recent)[1:]
         if span > 0:

@@ -98,6 +98,8 @@ def set_rates(optimiser: Optimizer, optim: Optim, clock: Clock) -> None:
 def clip_gradients(parameters: Iterable[nn.Parameter], optim: Optim) -> None:
     """Shortens gradients longer than `optim.clip`: all together, or (DINO) each tensor alone.
 
+    The factor is max_norm / (norm + 1e-6), at most 1 (torch's, and DINO's utils.clip_gradients).
+
     Raises:
         UsageError: `clip_by` is neither "global" nor "tensor".
     """
@@ -106,7 +108,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], optim: Optim) -> None:
     if optim.clip_by not in ("global", "tensor"):
         raise unknown("way to clip", optim.clip_by, ("global", "tensor"))
     grads = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(grads)
+    if not grads:
+        return
+    norms = _norms(grads)
     if optim.clip_by == "global":
         norms = [torch.linalg.vector_norm(torch.stack(norms))] * len(grads)
     factors = [(optim.clip / (n + 1e-6)).clamp(max=1.0) for n in norms]
@@ -114,8 +118,16 @@ def clip_gradients(parameters: Iterable[nn.Parameter], optim: Optim) -> None:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Norm of all gradients together, a scalar on the device."""
+    """Norm of all gradients together: a scalar on their device, fp32 at least; 0 if none."""
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    return torch.linalg.vector_norm(torch.stack(_norms(grads)))
+
+
+def _norms(grads: list[Tensor]) -> list[Tensor]:
+    """Norm of each tensor, in fp32 at least: squares of bf16 or fp16 lose or overflow."""
+    wide = torch.float32
+    for dtype in {g.dtype for g in grads}:
+        wide = torch.promote_types(wide, dtype)
+    return list(torch._foreach_norm(grads, 2, dtype=wide))

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -110,6 +111,7 @@ def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
         )
     device = device_of(run)
     method.to(device)
+    warm(source)
     run = calibrate.resolve(run, method, plan, source, device, quiet=quiet)
     if folder.exists():
         shutil.rmtree(folder)
@@ -138,6 +140,7 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Run:
             f"The data changed: the run was started on {run.images} images, {s.data} now holds "
             f"{len(source)}. Restore the data, or start a new run with --init {folder}."
         )
+    warm(source)
     device = device_of(run)
     # The weights come from the checkpoint: what --init named may be gone by now.
     bare = dataclasses.replace(run, settings=dataclasses.replace(s, init=None))
@@ -280,6 +283,13 @@ def _loop(
         images = (total - first) * batch_size
         spent = time.monotonic() - began
         say(f"Done: {total} steps, {images:,} images in {spent:.0f} s. Encoder: {folder}")
+
+
+def warm(source: Source) -> None:
+    """Makes a procedural set once, here, so that every worker shares it from the start."""
+    if hasattr(source, "images") and getattr(source, "in_memory", True):
+        for start in range(0, len(source), 1024):
+            source.images(np.arange(start, min(start + 1024, len(source))))
 
 
 def export(run: Run, method: Method, plan: ViewPlan) -> None:

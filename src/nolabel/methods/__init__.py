@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from nolabel.errors import UsageError, unknown
@@ -66,11 +68,9 @@ def _own(name: str) -> type[Method]:
     path = Path(file).expanduser().resolve()
     if not path.is_file():
         raise UsageError(f"No such file: {file}. Give path/to/file.py:Class.")
-    spec = importlib.util.spec_from_file_location(f"nolabel_own_{path.stem}", path)
-    assert spec and spec.loader  # noqa: S101  a .py file always has both
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    # The same text is loaded once, so that its class is one class wherever it is asked for.
+    key = f"nolabel_own_{path.stem}_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    module = sys.modules.get(key) or _execute(path, key)
     own = [
         key
         for key, value in vars(module).items()
@@ -84,3 +84,17 @@ def _own(name: str) -> type[Method]:
             f"{', '.join(own) or 'none (subclass nolabel.methods.base.Method)'}."
         )
     return getattr(module, attribute)
+
+
+def _execute(path: Path, key: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(key, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} cannot be imported. Give a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[key]
+        raise
+    return module

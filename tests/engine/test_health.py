@@ -1,0 +1,85 @@
+"""Signals without labels, and the guard against steps that are not finite."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nolabel.engine.health import NonFiniteGuard, effective_rank, feature_std, signals
+from nolabel.errors import GuardStop
+
+
+def test_spread_does_not_depend_on_the_features_lengths():
+    z = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
+    lengths = torch.rand(500, 1) * 10 + 0.1
+    assert feature_std(z * lengths) == pytest.approx(feature_std(z), rel=1e-5)
+
+
+def test_spread_falls_as_features_gather_around_one_direction():
+    z = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
+    spreads = [feature_std(z + shift) for shift in (0.0, 1.0, 5.0, 100.0)]
+    assert spreads == sorted(spreads, reverse=True)
+    assert spreads[0] > 0.95
+    assert spreads[-1] < 0.02
+
+
+def test_effective_rank_is_the_number_of_equal_singular_values():
+    z = torch.zeros(20, 8)
+    z[:5, :5] = 3.0 * torch.eye(5)
+    assert effective_rank(z) == pytest.approx(5.0, rel=1e-5)
+    s = torch.tensor([3.0, 1.0])  # p = 3/4, 1/4
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert effective_rank(torch.diag(s)) == pytest.approx(math.exp(entropy), rel=1e-5)
+
+
+def test_collapse_to_one_point_shows_in_both_signals():
+    found = signals(torch.ones(32, 8))
+    assert found["feature_std"] == pytest.approx(0.0, abs=1e-6)
+    assert found["effective_rank"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_collapse_to_zero_and_a_single_image_give_numbers():
+    for z in (torch.zeros(8, 4), torch.randn(1, 4)):
+        assert all(math.isfinite(v) for v in signals(z).values())
+
+
+def test_features_that_are_not_finite_give_nan_and_no_error():
+    z = torch.randn(8, 4)
+    z[3, 2] = torch.inf
+    assert all(math.isnan(v) for v in signals(z).values())
+
+
+def test_signals_of_half_precision_features_with_gradient_are_plain_numbers():
+    z = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    half = signals(z.bfloat16().requires_grad_())
+    assert half == pytest.approx(signals(z), rel=0.02)
+    assert all(type(v) is float for v in half.values())
+
+
+def test_the_guard_says_what_happened_and_what_to_do():
+    guard = NonFiniteGuard(limit=2)
+    assert not guard.check(torch.tensor(2.5), torch.tensor(torch.inf))
+    with pytest.raises(GuardStop) as stop:
+        guard.check(torch.tensor(2.5), torch.tensor(torch.inf))
+    for part in ("gradient norm was", "2 steps", "loss 2.5", "inf", "--optim.lr", "fp32"):
+        assert part in str(stop.value)
+    with pytest.raises(GuardStop, match="The loss was"):
+        NonFiniteGuard(limit=1).check(torch.tensor(torch.nan), torch.tensor(torch.nan))
+
+
+def test_the_guard_takes_plain_numbers():
+    guard = NonFiniteGuard()
+    assert guard.check(1.0, 2.0)
+    assert not guard.check(math.nan, 2.0)
+
+
+def test_the_guards_whole_state_is_one_integer():
+    first = NonFiniteGuard(limit=3)
+    for _ in range(2):
+        assert not first.check(math.inf, 1.0)
+    second = NonFiniteGuard(limit=3)
+    second.consecutive = int(first.consecutive)
+    with pytest.raises(GuardStop):
+        second.check(math.inf, 1.0)

@@ -1,0 +1,73 @@
+"""Every command and example in the README and the documentation runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from nolabel import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "docs/own-method.md"]
+QUICK = ["--steps", "2", "--batch-size", "8", "--backbone", "vit_pico", "--precision", "fp32"]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def place(photos, tmp_path, monkeypatch):
+    """A working folder as the examples assume it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").symlink_to(photos)
+    (tmp_path / "labelled").symlink_to(photos)
+    Image.new("RGB", (64, 48), (90, 120, 30)).save("photo.jpg")
+    return tmp_path
+
+
+def test_commands_run(place):
+    mine = blocks("docs/own-method.md", "python")[0]
+    (place / "mine.py").write_text(mine)
+    seen = 0
+    for page in PAGES:
+        for line in "".join(blocks(page, "bash")).splitlines():
+            words = shlex.split(line, comments=True)
+            if not words or words[0] != "nolabel":
+                continue
+            seen += 1
+            quick = []
+            if words[1] == "pretrain":  # the same command, only shorter
+                quick = QUICK if "--steps" not in words else QUICK[2:]
+                quick = [*quick, "--local-crops", "2"] if "dino" in words else quick
+            assert cli.main([*words[1:], *quick]) == 0, line
+    assert seen >= 7
+
+
+def test_python_examples_run(place, capsys):
+    import nolabel
+
+    (place / "mine.py").write_text(blocks("docs/own-method.md", "python")[0])
+    examples = [code for page in PAGES for code in blocks(page, "python")]
+    assert len(examples) >= 3
+    for code in examples:
+        exec(compile(code, "example", "exec"), {"__name__": "__main__"})  # noqa: S102
+    assert nolabel.__doc__
+
+
+def test_makefile_has_the_two_commands_of_the_readme():
+    text = (ROOT / "Makefile").read_text()
+    for command in ("demo", "test", "lint", "setup", "bench"):
+        assert f"\n{command}:" in text
+
+
+def test_dino_reads_from_end_to_end_in_six_files_and_900_lines():
+    files = ["methods/dino.py", "methods/base.py", "ops/losses.py", "heads.py", "state.py",
+             "schedules.py"]  # fmt: skip
+    lines = [len((ROOT / "src/nolabel" / f).read_text().splitlines()) for f in files]
+    assert len(files) <= 6
+    assert sum(lines) <= 900

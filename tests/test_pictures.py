@@ -1,0 +1,179 @@
+"""Pictures and report: right on known cases, and honest about what they show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from nolabel.backbones import build
+from nolabel.data.creatures import Creatures
+from nolabel.methods.mae import MAE
+from nolabel.pictures.attention import attention, mass_mask
+from nolabel.pictures.paint import Pictures, to_pixels
+from nolabel.pictures.pca import pca, principal
+from nolabel.pictures.reconstruct import reconstruct
+from nolabel.pictures.views import views
+from nolabel.report.page import build_report, verdict
+from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, View, ViewPlan
+from nolabel.weights import load
+
+ORACLE = Path(__file__).parent / "oracles" / "attention_mass.safetensors"
+
+
+@pytest.fixture(scope="module")
+def images():
+    return Creatures(size=32, count=20).images(np.arange(4))
+
+
+def test_mass_mask_matches_the_official_numbers():
+    o = load_file(ORACLE)
+    with safe_open(ORACLE, "pt") as file:
+        mass = float(file.metadata()["mass"])
+    assert torch.equal(mass_mask(o["attention"], mass), o["mask"])
+
+
+def test_the_kept_mass_is_enough_and_masks_are_nested():
+    a = torch.rand(3, 2, 50, generator=torch.Generator().manual_seed(0))
+    share = a / a.sum(-1, keepdim=True)
+    before = None
+    for mass in (0.2, 0.5, 0.8):
+        kept = mass_mask(a, mass)
+        assert ((share * kept).sum(-1) >= mass - 1e-5).all()
+        if before is not None:
+            assert (kept | ~before).all()
+        before = kept
+
+
+def test_attention_of_the_true_figure_reaches_the_ceiling_of_the_grid():
+    creatures = Creatures(size=32, count=20)
+    samples = [creatures.read(i) for i in range(4)]
+    masks = np.stack([s.mask for s in samples])
+
+    class Oracle:
+        """Attends evenly to every patch of which three tenths lie in the figure."""
+
+        backbone = build("vit_pico", image_size=32)
+        mean, std, name = IMAGENET_MEAN, IMAGENET_STD, "oracle"
+
+        def prepare(self, x):
+            return load("random:vit_pico").prepare(x)
+
+        def attention(self, x, layer):
+            cells = masks.reshape(4, 8, 4, 8, 4).mean((2, 4)) > 0.3
+            a = torch.from_numpy(cells.reshape(4, 1, 64).astype(np.float32)) + 1e-6
+            return a / a.sum(-1, keepdim=True)
+
+    (p,) = attention(Oracle(), [s.image for s in samples], mass=0.999, masks=masks)
+    assert p.numbers["iou_best_head"] > 0.9 * p.numbers["iou_ceiling"]
+    assert p.numbers["iou_ceiling"] < 1
+
+
+def test_pca_equals_the_singular_value_decomposition():
+    x = np.random.default_rng(0).normal(size=(200, 12)) * np.arange(1, 13)
+    scores, share = principal(x)
+    _, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.linalg.norm(scores, axis=0), s[:3], rtol=1e-8)
+    np.testing.assert_allclose(share, s[:3] ** 2 / (s**2).sum(), rtol=1e-8)
+
+
+def test_pca_gives_two_copies_of_an_image_the_same_colours(images):
+    (p,) = pca(load("random:vit_pico"), [images[0], images[1], images[0]])
+    np.testing.assert_allclose(p.data["scores"][0], p.data["scores"][2], atol=1e-4)
+
+
+def test_pca_works_on_a_resnet(images):
+    (p,) = pca(load("random:resnet_nano", image_size=32), list(images))
+    assert p.image.ndim == 3
+
+
+def test_reconstruction_pastes_visible_pixels_untouched_and_beats_nothing_untrained(images):
+    backbone = build("vit_pico", image_size=32)
+    MAE.init(backbone)
+    mae = MAE(backbone, MAE.Options(decoder_dim=32, decoder_depth=1, decoder_heads=2)).eval()
+    x = load("random:vit_pico").prepare(images)
+    made = reconstruct(mae, x, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert [p.name for p in made] == ["reconstruct-75", "reconstruct-85", "reconstruct-95"]
+    for p, ratio in zip(made, (0.75, 0.85, 0.95), strict=True):
+        removed = p.data["mask"].reshape(4, -1).sum(1)
+        assert (removed == 64 - int(64 * (1 - ratio))).all()
+        assert "true" in p.caption  # normalised targets know more than the network
+        assert np.isfinite(p.numbers["psnr"])
+
+
+def test_pixels_survive_normalising_and_back(images):
+    x = load("random:vit_pico").prepare(images).numpy()
+    np.testing.assert_array_equal(to_pixels(x, IMAGENET_MEAN, IMAGENET_STD), images)
+
+
+def test_views_show_every_crop(images):
+    plan = ViewPlan(views=(View(name="global", count=2, size=32), View(name="local", size=16)))
+    (p,) = views(plan, list(images))
+    assert p.image.shape[1] > 4 * 112
+
+
+def test_saved_pictures_bring_their_data_and_numbers(images, tmp_path):
+    made = pca(load("random:vit_pico"), list(images))
+    assert isinstance(made, Pictures)
+    made.save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"pca.png", "pca.npz", "numbers.json"}
+    numbers = json.loads((tmp_path / "numbers.json").read_text())["pca"]["numbers"]
+    assert numbers == made.numbers["pca"]
+    assert "data:image/png" in made._repr_html_()
+
+
+def rows(trained, pixels, random):
+    def row(name, value):
+        return {"encoder": name, "setting": "k=20", "metric": "top1", "value": value,
+                "low": value - 0.02, "high": value + 0.02}  # fmt: skip
+
+    return [row("pixels", pixels), row("random:x", random), row("x", trained)]
+
+
+@pytest.mark.parametrize(
+    ("table", "metrics", "word"),
+    [
+        (rows(0.7, 0.4, 0.2), [{"step": 1, "feature_std": 0.9}], "Learned"),
+        (rows(0.41, 0.4, 0.2), [{"step": 1, "feature_std": 0.9}], "Inconclusive"),
+        (rows(0.7, 0.4, 0.2), [{"step": 1, "feature_std": 0.01}], "Collapsed"),
+        ([], [{"step": 1, "feature_std": 0.9, "effective_rank": 9.0}], "Not measured"),
+        ([], [], "Not measured"),
+    ],
+)
+def test_the_verdict_says_what_the_numbers_say(table, metrics, word):
+    assert verdict(table, metrics).startswith(word)
+
+
+def test_the_report_is_one_offline_file_that_trusts_no_text(tiny_run):
+    run = tiny_run("dino", log_every=1)
+    bad = "</script><img src=x onerror=alert(1)>"
+    (run.folder / "comparison.json").write_text(
+        json.dumps(
+            {
+                "rows": [
+                    {
+                        "encoder": bad,
+                        "setting": "k=20",
+                        "metric": "top1",
+                        "value": 0.5,
+                        "low": None,
+                        "high": None,
+                    }
+                ]
+            }
+        )  # fmt: skip
+    )
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "loss": null}\n{"step": 100, "lo')  # NaN, and cut short
+    page = build_report(run.folder).read_text()
+    assert bad not in page
+    assert "&lt;img" in page
+    assert "<script" not in page
+    assert 'src="http' not in page and "href=" not in page
+    assert build_report(run.folder).read_text() == page
+    assert "Learning rate" in page
