@@ -8,7 +8,6 @@ import nolabel as nl
 
 CASES = {
     "simclr": {"backbone": "resnet_nano", "steps": 60, "batch_size": 128},
-    "dino": {"backbone": "resnet_nano", "steps": 80, "batch_size": 64, "freeze_last_layer": 0},
     "mae": {"backbone": "vit_pico", "steps": 150, "batch_size": 128},
 }
 
