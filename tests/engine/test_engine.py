@@ -250,6 +250,14 @@ def test_a_full_disk_in_mid_run_does_not_stop_the_run(tiny_run, monkeypatch):
     assert ckpt.load_checkpoint(run.folder).step == 4
 
 
+def test_metrics_that_cannot_be_written_do_not_stop_the_run(tiny_run, monkeypatch):
+    def full(self, line):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.MetricsLog, "write", full)
+    assert ckpt.load_checkpoint(tiny_run().folder).step == 4
+
+
 def test_a_checkpoint_that_does_not_fit_names_what_is_wrong():
     net = nn.Linear(2, 2)
     state = ckpt.capture(net, torch.optim.SGD(net.parameters(), lr=0.1))

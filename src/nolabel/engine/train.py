@@ -264,7 +264,10 @@ def _loop(
                 if prober and (done % probe_every < log_every or done == total):
                     line["probe_knn"] = prober(method.encoder, plan)
                     bar.note(f"step {done}: k-NN {line['probe_knn']:.1%}")
-                metrics.write(line)
+                try:
+                    metrics.write(line)
+                except OSError as error:  # a full disk loses a line, not the run
+                    bar.note(f"Could not write metrics at step {done}: {error}")
             due = done % s.checkpoint_every == 0 if s.checkpoint_every else (
                 time.monotonic() - saved_at > CHECKPOINT_SECONDS
             )  # fmt: skip
