@@ -257,7 +257,19 @@ def _in_workers(dataset: StepDataset, steps: _Steps, workers: int, pin: bool) ->
             yield dataset.finish(_unpacked(parcel.content)) if decode_only else parcel.content
     finally:
         # An error's traceback would keep the iterator, hence the workers, alive.
-        getattr(parcels, "_shutdown_workers", lambda: None)()
+        stop = getattr(parcels, "_shutdown_workers", lambda: None)
+        try:
+            stop()
+        except RuntimeError as error:
+            # The signal of a worker's death may arrive only now; what it means is said already.
+            if not _is_death(error):
+                raise
+            stop()
+
+
+def _is_death(error: RuntimeError) -> bool:
+    """Whether DataLoader speaks of a worker that died."""
+    return "exited unexpectedly" in str(error) or "killed by signal" in str(error)
 
 
 def _received(parcels: Iterator[_Parcel]) -> Iterator[_Parcel]:
@@ -265,7 +277,7 @@ def _received(parcels: Iterator[_Parcel]) -> Iterator[_Parcel]:
     try:
         yield from parcels
     except RuntimeError as error:
-        if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+        if not _is_death(error):
             raise
         raise DataError(
             f"A data worker died ({str(error).splitlines()[0]}).  Most often memory ran out, or "
