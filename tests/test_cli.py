@@ -65,6 +65,16 @@ def test_help_and_lists_import_nothing_heavy(args):
     assert done.stderr.strip() == "[]"
 
 
+def test_a_pipe_that_closes_early_gives_no_traceback():
+    command = [sys.executable, "-c", "import sys, nolabel.cli as c; sys.exit(c.main(['--help']))"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout is not None and child.stderr is not None
+    child.stdout.close()  # before the first word, as `| head -0` would
+    said = child.stderr.read().decode()
+    child.wait(60)
+    assert said == "", said
+
+
 def test_importing_the_package_imports_nothing_heavy():
     code = "import nolabel, sys; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

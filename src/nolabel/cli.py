@@ -42,22 +42,9 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0 if args else 2
-    if args[0] == "--version":
-        from importlib.metadata import version
-
-        print(version("nolabel"))
-        return 0
     try:
-        if args[0] not in VERBS:
-            raise unknown("verb", args[0], VERBS)
-        verbs: dict[str, Callable[[list[str]], None]] = {
-            "demo": _demo, "pretrain": _pretrain, "resume": _resume, "evaluate": _evaluate,
-            "compare": _compare, "show": _show, "report": _report, "list": _list,
-        }  # fmt: skip
-        verbs[args[0]](args[1:])
+        code = _run(args)
+        sys.stdout.flush()  # here, so that a closed pipe (`| head`) is noticed and forgiven
     except NolabelError as error:
         print(f"nolabel: {error}", file=sys.stderr)
         return error.exit_code
@@ -67,6 +54,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"nolabel: {error}. Check the path and the free space.", file=sys.stderr)
         return 1
+    return code
+
+
+def _run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if args else 2
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("nolabel"))
+        return 0
+    verbs: dict[str, Callable[[list[str]], None]] = {
+        "demo": _demo, "pretrain": _pretrain, "resume": _resume, "evaluate": _evaluate,
+        "compare": _compare, "show": _show, "report": _report, "list": _list,
+    }  # fmt: skip
+    if args[0] not in verbs:
+        raise unknown("verb", args[0], VERBS)
+    verbs[args[0]](args[1:])
     return 0
 
 
@@ -175,13 +181,15 @@ def _evaluate(args: list[str]) -> None:
     import tyro
 
     kind = options_of(name)
+    text, maybe, told = str, str | None, tyro.conf.arg
     fields: list[Any] = [
-        ("encoder", str),
-        ("train", str),
-        ("test", str | None, None),
+        ("encoder", Annotated[text, told(help="ENC: a run's folder, timm:NAME, pixels, ...")]),
+        ("train", Annotated[text, told(help="SRC with labels, to learn from")]),
+        ("test", Annotated[maybe, told(help="SRC with labels, to judge on; by default "
+                                       "the set's test split, or a fifth of train")], None),
         ("options", Annotated[kind, tyro.conf.OmitArgPrefixes], kind()),
-        ("json", str | None, None),
-    ]
+        ("json", Annotated[maybe, told(help="write the table to this file")], None),
+    ]  # fmt: skip
     given = _flags(
         make_dataclass("Evaluate", fields, frozen=True, kw_only=True),
         args[1:],
@@ -279,6 +287,14 @@ def _list(args: list[str]) -> None:
     what = _first(args, "list", "WHAT", LISTS)
     if what is None:
         return
+    out = None
+    if args[1:]:
+
+        @dataclass(frozen=True, kw_only=True)
+        class List:
+            json: str | None = None  # write the list to this file
+
+        out = _flags(List, args[1:], f"nolabel list {what}", VERBS["list"]).json
     rows: list[dict[str, Any]]
     if what == "methods":
         from nolabel.methods import METHODS
@@ -313,8 +329,7 @@ def _list(args: list[str]) -> None:
     for row in rows:
         print(f"  {row['name']:<16} {row['description']}"
               + (f"  ({row['paper']})" if row.get("paper") else ""))  # fmt: skip
-    if "--json" in args[1:-1]:
-        _write_json(args[args.index("--json") + 1], rows)
+    _write_json(out, rows)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ PRESETS: dict[str, Preset] = {
             "output_stride": 16,
             "zero_init_last": False,
             "maxpool": False,
+            "image_size": 32,
         },
         "ResNet of 0.6 M parameters for 32-96 px on a CPU: one block a stage, no pooling in front",
     ),

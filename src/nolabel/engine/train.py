@@ -345,10 +345,11 @@ class _Skipped:
         new = [(p, r) for p, r in dict(skipped).items() if p not in self.seen]
         if not new:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            for path, reason in new:
-                self.seen.add(path)
-                file.write(json.dumps({"path": path, "reason": reason}) + "\n")
+        self.seen |= {path for path, _ in new}
+        lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new)
+        # A full disk costs the list, not the run: the files are counted all the same.
+        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
         if len(self.seen) > self.max_bad * self.images:
             path, reason = new[-1]
             raise DataError(

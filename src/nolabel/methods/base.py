@@ -55,7 +55,7 @@ class Method(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        pass
+        """The method's own options; each one is a flag, its comment the flag's help."""
 
     def __init__(self, backbone: Backbone, options: Any) -> None:
         super().__init__()

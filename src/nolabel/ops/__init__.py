@@ -1,0 +1,1 @@
+"""Stateless maths that several methods share."""
