@@ -27,7 +27,10 @@ class WeightNormLinear(nn.Module):
 
 
 class PrototypeHead(nn.Module):
-    """DINO's head: three layers, a unit-length bottleneck, weight-normalised prototypes."""
+    """DINO's head: three layers, a unit-length bottleneck, weight-normalised prototypes.
+
+    `batch_norm` stands after each hidden layer, as the official code offers it.
+    """
 
     def __init__(
         self,
@@ -37,15 +40,14 @@ class PrototypeHead(nn.Module):
         hidden: int = 2048,
         bottleneck: int = 256,
         norm_last_layer: bool = True,
+        batch_norm: bool = False,
     ):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, bottleneck),
-        )
+        layers: list[nn.Module] = []
+        for width in (dim, hidden):
+            norm = [nn.BatchNorm1d(hidden)] if batch_norm else []
+            layers += [nn.Linear(width, hidden), *norm, nn.GELU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from nolabel import methods
+from nolabel.backbones import patch_of
 from nolabel.data.order import steps_per_epoch
 from nolabel.data.sources import Source, open_source
 from nolabel.errors import BadImage, DataError, UsageError, did_you_mean, unknown
@@ -186,6 +187,7 @@ def resolve(
         images=len(source),
         batch_size=s.batch_size,
         conv="resnet" in str(s.backbone),
+        patch_size=1 if "resnet" in str(s.backbone) else s.patch_size or patch_of(str(s.backbone)),
         device=s.device,
     )
     saved = read_yaml(s.recipe) if s.recipe not in ("auto", "paper") else {}
@@ -279,12 +281,17 @@ def _image_size(source: Source, s: Settings) -> int:
 
 
 def _backbone(s: Settings, kind: type[Method]) -> Settings:
-    """A ViT fit for the image size and the machine; patch so that a side has eight patches."""
+    """A ViT fit for the image size, the machine and the method."""
     assert s.image_size is not None  # noqa: S101
     if s.backbone is None:
         gpu = s.device != "cpu" and torch.cuda.is_available()
         small = s.image_size <= 96
         name = ("vit_micro" if gpu else "vit_nano") if small else "vit_small" if gpu else "vit_tiny"
+        if small and not gpu and "drop" not in kind.needs:
+            # Several whole views an image: in minutes on a CPU many steps of the smallest network
+            # on few patches learn the most.  What drops patches affords more.
+            name, patch = "vit_pico", max(s.image_size // 4, 1)
+            s = dataclasses.replace(s, patch_size=s.patch_size or patch)
         s = dataclasses.replace(s, backbone=name)
     if s.patch_size is None and s.backbone in ("vit_pico", "vit_nano", "vit_micro"):
         s = dataclasses.replace(s, patch_size=max(int(s.image_size or 0) // 8, 4))

@@ -106,7 +106,7 @@ def build(
         if image_size is not None:
             kwargs["img_size"] = image_size
         cfg = timm.get_pretrained_cfg(timm_name.split(".")[0])
-        patch = kwargs.get("patch_size") or _patch_of(timm_name)
+        patch = kwargs.get("patch_size") or patch_of(timm_name)
         patch_grid(kwargs.get("img_size") or (cfg.input_size[-1] if cfg else 224), patch)
     elif patch_size is not None:
         raise UsageError(f"--patch-size is for ViTs; {name!r} has no patches. Leave it out.")
@@ -124,9 +124,12 @@ def build(
     )
 
 
-def _patch_of(timm_name: str) -> int:
-    """The patch size that stands in a timm name, such as vit_small_patch16_224."""
-    for part in timm_name.split(".")[0].split("_"):
+def patch_of(name: str) -> int:
+    """Side in pixels of the patch that a preset has or that stands in a timm name (patch16)."""
+    preset = PRESETS.get(name)
+    if preset and "patch_size" in preset.kwargs:
+        return int(preset.kwargs["patch_size"])
+    for part in (preset.timm_name if preset else name).split(".")[0].split("_"):
         if part.startswith("patch") and part[5:].isdigit():
             return int(part[5:])
     return 16

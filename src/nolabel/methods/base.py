@@ -20,7 +20,12 @@ class Facts:
     images: int  # size of the training set
     batch_size: int | None = None  # None: the recipe chooses
     conv: bool = False  # the backbone is a convolutional network
+    patch_size: int = 1  # side of a ViT's patch in pixels; 1 for convolutional networks
     device: str = "cpu"
+
+    def whole_patches(self, size: float) -> int:
+        """The side in pixels nearest to `size` that is a multiple of the patch."""
+        return max(round(size / self.patch_size), 1) * self.patch_size
 
 
 @dataclass(frozen=True, kw_only=True)

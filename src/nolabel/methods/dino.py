@@ -63,6 +63,7 @@ class DINO(Method):
         prototypes: int = 65536  # K, outputs of the head
         hidden: int = 2048  # width of the head's hidden layers
         bottleneck: int = 256  # width of the unit-length bottleneck
+        head_batch_norm: bool = False  # batch norm in the head's hidden layers
         norm_last_layer: bool = True  # prototypes keep norm 1; False lets the norms train
         student_temperature: float = 0.1  # tau_s
         teacher_temperature: float = 0.04  # tau_t after the warm-up (0.07 in the boosted recipe)
@@ -84,12 +85,9 @@ class DINO(Method):
         super().__init__(backbone, options)
         o = options
         head = PrototypeHead(
-            backbone.dim,
-            o.prototypes,
-            hidden=o.hidden,
-            bottleneck=o.bottleneck,
-            norm_last_layer=o.norm_last_layer,
-        )
+            backbone.dim, o.prototypes, hidden=o.hidden, bottleneck=o.bottleneck,
+            norm_last_layer=o.norm_last_layer, batch_norm=o.head_batch_norm,
+        )  # fmt: skip
         self.student = Network(backbone, head)
         self.teacher = Ema(self.student)  # equal at birth
         backbone.set_drop_path(o.drop_path)  # the student alone
@@ -108,26 +106,17 @@ class DINO(Method):
         colour |= {"flip": 0.5, "blur_sigma": o.blur_sigma}
         views = [
             View(
-                name="global",
-                count=2,
-                size=image_size,
-                scale=o.global_scale,
-                blur=(1.0, 0.1),
-                solarise=(0.0, 0.2),
-                **colour,
+                name="global", count=2, size=image_size, scale=o.global_scale,
+                blur=(1.0, 0.1), solarise=(0.0, 0.2), **colour,
             )
-        ]
+        ]  # fmt: skip
         if o.local_crops:
             views.append(
                 View(
-                    name="local",
-                    count=o.local_crops,
-                    size=o.local_size,
-                    scale=o.local_scale,
-                    blur=(0.5,),
-                    **colour,
+                    name="local", count=o.local_crops, size=o.local_size, scale=o.local_scale,
+                    blur=(0.5,), **colour,
                 )
-            )
+            )  # fmt: skip
         return ViewPlan(views=tuple(views))
 
     def step(self, batch: Batch, clock: Clock) -> Step:
@@ -185,23 +174,27 @@ class DINO(Method):
                 weight_decay_end=0.4, clip=3.0, clip_by="tensor",
             )  # fmt: skip
             return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)
-        batch = facts.batch_size or max(min(128, facts.images // 4), 1)
-        small = facts.image_size < 96
-        options = cls.Options(
-            prototypes=1024 if small else 8192,
-            hidden=512 if small else 2048,
-            bottleneck=128 if small else 256,
-            teacher_momentum=0.99,  # fewer steps: a teacher that can follow
-            drop_path=0.0 if small else 0.1,
-            local_crops=4 if small else 8,
-            local_size=facts.image_size // 2 if small else round(facts.image_size * 96 / 224),
-            local_scale=(0.1, 0.4) if small else (0.05, 0.4),
-            grey=0.5 if small else 0.2,
-            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.2, 0.1),
-            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
-        )
+        small = facts.image_size <= 96
+        batch = facts.batch_size or max(min(64 if small else 128, facts.images // 4), 1)
+        if small:  # by pilots of minutes on a CPU
+            options = cls.Options(
+                prototypes=1024, hidden=512, bottleneck=128,
+                head_batch_norm=True,  # without it a small ViT is near collapse for long
+                teacher_momentum=0.97,  # fewer steps: a teacher that can follow
+                freeze_last_layer=0, drop_path=0.0,
+                local_crops=2, local_size=facts.whole_patches(facts.image_size / 2),
+                local_scale=(0.1, 0.4),
+                grey=0.5, jitter=(0.4, 0.4, 0.4, 0.4),  # colour is the shortcut on small pictures
+                blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+            )  # fmt: skip
+        else:
+            options = cls.Options(
+                prototypes=8192, teacher_momentum=0.99,
+                local_size=facts.whole_patches(facts.image_size * 96 / 224),
+                blur_sigma=(0.1, 2.0 * facts.image_size / 224),
+            )  # fmt: skip
         optim = Optim(
-            lr=1e-3 if small else 5e-4 * batch / 256, warmup_epochs=2 if small else 10,
+            lr=2e-3 if small else 5e-4 * batch / 256, warmup_epochs=2 if small else 10,
             weight_decay=0.04, weight_decay_end=0.2, clip=3.0, clip_by="tensor",
         )  # fmt: skip
         return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)

@@ -103,7 +103,7 @@ class SimCLR(Method):
             )  # fmt: skip
             return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)
         batch = facts.batch_size or max(min(256, facts.images // 4), 2)
-        small = facts.image_size < 96
+        small = facts.image_size <= 96
         options = cls.Options(
             temperature=0.2,
             hidden=512,
