@@ -298,11 +298,9 @@ def _backbone(s: Settings, kind: type[Method]) -> Settings:
     return s
 
 
-def _workers(source: Source) -> int:
-    """None for a set in memory, else one a core and at most eight."""
-    if getattr(source, "in_memory", hasattr(source, "images")):
-        return 0
-    return min(os.cpu_count() or 1, 8)
+def _workers(source: Source) -> int | None:
+    """0 for a set in memory; otherwise auto, measured at the start."""
+    return 0 if getattr(source, "in_memory", hasattr(source, "images")) else None
 
 
 def merge(explicit: Mapping[str, Any]) -> Parse:

@@ -1,9 +1,11 @@
-"""What can only be known by trying: is bf16 faster here, and how many steps fit into M minutes."""
+"""What can only be known by trying: is bf16 faster here, do data need workers of their own, and how
+many steps fit into M minutes."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import time
 
 import torch
@@ -11,7 +13,7 @@ import torch
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source
 from nolabel.engine.log import say
-from nolabel.engine.optimiser import build_optimiser
+from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm
 from nolabel.methods.base import Method
 from nolabel.options import Run, with_length
 from nolabel.types import Batch, Clock
@@ -28,9 +30,9 @@ def resolve(
     *,
     quiet: bool = False,
 ) -> Run:
-    """Replaces `precision: auto` and `minutes` by what a few steps on a copy measured."""
+    """Replaces `precision`, `workers` and `minutes` by what a few steps on a copy measured."""
     s = run.settings
-    if s.precision != "auto" and s.steps is not None:
+    if s.precision != "auto" and s.steps is not None and s.workers is not None:
         return run
     batches = _batches(run, plan, source)
     batch = batches[0][0].to(device)
@@ -44,7 +46,13 @@ def resolve(
     if not quiet and len(times) > 1:
         shown = ", ".join(f"{k} {v * 1e3:.0f} ms" for k, v in times.items())
         say(f"precision: {best} (a step takes {shown})")
-    run = dataclasses.replace(run, settings=dataclasses.replace(s, precision=best))
+    s = dataclasses.replace(s, precision=best)
+    if s.workers is None:
+        s = dataclasses.replace(s, workers=_workers(data, times[best], device))
+        if not quiet and s.workers == 0:
+            shown = f"{data * 1e3:.0f} ms of data to {times[best] * 1e3:.0f} ms of training"
+            say(f"workers: 0 ({shown} a step; they would take the cores from each other)")
+    run = dataclasses.replace(run, settings=s)
     if s.steps is None and s.minutes is not None:
         # Workers read while the step runs; without them the two times add up.
         seconds = s.accumulate * (max(times[best], data) if s.workers else times[best] + data)
@@ -53,6 +61,17 @@ def resolve(
         if not quiet:
             say(f"length: {steps} steps in {s.minutes:g} min ({seconds * 1e3:.0f} ms a step)")
     return run
+
+
+def _workers(data: float, step: float, device: torch.device) -> int:
+    """Processes that read data: one a core, at most eight; none if that is faster.
+
+    Training on the CPU uses all cores itself.  Workers beside it interrupt its threads, which wait
+    for each other, and cost more than they bring until reading takes about half of a step.
+    """
+    if device.type == "cpu" and data < step / 2:
+        return 0
+    return min(os.cpu_count() or 1, 8)
 
 
 def _batches(run: Run, plan: ViewPlan, source: Source) -> list[tuple[Batch, float]]:
@@ -80,6 +99,7 @@ def _step_seconds(
     trial = copy.deepcopy(method).train()
     optimiser = build_optimiser(trial, run.optim)
     clock = Clock(0, 1000, max(run.steps_per_epoch, 1))
+    parameters = [p for p in trial.parameters() if p.requires_grad]
     times = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for _ in range(5):
@@ -87,10 +107,12 @@ def _step_seconds(
             with autocast(precision, device):
                 loss = trial.step(batch, clock).loss
             loss.backward()
+            gradient_norm(parameters)
+            clip_gradients(parameters, run.optim)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             trial.after_update(clock)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - tick)
-    return sorted(times)[1]
+    return sorted(times)[2]  # the median

@@ -21,6 +21,7 @@ def describe(run: Run, source: Source) -> str:
         length = f"{s.steps} steps = {s.steps / run.steps_per_epoch:.1f} epochs"
     else:
         length = f"{s.minutes:g} minutes, measured first"
+    workers = "auto" if s.workers is None else s.workers
     encoder = method.encoder
     # Parameter, gradient and two moments in fp32, and a frozen copy where there is one.
     memory = trainable * 16 + frozen * 4
@@ -31,7 +32,7 @@ def describe(run: Run, source: Source) -> str:
         f"width {encoder.dim}, {count_parameters(encoder):,} parameters",
         f"training   {length}, batch {s.batch_size}"
         + (f" in {s.accumulate} micro-batches" if s.accumulate > 1 else "")
-        + f", {s.workers} workers, seed {s.seed}, precision {s.precision}",
+        + f", {workers} workers, seed {s.seed}, precision {s.precision}",
         *(f"view       {line}" for line in plan.describe()),
         "options    " + _values(run.options),
         "optimiser  " + _values(run.optim),
