@@ -342,6 +342,17 @@ def test_prototypes_keep_unit_norm_when_asked():
     assert torch.equal(fixed.weight_g, torch.ones(64, 1))
 
 
+def test_batch_norm_in_the_head_spreads_alike_inputs_over_the_prototypes():
+    """Embeddings of a fresh network differ by little; without it their logits are all but equal."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 16) + 0.01 * torch.randn(64, 16)
+    spread = {}
+    for batch_norm in (False, True):
+        head = PrototypeHead(16, 32, hidden=24, bottleneck=8, batch_norm=batch_norm)
+        spread[batch_norm] = float(head(x).std(0).mean())
+    assert spread[True] > 10 * spread[False], spread
+
+
 def test_stochastic_depth_is_in_the_student_only():
     method = DINO(small_vit(), options(drop_path=0.5))
 

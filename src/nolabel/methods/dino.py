@@ -15,6 +15,8 @@ Differs from the original:
   - the centre's mean covers the whole optimiser step under gradient accumulation (the official
     code has no accumulation), and a step skipped by the guard leaves it alone;
   - blur is a true Gaussian of the drawn deviation, not PIL's box approximation;
+  - batch norm in the head, an option of the official code too, takes its statistics per process
+    and micro-batch, so that accumulation is exact only without it;
   - the recipe "auto" (ours) is for small data and small machines.
 """
 
@@ -105,18 +107,12 @@ class DINO(Method):
         colour: dict[str, Any] = {"jitter": o.jitter, "jitter_p": 0.8, "grey": o.grey}
         colour |= {"flip": 0.5, "blur_sigma": o.blur_sigma}
         views = [
-            View(
-                name="global", count=2, size=image_size, scale=o.global_scale,
-                blur=(1.0, 0.1), solarise=(0.0, 0.2), **colour,
-            )
+            View(name="global", count=2, size=image_size, scale=o.global_scale,
+                 blur=(1.0, 0.1), solarise=(0.0, 0.2), **colour)
         ]  # fmt: skip
         if o.local_crops:
-            views.append(
-                View(
-                    name="local", count=o.local_crops, size=o.local_size, scale=o.local_scale,
-                    blur=(0.5,), **colour,
-                )
-            )  # fmt: skip
+            views.append(View(name="local", count=o.local_crops, size=o.local_size,
+                              scale=o.local_scale, blur=(0.5,), **colour))  # fmt: skip
         return ViewPlan(views=tuple(views))
 
     def step(self, batch: Batch, clock: Clock) -> Step:
