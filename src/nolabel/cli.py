@@ -33,7 +33,8 @@ def usage() -> str:
         "`nolabel pretrain METHOD --help` adds those of a method.\n\n"
         "A first run:    nolabel demo\n"
         "Your images:    nolabel pretrain dino --data photos/ --out runs/dino\n\n"
-        "SRC  a folder, or creatures, digits, fashion-mnist (each with :train or :test)\n"
+        "SRC  a folder; a list (.txt) or table (.csv, .tsv, .parquet) of paths; tar shards\n"
+        "     ('shards/{000..127}.tar'); creatures, digits, fashion-mnist (:train or :test)\n"
         "ENC  a run's folder, an encoder.safetensors, timm:NAME, random:NAME, pixels\n\n"
         "exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped by a guard, 75 stopped on request"
     )

@@ -32,7 +32,7 @@ from nolabel.types import Optim
 class Settings:
     """What every run shares.  None means "auto": resolved once, printed and saved."""
 
-    data: str = ""  # SRC: a folder, or creatures, digits, fashion-mnist (each with :train, :test)
+    data: str = ""  # SRC: a folder, list, table, shards, or a named set (nolabel list datasets)
     out: str = ""  # the run's folder; default runs/METHOD-DATA
     backbone: str | None = None  # a preset or any timm ViT or ResNet (nolabel list backbones)
     image_size: int | None = None  # side of the network's input in pixels

@@ -147,7 +147,7 @@ def test_a_folder_without_images_says_what_it_saw(tmp_path):
 
 
 def test_a_file_is_not_a_folder(tmp_path):
-    with pytest.raises(UsageError, match="is a file, not a folder"):
+    with pytest.raises(UsageError, match="neither a folder nor a list of images"):
         open_source(_picture(tmp_path / "a.png"))
 
 

@@ -33,7 +33,8 @@ class Folder:
             seen = f"{others:,} other file{'s' * (others != 1)}" if others else "no files at all"
             raise DataError(
                 f"No images in {self.name!r} or below it: {seen}.  Files count as images by their "
-                f"suffix: {' '.join(sorted(SUFFIXES))}."
+                f"suffix: {' '.join(sorted(SUFFIXES))}.  Tar shards are named by a pattern, such "
+                f"as '{self.name}/*.tar'."
             )
         self.labels: np.ndarray | None = None
         self.classes: tuple[str, ...] = ()

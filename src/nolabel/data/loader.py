@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from nolabel.data.blocks import block_index_at
 from nolabel.data.order import batch_indices, replacement, steps_per_epoch
 from nolabel.data.sources import Source, fast_images
 from nolabel.errors import BadImage, DataError, NolabelError, UsageError
@@ -108,7 +109,7 @@ class StepDataset(Dataset[Batch]):
 
     def gather(self, step: int, micro: int) -> Raw:
         """Reads the images of (step, micro)."""
-        epoch, due = batch_indices(self.seed, step, self.batch_size, len(self.source))
+        epoch, due = self._due(step)
         first = (self.first_part + micro) * self.part_size
         due = due[first : first + self.part_size]
         if self._images is not None:
@@ -119,6 +120,17 @@ class StepDataset(Dataset[Batch]):
             image, keys[place] = self._read(index, epoch, skipped)
             images.append(image)
         return Raw(images, due, keys, epoch, tuple(skipped))
+
+    def _due(self, step: int) -> tuple[int, np.ndarray]:
+        """Epoch and images, int64 [batch_size], of a global batch; in blocks for shards."""
+        n, block = len(self.source), int(getattr(self.source, "block", 0))
+        if not block:
+            return batch_indices(self.seed, step, self.batch_size, n)
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        first = batch * self.batch_size
+        return epoch, block_index_at(
+            self.seed, epoch, np.arange(first, first + self.batch_size), n, block
+        )
 
     def finish(self, raw: Raw) -> Batch:
         """Makes the views of decoded images."""
@@ -276,13 +288,13 @@ def _received(parcels: Iterator[_Parcel]) -> Iterator[_Parcel]:
     """What the workers send; their death becomes an error that says what to do."""
     try:
         yield from parcels
-    except RuntimeError as error:
-        if not _is_death(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter in mid-message
+        if isinstance(error, RuntimeError) and not _is_death(error):
             raise
         raise DataError(
-            f"A data worker died ({str(error).splitlines()[0]}).  Most often memory ran out, or "
-            "the shared memory (/dev/shm) of a container is too small: use fewer --workers, a "
-            "smaller --batch-size, or 0 workers to see the cause."
+            f"A data worker died ({(str(error) or 'no word').splitlines()[0]}).  Most often "
+            "memory ran out, or the shared memory (/dev/shm) of a container is too small: use "
+            "fewer --workers, a smaller --batch-size, or 0 workers to see the cause."
         ) from error
 
 

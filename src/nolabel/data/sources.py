@@ -217,9 +217,11 @@ def open_source(
     """Turns what a user names into a source.
 
     Args:
-        spec: A folder; a named set, such as `digits` or `fashion-mnist:test` (a folder of that
-            name is meant by `./digits`); a list of paths, Pillow images or arrays; an array uint8
-            [N, H, W, 3]; or a source, which is returned as it is.
+        spec: A folder; a list of paths (.txt) or a table with the column `path` (.csv, .tsv,
+            .parquet); tar shards, such as `shards/{000..127}.tar`; a named set, such as `digits`
+            or `fashion-mnist:test` (a folder of that name is meant by `./digits`); a list of
+            paths, Pillow images or arrays; an array uint8 [N, H, W, 3]; or a source, which is
+            returned as it is.
         image_size: Side in pixels at which `creatures` are drawn; 32 when None.
         download: Whether a named set may be fetched from the network without asking.
         split_default: The split of a named set when the name has none.
@@ -236,8 +238,9 @@ def open_source(
         return spec
     if not isinstance(spec, str | os.PathLike):
         raise UsageError(
-            f"Data must be a folder, a named set ({', '.join(_TABLE)}), a list of paths or images, "
-            f"an array, or a source; got {type(spec).__name__}."
+            f"Data must be a folder, a list or table of paths, shards, a named set "
+            f"({', '.join(_TABLE)}), a list of paths or images, an array, or a source; got "
+            f"{type(spec).__name__}."
         )
     text = os.fspath(spec)
     name, colon, split_name = text.partition(":")
@@ -247,6 +250,12 @@ def open_source(
         from nolabel.data.folder import Folder
 
         return Folder(text)
+    from nolabel.data import manifest, shards
+
+    if shards.is_shards(text):
+        return shards.Shards(text)
+    if os.path.isfile(text) and manifest.is_manifest(text):
+        return manifest.Manifest(text)
     raise _no_folder(text)
 
 
@@ -270,7 +279,8 @@ def _no_folder(text: str) -> UsageError:
         return UsageError(f"No data named: give a folder of images or a named set.  {sets}")
     if os.path.exists(text):
         return UsageError(
-            f"{text!r} is a file, not a folder.  Give the folder that holds the images."
+            f"{text!r} is neither a folder nor a list of images.  Give the folder that holds the "
+            "images, a list (.txt), a table (.csv, .tsv, .parquet) or shards (.tar)."
         )
     path = Path(text)
     siblings: list[str] = []

@@ -1,0 +1,148 @@
+"""Lists and tables of images: what a row says is what a sample has."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nolabel.data import names
+from nolabel.data.manifest import Manifest
+from nolabel.errors import BadImage, DataError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Five grey squares: picture i has the value 40 i."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(5):
+        Image.new("RGB", (4, 4), (40 * i,) * 3).save(folder / f"{i}.png")
+    return folder
+
+
+def value(source, i):
+    return int(source.read(i).image[0, 0, 0])
+
+
+def test_a_list_gives_its_images_in_its_order_from_its_own_folder(pictures, monkeypatch):
+    file = pictures / "list.txt"
+    file.write_text("3.png\n\n 0.png \n../pictures/4.png\n" + str(pictures / "1.png") + "\n")
+    monkeypatch.chdir(pictures.parent)
+    source = Manifest("pictures/list.txt")
+    assert [value(source, i) for i in range(len(source))] == [120, 0, 160, 40]
+    assert source.labels is None
+
+
+def test_a_table_brings_labels_texts_and_groups(pictures):
+    file = pictures / "table.csv"
+    file.write_text(
+        'path,other,label,text,group\n2.png,x,dog,"a dog, black",p2\n0.png,x,cat,a cat,p1\n'
+        "1.png,x,dog,,p2\n"
+    )
+    source = Manifest(file)
+    assert source.classes == ("cat", "dog")
+    assert source.labels is not None and source.labels.tolist() == [1, 0, 1]
+    assert source.groups is not None and source.groups.tolist() == [1, 0, 1]
+    assert [source.read(i).text for i in range(3)] == ["a dog, black", "a cat", ""]
+    assert source.read(0).label == 1
+
+
+def test_whole_numbers_are_classes_in_the_order_of_numbers(pictures):
+    file = pictures / "table.csv"
+    file.write_text("path,label\n0.png,10\n1.png,9\n2.png,-1\n")
+    assert Manifest(file).classes == ("-1", "9", "10")
+
+
+def test_labels_count_only_when_every_row_has_one(pictures):
+    file = pictures / "table.csv"
+    file.write_text("path,label\n0.png,a\n1.png,\n")
+    assert Manifest(file).labels is None
+
+
+def test_tabs_and_parquet_say_the_same_as_commas(pictures):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    (pictures / "t.tsv").write_text("path\tlabel\ttext\n2.png\t7\ttwo\n0.png\t5\tnought\n")
+    columns = {"path": ["2.png", "0.png"], "label": [7, 5], "text": ["two", "nought"]}
+    parquet.write_table(pyarrow.table(columns), pictures / "t.parquet")
+    for name in ("t.tsv", "t.parquet"):
+        source = Manifest(pictures / name)
+        assert [value(source, i) for i in (0, 1)] == [80, 0]
+        assert source.classes == ("5", "7")
+        assert source.read(0).text == "two"
+
+
+def test_a_missing_file_is_a_bad_image_with_its_path(pictures):
+    (pictures / "list.txt").write_text("nothing.png\n")
+    with pytest.raises(BadImage, match=r"nothing\.png: no such file"):
+        Manifest(pictures / "list.txt").read(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "said"),
+    [
+        ("t.csv", "paht,label\n0.png,1\n", UsageError, "Did you mean 'paht'"),
+        ("t.csv", "path,label\n0.png\n", DataError, "row 2: 1 fields"),
+        ("t.csv", "path,label\n,1\n", DataError, "row 2: the path is empty"),
+        ("t.csv", "path\n", DataError, "lists no image"),
+        ("t.txt", "\n\n", DataError, "lists no image"),
+        ("t.csv", b"path\n\xff\xfe.png\n", DataError, "UTF-8"),
+    ],
+)
+def test_a_list_that_is_not_whole_is_refused_with_what_to_do(name, content, error, said, tmp_path):
+    raw = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(error, match=said):
+        Manifest(tmp_path / name)
+
+
+def test_what_was_read_is_kept_until_the_file_changes(pictures, monkeypatch):
+    from nolabel.data import manifest
+
+    file = pictures / "table.csv"
+    file.write_text("path,label\n0.png,a\n1.png,b\n")
+    first = Manifest(file)
+    monkeypatch.setattr(manifest, "_columns", lambda _: pytest.fail("read again"))
+    again = Manifest(file)
+    assert list(again.paths) == list(first.paths) and again.classes == first.classes
+    np.testing.assert_array_equal(again.labels, first.labels)
+    monkeypatch.undo()
+    monkeypatch.setenv("NOLABEL_CACHE", str(pictures.parent / "cache"))
+    file.write_text("path,label\n2.png,a\n1.png,b\n3.png,b\n")
+    os.utime(file, ns=(1, 1))
+    assert len(Manifest(file)) == 3
+
+
+def test_a_damaged_cache_is_read_past(pictures):
+    file = pictures / "list.txt"
+    file.write_text("0.png\n")
+    Manifest(file)
+    (kept,) = names.cache_folder().iterdir()
+    for damage in (b"", b"PK\x03\x04 nonsense", kept.read_bytes()[:-40]):
+        kept.write_bytes(damage)
+        assert list(Manifest(file).paths) == ["0.png"]
+
+
+def test_without_a_place_to_write_nothing_is_kept_and_nothing_fails(pictures, monkeypatch):
+    (pictures / "file").write_text("")
+    monkeypatch.setenv("NOLABEL_CACHE", str(pictures / "file" / "below"))
+    (pictures / "list.txt").write_text("0.png\n")
+    assert len(Manifest(pictures / "list.txt")) == 1
+
+
+def test_packed_strings_are_what_went_in():
+    given = ["", "a", "später/ß.png", "\udcff raw byte", "x" * 1000, ""]
+    packed = names.Strings.of(given)
+    assert list(packed) == given
+    assert [packed[-1], packed[2]] == ["", given[2]]
+    with pytest.raises(IndexError):
+        packed[6]

@@ -1,0 +1,183 @@
+"""Tar shards: every sample at random, nothing executed, nothing outside its file."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nolabel.data.shards import Shards, braces
+from nolabel.errors import BadImage, DataError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path / "cache"))
+
+
+def png(value):
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (value,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(path, members, **options):
+    with tarfile.open(path, "w", **options) as tar:
+        for name, data in members:
+            info = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if isinstance(data, bytes):
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+            else:
+                tar.addfile(info)
+
+
+def sample(i, label="a", text=None):
+    out = [(f"d/{i:03}.png", png(i)), (f"d/{i:03}.cls", str(label).encode())]
+    return out + ([(f"d/{i:03}.txt", text.encode())] if text else [])
+
+
+def test_samples_of_several_shards_are_read_in_any_order(tmp_path):
+    for shard in range(3):
+        write(tmp_path / f"{shard:02}.tar", sum((sample(10 * shard + i) for i in range(4)), []))
+    source = Shards(f"{tmp_path}/{{00..02}}.tar")
+    assert len(source) == 12
+    values = [int(source.read(i).image[0, 0, 0]) for i in (11, 0, 5, 4, 11)]
+    assert values == [23, 0, 11, 10, 23]
+    assert source.path(4).endswith("01.tar::d/010.png")
+    assert len(Shards(f"{tmp_path}/*.tar")) == 12
+
+
+def test_labels_and_texts_belong_to_their_sample(tmp_path):
+    members = sample(1, 10, "one") + sample(2, 9) + sample(3, 10, "trois: é")
+    write(tmp_path / "a.tar", [members[i] for i in (0, 3, 1, 2, 4, 5, 6, 7)])  # interleaved
+    source = Shards(tmp_path / "a.tar")
+    assert source.classes == ("9", "10")
+    got = [source.read(i) for i in range(3)]
+    assert [(int(s.image[0, 0, 0]), s.label, s.text) for s in got] == [
+        (1, 1, "one"), (2, 0, None), (3, 1, "trois: é"),
+    ]  # fmt: skip
+
+
+def test_one_sample_without_a_label_leaves_all_without(tmp_path):
+    write(tmp_path / "a.tar", [*sample(1), ("b.png", png(7))])
+    assert Shards(tmp_path / "a.tar").labels is None
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was opened",))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_pickles_links_and_names_that_escape_are_never_followed(tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(99))
+    link = tarfile.TarInfo("d/link.png")
+    link.type, link.linkname = tarfile.SYMTYPE, str(secret)
+    hard = tarfile.TarInfo("d/hard.png")
+    hard.type, hard.linkname = tarfile.LNKTYPE, "../secret.png"
+    device = tarfile.TarInfo("d/device.png")
+    device.type = tarfile.CHRTYPE
+    bomb = pickle.dumps(Bomb())
+    box = tmp_path / "box"
+    box.mkdir()
+    write(
+        box / "a.tar",
+        [
+            ("d/1.png", png(1)), ("d/1.pkl", bomb), ("d/1.pyd", bomb), ("d/2.pth", bomb),
+            ("", link), ("", hard), ("", device), ("../../escape.png", png(2)),
+            ("/absolute.png", png(3)),
+        ],
+    )  # fmt: skip
+    source = Shards(box / "a.tar")
+    assert [int(source.read(i).image[0, 0, 0]) for i in range(len(source))] == [1, 2, 3]
+    assert {p.name for p in tmp_path.iterdir()} == {"secret.png", "box", "cache"}
+    assert {p.name for p in box.iterdir()} == {"a.tar"}
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_deep_names_are_read_in_every_dialect(form, tmp_path):
+    deep = "/".join(["folder-of-some-length"] * 40)
+    write(tmp_path / "a.tar", [(f"{deep}/é{i}.png", png(i)) for i in (5, 6)], format=form)
+    source = Shards(tmp_path / "a.tar")
+    assert source.path(1).endswith("é6.png")
+    assert int(source.read(1).image[0, 0, 0]) == 6
+
+
+def test_a_shard_cut_short_gives_what_is_whole_and_lists_the_rest(tmp_path):
+    write(tmp_path / "a.tar", [(f"{i}.png", png(i)) for i in range(5)])
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: 4 * 1024 + 512 + 20])  # in the middle of the fifth
+    source = Shards(tmp_path / "a.tar")
+    bad = 0
+    for i in range(len(source)):
+        try:
+            assert int(source.read(i).image[0, 0, 0]) == i
+        except BadImage as error:
+            bad += 1
+            assert "ends too early" in error.reason
+    assert len(source) - bad == 4
+
+
+def test_a_bad_image_names_shard_and_member(tmp_path):
+    write(tmp_path / "a.tar", [("x.png", b"<html>no image</html>"), ("y.png", png(1))])
+    with pytest.raises(BadImage, match=r"a\.tar::x\.png: a web page"):
+        Shards(tmp_path / "a.tar").read(0)
+
+
+def test_many_shards_do_not_use_up_the_file_descriptors(tmp_path):
+    import os
+
+    for i in range(100):
+        write(tmp_path / f"{i:03}.tar", [("x.png", png(i))])
+    source = Shards(f"{tmp_path}/*.tar")
+    before = len(os.listdir("/proc/self/fd"))
+    assert [int(source.read(i).image[0, 0, 0]) for i in range(100)] == list(range(100))
+    assert len(os.listdir("/proc/self/fd")) - before <= 64
+    del source
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_workers_give_the_same_batches(tmp_path):
+    from nolabel.data.loader import make_loader
+    from nolabel.views import FastViews, View, ViewPlan
+
+    write(tmp_path / "a.tar", sum((sample(i) for i in range(60)), []))
+    source, plan = Shards(tmp_path / "a.tar"), ViewPlan(views=(View(name="v", size=4),))
+
+    def batches(workers):
+        loader = make_loader(source, FastViews(plan, 0), seed=1, batch_size=8, start_step=2,
+                             total_steps=9, workers=workers)  # fmt: skip
+        return [(b.keys.tolist(), b.views["v"]) for b in loader]
+
+    for (keys, x), (others, y) in zip(batches(0), batches(2), strict=True):
+        assert keys == others
+        np.testing.assert_array_equal(x.numpy(), y.numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "said"),
+    [
+        ("a.tar.gz", b"", UsageError, "compressed"),
+        ("missing.tar", None, UsageError, "missing"),
+        ("*.tar", None, UsageError, "no shard matches"),
+        ("a.tar", b"this is no tar" * 100, DataError, "no tar file"),
+        ("a.tar", b"", DataError, "no tar file|No images"),
+    ],
+)
+def test_what_is_no_shard_is_refused_with_what_to_do(name, content, error, said, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=said):
+        Shards(tmp_path / name)
+
+
+def test_braces_count_and_choose():
+    assert braces("a{08..10}.tar") == ["a08.tar", "a09.tar", "a10.tar"]
+    assert braces("{x,y}{1..2}") == ["x1", "x2", "y1", "y2"]
+    assert braces("plain.tar") == ["plain.tar"]
