@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "PROTOCOL --encoder ENC --train SRC [--test SRC]: measure an encoder",
     "compare": "ENC ENC ... --train SRC [--test SRC]: several encoders, one table",
     "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
+    "pack": "--data SRC --out DIR [--max-side N]: shrink and pack into tar shards for speed",
     "report": "DIR: one offline HTML file about a run, with a verdict first",
     "list": "methods | backbones | datasets | protocols | pictures: what there is",
 }
@@ -69,7 +70,7 @@ def _run(args: list[str]) -> int:
         return 0
     verbs: dict[str, Callable[[list[str]], None]] = {
         "demo": _demo, "pretrain": _pretrain, "resume": _resume, "evaluate": _evaluate,
-        "compare": _compare, "show": _show, "report": _report, "list": _list,
+        "compare": _compare, "show": _show, "pack": _pack, "report": _report, "list": _list,
     }  # fmt: skip
     if args[0] not in verbs:
         raise unknown("verb", args[0], VERBS)
@@ -252,6 +253,34 @@ def _show(args: list[str]) -> None:
     for path in pictures.save(given.out):
         print(path)
     _write_json(given.json, pictures.numbers)
+
+
+def _pack(args: list[str]) -> None:
+    import tyro
+
+    from nolabel.data.pack import Packing, pack
+
+    @dataclass(frozen=True, kw_only=True)
+    class Pack:
+        data: str  # SRC
+        out: str  # folder for the shards; a packing that was stopped goes on there
+        packing: Annotated[Packing, tyro.conf.OmitArgPrefixes]
+        json: str | None = None  # write the outcome to this file
+
+    given = _flags(Pack, args, "nolabel pack", VERBS["pack"])
+    from nolabel.data.sources import open_source
+
+    numbers = pack(open_source(given.data), given.out, given.packing)
+    before, after = numbers["bytes_before"], numbers["bytes_after"]
+    size = f"{after / 1e6:,.1f} MB" + (f" from {before / 1e6:,.1f} MB" if before else "")
+    print(f"{numbers['images']:,} images in {numbers['shards']} shards, {size}")
+    if numbers["skipped"]:
+        print(f"{numbers['skipped']} could not be read: {given.out}/skipped.jsonl")
+    rates = [numbers["images_per_second_before"], numbers["images_per_second_after"]]
+    if rates[0]:
+        print(f"read and decoded on one core: {rates[0]:,.0f} images/s before, {rates[1]:,.0f} now")
+    print(f"use it with --data '{numbers['pattern']}'")
+    _write_json(given.json, numbers)
 
 
 def _report(args: list[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nolabel.data.progress import progress_bar
 from nolabel.data.sources import Source, fast_images
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.weights.encoder import Encoder
@@ -58,7 +58,7 @@ def extract(
     values: list[Tensor] = []
     keys: list[np.ndarray] = []
     skipped: list[tuple[str, str]] = []
-    with _bar(f"{encoder.name} on {source.name}", len(source), progress) as advance:
+    with progress_bar(f"{encoder.name} on {source.name}", len(source), progress) as advance:
         for chunk in _chunks(source, batch_size):
             skipped += chunk.skipped
             if len(chunk.keys):
@@ -124,20 +124,3 @@ def _decoding_in_threads() -> Iterator[None]:
             yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
-
-
-@contextlib.contextmanager
-def _bar(title: str, total: int, wanted: bool) -> Iterator:
-    """A progress bar on stderr; yields the function that moves it on."""
-    if not (wanted and sys.stderr.isatty()):
-        yield lambda n: None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape(title), total=total)
-        yield lambda n: bar.advance(task, n)

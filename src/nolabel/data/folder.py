@@ -53,6 +53,11 @@ class Folder:
         """Absolute path of image i."""
         return os.path.join(self.root, self.files[i])
 
+    def raw(self, i: int, /) -> bytes:
+        """The file of image i as it is.  Raises OSError or BadImage."""
+        with open(self.path(i), "rb") as file:
+            return file.read()
+
     def read(self, i: int, /) -> Sample:
         """Image i, decoded.  Raises BadImage."""
         return Sample(image=read_image(self.path(i)), label=label_at(self.labels, i))

@@ -70,6 +70,11 @@ class Manifest:
         """Absolute path of image i."""
         return os.path.join(self.folder, self.paths[i])
 
+    def raw(self, i: int, /) -> bytes:
+        """The file of image i as it is.  Raises OSError or BadImage."""
+        with open(self.path(i), "rb") as file:
+            return file.read()
+
     def read(self, i: int, /) -> Sample:
         """Image i, decoded, with its text.  Raises BadImage."""
         try:

@@ -14,7 +14,9 @@ import itertools
 import os
 import re
 import tarfile
+import threading
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +70,7 @@ class Shards:
         if all(words):
             self.classes, self.labels = names.number(words)
         self._open: OrderedDict[int, int] = OrderedDict()
-        self._process = os.getpid()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -78,26 +80,35 @@ class Shards:
         shard = self._shard(i)
         return f"{self.files[shard]}::{self.members[shard][i - int(self.starts[shard])]}"
 
+    def raw(self, i: int, /) -> bytes:
+        """The file of image i as it is.  Raises OSError or BadImage."""
+        return self._bytes(i, self.images_at[i])
+
     def read(self, i: int, /) -> Sample:
         """Sample i, decoded, with its text.  Raises BadImage."""
         try:
-            image = read_image(self._bytes(i, self.images_at[i]))
-            text = None
-            if self.texts_at[i, 1] >= 0:
-                text = self._bytes(i, self.texts_at[i]).decode("utf-8", "replace").strip()
+            image, text = read_image(self.raw(i)), self.read_text(i)
         except BadImage as error:
             raise BadImage(self.path(i), error.reason) from None
         except OSError as error:
             raise BadImage(self.path(i), f"cannot be read ({error.strerror})") from None
         return Sample(image=image, label=label_at(self.labels, i), text=text)
 
+    def read_text(self, i: int, /) -> str | None:
+        """The text of sample i.  Raises OSError or BadImage."""
+        if self.texts_at[i, 1] < 0:
+            return None
+        return self._bytes(i, self.texts_at[i]).decode("utf-8", "replace").strip()
+
     def _shard(self, i: int) -> int:
         return int(np.searchsorted(self.starts, i, side="right")) - 1
 
     def _bytes(self, i: int, at: np.ndarray) -> bytes:
         offset, size = int(at[0]), int(at[1])
-        # pread has no position of its own: forked workers may share the descriptor.
-        data = os.pread(self._descriptor(self._shard(i)), size, offset)
+        # pread has no position of its own: forked workers may share the descriptor.  The lock
+        # keeps a thread from closing what another is reading.
+        with self._lock:
+            data = os.pread(self._descriptor(self._shard(i)), size, offset)
         if len(data) < size:
             raise BadImage(self.path(i), "the shard ends too early")
         return data
@@ -111,8 +122,12 @@ class Shards:
         self._open[shard] = os.open(self.files[shard], os.O_RDONLY)
         return self._open[shard]
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": OrderedDict()}  # descriptors stay in their process
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_open", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Descriptors and locks stay in their process.
+        self.__dict__.update(state, _open=OrderedDict(), _lock=threading.Lock())
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_open", {}).values():
