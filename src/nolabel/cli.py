@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "PROTOCOL --encoder ENC --train SRC [--test SRC]: measure an encoder",
     "compare": "ENC ENC ... --train SRC [--test SRC]: several encoders, one table",
     "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
+    "scan": "--data SRC: look before training: sizes, bad files, duplicates, a recipe, its cost",
     "pack": "--data SRC --out DIR [--max-side N]: shrink and pack into tar shards for speed",
     "report": "DIR: one offline HTML file about a run, with a verdict first",
     "list": "methods | backbones | datasets | protocols | pictures: what there is",
@@ -70,7 +71,8 @@ def _run(args: list[str]) -> int:
         return 0
     verbs: dict[str, Callable[[list[str]], None]] = {
         "demo": _demo, "pretrain": _pretrain, "resume": _resume, "evaluate": _evaluate,
-        "compare": _compare, "show": _show, "pack": _pack, "report": _report, "list": _list,
+        "compare": _compare, "show": _show, "scan": _scan, "pack": _pack, "report": _report,
+        "list": _list,
     }  # fmt: skip
     if args[0] not in verbs:
         raise unknown("verb", args[0], VERBS)
@@ -253,6 +255,27 @@ def _show(args: list[str]) -> None:
     for path in pictures.save(given.out):
         print(path)
     _write_json(given.json, pictures.numbers)
+
+
+def _scan(args: list[str]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Scan:
+        data: str  # SRC
+        out: str = "scan"  # folder for the contact sheet and the lists
+        method: str | None = None  # the method to suggest settings for; default: this machine's
+        limit: int | None = None  # look at that many images only, spread by chance
+        json: str | None = None  # write the outcome to this file
+
+    given = _flags(Scan, args, "nolabel scan", VERBS["scan"])
+    from nolabel.data.sources import open_source
+    from nolabel.scan import describe, scan
+
+    if given.limit is not None and given.limit < 1:
+        raise UsageError(f"--limit is {given.limit}; it must be above 0.")
+    found = scan(open_source(given.data), given.out, method=given.method, limit=given.limit)
+    print(describe(found))
+    print(f"pictures    {given.out}/contact-sheet.png; lists beside it")
+    _write_json(given.json, found)
 
 
 def _pack(args: list[str]) -> None:

@@ -349,7 +349,7 @@ def test_batch_norm_in_the_head_spreads_alike_inputs_over_the_prototypes():
     spread = {}
     for batch_norm in (False, True):
         head = PrototypeHead(16, 32, hidden=24, bottleneck=8, batch_norm=batch_norm)
-        spread[batch_norm] = float(head(x).std(0).mean())
+        spread[batch_norm] = float(head(x).detach().std(0).mean())
     assert spread[True] > 10 * spread[False], spread
 
 

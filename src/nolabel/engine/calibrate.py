@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import os
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -34,14 +35,8 @@ def resolve(
     s = run.settings
     if s.precision != "auto" and s.steps is not None and s.workers is not None:
         return run
-    batches = _batches(run, plan, source)
-    batch = batches[0][0].to(device)
-    data = min(seconds for _, seconds in batches)
-    times: dict[str, float] = {}
-    for precision in ("fp32", "bf16") if s.precision == "auto" else (s.precision,):
-        if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            continue
-        times[precision] = _step_seconds(run, method, batch, precision, device)
+    measured = measure(run, method, plan, source, device)
+    data, times = measured.data, measured.times
     best = min(times, key=lambda k: times[k])
     if not quiet and len(times) > 1:
         shown = ", ".join(f"{k} {v * 1e3:.0f} ms" for k, v in times.items())
@@ -61,6 +56,35 @@ def resolve(
         if not quiet:
             say(f"length: {steps} steps in {s.minutes:g} min ({seconds * 1e3:.0f} ms a step)")
     return run
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a few steps took."""
+
+    batch: Batch  # one of them, on the device
+    data: float  # seconds to read a micro-batch and make its views
+    times: dict[str, float]  # precision -> seconds of a micro-batch's step
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step at the faster precision."""
+        return min(self.times.values())
+
+
+def measure(
+    run: Run, method: Method, plan: ViewPlan, source: Source, device: torch.device
+) -> Measured:
+    """Reads three micro-batches and takes five steps a precision, on a copy of the method."""
+    s = run.settings
+    batches = _batches(run, plan, source)
+    batch = batches[0][0].to(device)
+    times: dict[str, float] = {}
+    for precision in ("fp32", "bf16") if s.precision == "auto" else (s.precision,):
+        if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            continue
+        times[precision] = _step_seconds(run, method, batch, precision, device)
+    return Measured(batch, min(seconds for _, seconds in batches), times)
 
 
 def _workers(data: float, step: float, device: torch.device) -> int:
