@@ -90,7 +90,7 @@ def test_a_missing_file_is_a_bad_image_with_its_path(pictures):
 @pytest.mark.parametrize(
     ("name", "content", "error", "said"),
     [
-        ("t.csv", "paht,label\n0.png,1\n", UsageError, "Did you mean 'paht'"),
+        ("t.csv", "paths,label\n0.png,1\n", UsageError, "Did you mean 'paths'"),
         ("t.csv", "path,label\n0.png\n", DataError, "row 2: 1 fields"),
         ("t.csv", "path,label\n,1\n", DataError, "row 2: the path is empty"),
         ("t.csv", "path\n", DataError, "lists no image"),
