@@ -119,9 +119,7 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
     optim = run.optim
     return {
         "method": chosen,
-        "why": "learns the most in hours on a GPU"
-        if gpu
-        else "learns the most in minutes on a CPU",
+        "why": "is the choice for a GPU" if gpu else "learns within minutes on a CPU",
         "backbone": s.backbone,
         "image_size": s.image_size,
         "patch_size": s.patch_size,
