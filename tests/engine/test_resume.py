@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from nolabel.errors import FileDamaged
 STEPS = 24
 
 
-def command(method: str, photos: Path, out: Path, workers: int) -> list[str]:
+def command(method: str, photos: Path | str, out: Path, workers: int) -> list[str]:
     flags = []
     for key, value in TINY[method].items():
         flags += [f"--{key.replace('_', '-')}", str(value)]
@@ -28,7 +29,7 @@ def command(method: str, photos: Path, out: Path, workers: int) -> list[str]:
         sys.executable, "-m", "nolabel", "pretrain", method, "--data", str(photos), "--out",
         str(out), "--steps", str(STEPS), "--batch-size", "8", "--precision", "fp32", "--backbone",
         "vit_pico", "--image-size", "32", "--workers", str(workers), "--checkpoint-every", "3",
-        "--log-every", "1", "--device", "cpu", *flags,
+        "--log-every", "1", "--device", "cpu", "--max-bad", "0.5", *flags,
     ]  # fmt: skip
 
 
@@ -46,18 +47,15 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("method", ["dino", "mae", "simclr"])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_at_a_random_step_and_resumed_the_encoder_is_bit_identical(
-    method, workers, photos, tmp_path
-):
+def check_kill_and_resume(method: str, data: Path | str, workers: int, tmp_path: Path) -> Path:
+    """Trains whole, and killed and resumed; everything must be equal.  Returns the second run."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = quiet(command(method, photos, whole, workers))
+    done = quiet(command(method, data, whole, workers))
     assert done.returncode == 0, done.stderr
 
     step = random.Random(f"{method}{workers}").randint(4, STEPS - 4)
     process = subprocess.Popen(
-        command(method, photos, killed, workers),
+        command(method, data, killed, workers),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -75,6 +73,41 @@ def test_killed_at_a_random_step_and_resumed_the_encoder_is_bit_identical(
     assert [m["step"] for m in lines] == list(range(1, STEPS + 1))
     losses = [json.loads(x)["loss"] for x in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [m["loss"] for m in lines] == losses
+    return killed
+
+
+@pytest.mark.parametrize("method", ["dino", "mae", "simclr"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_a_random_step_and_resumed_the_encoder_is_bit_identical(
+    method, workers, photos, tmp_path
+):
+    check_kill_and_resume(method, photos, workers, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["manifest", "shards", "bad files"])
+def test_every_kind_of_source_resumes_bit_identical(kind, photos, tmp_path, monkeypatch):
+    from nolabel.data.pack import Packing, pack
+    from nolabel.data.sources import open_source
+
+    monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path / "cache"))
+    files = sorted(photos.rglob("*.png"))
+    data: Path | str = tmp_path / "list.csv"
+    if kind == "manifest":
+        (tmp_path / "list.csv").write_text("\n".join(["path", *map(str, files)]))
+    elif kind == "shards":
+        source = open_source(str(photos))
+        data = pack(source, tmp_path / "packed", Packing(shard_images=20))["pattern"]
+    else:
+        data = tmp_path / "photos"
+        shutil.copytree(photos, data)
+        for bad in sorted(data.rglob("*.png"))[::7]:
+            bad.write_bytes(bad.read_bytes()[:100])
+    killed = check_kill_and_resume("simclr", data, 2, tmp_path)
+    if kind == "bad files":
+        # Each bad file is listed once, with and without a kill.
+        listed = [set((r / "skipped.jsonl").read_text().splitlines())
+                  for r in (killed, tmp_path / "whole")]  # fmt: skip
+        assert listed[0] == listed[1] and len(listed[0]) == len(files[::7])
 
 
 def test_sigterm_saves_and_leaves_with_75(photos, tmp_path):
