@@ -54,6 +54,11 @@ class BadImage(Exception):
         return f"{self.path}: {self.reason}"
 
 
+def printable(path: str) -> str:
+    """A path that can always be printed and saved: undecodable bytes of a name are escaped."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     """Returns `" Did you mean 'x'?"`, or an empty string when nothing is close."""
     close = difflib.get_close_matches(got, list(allowed), n=2, cutoff=0.6)

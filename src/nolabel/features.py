@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nolabel.data.images import decoding_in_threads
 from nolabel.data.progress import progress_bar
 from nolabel.data.sources import Source, fast_images
 from nolabel.errors import BadImage, DataError, UsageError
@@ -83,7 +82,7 @@ def _chunks(source: Source, batch_size: int) -> Iterator[_Chunk]:
             yield _Chunk(keys, images(keys), [])
         return
     readers = min(_READERS, os.cpu_count() or 1)
-    with _decoding_in_threads(), ThreadPoolExecutor(readers, "nolabel-read") as pool:
+    with decoding_in_threads(), ThreadPoolExecutor(readers, "nolabel-read") as pool:
         waiting: list[list[Future[np.ndarray | BadImage]]] = []
 
         def submit(start: int) -> None:
@@ -110,17 +109,3 @@ def _read(source: Source, i: int) -> np.ndarray | BadImage:
         return source.read(i).image
     except BadImage as error:
         return error
-
-
-@contextlib.contextmanager
-def _decoding_in_threads() -> Iterator[None]:
-    """Reading an image sets, and sets back, two switches of the whole process; threads that do so
-    at once could leave them set.  Here they are set back after the last thread."""
-    from PIL import ImageFile
-
-    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        with warnings.catch_warnings():
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient

@@ -22,7 +22,7 @@ import yaml
 from nolabel import methods
 from nolabel.backbones import patch_of
 from nolabel.data.order import steps_per_epoch
-from nolabel.data.sources import Source, open_source
+from nolabel.data.sources import Source, fast_images, open_source
 from nolabel.errors import BadImage, DataError, UsageError, did_you_mean, unknown
 from nolabel.methods.base import Facts, Method
 from nolabel.types import Optim
@@ -300,7 +300,7 @@ def _backbone(s: Settings, kind: type[Method]) -> Settings:
 
 def _workers(source: Source) -> int | None:
     """0 for a set in memory; otherwise auto, measured at the start."""
-    return 0 if getattr(source, "in_memory", hasattr(source, "images")) else None
+    return None if fast_images(source) is None else 0
 
 
 def merge(explicit: Mapping[str, Any]) -> Parse:

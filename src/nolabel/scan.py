@@ -19,7 +19,7 @@ from nolabel.engine import calibrate
 from nolabel.engine.train import build_method, device_of
 from nolabel.heads import count_parameters
 from nolabel.methods.base import Method
-from nolabel.options import Run, merge, resolve
+from nolabel.options import merge, resolve
 from nolabel.pictures.paint import sheet
 from nolabel.types import Batch, Clock
 
@@ -214,6 +214,3 @@ def _span(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
-
-
-__all__ = ["Run", "describe", "facts", "scan", "suggest"]

@@ -17,11 +17,13 @@ JPEG with data missing inside and a proper end, which the JPEG library itself pa
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import stat
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -97,6 +99,18 @@ def read_image(
         raise BadImage(path, "no permission to read it") from None
     except (OSError, ValueError) as error:  # a failing disk; a name with a zero byte
         raise BadImage(path, f"cannot be read ({_short(error)})") from None
+
+
+@contextlib.contextmanager
+def decoding_in_threads() -> Iterator[None]:
+    """Reading an image sets, and sets back, two switches of the whole process; threads that do so
+    at once could leave them set.  Here they are set back after the last thread."""
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 @functools.cache

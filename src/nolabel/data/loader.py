@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nolabel.data.blocks import block_index_at
 from nolabel.data.order import batch_indices, replacement, steps_per_epoch
 from nolabel.data.sources import Source, fast_images
-from nolabel.errors import BadImage, DataError, NolabelError, UsageError
+from nolabel.errors import BadImage, DataError, NolabelError, UsageError, printable
 from nolabel.types import Batch
 
 ATTEMPTS = 10  # stand-ins tried for one unreadable image
@@ -153,7 +153,7 @@ class StepDataset(Dataset[Batch]):
             try:
                 return self.source.read(candidate).image, candidate
             except BadImage as error:
-                skipped.append((_printable(error.path), error.reason))
+                skipped.append((printable(error.path), error.reason))
             candidate = replacement(self.seed, epoch, index, attempt, len(self.source))
         path, reason = skipped[-1]
         raise DataError(
@@ -391,8 +391,3 @@ def _check_batch(source: Source, batch_size: int, parts: int) -> None:
             f"A batch of {batch_size} cannot be cut into {parts} equal parts (processes x "
             f"accumulated micro-batches).  {f'Use {near}.' if near else 'Use fewer parts.'}"
         )
-
-
-def _printable(path: str) -> str:
-    """A path that can always be printed and saved: undecodable bytes of a name are escaped."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")

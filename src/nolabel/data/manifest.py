@@ -16,7 +16,7 @@ import numpy as np
 from nolabel.data import names
 from nolabel.data.images import read_image
 from nolabel.data.sources import label_at
-from nolabel.errors import BadImage, DataError, UsageError, did_you_mean
+from nolabel.errors import DataError, UsageError, did_you_mean
 from nolabel.types import Sample
 
 LISTS = (".txt", ".lst", ".list")
@@ -44,7 +44,7 @@ class Manifest:
         self.name = os.fspath(file)
         self.folder = os.path.dirname(os.path.abspath(self.name))
         try:
-            key = [names.fingerprint(self.name)]
+            key = names.fingerprint(self.name)
             arrays = names.kept("manifest", key)
             if arrays is None:
                 arrays = _pack(_columns(self.name))
@@ -55,12 +55,14 @@ class Manifest:
             raise DataError(
                 f"{self.name!r} is no text that can be read ({error}).  Save it as UTF-8."
             ) from None
-        self.paths = _strings(arrays, "path")
+        self.paths = names.Strings.among(arrays, "path")
         if not len(self.paths):
             raise DataError(f"{self.name!r} lists no image.  Give one path a line.")
-        self.texts = _strings(arrays, "text") if "text.ends" in arrays else None
+        self.texts = names.Strings.among(arrays, "text") if "text.ends" in arrays else None
         self.labels: np.ndarray | None = arrays.get("labels")
-        self.classes = tuple(_strings(arrays, "classes")) if "classes.ends" in arrays else ()
+        self.classes = (
+            tuple(names.Strings.among(arrays, "classes")) if "classes.ends" in arrays else ()
+        )
         self.groups: np.ndarray | None = arrays.get("groups")
 
     def __len__(self) -> int:
@@ -77,12 +79,12 @@ class Manifest:
 
     def read(self, i: int, /) -> Sample:
         """Image i, decoded, with its text.  Raises BadImage."""
-        try:
-            image = read_image(self.path(i))
-        except BadImage as error:
-            raise BadImage(self.path(i), error.reason) from None
-        text = None if self.texts is None else self.texts[i]
-        return Sample(image=image, label=label_at(self.labels, i), text=text)
+        image = read_image(self.path(i))
+        return Sample(image=image, label=label_at(self.labels, i), text=self.read_text(i))
+
+    def read_text(self, i: int, /) -> str | None:
+        """The text of image i."""
+        return None if self.texts is None else self.texts[i]
 
 
 def is_manifest(path: str) -> bool:
@@ -161,18 +163,12 @@ def _pack(columns: dict[str, list[str]]) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for name in ("path", "text"):
         if name in columns:
-            packed = names.Strings.of(columns[name])
-            out |= {f"{name}.blob": packed.blob, f"{name}.ends": packed.ends}
+            out |= names.Strings.of(columns[name]).arrays(name)
     for name, numbers in (("label", "labels"), ("group", "groups")):
         values = columns.get(name)
         if not values or not all(values):
             continue
         distinct, out[numbers] = names.number(values)
         if name == "label":
-            packed = names.Strings.of(distinct)
-            out |= {"classes.blob": packed.blob, "classes.ends": packed.ends}
+            out |= names.Strings.of(distinct).arrays("classes")
     return out
-
-
-def _strings(arrays: dict[str, np.ndarray], name: str) -> names.Strings:
-    return names.Strings(arrays[f"{name}.blob"], arrays[f"{name}.ends"])

@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,15 @@ class Strings:
         parts = [s.encode("utf-8", "surrogateescape") for s in strings]
         lengths = np.fromiter((len(p) for p in parts), np.int64, len(parts))
         return cls(np.frombuffer(b"".join(parts), np.uint8), np.cumsum(lengths, dtype=np.int64))
+
+    @classmethod
+    def among(cls, arrays: Mapping[str, np.ndarray], name: str) -> Strings:
+        """Those that `arrays` put there under this name."""
+        return cls(arrays[f"{name}.blob"], arrays[f"{name}.ends"])
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """As named arrays, to be kept."""
+        return {f"{name}.blob": self.blob, f"{name}.ends": self.ends}
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -75,8 +86,8 @@ def fingerprint(path: str | os.PathLike[str]) -> list[Any]:
     return [os.path.abspath(path), info.st_size, info.st_mtime_ns]
 
 
-def kept(kind: str, key: Any) -> dict[str, np.ndarray] | None:
-    """Arrays that `keep` wrote for this very key; None when there are none, or not whole."""
+def kept(kind: str, key: list[Any]) -> dict[str, np.ndarray] | None:
+    """What `keep` wrote for this `fingerprint`; None when there is nothing, or not whole."""
     try:
         with (
             open(_file_of(kind, key), "rb") as raw,  # np.load leaves damaged files open
@@ -85,16 +96,12 @@ def kept(kind: str, key: Any) -> dict[str, np.ndarray] | None:
             arrays = {name: file[name] for name in file.files}
         if arrays.pop("key").tobytes() != _text(kind, key):
             return None
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-    except Exception as error:  # a damaged ZIP has an error of its own module
-        if type(error).__name__ in ("BadZipFile", "error"):
-            return None
-        raise
     return arrays
 
 
-def keep(kind: str, key: Any, arrays: dict[str, np.ndarray]) -> None:
+def keep(kind: str, key: list[Any], arrays: dict[str, np.ndarray]) -> None:
     """Keeps arrays under a key, atomically.  Without a place to write, nothing is kept."""
     path, temporary = _file_of(kind, key), ""
     with contextlib.suppress(OSError):
@@ -111,12 +118,11 @@ def keep(kind: str, key: Any, arrays: dict[str, np.ndarray]) -> None:
             raise
 
 
-def _text(kind: str, key: Any) -> bytes:
+def _text(kind: str, key: list[Any]) -> bytes:
     return json.dumps([_CACHE_FORMAT, kind, key], sort_keys=True).encode()
 
 
-def _file_of(kind: str, key: Any) -> Path:
+def _file_of(kind: str, key: list[Any]) -> Path:
     # One file a place: a list that changed replaces its older self.
-    place = key[0][0] if isinstance(key[0], list) else key[0]
-    digest = hashlib.sha256(os.fsencode(str(place))).hexdigest()[:24]
+    digest = hashlib.sha256(os.fsencode(key[0])).hexdigest()[:24]
     return cache_folder() / f"{kind}-{digest}.npz"

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nolabel.data.images import read_image
+from nolabel.data.images import decoding_in_threads, read_image
 from nolabel.data.progress import progress_bar
 from nolabel.data.shards import Shards
 from nolabel.data.sources import Source
-from nolabel.errors import BadImage, DataError, UsageError
+from nolabel.errors import BadImage, DataError, UsageError, printable
 
 _FORMAT = 1
 _KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # formats that are taken over as they are
@@ -94,6 +94,7 @@ def pack(
     workers = os.cpu_count() or 1
     with (
         progress_bar(f"packing {source.name}", len(source)) as advance,
+        decoding_in_threads(),
         ThreadPoolExecutor(workers, "nolabel-pack") as pool,
     ):
         advance(min(done * packing.shard_images, len(source)))
@@ -191,7 +192,7 @@ def _write(
                         some, pool.map(lambda i: _image(source, i, packing), some), strict=True
                     ):
                         if isinstance(made, BadImage):
-                            skipped.append((_printable(made.path), made.reason))
+                            skipped.append((printable(made.path), made.reason))
                             continue
                         images += 1
                         before += made.before
@@ -230,7 +231,7 @@ def _image(source: Source, i: int, packing: Packing) -> _Made | BadImage:
             return _Made(*_encoded(sample.image, packing, lossless=True), 0, sample.text)
         data = raw(i)
         pixels = read_image(data)  # whole, so that what is packed is known to be readable
-        text = _text(source, i)
+        text = source.read_text(i) if hasattr(source, "read_text") else None
         with Image.open(io.BytesIO(data)) as image:
             suffix = _KEPT.get(image.format or "")
         small = packing.max_side is None or max(pixels.shape[:2]) <= packing.max_side
@@ -241,13 +242,6 @@ def _image(source: Source, i: int, packing: Packing) -> _Made | BadImage:
         return BadImage(source.path(i), error.reason)
     except OSError as error:
         return BadImage(source.path(i), f"cannot be read ({error.strerror or error})")
-
-
-def _text(source: Source, i: int) -> str | None:
-    texts = getattr(source, "texts", None)
-    if texts is not None:
-        return texts[i]
-    return source.read_text(i) if isinstance(source, Shards) else None
 
 
 def _encoded(pixels: np.ndarray, packing: Packing, *, lossless: bool) -> tuple[bytes, str]:
@@ -325,7 +319,3 @@ def _rate(source: Source) -> float:
         except BadImage:
             continue
     return good / max(time.perf_counter() - began, 1e-9)
-
-
-def _printable(path: str) -> str:
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")

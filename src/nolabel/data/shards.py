@@ -63,8 +63,8 @@ class Shards:
             )
         self.images_at = np.concatenate([p["image"] for p in parts])  # int64 [N, 2]: offset, size
         self.texts_at = np.concatenate([p["text"] for p in parts])  # the same; size -1 is none
-        self.members = [names.Strings(p["member.blob"], p["member.ends"]) for p in parts]
-        words = [w for p in parts for w in names.Strings(p["label.blob"], p["label.ends"])]
+        self.members = [names.Strings.among(p, "member") for p in parts]
+        words = [w for p in parts for w in names.Strings.among(p, "label")]
         self.labels: np.ndarray | None = None
         self.classes: tuple[str, ...] = ()
         if all(words):
@@ -180,7 +180,7 @@ def braces(pattern: str) -> list[str]:
 
 def _indexed(file: str) -> dict[str, np.ndarray]:
     try:
-        key = [names.fingerprint(file)]
+        key = names.fingerprint(file)
         arrays = names.kept("shard", key)
         if arrays is None:
             arrays = _index(file)
@@ -229,12 +229,9 @@ def _index(file: str) -> dict[str, np.ndarray]:
                 word = raw.read(size).decode("utf-8", "replace").strip()
             labels.append(word)
     texts = [parts.get("txt", none)[1:] for parts in whole]
-    packed, words = names.Strings.of(p["image"][0] for p in whole), names.Strings.of(labels)
     return {
         "image": np.array([p["image"][1:] for p in whole], np.int64).reshape(-1, 2),
         "text": np.array(texts, np.int64).reshape(-1, 2),
-        "member.blob": packed.blob,
-        "member.ends": packed.ends,
-        "label.blob": words.blob,
-        "label.ends": words.ends,
+        **names.Strings.of(p["image"][0] for p in whole).arrays("member"),
+        **names.Strings.of(labels).arrays("label"),
     }

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from nolabel.data.images import decoding_in_threads
 from nolabel.data.order import index_at
 from nolabel.data.progress import progress_bar
 from nolabel.data.sources import Source
-from nolabel.errors import BadImage
+from nolabel.errors import BadImage, printable
 
 THUMB = 64  # side of the thumbnails on the contact sheet, pixels
 _SMALL = 16  # side of the thumbnails that duplicates are compared by
@@ -69,7 +70,7 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
         for place, found in enumerate(_looks(source, looked)):
             advance(1)
             if isinstance(found, BadImage):
-                bad.append((_printable(found.path), found.reason))
+                bad.append((printable(found.path), found.reason))
                 continue
             i = int(looked[place])
             kept.append(i)
@@ -85,14 +86,14 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
     mean = total / max(pixels, 1) / 255
     variance = np.maximum(squares / max(pixels, 1) / 255**2 - mean**2, 0)
     same = [members for members in exact.values() if len(members) > 1]
-    near = _near(np.array(hashes, np.uint64), np.array(small), [np.array(kept)], same)
+    near = _near(np.array(hashes, np.uint64), np.array(small), np.array(kept), same)
     counted: dict[str, int] = {}
     if source.labels is not None:
         counts = np.bincount(source.labels, minlength=len(source.classes))
         counted = dict(zip(source.classes, counts.tolist(), strict=True))
 
     def named(groups: list[list[int]]) -> tuple[tuple[str, ...], ...]:
-        return tuple(tuple(_printable(source.path(i)) for i in g) for g in groups)
+        return tuple(tuple(printable(source.path(i)) for i in g) for g in groups)
 
     return Survey(
         name=source.name,
@@ -125,7 +126,7 @@ class _Look:
 def _looks(source: Source, looked: np.ndarray) -> Iterator[_Look | BadImage]:
     """In order, decoded in threads, a few ahead."""
     workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers, "nolabel-scan") as pool:
+    with decoding_in_threads(), ThreadPoolExecutor(workers, "nolabel-scan") as pool:
         for start in range(0, len(looked), 16 * workers):
             some = looked[start : start + 16 * workers].tolist()
             yield from pool.map(lambda i: _look(source, i), some)
@@ -166,7 +167,7 @@ def _square(image: Image.Image) -> Image.Image:
 
 
 def _near(
-    hashes: np.ndarray, small: np.ndarray, kept: list[np.ndarray], same: list[list[int]]
+    hashes: np.ndarray, small: np.ndarray, numbers: np.ndarray, same: list[list[int]]
 ) -> list[list[int]]:
     """Groups of images that look the same but are not equal.
 
@@ -176,7 +177,7 @@ def _near(
     """
     if len(hashes) < 2:
         return []
-    numbers, parent = kept[0], np.arange(len(hashes))
+    parent = np.arange(len(hashes))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -207,7 +208,3 @@ def _near(
         if number not in extra:
             groups[root(i)].append(number)
     return [members for members in groups.values() if len(members) > 1]
-
-
-def _printable(path: str) -> str:
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")

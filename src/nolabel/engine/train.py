@@ -24,7 +24,7 @@ import yaml
 
 from nolabel import backbones, methods
 from nolabel.data.loader import make_loader
-from nolabel.data.sources import Source, open_source
+from nolabel.data.sources import Source, fast_images, open_source
 from nolabel.engine import calibrate, probe
 from nolabel.engine.checkpoint import (
     SaveFailed,
@@ -290,9 +290,10 @@ def _loop(
 
 def warm(source: Source) -> None:
     """Makes a procedural set once, here, so that every worker shares it from the start."""
-    if hasattr(source, "images") and getattr(source, "in_memory", True):
+    images = fast_images(source)
+    if images is not None:
         for start in range(0, len(source), 1024):
-            source.images(np.arange(start, min(start + 1024, len(source))))
+            images(np.arange(start, min(start + 1024, len(source))))
 
 
 def export(run: Run, method: Method, plan: ViewPlan) -> None:
