@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import sys
 import time
 import warnings
 import zlib
@@ -393,3 +394,68 @@ def test_nothing_is_said_on_the_terminal(tmp_path, capfd):
                 read_image(data)
     assert not caught
     assert capfd.readouterr() == ("", "")
+
+
+# -- JPEG: two decoders, one result -------------------------------------------------------------
+
+
+def jpeg(size: tuple[int, int], mode: str = "RGB", **options) -> bytes:
+    """A photograph-like JPEG of (width, height)."""
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+    file = BytesIO()
+    coarse.resize(size, Image.Resampling.BICUBIC).convert(mode).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(1, 1), (37, 29), (501, 377)])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("enough", [None, 2000])
+def test_with_and_without_simplejpeg_the_pixels_are_the_same(
+    mode, size, subsampling, progressive, enough, monkeypatch
+):
+    data = jpeg(size, mode, subsampling=subsampling, progressive=progressive)
+    fast = read_image(data, enough=enough)
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    assert np.array_equal(fast, read_image(data, enough=enough))
+
+
+@pytest.mark.parametrize(
+    ("enough", "shape"),
+    [
+        (None, (377, 501, 3)),
+        (10**9, (377, 501, 3)),
+        (377 * 501 // 4, (189, 251, 3)),
+        (377 * 501 // 4 + 1, (377, 501, 3)),
+        (377 * 501 // 16, (95, 126, 3)),
+        (1, (48, 63, 3)),
+    ],
+)
+def test_a_jpeg_is_reduced_as_far_as_enough_pixels_are_left(enough, shape):
+    assert read_image(jpeg((501, 377)), enough=enough).shape == shape
+
+
+def test_a_reduced_jpeg_looks_like_the_whole_one_reduced():
+    data = jpeg((400, 320), quality=95)
+    whole = Image.fromarray(read_image(data)).reduce(4)
+    assert np.abs(read_image(data, enough=8000).astype(int) - np.asarray(whole)).mean() < 1
+
+
+def test_a_reduced_jpeg_is_turned_upright_too():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert read_image(jpeg((400, 320), exif=exif), enough=8000).shape == (100, 80, 3)
+
+
+def test_only_jpeg_is_reduced():
+    file = BytesIO()
+    Image.new("RGB", (400, 320)).save(file, "PNG")
+    assert read_image(file.getvalue(), enough=1).shape == (320, 400, 3)
+
+
+def test_an_odd_jpeg_that_pillow_accepts_is_accepted():
+    data = jpeg((64, 48))
+    odd = data[:-2] + b"\x00\x00\x00" + data[-2:]  # bytes before the end that belong to nothing
+    assert np.array_equal(read_image(odd), read_image(data))

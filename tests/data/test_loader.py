@@ -15,11 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nolabel.data.loader import ATTEMPTS, StepDataset, make_loader
+from nolabel.data.loader import make_loader
 from nolabel.data.order import batch_indices, replacement
 from nolabel.data.sources import Arrays, Subset, open_source
+from nolabel.data.steps import ATTEMPTS, StepDataset
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Batch, Sample
+from nolabel.views import FastViews, View, ViewPlan
 
 
 @dataclass
@@ -306,3 +308,13 @@ def test_the_real_executor_makes_the_same_views_in_any_process():
         ours = _batches(source, executor=views.FastViews(plan, 0))
         assert _same(ours, _batches(source, executor=views.FastViews(plan, 0), workers=2))
         assert ours[0].views["global"].shape == (2, 6, 3, 24, 24)
+
+
+def test_large_jpegs_are_decoded_no_larger_than_the_views_need(tmp_path):
+    Image.new("RGB", (1600, 1200)).save(tmp_path / "a.jpg")
+    small = FastViews(ViewPlan(views=(View(name="v", size=32, scale=(0.2, 1.0)),)))
+    whole = FastViews(ViewPlan(views=(View(name="v", size=32, scale=None),)))
+    for executor, shape in ((small, (150, 200, 3)), (whole, (1200, 1600, 3))):
+        for source in (open_source(tmp_path), Subset(open_source(tmp_path), [0])):
+            steps = StepDataset(source, executor, seed=0, batch_size=1)
+            assert steps.gather(0, 0).images[0].shape == shape

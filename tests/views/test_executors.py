@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from nolabel.errors import UsageError
-from nolabel.views import FastViews, ReferenceViews, View, ViewPlan, evaluation_plan, fast
+from nolabel.views import (
+    FastViews,
+    ReferenceViews,
+    View,
+    ViewPlan,
+    blur,
+    colour,
+    evaluation_plan,
+    fast,
+)
 
 LEVEL = 1 / 255
 OFF = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -150,14 +159,36 @@ def test_blur_equals_the_reference_within_rounding(size, h, w, matrix, sigma):
     assert levels(a, b)[0] < 1.6
 
 
-@pytest.mark.parametrize("size", [5, 33, 70, 97])
-def test_the_banded_blur_is_torchvisions(size):
-    x = torch.rand(3, size, size)
-    for sigma in (0.4, 1.3, 3.0):
-        radius = min(size - 1, 9)
-        ours = fast._blur(x, torch.from_numpy(fast.gaussian(np.array([sigma]), radius)[0]))
-        theirs = v2.functional.gaussian_blur(x, [2 * radius + 1] * 2, [sigma] * 2)
-        assert torch.allclose(ours, theirs, atol=1e-5)
+@pytest.mark.parametrize("size", [5, 33, 97, 131, 160])  # by whole matrices; by a band
+def test_the_blur_is_torchvisions(size):
+    radius, sigmas = min(size - 1, 9), np.array([0.1, 0.4, 1.3, 0.0, 3.0])
+    x = torch.rand(len(sigmas), 3, size, size)
+    ours = x.clone()
+    blur.blur(ours, sigmas, radius)
+    for before, after, sigma in zip(x, ours, sigmas, strict=True):
+        if sigma:
+            kernel = [2 * radius + 1] * 2
+            before = v2.functional.gaussian_blur(before, kernel, [sigma] * 2)
+        assert torch.allclose(after, before, atol=1e-5)
+
+
+def test_the_taps_of_the_blur_hold_no_subnormal_numbers():
+    taps = blur.gaussian(np.linspace(0.1, 2, 500), 6)
+    assert not ((taps > 0) & (taps < np.finfo(np.float32).tiny)).any()
+
+
+def test_memory_is_used_again_only_when_nobody_holds_a_result():
+    make = FastViews(ViewPlan(views=(View(name="v", size=64, count=2),)))
+    photos = pictures(2, 200, 150)
+    first = make(photos, [0, 1], 0)["v"]
+    kept, part = first.clone(), first[1, 0]
+    del first  # a view of it lives on
+    second = make(photos, [0, 1], 1)["v"]
+    assert torch.equal(part, kept[1, 0])
+    place = part.untyped_storage().data_ptr()
+    assert second.untyped_storage().data_ptr() != place
+    del part
+    assert make(photos, [0, 1], 2)["v"].untyped_storage().data_ptr() == place
 
 
 @pytest.mark.parametrize(
@@ -220,7 +251,7 @@ def test_hue_turns_the_same_way_by_a_similar_amount():
 
 
 def test_a_third_of_a_turn_of_hue_permutes_the_channels():
-    third = fast._hue_matrices(np.array([1 / 3]))[0]
+    third = colour._hue_matrices(np.array([1 / 3]))[0]
     assert np.allclose(third, [[0, 0, 1], [1, 0, 0], [0, 1, 0]], atol=1e-12)
 
 

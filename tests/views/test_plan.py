@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import subprocess
 import sys
 
@@ -126,3 +127,14 @@ def test_planning_needs_no_torch():
         "sys.exit(any(m in sys.modules for m in ('torch', 'torchvision', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_enough_pixels_leave_the_smallest_crop_twice_the_view():
+    wide = View(name="a", size=96, scale=(0.05, 0.4))
+    p = ViewPlan(views=(wide, View(name="b", size=100, scale=(0.4, 1.0))))
+    side = math.sqrt(p.enough * 0.05 * 3 / 4)  # the shorter side of its smallest crop
+    assert side == pytest.approx(2 * 96, rel=1e-3)
+
+
+def test_evaluation_needs_every_pixel():
+    assert evaluation_plan(64).enough is None

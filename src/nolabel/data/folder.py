@@ -24,6 +24,7 @@ class Folder:
     """
 
     in_memory = False
+    reduces = True
 
     def __init__(self, root: str | os.PathLike[str]):
         self.name = os.fspath(root)
@@ -58,9 +59,10 @@ class Folder:
         with open(self.path(i), "rb") as file:
             return file.read()
 
-    def read(self, i: int, /) -> Sample:
+    def read(self, i: int, /, enough: int | None = None) -> Sample:
         """Image i, decoded.  Raises BadImage."""
-        return Sample(image=read_image(self.path(i)), label=label_at(self.labels, i))
+        image = read_image(self.path(i), enough=enough)
+        return Sample(image=image, label=label_at(self.labels, i))
 
 
 def _listing(root: str, suffixes: frozenset[str]) -> tuple[list[str], int]:

@@ -39,6 +39,7 @@ class Manifest:
     """
 
     in_memory = False
+    reduces = True
 
     def __init__(self, file: str | os.PathLike[str]):
         self.name = os.fspath(file)
@@ -77,9 +78,9 @@ class Manifest:
         with open(self.path(i), "rb") as file:
             return file.read()
 
-    def read(self, i: int, /) -> Sample:
+    def read(self, i: int, /, enough: int | None = None) -> Sample:
         """Image i, decoded, with its text.  Raises BadImage."""
-        image = read_image(self.path(i))
+        image = read_image(self.path(i), enough=enough)
         return Sample(image=image, label=label_at(self.labels, i), text=self.read_text(i))
 
     def read_text(self, i: int, /) -> str | None:

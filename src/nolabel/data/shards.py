@@ -84,10 +84,10 @@ class Shards:
         """The file of image i as it is.  Raises OSError or BadImage."""
         return self._bytes(i, self.images_at[i])
 
-    def read(self, i: int, /) -> Sample:
+    def read(self, i: int, /, enough: int | None = None) -> Sample:
         """Sample i, decoded, with its text.  Raises BadImage."""
         try:
-            image, text = read_image(self.raw(i)), self.read_text(i)
+            image, text = read_image(self.raw(i), enough=enough), self.read_text(i)
         except BadImage as error:
             raise BadImage(self.path(i), error.reason) from None
         except OSError as error:

@@ -54,7 +54,9 @@ class Source(Protocol):
     """Numbered images.  Reading image i gives the same pixels every time, in any process.
 
     A source that holds its images in memory at one size also has `images(indices)`, int [N] ->
-    uint8 [N, H, W, 3], which reads a whole batch at once (see `fast_images`).
+    uint8 [N, H, W, 3], which reads a whole batch at once (see `fast_images`).  One whose files
+    may be decoded at a reduced scale has `reduces = True`, and its `read` takes `enough`, a number
+    of pixels that will do (see `read_image`).
     """
 
     @property
@@ -93,6 +95,7 @@ class Items:
     """A list of paths, Pillow images and uint8 arrays ([H, W, 3] or grey [H, W]), mixed."""
 
     in_memory = False  # sizes may differ
+    reduces = True
 
     def __init__(self, items: Sequence[Any], name: str = "list"):
         self.name = name
@@ -110,7 +113,7 @@ class Items:
         item = self.items[i]
         return os.fspath(item) if isinstance(item, str | os.PathLike) else f"{self.name}[{i}]"
 
-    def read(self, i: int, /) -> Sample:
+    def read(self, i: int, /, enough: int | None = None) -> Sample:
         """Item i, decoded when it is a path.  Raises BadImage."""
         from nolabel.data.images import read_image
         from nolabel.errors import BadImage
@@ -120,7 +123,7 @@ class Items:
         if isinstance(item, np.ndarray):
             return Sample(image=_as_rgb(item))
         try:
-            return Sample(image=read_image(item))
+            return Sample(image=read_image(item, enough=enough))
         except BadImage as error:
             raise BadImage(self.path(i), error.reason) from None
 
@@ -188,6 +191,7 @@ class Subset:
         self.classes = source.classes
         self._images = fast_images(source)
         self.in_memory = self._images is not None
+        self.reduces = bool(getattr(source, "reduces", False))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -196,9 +200,9 @@ class Subset:
         """Path of the image in the source."""
         return self.source.path(int(self.indices[i]))
 
-    def read(self, i: int, /) -> Sample:
-        """Image i of the subset.  Raises BadImage."""
-        return self.source.read(int(self.indices[i]))
+    def read(self, i: int, /, **how: Any) -> Sample:
+        """Image i of the subset, as the source reads it.  Raises BadImage."""
+        return self.source.read(int(self.indices[i]), **how)
 
     def images(self, indices: np.ndarray, /) -> np.ndarray:
         """uint8 [N, H, W, 3]; only when the source is in memory."""

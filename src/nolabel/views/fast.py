@@ -31,8 +31,8 @@ Nor did its bits in our tests on CPUs, but the libraries' products do not promis
 
 from __future__ import annotations
 
-import functools
 import math
+import sys
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +40,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nolabel.views.blur import blur, blur_matrices
+from nolabel.views.colour import Colour
 from nolabel.views.draw import Params, draw
-from nolabel.views.plan import SOLARISE_THRESHOLD, View, ViewPlan
+from nolabel.views.plan import View, ViewPlan
 from nolabel.views.reference import Images, image_list, key_array
 
 # On the CPU a view is made by matrices up to this many multiplications per pixel and channel of
@@ -51,8 +53,8 @@ MATRIX_COST, MATRIX_COST_ONCE = 200, 1_000_000
 # Floats that a chunk of the batch may occupy: a few megabytes, measured best between the cost of
 # calls and that of cache misses; on a device, a modest share of its memory.
 _CPU_FLOATS, _DEVICE_FLOATS = 2**21, 2**28
-_LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of grey
-_BAND = 32  # rows of one block of the banded blur
+# Results whose memory may be used again: of as many views, twice.
+_KEPT = 3
 
 
 class FastViews:
@@ -62,19 +64,18 @@ class FastViews:
         plan: The views.
         seed: Seed of the run.
         device: Where the work is done and the result lies.
+
+    Attributes:
+        shared: Whether results are put where other processes can read them.
     """
 
     def __init__(self, plan: ViewPlan, seed: int = 0, device: torch.device | str = "cpu"):
         self.plan = plan
         self.seed = seed
         self.device = torch.device(device)
-        mean, std = torch.tensor(plan.mean), torch.tensor(plan.std)
-        # Pixels are in 0..255 until the colour matrix normalises them.
-        self._scale = (1 / (255 * std)).to(self.device)  # [3]
-        self._shift = (-mean / std).to(self.device)  # [3]
-        pairs = zip(plan.mean, plan.std, strict=True)
-        self._bounds = [(-m / s, (1 - m) / s) for m, s in pairs]  # black and white
-        self._bases: dict[str, Tensor] = {}
+        self._colour = Colour(plan, self.device)
+        self._memory: list[np.ndarray] = []
+        self.shared = False
 
     @torch.no_grad()
     def __call__(
@@ -97,19 +98,42 @@ class FastViews:
         widths = np.array([t.shape[1] for t in tensors], dtype=np.int64)
         drawn = draw(self.plan, heights, widths, key_array(keys, count), self.seed, epoch)
         out: dict[str, Tensor] = {}
+        crops: list[tuple[_Crops, npt.NDArray[np.bool_]]] = []
         with torch.autocast(self.device.type, enabled=False):  # bfloat16 would show in the pixels
             for view in self.plan.views:
-                shape = (view.count, count, 3, view.size, view.size)
-                out[view.name] = result = torch.empty(shape, device=self.device)
+                out[view.name] = result = self._empty(view, count)
                 params = [drawn[view.name, v] for v in range(view.count)]
-                colour = self._colour(view, params)
+                maps = self._colour.maps(params)
                 small = self._by_matrices_is_cheaper(heights, widths, view.size)
                 index = np.flatnonzero(small)
                 if len(index):
-                    self._by_matrices(tensors, index, view, params, colour, result)
-                for i in np.flatnonzero(~small):
-                    self._by_crop(tensors[i], view, params, colour, int(i), result)
+                    self._by_matrices(tensors, index, view, params, maps, result)
+                if not small.all():
+                    crops.append((_Crops(view, params, self._colour, maps, result), small))
+            for i, image in enumerate(tensors):  # all views of one, while it is in the cache
+                for make, small in crops:
+                    if not small[i]:
+                        make(image, i)
         return out
+
+    def _empty(self, view: View, count: int) -> Tensor:
+        """Memory for a result: fresh, or that of an earlier one which nobody holds any more."""
+        shape = (view.count, count, 3, view.size, view.size)
+        if self.device.type != "cpu":
+            return torch.empty(shape, device=self.device)
+        if self.shared:
+            storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
+            lines = torch.empty(shape, device="meta").stride()
+            return torch.empty(0).set_(storage, 0, shape, lines)
+        for array in self._memory:
+            # A tensor made of an array holds a reference to it for as long as any view of it
+            # lives.  Here three are left: the list, the loop, the argument.
+            if array.shape == shape and sys.getrefcount(array) <= 3:
+                return torch.from_numpy(array)
+        # numpy asks the system for large pages, torch does not.
+        array = np.empty(shape, np.float32)
+        self._memory = [*self._memory[-_KEPT:], array]
+        return torch.from_numpy(array)
 
     def _by_matrices_is_cheaper(
         self, heights: np.ndarray, widths: np.ndarray, size: int
@@ -128,7 +152,7 @@ class FastViews:
         index: npt.NDArray[np.integer],
         view: View,
         params: list[Params],
-        colour: tuple[Tensor, Tensor],
+        maps: tuple[Tensor, Tensor],
         result: Tensor,
     ) -> None:
         """Makes a view of the images in `index`, chunk by chunk, into `result`."""
@@ -146,11 +170,12 @@ class FastViews:
             gaps = last - first != len(rows)  # other images in between went the other way
             where = torch.from_numpy(rows).to(self.device) if gaps else slice(first, last)
             for v, p in enumerate(some):
-                matrix, offset = self._at_means(colour, v, where, means[:, v])
+                matrix, pull = (m[where, v] for m in maps)
+                offset = self._colour.offset(pull, means[:, v])
                 target = result[v, where].flatten(2)  # a view of the result unless there are gaps
                 # [b, 3, 3] @ [b, 3, size * size]; the product also moves the channels first.
                 torch.baddbmm(offset, matrix, products[:, v].transpose(1, 2), out=target)
-                self._finish(target, p.solarise)
+                self._colour.finish(target, p.solarise, target)
                 if gaps:
                     result[v, where] = target.unflatten(2, (s, s))
 
@@ -191,83 +216,55 @@ class FastViews:
         if blurred.any():
             where = torch.from_numpy(np.flatnonzero(blurred)).to(self.device)
             sigma = np.stack([p.sigma for p in params], 1).reshape(n)[blurred]
-            blur = self._blur_matrices(view, sigma)  # [., s, s]
-            my[where] = torch.bmm(blur, my[where])
-            mx[where] = torch.bmm(blur, mx[where])
+            spread = blur_matrices(sigma, s, view.blur_radius, self.device)  # [., s, s]
+            my[where] = torch.bmm(spread, my[where])
+            mx[where] = torch.bmm(spread, mx[where])
         lines = torch.bmm(mx.view(b, v * s, w), pixels.view(b, w, 3 * h))  # [b, V s, 3 H]
         out = torch.bmm(my, lines.view(n, s * 3, h).transpose(1, 2))  # [n, s, s * 3]
         return out.view(b, v, s * s, 3), means
 
-    def _blur_matrices(self, view: View, sigma: npt.NDArray[np.floating]) -> Tensor:
-        """Toeplitz matrices of the blur with reflected borders, [n, size, size]."""
-        s, r = view.size, view.blur_radius
-        if view.name not in self._bases:
-            basis = torch.zeros(r + 1, s, s)
-            i = torch.arange(s)
-            for d in range(-r, r + 1):
-                j = _reflect(i + d, s)
-                basis[abs(d)].index_put_((i, j), torch.ones(()), accumulate=True)
-            self._bases[view.name] = basis.view(r + 1, s * s).to(self.device)
-        taps = torch.from_numpy(gaussian(sigma, r)).to(self.device)
-        return (taps @ self._bases[view.name]).view(-1, s, s)
 
-    # -- one by one --------------------------------------------------------------------------
+class _Crops:
+    """Makes the copies of a view of large images, one image after the other, on the CPU."""
 
-    def _by_crop(
+    def __init__(
         self,
-        image: Tensor,
         view: View,
         params: list[Params],
-        colour: tuple[Tensor, Tensor],
-        i: int,
+        colour: Colour,
+        maps: tuple[Tensor, Tensor],
         result: Tensor,
-    ) -> None:
-        """Makes a view of one large image uint8 [H, W, 3], into `result`[:, i]."""
-        s = view.size
-        for v, p in enumerate(params):
-            top, left = int(p.top[i]), int(p.left[i])
-            bottom, right = top + int(p.height[i]), left + int(p.width[i])
-            x = image[top:bottom, left:right].permute(2, 0, 1)[None]  # channels last in memory
-            size = [int(p.rows[i]), int(p.columns[i])]
-            x = F.interpolate(x, size, mode=view.interpolation, antialias=True)
-            top, left = int(p.window_top[i]), int(p.window_left[i])
-            x = x[0, :, top : top + s, left : left + s]
-            x = x.flip(2) if p.flip[i] else x
-            pixels = x.contiguous().to(torch.float32)
-            matrix, offset = self._at_means(colour, v, slice(i, i + 1), pixels.mean((1, 2))[None])
-            if p.blur[i]:
-                # Beyond 4.5 sigma the taps sum to less than a hundredth of a level.
-                r = min(view.blur_radius, math.ceil(4.5 * float(p.sigma[i])))
-                pixels = _blur(pixels, torch.from_numpy(gaussian(p.sigma[i : i + 1], r)[0]))
-            target = result[v, i : i + 1].flatten(2)
-            torch.baddbmm(offset, matrix, pixels.flatten(1)[None], out=target)
-            self._finish(target, p.solarise[i : i + 1])
+    ):
+        boxes = [
+            (p.top, p.left, p.top + p.height, p.left + p.width, p.rows, p.columns)
+            + (p.window_top, p.window_left, p.flip)
+            for p in params
+        ]
+        self._boxes = np.array(boxes).transpose(2, 0, 1).tolist()  # [B][V][9]
+        self._blurs = np.stack([np.where(p.blur, p.sigma, 0.0) for p in params], 1)  # [B, V]
+        self._solarise = np.stack([p.solarise for p in params], 1)  # [B, V]
+        self._view, self._colour, self._maps, self._result = view, colour, maps, result
+        self._pixels = torch.empty(view.count, view.size, view.size, 3)
 
-    # -- colour ------------------------------------------------------------------------------
-
-    def _colour(self, view: View, params: list[Params]) -> tuple[Tensor, Tensor]:
-        """`colour_matrices` of the copies, normalising, on the device: two of [V, B, 3, 3]."""
-        maps = np.stack([colour_matrices(p) for p in params])  # [V, B, 2, 3, 3]
-        both = torch.from_numpy(maps.astype(np.float32)).to(self.device) * self._scale[:, None]
-        return both[:, :, 0].contiguous(), both[:, :, 1].contiguous()
-
-    def _at_means(
-        self, colour: tuple[Tensor, Tensor], v: int, where: slice | Tensor, means: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Matrix [b, 3, 3] and offset [b, 3, 1] of views whose channels have means [b, 3]."""
-        matrix, pull = (m[v, where] for m in colour)
-        return matrix, (pull * means[:, None, :]).sum(2, keepdim=True) + self._shift[:, None]
-
-    def _finish(self, target: Tensor, solarise: npt.NDArray[np.bool_]) -> None:
-        """Clamps normalised [b, 3, pixels] to black..white and solarises, in place."""
-        for c, (low, high) in enumerate(self._bounds):
-            target[:, c].clamp_(low, high)
-        if solarise.any():
-            where = torch.from_numpy(np.flatnonzero(solarise)).to(self.device)
-            x = target[where]
-            level = ((SOLARISE_THRESHOLD - 0.5) * self._scale + self._shift)[:, None]
-            inverted = (255 * self._scale + 2 * self._shift)[:, None] - x
-            target[where] = torch.where(x >= level, inverted, x)
+    def __call__(self, image: Tensor, i: int) -> None:
+        """Makes the copies of image i, uint8 [H, W, 3], into their place in the result."""
+        view, s = self._view, self._view.size
+        array, pixels = image.numpy()[None], self._pixels
+        for v, (top, left, bottom, right, h, w, y, x, flip) in enumerate(self._boxes[i]):
+            # numpy copies lines at once; and torch keeps the channels last where the batch axis
+            # was there before they moved.
+            cut = torch.from_numpy(array[:, top:bottom, left:right].copy()).permute(0, 3, 1, 2)
+            cut = F.interpolate(cut, (h, w), mode=view.interpolation, antialias=True)
+            if h != s or w != s:
+                cut = cut[:, :, y : y + s, x : x + s]
+            pixels[v] = (cut.flip(3) if flip else cut)[0].permute(1, 2, 0)
+        means = pixels.view(-1, s, s * 3).mean(1).view(-1, s, 3).mean(1)  # fast: by lines
+        # The product also moves the channels first.  Colour is affine, so blur may follow it.
+        planes = torch.bmm(self._maps[0][i], pixels.view(-1, s * s, 3).transpose(1, 2))
+        blur(planes.view(-1, 3, s, s), self._blurs[i], view.blur_radius)
+        target = self._result[:, i].flatten(2)  # [V, 3, s * s]
+        planes += self._colour.offset(self._maps[1][i], means)
+        self._colour.finish(planes, self._solarise[i], target)
 
 
 def resize_matrices(box: Tensor, full: int, view: View, flip: Tensor | None = None) -> Tensor:
@@ -305,87 +302,3 @@ def resize_matrices(box: Tensor, full: int, view: View, flip: Tensor | None = No
     inside = (j >= start) & (j < start + length)
     weights.mul_(inside[:, None, :])
     return weights.div_(weights.sum(2, keepdim=True))
-
-
-def colour_matrices(p: Params) -> npt.NDArray[np.float64]:
-    """Jitter and grey as one map per sample, value = A pixel + Q mean.
-
-    Contrast blends with the mean grey of the view as the operations before it left it, which is
-    linear in the means of the view's channels; so all is known before a pixel is read.
-
-    Args:
-        p: Parameters of B samples.
-
-    Returns:
-        A and Q, float64 [B, 2, 3, 3].
-    """
-    n = len(p.grey)
-    state = np.zeros((n, 2, 3, 3))
-    state[:, 0] = np.eye(3)
-    luma = np.array(_LUMA)
-    if p.jitter.any():
-        on = p.jitter[:, None]
-        scale = np.where(on, p.factors[:, :3], 1.0)
-        turn = _hue_matrices(np.where(p.jitter, p.factors[:, 3], 0.0))
-        for op in p.order.T:  # op [n]: which operation comes now
-            # Brightness scales; contrast and saturation blend with a grey, of the whole view or
-            # of the pixel; hue rotates.
-            f = np.where(op < 3, np.take_along_axis(scale, op.clip(max=2)[:, None], 1)[:, 0], 1.0)
-            grey = luma @ state  # [n, 2, 3]
-            mean = grey.sum(1)  # [n, 3]: the mean colour's grey
-            rest = (1 - f)[:, None]
-            hue = op == 3
-            state[hue] = turn[hue, None] @ state[hue]
-            state *= f[:, None, None, None]
-            state[:, 1] += (rest * mean * (op == 1)[:, None])[:, None, :]
-            state += ((rest * (op == 2)[:, None])[:, None] * grey)[:, :, None, :]
-    if p.grey.any():
-        state[p.grey] = (luma @ state[p.grey])[:, :, None, :]
-    return state
-
-
-def _hue_matrices(turns: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Rotations [n, 3, 3] about the grey axis; red goes to green, to blue, to red."""
-    cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns) / math.sqrt(3)
-    cross = np.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]])
-    cos, sin = cos[:, None, None], sin[:, None, None]
-    return cos * np.eye(3) + (1 - cos) / 3 + sin * cross
-
-
-def gaussian(sigma: npt.NDArray[np.floating], radius: int) -> npt.NDArray[np.float32]:
-    """Taps 0..radius of sampled Gaussians [n, radius + 1]; the whole kernel sums to one."""
-    taps = np.exp(-0.5 * (np.arange(radius + 1) / sigma[:, None]) ** 2)
-    return (taps / (2 * taps.sum(1, keepdims=True) - 1)).astype(np.float32)
-
-
-def _reflect(i: Tensor, size: int) -> Tensor:
-    """Indices mirrored into 0..size-1 without repeating the border."""
-    i = i.abs()
-    return torch.where(i >= size, 2 * (size - 1) - i, i)
-
-
-def _blur(x: Tensor, half: Tensor) -> Tensor:
-    """Blurs [3, s, s] on the CPU: on each axis, products of one small band matrix with blocks."""
-    s, r = x.shape[2], len(half) - 1
-    padded, distance = _band(s, r)
-    band = F.pad(half, (0, 1))[distance][None]  # zero beyond r
-    blocks, reach = -(-s // _BAND), _BAND + 2 * r
-    rows = x.transpose(0, 1)[padded]  # [padded, 3, s]; the blocks are overlapping views of it
-    rows = rows.as_strided((blocks, reach, 3 * s), (_BAND * 3 * s, 3 * s, 1))
-    x = torch.bmm(band.expand(blocks, -1, -1), rows).view(-1, s)[: 3 * s]  # [s * 3, s]
-    columns = x.index_select(1, padded)
-    columns = columns.as_strided((blocks, 3 * s, reach), (_BAND, len(padded), 1))
-    x = torch.bmm(columns, band.transpose(1, 2).expand(blocks, -1, -1))  # [blocks, s * 3, BAND]
-    return x.view(blocks, s, 3, _BAND).permute(2, 1, 0, 3).reshape(3, s, -1)[..., :s].contiguous()
-
-
-@functools.lru_cache(maxsize=64)
-def _band(s: int, r: int) -> tuple[Tensor, Tensor]:
-    """Indices of the reflected axis in whole blocks, and the tap [BAND, BAND + 2 r] of each entry.
-
-    Block k of BAND outputs reads entries k * BAND .. (k + 1) * BAND + 2 r of the reflected axis.
-    """
-    blocks = -(-s // _BAND)
-    padded = _reflect(torch.arange(-r, blocks * _BAND + r).clamp(max=s - 1 + r), s)
-    distance = (torch.arange(_BAND)[:, None] + r - torch.arange(_BAND + 2 * r)).abs()
-    return padded, distance.clamp(max=r + 1)
