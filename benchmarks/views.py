@@ -70,8 +70,11 @@ class PilBlur:
         return image.filter(PIL.ImageFilter.GaussianBlur(float(np.random.uniform(*self.sigma))))
 
 
-def plain(plan: ViewPlan) -> Callable[[list[np.ndarray]], object]:
-    """The usual pipeline: torchvision's transforms on PIL images, one view after the other."""
+def plain(plan: ViewPlan) -> Callable[[list[Any]], object]:
+    """The usual pipeline: torchvision's transforms on PIL images, one view after the other.
+
+    Takes arrays uint8 [H, W, 3] or PIL images.
+    """
     pipelines = []
     for view in plan.views:
         assert view.scale is not None
@@ -90,8 +93,8 @@ def plain(plan: ViewPlan) -> Callable[[list[np.ndarray]], object]:
             ]
             pipelines.append(v2.Compose(steps))
 
-    def run(images: list[np.ndarray]) -> object:
-        pil = [PIL.Image.fromarray(image) for image in images]
+    def run(images: list[Any]) -> object:
+        pil = [PIL.Image.fromarray(x) if isinstance(x, np.ndarray) else x for x in images]
         return [torch.stack([pipeline(image) for image in pil]) for pipeline in pipelines]
 
     return run

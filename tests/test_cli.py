@@ -235,3 +235,36 @@ def test_the_demo_ends_with_numbers_pictures_and_a_report(tmp_path, capsys):
     page = (tmp_path / "demo" / "report.html").read_text()
     assert page.count("data:image/png") >= 2
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_bench_data_writes_rates_and_stages(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for i in range(8):
+        Image.new("RGB", (64, 48), (i, 0, 0)).save(tmp_path / "photos" / f"{i}.jpg")
+    for workers in ("0", "1"):
+        out = tmp_path / f"{workers}.json"
+        assert (
+            cli.main(
+                ["bench", "data", "--data", str(tmp_path / "photos"), "--image-size", "32",
+                 "--seconds", "0.2", "--workers", workers, "--json", str(out)]
+            )
+            == 0
+        )  # fmt: skip
+        found = json.loads(out.read_text())
+        assert found["images_per_second"] >= found["images_per_second_per_core"] > 0
+        assert set(found["stages"]) >= {"read", "decode", "crop", "colour", "blur", "collate"}
+        assert abs(sum(s["share"] for s in found["stages"].values()) - 1) < 1e-6
+        assert "end to end" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["bench"], "needs a WHAT"),
+        (["bench", "step"], "'step'"),
+        (["bench", "data", "--data", "creatures", "--workers", "-1"], "--workers is -1"),
+        (["bench", "data", "--data", "creatures", "--recipe", "dinno"], "dino"),
+    ],
+)
+def test_bench_says_what_is_wrong(flags, says, capsys):
+    assert says in fails(capsys, 2, *flags)

@@ -1,14 +1,13 @@
 """Verbs only.  Each verb's work is elsewhere; heavy imports happen inside the verb."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, make_dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
-from nolabel.errors import NolabelError, UsageError, unknown
+from nolabel.errors import NolabelError, unknown
+from nolabel.flags import first, flags, write_json
 
 VERBS = {
     "demo": "the main job on built-in data: pre-train, compare, pictures, report.html",
@@ -19,6 +18,7 @@ VERBS = {
     "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
     "scan": "--data SRC: look before training: sizes, bad files, duplicates, a recipe, its cost",
     "pack": "--data SRC --out DIR [--max-side N]: shrink and pack into tar shards for speed",
+    "bench": "data --data SRC: images per second of each stage, on this machine",
     "report": "DIR: one offline HTML file about a run, with a verdict first",
     "list": "methods | backbones | datasets | protocols | pictures: what there is",
 }
@@ -71,46 +71,26 @@ def _run(args: list[str]) -> int:
         return 0
     verbs: dict[str, Callable[[list[str]], None]] = {
         "demo": _demo, "pretrain": _pretrain, "resume": _resume, "evaluate": _evaluate,
-        "compare": _compare, "show": _show, "scan": _scan, "pack": _pack, "report": _report,
-        "list": _list,
+        "compare": _compare, "show": _show, "report": _report, "list": _list,
     }  # fmt: skip
-    if args[0] not in verbs:
+    if args[0] not in VERBS:
         raise unknown("verb", args[0], VERBS)
-    verbs[args[0]](args[1:])
+    if args[0] in verbs:
+        verbs[args[0]](args[1:])
+    else:
+        from nolabel import cli_data
+
+        about = {"scan": cli_data.scan_, "pack": cli_data.pack_, "bench": cli_data.bench_}
+        about[args[0]](args[1:], VERBS[args[0]])
     return 0
-
-
-def _flags(kind: type, args: list[str], prog: str, description: str, default: Any = None) -> Any:
-    """Parses flags into a dataclass; tyro prints help and leaves with 2 on wrong use."""
-    import tyro
-
-    if default is None:
-        return tyro.cli(kind, args=args, prog=prog, description=description)
-    return tyro.cli(kind, args=args, prog=prog, description=description, default=default)
-
-
-def _write_json(path: str | None, value: Any) -> None:
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _first(args: list[str], verb: str, what: str, allowed: Sequence[str]) -> str | None:
-    """The word after the verb; None when the user asks for help instead."""
-    if args and args[0] in ("-h", "--help"):
-        print(f"usage: nolabel {verb} {what} [options]\n\n{VERBS[verb]}\n")
-        print(f"{what}: {', '.join(allowed)}\n")
-        print(f"`nolabel {verb} {what} --help` lists the options.")
-        return None
-    if not args or args[0].startswith("-"):
-        raise UsageError(f"nolabel {verb} needs a {what}. Allowed: {', '.join(allowed)}.")
-    return args[0]
 
 
 def _pretrain(args: list[str]) -> None:
     from nolabel import methods
 
-    name = _first(args, "pretrain", "METHOD", (*methods.METHODS, "path/to/file.py:Class"))
+    name = first(
+        args, "pretrain", "METHOD", (*methods.METHODS, "path/to/file.py:Class"), VERBS["pretrain"]
+    )
     if name is None:
         return
     import tyro
@@ -141,10 +121,10 @@ def _pretrain(args: list[str]) -> None:
 
     def parse(s: Any, o: Any, optim: Any) -> tuple[Any, Any, Any]:
         default = everything(Own(), s, o, optim)  # type: ignore[call-arg]
-        given = _flags(everything, rest, prog, title, default)
+        given = flags(everything, rest, prog, title, default)
         return given.settings, given.options, given.optim
 
-    own = _flags(
+    own = flags(
         everything, rest, prog, title,
         everything(Own(), Settings(), kind.Options(), Optim()),  # type: ignore[call-arg]
     ).own  # fmt: skip
@@ -154,10 +134,10 @@ def _pretrain(args: list[str]) -> None:
 
     print(describe(run, source))
     if own.dry_run:
-        _write_json(own.json, run.to_dict())
+        write_json(own.json, run.to_dict())
         return
     run = pretrain(run, source)
-    _write_json(own.json, {**run.to_dict(), "encoder": str(run.folder / "encoder.safetensors")})
+    write_json(own.json, {**run.to_dict(), "encoder": str(run.folder / "encoder.safetensors")})
 
 
 def _resume(args: list[str]) -> None:
@@ -167,7 +147,7 @@ def _resume(args: list[str]) -> None:
     class Resume:
         folder: Positional[str]  # the run's folder
 
-    given = _flags(Resume, args, "nolabel resume", "Continue a stopped run exactly.")
+    given = flags(Resume, args, "nolabel resume", "Continue a stopped run exactly.")
     from nolabel.engine.train import resume
 
     resume(given.folder)
@@ -177,7 +157,7 @@ def _evaluate(args: list[str]) -> None:
     from nolabel.evaluate import PROTOCOLS, evaluate, options_of
 
     names = list(PROTOCOLS)
-    name = _first(args, "evaluate", "PROTOCOL", names)
+    name = first(args, "evaluate", "PROTOCOL", names, VERBS["evaluate"])
     if name is None:
         return
     if name not in names:
@@ -194,7 +174,7 @@ def _evaluate(args: list[str]) -> None:
         ("options", Annotated[kind, tyro.conf.OmitArgPrefixes], kind()),
         ("json", Annotated[maybe, told(help="write the table to this file")], None),
     ]  # fmt: skip
-    given = _flags(
+    given = flags(
         make_dataclass("Evaluate", fields, frozen=True, kw_only=True),
         args[1:],
         f"nolabel evaluate {name}",
@@ -203,7 +183,7 @@ def _evaluate(args: list[str]) -> None:
     options = asdict(given.options)
     report = evaluate(name, given.encoder, given.train, given.test, **options)
     print(report)
-    _write_json(given.json, report.to_json())
+    write_json(given.json, report.to_json())
 
 
 def _compare(args: list[str]) -> None:
@@ -217,18 +197,18 @@ def _compare(args: list[str]) -> None:
         protocols: tuple[str, ...] = ("knn",)  # which protocols
         json: str | None = None  # write the table to this file
 
-    given = _flags(Compare, args, "nolabel compare", "Several encoders, one table.")
+    given = flags(Compare, args, "nolabel compare", "Several encoders, one table.")
     from nolabel.evaluate.compare import compare
 
     table = compare(given.encoders, given.train, given.test, protocols=given.protocols)
     print(table)
-    _write_json(given.json, table.to_json())
+    write_json(given.json, table.to_json())
 
 
 def _show(args: list[str]) -> None:
     from nolabel.pictures import NAMES
 
-    name = _first(args, "show", "WHAT", [n.name for n in NAMES])
+    name = first(args, "show", "WHAT", [n.name for n in NAMES], VERBS["show"])
     if name is None:
         return
     if name not in [n.name for n in NAMES]:
@@ -245,7 +225,7 @@ def _show(args: list[str]) -> None:
         seed: int = 0  # which patches are hidden, which crops are drawn
         json: str | None = None  # write the numbers to this file
 
-    given = _flags(Show, args[1:], f"nolabel show {name}", VERBS["show"])
+    given = flags(Show, args[1:], f"nolabel show {name}", VERBS["show"])
     from nolabel.show import show
 
     pictures = show(
@@ -254,56 +234,7 @@ def _show(args: list[str]) -> None:
     )  # fmt: skip
     for path in pictures.save(given.out):
         print(path)
-    _write_json(given.json, pictures.numbers)
-
-
-def _scan(args: list[str]) -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class Scan:
-        data: str  # SRC
-        out: str = "scan"  # folder for the contact sheet and the lists
-        method: str | None = None  # the method to suggest settings for; default: this machine's
-        limit: int | None = None  # look at that many images only, spread by chance
-        json: str | None = None  # write the outcome to this file
-
-    given = _flags(Scan, args, "nolabel scan", VERBS["scan"])
-    from nolabel.data.sources import open_source
-    from nolabel.scan import describe, scan
-
-    if given.limit is not None and given.limit < 1:
-        raise UsageError(f"--limit is {given.limit}; it must be above 0.")
-    found = scan(open_source(given.data), given.out, method=given.method, limit=given.limit)
-    print(describe(found))
-    print(f"pictures    {given.out}/contact-sheet.png; lists beside it")
-    _write_json(given.json, found)
-
-
-def _pack(args: list[str]) -> None:
-    import tyro
-
-    from nolabel.data.pack import Packing, pack
-
-    @dataclass(frozen=True, kw_only=True)
-    class Pack:
-        data: str  # SRC
-        out: str  # folder for the shards; a packing that was stopped goes on there
-        packing: Annotated[Packing, tyro.conf.OmitArgPrefixes]
-        json: str | None = None  # write the outcome to this file
-
-    given = _flags(Pack, args, "nolabel pack", VERBS["pack"])
-    from nolabel.data.sources import open_source
-
-    numbers = pack(open_source(given.data), given.out, given.packing)
-    before, after = numbers["bytes_before"], numbers["bytes_after"]
-    size = f"{after / 1e6:,.1f} MB" + (f" from {before / 1e6:,.1f} MB" if before else "")
-    print(f"{numbers['images']:,} images in {numbers['shards']} shards, {size}")
-    if numbers["skipped"]:
-        print(f"{numbers['skipped']} could not be read: {given.out}/skipped.jsonl")
-    rates = [numbers["images_per_second_before"], numbers["images_per_second_after"]]
-    if rates[0]:
-        print(f"read and decoded on one core: {rates[0]:,.0f} images/s before, {rates[1]:,.0f} now")
-    print(f"use it with --data '{numbers['pattern']}'")
-    _write_json(given.json, numbers)
+    write_json(given.json, pictures.numbers)
 
 
 def _report(args: list[str]) -> None:
@@ -314,7 +245,7 @@ def _report(args: list[str]) -> None:
         folder: Positional[str]  # the run's folder
         out: str | None = None  # the HTML file; default report.html in the folder
 
-    given = _flags(Report, args, "nolabel report", VERBS["report"])
+    given = flags(Report, args, "nolabel report", VERBS["report"])
     from nolabel.report import build_report
 
     print(build_report(given.folder, out=given.out))
@@ -329,15 +260,15 @@ def _demo(args: list[str]) -> None:
         overwrite: bool = False  # replace an earlier demo in the folder
         json: str | None = None  # write the numbers to this file
 
-    given = _flags(Demo, args, "nolabel demo", VERBS["demo"])
+    given = flags(Demo, args, "nolabel demo", VERBS["demo"])
     from nolabel.demo import demo
 
     numbers = demo(given.out, given.minutes, given.method, overwrite=given.overwrite)
-    _write_json(given.json, numbers)
+    write_json(given.json, numbers)
 
 
 def _list(args: list[str]) -> None:
-    what = _first(args, "list", "WHAT", LISTS)
+    what = first(args, "list", "WHAT", LISTS, VERBS["list"])
     if what is None:
         return
     out = None
@@ -347,7 +278,7 @@ def _list(args: list[str]) -> None:
         class List:
             json: str | None = None  # write the list to this file
 
-        out = _flags(List, args[1:], f"nolabel list {what}", VERBS["list"]).json
+        out = flags(List, args[1:], f"nolabel list {what}", VERBS["list"]).json
     rows: list[dict[str, Any]]
     if what == "methods":
         from nolabel.methods import METHODS
@@ -382,7 +313,7 @@ def _list(args: list[str]) -> None:
     for row in rows:
         print(f"  {row['name']:<16} {row['description']}"
               + (f"  ({row['paper']})" if row.get("paper") else ""))  # fmt: skip
-    _write_json(out, rows)
+    write_json(out, rows)
 
 
 if __name__ == "__main__":

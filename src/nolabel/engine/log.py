@@ -14,6 +14,7 @@ from typing import Any
 
 LINE_SECONDS = 10.0
 WINDOW = 50  # steps over which rates are taken
+STARVED = 0.1  # share of time spent waiting for data above which the run says why
 
 
 def say(text: str) -> None:
@@ -131,6 +132,12 @@ class Progress:
             self._said = now
             left = (self.total - step) * span / max(len(later), 1)
             say(f"step {step}/{self.total}  {text}  {left:.0f} s left")
+
+    def starving(self) -> bool:
+        """Whether data come too late, now that the start, when nothing is ready, is past."""
+        span = self._recent[-1][0] - self._recent[0][0]
+        steady = span > 3 and (len(self._recent) == WINDOW or span > 60)
+        return steady and self.enabled == "auto" and self.data_wait > STARVED
 
     def note(self, text: str) -> None:
         """A line above the bar."""

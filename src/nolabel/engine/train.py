@@ -25,6 +25,7 @@ import yaml
 from nolabel import backbones, methods
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source, fast_images, open_source
+from nolabel.data.stages import why_starved
 from nolabel.engine import calibrate, probe
 from nolabel.engine.checkpoint import (
     SaveFailed,
@@ -202,6 +203,7 @@ def _loop(
         )
     )
     saved_at, began, first = time.monotonic(), time.monotonic(), start
+    starved = False
 
     def save(step: int, *, final: bool = False) -> None:
         nonlocal saved_at
@@ -245,6 +247,10 @@ def _loop(
                 bar.note(f"Step {step}: loss or gradients are not finite; the step is skipped.")
             bar.update(step + 1, float(loss), batch_size, wait)
             done = step + 1
+            if not starved and bar.starving():
+                starved = True  # said once
+                why = why_starved(source, plan, device=device, workers=int(s.workers or 0))
+                bar.note(f"Waiting for data takes {bar.data_wait:.0%} of the time.  {why}")
             if done % log_every == 0 or done == total:
                 rates = {g["decay"]: g for g in optimiser.param_groups}
                 line = {

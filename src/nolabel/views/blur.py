@@ -44,7 +44,9 @@ def blur(planes: Tensor, sigma: npt.NDArray[np.floating], radius: int) -> None:
     Where sigma is 0 nothing is done.
     """
     s, where = planes.shape[2], np.flatnonzero(sigma)
-    if s <= _DENSE and len(where):
+    if not len(where):
+        return
+    if s <= _DENSE or radius > _BAND:
         for i, m in zip(where, blur_matrices(sigma[where], s, radius, planes.device), strict=True):
             rows = torch.mm(planes[i].view(3 * s, s), m.T).view(3, s, s)
             torch.bmm(m.expand(3, s, s), rows, out=planes[i])
@@ -56,33 +58,30 @@ def blur(planes: Tensor, sigma: npt.NDArray[np.floating], radius: int) -> None:
 
 
 def _banded(x: Tensor, half: Tensor, out: Tensor) -> None:
-    """Blurs [3, s, s]: on each axis, products of one small band matrix with overlapping blocks.
+    """Blurs [3, s, s], s >= 3 BAND: on each axis, products of a small band matrix with blocks.
 
-    Block k of BAND outputs reads entries k * BAND .. (k + 1) * BAND + 2 r of the padded axis.
+    A block of BAND outputs inside reads BAND + 2 r inputs, and blocks overlap in what they read.
+    The first block and the last, which takes what is left, have the reflected border in theirs.
     """
     s, r = x.shape[2], len(half) - 1
-    blocks, reach = -(-s // _BAND), _BAND + 2 * r
-    past = blocks * _BAND - s  # outputs of the last block that nobody needs
-    band = F.pad(half, (0, 1))[_distance(r)].expand(blocks, -1, -1)  # zero beyond r
-    tall = F.pad(x, (0, 0, r, r + past), mode="reflect")  # [3, blocks * BAND + 2 r, s]
-    lines = x.new_empty(3, blocks, _BAND, s)
-    for c in range(3):
-        rows = tall[c]
-        rows = rows.as_strided((blocks, reach, s), (_BAND * s, s, 1), rows.storage_offset())
-        torch.bmm(band, rows, out=lines[c])
-    done = lines.view(3, -1, s)[:, :s]
-    wide = x.new_empty(3, s, 2 * r + s + past)  # F.pad is slow along the last axis
-    wide[:, :, r : r + s] = done
-    wide[:, :, :r] = done[:, :, 1 : r + 1].flip(2)
-    wide[:, :, r + s :] = done[:, :, s - 1 - r - past : s - 1].flip(2)
-    wide = wide.view(3 * s, -1)
-    columns = wide.as_strided((blocks, 3 * s, reach), (_BAND, wide.shape[1], 1))
-    y = torch.bmm(columns, band.transpose(1, 2))  # [blocks, 3 s, BAND]
-    y = y.permute(1, 0, 2)
-    if past:
-        out.copy_(y.reshape(3, s, -1)[..., :s])
-    else:
-        out.view(3 * s, blocks, _BAND).copy_(y)
+    n, reach = s // _BAND - 2, _BAND + 2 * r
+    a, b = _BAND, _BAND * (n + 1)
+    band = F.pad(half, (0, 1))[_distance(r)].expand(n, -1, -1)  # zero beyond r
+    first = (half @ _edge(_BAND, r)).view(_BAND, _BAND + r)
+    last = (half @ _edge(s - b, r)).view(s - b, s - b + r).flip(0, 1)
+    lines = x.new_empty(3, s, s)
+    for rows, done in zip(x, lines, strict=True):
+        torch.mm(first, rows[: a + r], out=done[:a])
+        start = rows.storage_offset() + (a - r) * s
+        blocks = rows.as_strided((n, reach, s), (_BAND * s, s, 1), start)
+        torch.bmm(band, blocks, out=done[a:b].view(n, _BAND, s))
+        torch.mm(last, rows[b - r :], out=done[b:])
+    lines, done = lines.view(3 * s, s), out.view(3 * s, s)
+    torch.mm(lines[:, : a + r], first.T, out=done[:, :a])
+    blocks = lines.as_strided((n, 3 * s, reach), (_BAND, s, 1), a - r)
+    inside = torch.bmm(blocks, band.transpose(1, 2))  # [n, 3 s, BAND]
+    done[:, a:b].unflatten(1, (n, _BAND)).copy_(inside.permute(1, 0, 2))
+    torch.mm(lines[:, b - r :], last.T, out=done[:, b:])
 
 
 @functools.lru_cache(maxsize=64)
@@ -90,6 +89,16 @@ def _distance(r: int) -> Tensor:
     """The tap of each entry of the band [BAND, BAND + 2 r]; r + 1 where there is none."""
     distance = (torch.arange(_BAND)[:, None] + r - torch.arange(_BAND + 2 * r)).abs()
     return distance.clamp(max=r + 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _edge(rows: int, r: int) -> Tensor:
+    """What each tap adds to the matrix of the first rows, [r + 1, rows * (rows + r)]."""
+    basis = torch.zeros(r + 1, rows, rows + r)
+    i = torch.arange(rows)
+    for d in range(-r, r + 1):
+        basis[abs(d)].index_put_((i, (i + d).abs()), torch.ones(()), accumulate=True)
+    return basis.view(r + 1, -1)
 
 
 @functools.lru_cache(maxsize=16)

@@ -53,6 +53,8 @@ MATRIX_COST, MATRIX_COST_ONCE = 200, 1_000_000
 # Floats that a chunk of the batch may occupy: a few megabytes, measured best between the cost of
 # calls and that of cache misses; on a device, a modest share of its memory.
 _CPU_FLOATS, _DEVICE_FLOATS = 2**21, 2**28
+# Below it a neighbour weighs less than 1 in 30,000: the blur is left out.
+_LEAST_SIGMA = 0.22
 # Results whose memory may be used again: of as many views, twice.
 _KEPT = 3
 
@@ -241,30 +243,35 @@ class _Crops:
             for p in params
         ]
         self._boxes = np.array(boxes).transpose(2, 0, 1).tolist()  # [B][V][9]
-        self._blurs = np.stack([np.where(p.blur, p.sigma, 0.0) for p in params], 1)  # [B, V]
+        sigma = [np.where(p.blur & (p.sigma > _LEAST_SIGMA), p.sigma, 0.0) for p in params]
+        self._sigma = np.stack(sigma, 1)  # [B, V]; 0: no blur
         self._solarise = np.stack([p.solarise for p in params], 1)  # [B, V]
         self._view, self._colour, self._maps, self._result = view, colour, maps, result
         self._pixels = torch.empty(view.count, view.size, view.size, 3)
 
     def __call__(self, image: Tensor, i: int) -> None:
         """Makes the copies of image i, uint8 [H, W, 3], into their place in the result."""
-        view, s = self._view, self._view.size
-        array, pixels = image.numpy()[None], self._pixels
-        for v, (top, left, bottom, right, h, w, y, x, flip) in enumerate(self._boxes[i]):
-            # numpy copies lines at once; and torch keeps the channels last where the batch axis
-            # was there before they moved.
-            cut = torch.from_numpy(array[:, top:bottom, left:right].copy()).permute(0, 3, 1, 2)
-            cut = F.interpolate(cut, (h, w), mode=view.interpolation, antialias=True)
-            if h != s or w != s:
-                cut = cut[:, :, y : y + s, x : x + s]
-            pixels[v] = (cut.flip(3) if flip else cut)[0].permute(1, 2, 0)
+        s, array, pixels = self._view.size, image.numpy()[None], self._pixels
+        for box, to in zip(self._boxes[i], pixels, strict=True):
+            self._cut(array, box, to)
         means = pixels.view(-1, s, s * 3).mean(1).view(-1, s, 3).mean(1)  # fast: by lines
         # The product also moves the channels first.  Colour is affine, so blur may follow it.
         planes = torch.bmm(self._maps[0][i], pixels.view(-1, s * s, 3).transpose(1, 2))
-        blur(planes.view(-1, 3, s, s), self._blurs[i], view.blur_radius)
-        target = self._result[:, i].flatten(2)  # [V, 3, s * s]
+        blur(planes.view(-1, 3, s, s), self._sigma[i], self._view.blur_radius)
         planes += self._colour.offset(self._maps[1][i], means)
-        self._colour.finish(planes, self._solarise[i], target)
+        self._colour.finish(planes, self._solarise[i], self._result[:, i].flatten(2))
+
+    def _cut(self, array: np.ndarray, box: list[int], to: Tensor) -> None:
+        """Crops uint8 [1, H, W, 3], resizes and flips, into float32 [s, s, 3]."""
+        top, left, bottom, right, h, w, y, x, flip = box
+        s = self._view.size
+        # numpy copies lines at once; and torch keeps the channels last where the batch axis was
+        # there before they moved.
+        cut = torch.from_numpy(array[:, top:bottom, left:right].copy()).permute(0, 3, 1, 2)
+        cut = F.interpolate(cut, (h, w), mode=self._view.interpolation, antialias=True)
+        if h != s or w != s:
+            cut = cut[:, :, y : y + s, x : x + s]
+        to.copy_((cut.flip(3) if flip else cut)[0].permute(1, 2, 0))
 
 
 def resize_matrices(box: Tensor, full: int, view: View, flip: Tensor | None = None) -> Tensor:

@@ -1,0 +1,129 @@
+"""Throughput on this machine, stage by stage."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Any
+
+import torch
+
+from nolabel import methods
+from nolabel.data.loader import make_loader
+from nolabel.data.sources import Source
+from nolabel.data.stages import measure_stages
+from nolabel.engine.environment import environment
+from nolabel.errors import UsageError
+from nolabel.options import merge, resolve
+from nolabel.views import FastViews
+
+_WARM = 2  # batches a worker makes before the clock starts
+
+
+def bench_data(
+    source: Source,
+    method: str = "dino",
+    *,
+    image_size: int | None = None,
+    workers: int = 0,
+    batch_size: int = 64,
+    seconds: float = 5.0,
+    device: str = "auto",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Images per second from the source to finished batches, and where the time goes.
+
+    Args:
+        source: Where the images come from.
+        method: Whose views are made, with its automatic recipe.
+        image_size: Side of the large views in pixels; None lets the data decide.
+        workers: Processes; with 0 this one does the work, in one thread.
+        batch_size: Images in a batch.
+        seconds: How long the whole road is measured, after a warm-up.
+        device: Where the batches go: "auto", "cpu" or "cuda".
+        seed: Which images, in which order.
+
+    Returns:
+        Rates in images per second, in total and per core used, seconds per image of each stage (of
+        one core), the views, and the machine.
+
+    Raises:
+        UsageError: A number out of range.
+        DataError: The images cannot be read.
+    """
+    for name, value, least in (("workers", workers, 0), ("batch-size", batch_size, 1)):
+        if value < least:
+            raise UsageError(f"--{name} is {value}; it must be at least {least}.")
+    if seconds <= 0:
+        raise UsageError(f"--seconds is {seconds:g}; it must be above 0.")
+    batch_size = min(batch_size, len(source))
+    known = {"data": source.name, "out": "unused", "image_size": image_size, "device": device,
+             "batch_size": batch_size}  # fmt: skip
+    run, _ = resolve(method, merge(known), source=source)
+    size = int(run.settings.image_size or 0)
+    plan = methods.load(method).views(run.options, size)
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    where = torch.device("cuda" if cuda else "cpu")
+    stages = measure_stages(source, plan, device=where, workers=workers, seed=seed)
+    threads = torch.get_num_threads()
+    if workers == 0:
+        torch.set_num_threads(1)
+    try:
+        rate = _rate(source, FastViews(plan, seed), workers, batch_size, seconds, where, seed)
+    finally:
+        torch.set_num_threads(threads)
+    cores = os.cpu_count() or 1
+    used = min(max(workers, 1), cores)
+    return {
+        "images_per_second": rate,
+        "images_per_second_per_core": rate / used,
+        "stages": {
+            name: {"seconds_per_image": each, "images_per_second": 1 / each if each else None,
+                   "share": each / (sum(stages.values()) or 1)}
+            for name, each in stages.items()
+        },
+        "recipe": method, "views": plan.describe(), "image_size": size, "data": source.name,
+        "images": len(source), "workers": workers, "cores_used": used, "batch_size": batch_size,
+        "device": str(where), "environment": environment(),
+    }  # fmt: skip
+
+
+def _rate(
+    source: Source,
+    views: FastViews,
+    workers: int,
+    batch_size: int,
+    seconds: float,
+    device: torch.device,
+    seed: int,
+) -> float:
+    """Images per second of the loader that training uses, batches on the device included."""
+    loader = make_loader(
+        source, views, seed=seed, batch_size=batch_size, start_step=0, total_steps=10**9,
+        workers=workers, pin=device.type == "cuda",
+    )  # fmt: skip
+    with contextlib.closing(loader) as batches:  # type: ignore[type-var]  it is a generator
+        for _ in range(_WARM * max(workers, 1)):
+            next(batches).to(device)
+        count, start = 0, time.perf_counter()
+        while count == 0 or time.perf_counter() - start < seconds:
+            count += next(batches).to(device).size
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return count / (time.perf_counter() - start)
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The outcome of `bench_data` as lines to read."""
+    lines = [
+        f"data        {found['data']}: {found['images']:,} images",
+        *(f"view        {line}" for line in found["views"]),
+        f"end to end  {found['images_per_second']:,.1f} images/s with {found['workers']} workers, "
+        f"{found['images_per_second_per_core']:,.1f} per core",
+        "stage       ms an image   images/s   share   (one core, one thread)",
+    ]
+    for name, s in found["stages"].items():
+        rate = f"{s['images_per_second']:10,.0f}" if s["images_per_second"] else f"{'-':>10}"
+        lines.append(f"  {name:<10}{s['seconds_per_image'] * 1e3:10.3f}  {rate}  {s['share']:6.0%}")
+    return "\n".join(lines)

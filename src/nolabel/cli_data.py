@@ -1,0 +1,91 @@
+"""The verbs about data: scan, pack, bench."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from nolabel.errors import UsageError, unknown
+from nolabel.flags import first, flags, write_json
+
+
+def scan_(args: list[str], about: str) -> None:
+    """`nolabel scan`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Scan:
+        data: str  # SRC
+        out: str = "scan"  # folder for the contact sheet and the lists
+        method: str | None = None  # the method to suggest settings for; default: this machine's
+        limit: int | None = None  # look at that many images only, spread by chance
+        json: str | None = None  # write the outcome to this file
+
+    given = flags(Scan, args, "nolabel scan", about)
+    from nolabel.data.sources import open_source
+    from nolabel.scan import describe, scan
+
+    if given.limit is not None and given.limit < 1:
+        raise UsageError(f"--limit is {given.limit}; it must be above 0.")
+    found = scan(open_source(given.data), given.out, method=given.method, limit=given.limit)
+    print(describe(found))
+    print(f"pictures    {given.out}/contact-sheet.png; lists beside it")
+    write_json(given.json, found)
+
+
+def pack_(args: list[str], about: str) -> None:
+    """`nolabel pack`."""
+    import tyro
+
+    from nolabel.data.pack import Packing, pack
+
+    @dataclass(frozen=True, kw_only=True)
+    class Pack:
+        data: str  # SRC
+        out: str  # folder for the shards; a packing that was stopped goes on there
+        packing: Annotated[Packing, tyro.conf.OmitArgPrefixes]
+        json: str | None = None  # write the outcome to this file
+
+    given = flags(Pack, args, "nolabel pack", about)
+    from nolabel.data.sources import open_source
+
+    numbers = pack(open_source(given.data), given.out, given.packing)
+    before, after = numbers["bytes_before"], numbers["bytes_after"]
+    size = f"{after / 1e6:,.1f} MB" + (f" from {before / 1e6:,.1f} MB" if before else "")
+    print(f"{numbers['images']:,} images in {numbers['shards']} shards, {size}")
+    if numbers["skipped"]:
+        print(f"{numbers['skipped']} could not be read: {given.out}/skipped.jsonl")
+    rates = [numbers["images_per_second_before"], numbers["images_per_second_after"]]
+    if rates[0]:
+        print(f"read and decoded on one core: {rates[0]:,.0f} images/s before, {rates[1]:,.0f} now")
+    print(f"use it with --data '{numbers['pattern']}'")
+    write_json(given.json, numbers)
+
+
+def bench_(args: list[str], about: str) -> None:
+    """`nolabel bench data`."""
+    what = first(args, "bench", "WHAT", ("data",), about)
+    if what is None:
+        return
+    if what != "data":
+        raise unknown("bench", what, ("data",))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Bench:
+        data: str  # SRC
+        recipe: str = "dino"  # the method whose views are made
+        image_size: int | None = None  # side of the large views in pixels; default: by the data
+        workers: int = 0  # processes that make the batches; 0: this one, in one thread
+        batch_size: int = 64  # images in a batch
+        seconds: float = 5.0  # how long the whole road is measured
+        device: str = "auto"  # where the batches go: auto, cpu or cuda
+        json: str | None = None  # write the numbers to this file
+
+    given = flags(Bench, args[1:], "nolabel bench data", about)
+    from nolabel.bench import bench_data, describe
+    from nolabel.data.sources import open_source
+
+    source = open_source(given.data, image_size=given.image_size)
+    found = bench_data(
+        source, given.recipe, image_size=given.image_size, workers=given.workers,
+        batch_size=given.batch_size, seconds=given.seconds, device=given.device,
+    )  # fmt: skip
+    print(describe(found))
+    write_json(given.json, found)

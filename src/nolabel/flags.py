@@ -1,0 +1,38 @@
+"""Flags from dataclasses, and what several verbs share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nolabel.errors import UsageError
+
+
+def flags(kind: type, args: list[str], prog: str, description: str, default: Any = None) -> Any:
+    """Parses flags into a dataclass; tyro prints help and leaves with 2 on wrong use."""
+    import tyro
+
+    if default is None:
+        return tyro.cli(kind, args=args, prog=prog, description=description)
+    return tyro.cli(kind, args=args, prog=prog, description=description, default=default)
+
+
+def write_json(path: str | None, value: Any) -> None:
+    """Writes what `--json FILE` asks for; nothing without it."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def first(args: list[str], verb: str, what: str, allowed: Sequence[str], about: str) -> str | None:
+    """The word after the verb; None when the user asks for help instead."""
+    if args and args[0] in ("-h", "--help"):
+        print(f"usage: nolabel {verb} {what} [options]\n\n{about}\n")
+        print(f"{what}: {', '.join(allowed)}\n")
+        print(f"`nolabel {verb} {what} --help` lists the options.")
+        return None
+    if not args or args[0].startswith("-"):
+        raise UsageError(f"nolabel {verb} needs a {what}. Allowed: {', '.join(allowed)}.")
+    return args[0]
