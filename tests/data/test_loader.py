@@ -107,6 +107,26 @@ def test_workers_change_nothing(workers, folder):
     assert _same(_batches(folder), _batches(folder, workers=workers))
 
 
+@pytest.mark.parametrize("block", [0, 8])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_any_number_of_processes_and_workers_sees_the_same_images_in_the_same_order(
+    workers, world, block
+):
+    source = _toy(97)
+    source.block = block
+    whole = torch.stack([b.keys for b in _batches(source, batch_size=24)])  # two epochs
+    more = {"batch_size": 24, "world": world, "workers": workers}
+    parts = [_batches(source, rank=r, **more) for r in range(world)]
+    seen = torch.cat([torch.stack([b.keys for b in part]) for part in parts], dim=1)
+    assert torch.equal(seen, whole)
+    for epoch in (seen[:4], seen[4:]):
+        assert len(epoch.unique()) == 96  # each once; one is left over
+    assert not torch.equal(seen[:4], seen[4:])
+    others = [b.keys for b in _batches(source, batch_size=24, seed=6)]
+    assert not torch.equal(torch.stack(others), whole)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_that_resumes_sees_what_it_would_have_seen(workers):
     assert _same(_batches()[5:], _batches(start_step=5, workers=workers))

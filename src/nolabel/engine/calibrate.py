@@ -49,8 +49,9 @@ def resolve(
             say(f"workers: 0 ({shown} a step; they would take the cores from each other)")
     run = dataclasses.replace(run, settings=s)
     if s.steps is None and s.minutes is not None:
-        # Workers read while the step runs; without them the two times add up.
-        seconds = s.accumulate * (max(times[best], data) if s.workers else times[best] + data)
+        # Workers read while a GPU computes; on the CPU both need the same cores, so times add up.
+        apart = s.workers and device.type != "cpu"
+        seconds = s.accumulate * (max(times[best], data) if apart else times[best] + data)
         steps = max(int(s.minutes * 60 / seconds), 1)
         run = with_length(run, steps)
         if not quiet:
