@@ -65,6 +65,13 @@ class Folder:
         return Sample(image=image, label=label_at(self.labels, i))
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: if it is named like an image, it is a bad one
+        return False
+
+
 def _listing(root: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
     """Relative paths ("/" between parts) of the images below root, sorted; number of others."""
     files: list[str] = []
@@ -83,7 +90,7 @@ def _listing(root: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
                     name = entry.name
                     if name.startswith("."):
                         continue
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         waiting.append((entry.path, f"{prefix}{name}/"))
                     elif os.path.splitext(name)[1].lower() in suffixes:
                         files.append(prefix + name)

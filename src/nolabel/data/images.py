@@ -35,6 +35,10 @@ from nolabel.errors import BadImage
 # Pillow's own limit: a quarter of a gibibyte at 24 bits a pixel.
 MAX_PIXELS = 178_956_970
 
+# More pixels than this in a byte of JPEG are a lie of its header (six bits for a block of 256 are
+# the least, arithmetic coding aside), which would cost the memory of all of them.
+_MOST_PIXELS_A_BYTE = 2000
+
 # An allow-list: Pillow also opens vector, scientific and container formats (EPS, PDF, FITS, HDF5)
 # that run interpreters, hold no picture, or have been the home of security holes.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -148,17 +152,23 @@ def _read_bytes(file: Any, name: str, max_pixels: int, enough: int | None = None
             raise BadImage(name, f"damaged header ({_short(error)})") from None
         with image:
             if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-                pixels = _jpeg(file, image, max_pixels, enough)
+                pixels = _jpeg(file, image, name, max_pixels, enough)
                 if pixels is not None:
                     return _turned(pixels, _orientation(image))
             return _decode(image, name, max_pixels)
 
 
-def _jpeg(file: Any, image: Image.Image, max_pixels: int, enough: int | None) -> np.ndarray | None:
+def _jpeg(
+    file: Any, image: Image.Image, name: str, max_pixels: int, enough: int | None
+) -> np.ndarray | None:
     """uint8 [H, W, 3] of an opened JPEG; None where Pillow shall decode, or say what is wrong."""
     width, height = image.size
     if not 0 < width * height <= max_pixels:
         return None
+    size = file.seek(0, os.SEEK_END)
+    if width * height > _MOST_PIXELS_A_BYTE * size + 1_000_000:
+        raise BadImage(name, f"damaged: {size:,} bytes cannot hold {width} x {height} pixels")
+    file.seek(0)
     factor = 8 if enough else 1
     while enough and factor > 1 and width * height < enough * factor**2:
         factor //= 2
@@ -169,10 +179,8 @@ def _jpeg(file: Any, image: Image.Image, max_pixels: int, enough: int | None) ->
         if factor > 1:
             image.draft(image.mode, (width // factor or 1, height // factor or 1))
         return None
-    file.seek(0)
-    data = file.read()
     try:
-        return simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
+        return simplejpeg.decode_jpeg(file.read(), "RGB", min_height=least[0], min_width=least[1])
     except ValueError:  # damaged, or only odd: Pillow knows
         file.seek(0)
         return None
