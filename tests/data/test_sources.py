@@ -348,3 +348,63 @@ def test_the_cache_folder_follows_the_standard(monkeypatch, tmp_path):
     assert builtin.cache_folder() == tmp_path / "nolabel"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert builtin.cache_folder() == Path.home() / ".cache" / "nolabel"
+
+
+# cifar10 and emoji
+
+
+def _cifar_files(folder: Path, rows: int = 3) -> np.ndarray:
+    """The six files of the binary version, small; returns what they hold, [6, rows, 3073]."""
+    content = np.random.default_rng(0).integers(0, 256, (6, rows, 3073), np.uint8)
+    content[..., 0] %= 10
+    folder.mkdir(parents=True)
+    names = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
+    for name, part in zip(names, content, strict=True):
+        (folder / name).write_bytes(part.tobytes())
+    return content
+
+
+def test_cifar10_is_read_from_the_version_without_pickles(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path))
+    content = _cifar_files(tmp_path / "cifar-10-batches-bin")
+    train, test = open_source("cifar10"), open_source("cifar10:test")
+    assert (len(train), len(test)) == (15, 3)
+    first = content[0, 0]
+    assert train.labels[0] == first[0] and train.classes[3] == "cat"
+    assert train.read(0).image[1, 2].tolist() == [first[1 + c * 1024 + 34] for c in range(3)]
+    assert np.array_equal(test.labels, content[5, :, 0])
+
+
+def test_damaged_or_missing_cifar10_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match="--download"):
+        open_source("cifar10")
+    _cifar_files(tmp_path / "cifar-10-batches-bin")
+    (tmp_path / "cifar-10-batches-bin" / "test_batch.bin").write_bytes(bytes(3072))
+    with pytest.raises(DataError, match="fetch it again"):
+        open_source("cifar10:test")
+
+
+def test_emoji_have_names_and_masks_and_splits_that_share_nothing():
+    train, test = open_source("emoji"), open_source("emoji:test")
+    assert len(train) + len(test) == 3953 and 0.15 < len(test) / 3953 < 0.25
+    source = train if "grinning face" in train.texts else test
+    at = source.texts.index("grinning face")
+    sample = source.read(at)
+    assert sample.image.shape == (72, 72, 3) and sample.text == "grinning face"
+    assert sample.mask.shape == (72, 72) and set(np.unique(sample.mask)) == {0, 1}
+    assert sample.image[0, 0].tolist() == [255, 255, 255] and sample.mask[0, 0] == 0
+    assert sample.mask[36, 36] == 1 and sample.image[36, 36].tolist() != [255, 255, 255]
+    assert np.array_equal(source.images(np.array([at]))[0], sample.image)
+
+    def without_skin(source):
+        return {t.partition(": ")[0] if "skin tone" in t else t for t in source.texts}
+
+    tones = {t.partition(": ")[0] for s in (train, test) for t in s.texts if "skin tone" in t}
+    assert not (without_skin(train) & tones) & (without_skin(test) & tones)
+
+
+def test_emoji_without_its_packages_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "emoji", None)
+    with pytest.raises(UsageError, match=r"nolabel\[emoji\]"):
+        open_source("emoji")

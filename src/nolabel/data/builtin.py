@@ -1,9 +1,8 @@
-"""Named sets of real pictures: `digits` and `fashion-mnist`."""
+"""Named sets of real pictures: `digits`, `fashion-mnist` and `cifar10`."""
 
 from __future__ import annotations
 
 import gzip
-import os
 import sys
 import zlib
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nolabel.data.names import cache_folder
 from nolabel.data.sources import Arrays, split
 from nolabel.errors import DataError, UsageError
 
@@ -26,6 +26,20 @@ FASHION_CLASSES = (
     "bag",
     "ankle boot",
 )
+CIFAR_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 # Where the Debian and Ubuntu package dataset-fashion-mnist puts its files.
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _IMAGES, _LABELS = 0x0803, 0x0801  # IDX magic: unsigned bytes in three dimensions, in one
@@ -66,11 +80,55 @@ def fashion_mnist(split_name: str, *, download: bool = False) -> Arrays:
     return Arrays(f"fashion-mnist:{split_name}", pixels, labels, FASHION_CLASSES)
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: `$XDG_CACHE_HOME/nolabel`, else `~/.cache/nolabel`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG standard says that a relative path is to be ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "nolabel"
+def cifar10(split_name: str, *, download: bool = False) -> Arrays:
+    """CIFAR-10: colour, 32 x 32 pixels, 50,000 train and 10,000 test.
+
+    From the binary version, which unlike the usual one holds no pickles: in the cache folder, or
+    downloaded there when `download` is true or after asking on a terminal.
+
+    Raises:
+        UsageError: The files are not there and may not be downloaded.
+        DataError: The files are damaged, or the download failed.
+    """
+    folder = cache_folder() / "cifar-10-batches-bin"
+    if split_name == "train":
+        files = [folder / f"data_batch_{i}.bin" for i in range(1, 6)]
+    else:
+        files = [folder / "test_batch.bin"]
+    if not all(file.is_file() for file in files):
+        _fetch_cifar(folder.parent, download)
+    rows = np.concatenate([_cifar_rows(file) for file in files])
+    labels = rows[:, 0].astype(np.int64)
+    pixels = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Arrays(f"cifar10:{split_name}", np.ascontiguousarray(pixels), labels, CIFAR_CLASSES)
+
+
+def _cifar_rows(file: Path) -> np.ndarray:
+    """uint8 [N, 3073]: the label, then red, green and blue planes."""
+    try:
+        rows = np.fromfile(file, np.uint8)
+    except OSError as error:
+        raise DataError(f"{str(file)!r} cannot be read ({error}).  Fetch it again.") from None
+    if not rows.size or rows.size % 3073 or rows[::3073].max() > 9:
+        raise DataError(
+            f"{str(file)!r} is damaged: {rows.size:,} bytes are no whole number of labelled "
+            "pictures.  Remove it and fetch it again."
+        )
+    return rows.reshape(-1, 3073)
+
+
+def _fetch_cifar(root: Path, download: bool) -> None:
+    if not download and not _agreed("cifar10", 170, root):
+        raise UsageError(
+            f"cifar10 is not on this machine.  Add --download to fetch it (170 MB) from {CIFAR_URL}"
+            f", or unpack that file in {str(root)!r}."
+        )
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    try:
+        download_and_extract_archive(CIFAR_URL, str(root), md5=CIFAR_MD5, remove_finished=True)
+    except Exception as error:
+        raise DataError(f"cifar10 could not be downloaded to {str(root)!r}: {error}") from error
 
 
 def read_idx(path: Path, magic: int) -> np.ndarray:
@@ -132,7 +190,7 @@ def _fashion_folder(download: bool) -> Path:
     for folder in (SYSTEM_FOLDER, fetched):
         if _is_whole(folder):
             return folder
-    if not download and not _agreed(root):
+    if not download and not _agreed("fashion-mnist", 30, root):
         raise UsageError(
             "fashion-mnist is not on this machine.  Install the Debian or Ubuntu package "
             "dataset-fashion-mnist, or add --download to fetch it (30 MB)."
@@ -148,10 +206,10 @@ def _fashion_folder(download: bool) -> Path:
     return fetched
 
 
-def _agreed(root: Path) -> bool:
+def _agreed(name: str, megabytes: int, root: Path) -> bool:
     """Asks on a terminal; anywhere else the answer is no."""
     if not (sys.stdin and sys.stdin.isatty()):
         return False
-    sys.stderr.write(f"fashion-mnist is missing.  Download it (30 MB) to {root}? [y/N] ")
+    sys.stderr.write(f"{name} is missing.  Download it ({megabytes} MB) to {root}? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

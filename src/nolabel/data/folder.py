@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from nolabel.data.images import SUFFIXES, read_image
+from nolabel.data.names import Strings
 from nolabel.data.sources import label_at
 from nolabel.errors import DataError
 from nolabel.types import Sample
@@ -29,18 +30,19 @@ class Folder:
     def __init__(self, root: str | os.PathLike[str]):
         self.name = os.fspath(root)
         self.root = os.path.abspath(self.name)
-        self.files, others = _listing(self.root, SUFFIXES)
-        if not self.files:
+        files, others = _listing(self.root, SUFFIXES)
+        if not files:
             seen = f"{others:,} other file{'s' * (others != 1)}" if others else "no files at all"
             raise DataError(
                 f"No images in {self.name!r} or below it: {seen}.  Files count as images by their "
                 f"suffix: {' '.join(sorted(SUFFIXES))}.  Tar shards are named by a pattern, such "
                 f"as '{self.name}/*.tar'."
             )
+        self.files = Strings.of(files)
         self.labels: np.ndarray | None = None
         self.classes: tuple[str, ...] = ()
         # Sorted, files in the root may stand anywhere: "a.jpg" sorts before "cats/1.jpg".
-        tops = [file.partition("/")[0] if "/" in file else None for file in self.files]
+        tops = [file.partition("/")[0] if "/" in file else None for file in files]
         if None not in tops:
             kinds = sorted({top for top in tops if top is not None})
             number = {kind: i for i, kind in enumerate(kinds)}

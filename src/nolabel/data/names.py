@@ -72,12 +72,13 @@ def number(words: list[str]) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def cache_folder() -> Path:
-    """Where lists are kept: $NOLABEL_CACHE, else nolabel in the user's cache folder."""
+    """Where lists and downloads are kept: $NOLABEL_CACHE, else `nolabel` in the user's cache."""
     told = os.environ.get("NOLABEL_CACHE")
     if told:
         return Path(told)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "nolabel"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG standard says that a relative path is to be ignored.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "nolabel"
 
 
 def fingerprint(path: str | os.PathLike[str]) -> list[Any]:

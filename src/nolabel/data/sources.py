@@ -45,6 +45,16 @@ NAMES: tuple[Named, ...] = (
         "70,000 grey pictures of clothes, 28 x 28 pixels, ten kinds",
         ("train", "test"),
     ),
+    Named(
+        "cifar10",
+        "60,000 colour photographs, 32 x 32 pixels, ten kinds",
+        ("train", "test"),
+    ),
+    Named(
+        "emoji",
+        "3,953 emoji of 72 x 72 pixels with names and masks (pip install 'nolabel[emoji]')",
+        ("train", "test"),
+    ),
 )
 _TABLE = {named.name: named for named in NAMES}
 
@@ -270,10 +280,16 @@ def _named(named: Named, split_name: str, image_size: int | None, download: bool
         from nolabel.data.creatures import Creatures
 
         return Creatures(split=split_name, size=image_size or 32)
+    if named.name == "emoji":
+        from nolabel.data.emoji import Emoji
+
+        return Emoji(split_name)
     from nolabel.data import builtin
 
     if named.name == "digits":
         return builtin.digits(split_name)
+    if named.name == "cifar10":
+        return builtin.cifar10(split_name, download=download)
     return builtin.fashion_mnist(split_name, download=download)
 
 
