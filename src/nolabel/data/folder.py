@@ -30,7 +30,7 @@ class Folder:
     def __init__(self, root: str | os.PathLike[str]):
         self.name = os.fspath(root)
         self.root = os.path.abspath(self.name)
-        files, others = _listing(self.root, SUFFIXES)
+        files, others = listing(self.root, SUFFIXES)
         if not files:
             seen = f"{others:,} other file{'s' * (others != 1)}" if others else "no files at all"
             raise DataError(
@@ -74,7 +74,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _listing(root: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
+def listing(root: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
     """Relative paths ("/" between parts) of the images below root, sorted; number of others."""
     files: list[str] = []
     others = 0

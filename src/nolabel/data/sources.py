@@ -232,10 +232,11 @@ def open_source(
 
     Args:
         spec: A folder; a list of paths (.txt) or a table with the column `path` (.csv, .tsv,
-            .parquet); tar shards, such as `shards/{000..127}.tar`; a named set, such as `digits`
-            or `fashion-mnist:test` (a folder of that name is meant by `./digits`); a list of
-            paths, Pillow images or arrays; an array uint8 [N, H, W, 3]; or a source, which is
-            returned as it is.
+            .parquet); tar shards, such as `shards/{000..127}.tar`; a video or a folder of videos,
+            with `@5` behind it for five frames a second instead of one, `@all` for all; a named
+            set, such as `digits` or `fashion-mnist:test` (a folder of that name is meant by
+            `./digits`); a set of the Hugging Face Hub, `hf:owner/name:split`; a list of paths,
+            Pillow images or arrays; an array uint8 [N, H, W, 3]; or a source, returned as it is.
         image_size: Side in pixels at which `creatures` are drawn; 32 when None.
         download: Whether a named set may be fetched from the network without asking.
         split_default: The split of a named set when the name has none.
@@ -260,6 +261,15 @@ def open_source(
     name, colon, split_name = text.partition(":")
     if isinstance(spec, str) and name in _TABLE:
         return _named(_TABLE[name], split_name if colon else split_default, image_size, download)
+    if isinstance(spec, str) and text.startswith("hf:"):
+        from nolabel.data.hub import Hub
+
+        where, _, part = text[3:].partition(":")
+        return Hub(where, part or split_default)
+    from nolabel.data import video
+
+    if video.is_videos(text):
+        return video.Videos(text)
     if os.path.isdir(text):
         from nolabel.data.folder import Folder
 

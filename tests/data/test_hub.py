@@ -1,0 +1,121 @@
+"""Sets in the Hub's own layout, read from a local folder: no test needs the network."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nolabel.data.sources import open_source
+from nolabel.errors import BadImage, DataError, UsageError
+
+datasets = pytest.importorskip("datasets")
+COLOURS = [(i * 20, 5, 9) for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two splits, the first with an image that is none and one that is missing."""
+    where = tmp_path_factory.mktemp("set") / "data"
+    where.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", where.parent / "cache")
+        datasets.disable_progress_bars()
+        cells = [{"bytes": _png(c), "path": None} for c in COLOURS]
+        cells[3] = {"bytes": b"<html>", "path": None}
+        cells[4] = None
+        features = datasets.Features(
+            {
+                "id": datasets.Value("int64"),
+                "picture": datasets.Image(),
+                "caption": datasets.Value("string"),
+                "label": datasets.ClassLabel(names=["odd", "even"]),
+            }
+        )
+        rows = {
+            "id": list(range(8)),
+            "picture": cells,
+            "caption": [f"number {i}" for i in range(8)],
+            "label": [i % 2 for i in range(8)],
+        }
+        whole = datasets.Dataset.from_dict(rows, features=features)
+        whole.to_parquet(where / "train-00000-of-00001.parquet")
+        whole.select([5, 6]).to_parquet(where / "test-00000-of-00001.parquet")
+        yield str(where.parent)
+
+
+def _png(colour) -> bytes:
+    from io import BytesIO
+
+    file = BytesIO()
+    Image.new("RGB", (6, 5), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_images_labels_and_texts_are_found(folder):
+    source = open_source(f"hf:{folder}")
+    assert len(source) == 8 and source.classes == ("odd", "even")
+    assert source.labels.tolist() == [0, 1] * 4
+    sample = source.read(6)
+    assert sample.image.shape == (5, 6, 3) and tuple(sample.image[0, 0]) == COLOURS[6]
+    assert (sample.label, sample.text) == (0, "number 6")
+    assert source.read_text(2) == "number 2"
+
+
+def test_splits_are_named_after_a_colon(folder):
+    test = open_source(f"hf:{folder}:test")
+    assert len(test) == 2 and tuple(test.read(0).image[0, 0]) == COLOURS[5]
+    assert len(open_source(f"hf:{folder}", split_default="test")) == 2
+    with pytest.raises(UsageError, match="nope"):
+        open_source(f"hf:{folder}:nope")
+
+
+def test_bad_cells_are_bad_images_with_their_row(folder):
+    source = open_source(f"hf:{folder}")
+    for i, reason in ((3, "HTML"), (4, "empty cell")):
+        with pytest.raises(BadImage, match=reason) as caught:
+            source.read(i)
+        assert caught.value.path.endswith(f"[{i}]")
+
+
+def test_workers_read_it_too(folder):
+    from nolabel.data.loader import make_loader
+    from nolabel.views import FastViews, View, ViewPlan
+
+    source = open_source(f"hf:{folder}")
+    views = FastViews(ViewPlan(views=(View(name="v", size=4),)))
+
+    def batches(workers):
+        return list(
+            make_loader(source, views, seed=0, batch_size=4, start_step=0, total_steps=4,
+                        workers=workers)
+        )  # fmt: skip
+
+    here, there = batches(0), batches(2)
+    assert {p for b in here for p, _ in b.skipped} == {source.path(3), source.path(4)}
+    for a, b in zip(here, there, strict=True):
+        assert np.array_equal(a.keys, b.keys) and a.skipped == b.skipped
+        assert np.array_equal(a.views["v"], b.views["v"])
+
+
+def test_what_has_no_images_or_is_not_there_says_so(folder, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    words = datasets.Dataset.from_dict({"words": ["a", "b"]})
+    words.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(UsageError, match="no column of images; it has: words"):
+        open_source(f"hf:{tmp_path}")
+
+    def away(*_, **__):
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", away)
+    with pytest.raises(DataError, match="owner/name"):
+        open_source("hf:owner/name")
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match=r"nolabel\[hf\]"):
+        open_source("hf:owner/name")
