@@ -17,6 +17,8 @@ scikit-learn.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import json
 import statistics
 import sys
@@ -150,6 +152,9 @@ def main() -> None:
         "images_per_second_per_core": rates,
         "seconds_per_image": stages,
     }
+    for package in ("lightly", "simplejpeg"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            out["environment"][package] = importlib.metadata.version(package)
     out["environment"]["command"] = " ".join(["python", "benchmarks/multicrop.py", *sys.argv[1:]])
     if args.json:
         args.json.write_text(json.dumps(out, indent=2) + "\n")

@@ -43,6 +43,7 @@ class Settings:
     batch_size: int | None = None  # global: images of one optimiser step
     accumulate: int = 1  # micro-batches of one optimiser step
     workers: int | None = None  # processes that read data; 0 = none but the main one
+    views_on: str = "auto"  # where views are made: cpu, or device (workers then only decode)
     seed: int = 0  # fixes weights, order and augmentation
     device: str = "auto"  # auto, cpu or cuda
     precision: str = "auto"  # auto (measured), fp32 or bf16
@@ -261,6 +262,8 @@ def _check(s: Settings) -> None:
         raise UsageError("--device cuda, but torch finds no CUDA device. Use --device cpu.")
     if s.precision not in ("auto", "fp32", "bf16"):
         raise unknown("precision", s.precision, ("auto", "fp32", "bf16"))
+    if s.views_on not in ("auto", "cpu", "device"):
+        raise unknown("views-on", s.views_on, ("auto", "cpu", "device"))
     if not 0 <= s.max_bad <= 1:
         raise UsageError(f"--max-bad is {s.max_bad}; it is a share between 0 and 1.")
     if s.recipe not in ("auto", "paper") and not Path(s.recipe).is_file():

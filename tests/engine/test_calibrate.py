@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nolabel.engine import calibrate
+from nolabel.options import Settings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -19,12 +20,24 @@ def test_workers_are_used_unless_they_take_the_cores_from_the_training(data, dev
     assert (calibrate._workers(data, 0.1, device) > 0) == any_workers
 
 
+@pytest.mark.parametrize(
+    ("data", "workers", "device", "where"),
+    [(0.9, 4, CPU, "cpu"), (0.3, 4, GPU, "cpu"), (0.5, 4, GPU, "device"), (0.2, 0, GPU, "device")],
+)
+def test_views_move_to_a_gpu_that_the_cores_cannot_feed(data, workers, device, where):
+    settings = Settings(workers=workers)
+    assert calibrate._views_on(settings, device, data, 0.1).views_on == where
+    told = Settings(workers=workers, views_on="cpu")
+    assert calibrate._views_on(told, device, data, 0.1).views_on == "cpu"
+
+
 def test_measured_settings_are_saved_and_nothing_is_left_open(tiny_run):
     run = tiny_run(steps=None, minutes=0.005, workers=None, precision="auto")
     s = run.settings
     assert s.steps is not None and s.steps >= 1
     assert s.precision in ("fp32", "bf16")
     assert s.workers is not None
+    assert s.views_on == "cpu"
 
 
 def test_measuring_leaves_the_run_as_its_seed_makes_it(tiny_run):

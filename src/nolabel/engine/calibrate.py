@@ -16,7 +16,7 @@ from nolabel.data.sources import Source
 from nolabel.engine.log import say
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm
 from nolabel.methods.base import Method
-from nolabel.options import Run, with_length
+from nolabel.options import Run, Settings, with_length
 from nolabel.types import Batch, Clock
 from nolabel.views import FastViews
 from nolabel.views.plan import ViewPlan
@@ -33,8 +33,9 @@ def resolve(
 ) -> Run:
     """Replaces `precision`, `workers` and `minutes` by what a few steps on a copy measured."""
     s = run.settings
-    if s.precision != "auto" and s.steps is not None and s.workers is not None:
-        return run
+    known = s.views_on != "auto" or device.type == "cpu"
+    if s.precision != "auto" and s.steps is not None and s.workers is not None and known:
+        return dataclasses.replace(run, settings=_views_on(s, device, 0, 1))
     measured = measure(run, method, plan, source, device)
     data, times = measured.data, measured.times
     best = min(times, key=lambda k: times[k])
@@ -47,6 +48,7 @@ def resolve(
         if not quiet and s.workers == 0:
             shown = f"{data * 1e3:.0f} ms of data to {times[best] * 1e3:.0f} ms of training"
             say(f"workers: 0 ({shown} a step; they would take the cores from each other)")
+    s = _views_on(s, device, data, times[best])
     run = dataclasses.replace(run, settings=s)
     if s.steps is None and s.minutes is not None:
         # Workers read while a GPU computes; on the CPU both need the same cores, so times add up.
@@ -89,14 +91,22 @@ def measure(
 
 
 def _workers(data: float, step: float, device: torch.device) -> int:
-    """Processes that read data: one a core, at most eight; none if that is faster.
+    """Processes that read data: one a core, at most sixteen; none if that is faster.
 
     Training on the CPU uses all cores itself.  Workers beside it interrupt its threads, which wait
     for each other, and cost more than they bring until reading takes about half of a step.
     """
     if device.type == "cpu" and data < step / 2:
         return 0
-    return min(os.cpu_count() or 1, 8)
+    return min(os.cpu_count() or 1, 16)
+
+
+def _views_on(s: Settings, device: torch.device, data: float, step: float) -> Settings:
+    """Where views are made: on a GPU when the cores together cannot keep up with it."""
+    if s.views_on == "auto":
+        slow = device.type != "cpu" and data / max(int(s.workers or 0), 1) > step
+        s = dataclasses.replace(s, views_on="device" if slow else "cpu")
+    return s
 
 
 def _batches(run: Run, plan: ViewPlan, source: Source) -> list[tuple[Batch, float]]:

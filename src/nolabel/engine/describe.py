@@ -32,7 +32,7 @@ def describe(run: Run, source: Source) -> str:
         f"width {encoder.dim}, {count_parameters(encoder):,} parameters",
         f"training   {length}, batch {s.batch_size}"
         + (f" in {s.accumulate} micro-batches" if s.accumulate > 1 else "")
-        + f", {workers} workers, seed {s.seed}, precision {s.precision}",
+        + f", {workers} workers, views on {s.views_on}, seed {s.seed}, precision {s.precision}",
         *(f"view       {line}" for line in plan.describe()),
         "options    " + _values(run.options),
         "optimiser  " + _values(run.optim),

@@ -192,7 +192,7 @@ def _loop(
     loader: Iterator[Batch] = iter(
         make_loader(
             source,
-            FastViews(plan, s.seed, device="cpu"),
+            FastViews(plan, s.seed, device=device if s.views_on == "device" else "cpu"),
             seed=s.seed,
             batch_size=batch_size,
             start_step=start,
