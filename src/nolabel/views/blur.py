@@ -34,27 +34,32 @@ def blur_matrices(
         radius: Half width of the kernel, below `size`.
         device: Where the matrices lie.
     """
-    taps = torch.from_numpy(gaussian(sigma, radius)).to(device)
-    return (taps @ _basis(size, radius, device)).view(-1, size, size)
+    return _matrices(torch.from_numpy(gaussian(sigma, radius)).to(device), size)
 
 
-def blur(planes: Tensor, sigma: npt.NDArray[np.floating], radius: int) -> None:
-    """Blurs each of float32 [n, 3, s, s] by its own sigma [n], in place, on the CPU.
+def _matrices(taps: Tensor, size: int) -> Tensor:
+    """[n, size, size] of the taps [n, radius + 1]."""
+    return (taps @ _basis(size, taps.shape[1] - 1, taps.device)).view(-1, size, size)
 
-    Where sigma is 0 nothing is done.
+
+def blur(planes: Tensor, sigmas: dict[int, float], taps: Tensor) -> None:
+    """Blurs some of float32 [n, 3, s, s], in place, on the CPU.
+
+    Args:
+        planes: The pictures.
+        sigmas: Place of a picture -> its standard deviation.
+        taps: Of every picture, as `gaussian` gives them, [n, radius + 1].
     """
-    s, where = planes.shape[2], np.flatnonzero(sigma)
-    if not len(where):
-        return
+    s, radius = planes.shape[2], taps.shape[1] - 1
     if s <= _DENSE or radius > _BAND:
-        for i, m in zip(where, blur_matrices(sigma[where], s, radius, planes.device), strict=True):
+        for i, m in zip(sigmas, _matrices(taps[list(sigmas)], s), strict=True):
             rows = torch.mm(planes[i].view(3 * s, s), m.T).view(3, s, s)
             torch.bmm(m.expand(3, s, s), rows, out=planes[i])
         return
-    for i in where:
+    for i, sigma in sigmas.items():
         # Beyond 4.5 sigma the taps sum to less than a hundredth of a level.
-        r = min(radius, math.ceil(4.5 * float(sigma[i])))
-        _banded(planes[i], torch.from_numpy(gaussian(sigma[i : i + 1], r)[0]), planes[i])
+        r = min(radius, math.ceil(4.5 * sigma))
+        _banded(planes[i], taps[i, : r + 1], planes[i])
 
 
 def _banded(x: Tensor, half: Tensor, out: Tensor) -> None:

@@ -36,8 +36,8 @@ class Colour:
         return both[:, :, 0].contiguous(), both[:, :, 1].contiguous()
 
     def offset(self, pull: Tensor, means: Tensor) -> Tensor:
-        """Offsets [..., 3, 1] of views whose channels have means [..., 3]."""
-        return (pull * means[..., None, :]).sum(-1, keepdim=True) + self._shift[:, None]
+        """Offsets [n, 3, 1] of views whose channels have means [n, 3]."""
+        return torch.baddbmm(self._shift[:, None], pull, means[..., None])
 
     def finish(self, values: Tensor, solarise: npt.NDArray[np.bool_], out: Tensor) -> None:
         """Clamps normalised [n, 3, pixels] to black..white and solarises, into `out`.

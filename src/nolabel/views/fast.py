@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nolabel.views.blur import blur, blur_matrices
+from nolabel.views.blur import blur, blur_matrices, gaussian
 from nolabel.views.colour import Colour
 from nolabel.views.draw import Params, draw
 from nolabel.views.plan import View, ViewPlan
@@ -243,35 +243,42 @@ class _Crops:
             for p in params
         ]
         self._boxes = np.array(boxes).transpose(2, 0, 1).tolist()  # [B][V][9]
-        sigma = [np.where(p.blur & (p.sigma > _LEAST_SIGMA), p.sigma, 0.0) for p in params]
-        self._sigma = np.stack(sigma, 1)  # [B, V]; 0: no blur
+        seen = np.stack([p.blur & (p.sigma > _LEAST_SIGMA) for p in params], 1)  # [B, V]
+        sigma = np.stack([p.sigma for p in params], 1)
+        # Of each image: which copies are blurred, and by how much.
+        self._sigmas = [
+            {v: float(sigma[i, v]) for v in np.flatnonzero(row)} for i, row in enumerate(seen)
+        ]
+        self._taps = torch.from_numpy(gaussian(sigma.ravel(), view.blur_radius))
+        self._taps = self._taps.view(*sigma.shape, -1)  # [B, V, radius + 1]
         self._solarise = np.stack([p.solarise for p in params], 1)  # [B, V]
         self._view, self._colour, self._maps, self._result = view, colour, maps, result
         self._pixels = torch.empty(view.count, view.size, view.size, 3)
+        self._places = [p[None].permute(0, 3, 1, 2) for p in self._pixels]
 
     def __call__(self, image: Tensor, i: int) -> None:
         """Makes the copies of image i, uint8 [H, W, 3], into their place in the result."""
         s, array, pixels = self._view.size, image.numpy()[None], self._pixels
-        for box, to in zip(self._boxes[i], pixels, strict=True):
+        for box, to in zip(self._boxes[i], self._places, strict=True):
             self._cut(array, box, to)
         means = pixels.view(-1, s, s * 3).mean(1).view(-1, s, 3).mean(1)  # fast: by lines
         # The product also moves the channels first.  Colour is affine, so blur may follow it.
         planes = torch.bmm(self._maps[0][i], pixels.view(-1, s * s, 3).transpose(1, 2))
-        blur(planes.view(-1, 3, s, s), self._sigma[i], self._view.blur_radius)
+        if self._sigmas[i]:
+            blur(planes.view(-1, 3, s, s), self._sigmas[i], self._taps[i])
         planes += self._colour.offset(self._maps[1][i], means)
         self._colour.finish(planes, self._solarise[i], self._result[:, i].flatten(2))
 
     def _cut(self, array: np.ndarray, box: list[int], to: Tensor) -> None:
-        """Crops uint8 [1, H, W, 3], resizes and flips, into float32 [s, s, 3]."""
+        """Crops uint8 [1, H, W, 3], resizes and flips, into float32 [1, 3, s, s]."""
         top, left, bottom, right, h, w, y, x, flip = box
-        s = self._view.size
         # numpy copies lines at once; and torch keeps the channels last where the batch axis was
         # there before they moved.
         cut = torch.from_numpy(array[:, top:bottom, left:right].copy()).permute(0, 3, 1, 2)
         cut = F.interpolate(cut, (h, w), mode=self._view.interpolation, antialias=True)
-        if h != s or w != s:
-            cut = cut[:, :, y : y + s, x : x + s]
-        to.copy_((cut.flip(3) if flip else cut)[0].permute(1, 2, 0))
+        if cut.shape != to.shape:
+            cut = cut[:, :, y : y + to.shape[2], x : x + to.shape[3]]
+        to.copy_(cut.flip(3) if flip else cut)
 
 
 def resize_matrices(box: Tensor, full: int, view: View, flip: Tensor | None = None) -> Tensor:
