@@ -247,7 +247,7 @@ class _Crops:
         sigma = np.stack([p.sigma for p in params], 1)
         # Of each image: which copies are blurred, and by how much.
         self._sigmas = [
-            {v: float(sigma[i, v]) for v in np.flatnonzero(row)} for i, row in enumerate(seen)
+            {int(v): float(sigma[i, v]) for v in np.flatnonzero(row)} for i, row in enumerate(seen)
         ]
         self._taps = torch.from_numpy(gaussian(sigma.ravel(), view.blur_radius))
         self._taps = self._taps.view(*sigma.shape, -1)  # [B, V, radius + 1]
