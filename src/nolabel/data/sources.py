@@ -26,34 +26,29 @@ class Named:
 
     name: str
     description: str
-    splits: tuple[str, ...]
+    splits: tuple[str, ...] = ("train", "test")
 
 
 NAMES: tuple[Named, ...] = (
     Named(
         "creatures",
         "procedural world of drawn creatures, made in memory, with labels, captions and masks",
-        ("train", "test"),
     ),
     Named(
         "digits",
         "1,797 handwritten digits of 8 x 8 pixels, part of scikit-learn",
-        ("train", "test"),
     ),
     Named(
         "fashion-mnist",
         "70,000 grey pictures of clothes, 28 x 28 pixels, ten kinds",
-        ("train", "test"),
     ),
     Named(
         "cifar10",
         "60,000 colour photographs, 32 x 32 pixels, ten kinds",
-        ("train", "test"),
     ),
     Named(
         "emoji",
         "3,953 emoji of 72 x 72 pixels with names and masks (pip install 'nolabel[emoji]')",
-        ("train", "test"),
     ),
 )
 _TABLE = {named.name: named for named in NAMES}
