@@ -23,6 +23,8 @@ by `benchmarks/views.py --deviations` on photographs, 32 px by matrices and 224 
 * Hue turns about the grey axis of RGB (keeping r + g + b) and not in HSV (keeping the largest and
   smallest of r, g, b): for shifts up to 0.1, mean 5 levels, little of it drift (0.3 to 0.6), and
   2 to 3 % less spread.  The same turn in YIQ, as often used, is further from HSV.
+* Crops leave out a blur below 0.22 pixels, where a neighbour weighs less than 1 in 30,000, and
+  taps beyond 4.5 sigma.  Blur as a whole: mean 0.2 to 0.3, which is the rounding above.
 * Solarising's threshold is half a level lower, which is what 128 means before rounding.
 
 The same batch gives the same bits again, and what is drawn for a sample never depends on its batch.
