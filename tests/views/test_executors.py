@@ -420,3 +420,63 @@ def test_read_only_arrays_tensors_and_views_with_strides_are_accepted():
     want = FastViews(DINO)(images, range(4), 0)["global"]
     for same in (locked, list(locked), torch.from_numpy(images), list(mirrored), mirrored):
         assert torch.equal(want, FastViews(DINO)(same, range(4), 0)["global"])
+
+
+# -- other channels, other depths ---------------------------------------------------------------
+
+FLAT = {"jitter": (0.4, 0.4, 0.0, 0.0), "blur": (0.5,), "solarise": (0.2,)}
+
+
+def bands(channels: int, h: int, w: int, deep: bool) -> np.ndarray:
+    """Smooth pictures [8, h, w, C] of 8 or 16 bits, away from black and white."""
+    parts = [pictures(8, h, w, seed=c)[..., 0] for c in range(channels)]
+    images = np.stack(parts, 3)
+    return images.astype(np.uint16) * 257 if deep else images
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["8-bit", "16-bit"])
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+@pytest.mark.parametrize(("size", "h", "w", "matrix"), PATHS)
+def test_any_number_of_channels_agrees_with_the_reference(channels, size, h, w, matrix, deep):
+    images = bands(channels, h, w, deep)
+    view = View(name="v", size=size, count=2, **FLAT)
+    p = ViewPlan(views=(view,), mean=(0.0,) * channels, std=(1.0,) * channels)
+    a, b = (e(p, 3)(list(images), np.arange(8), 1)["v"] for e in (ReferenceViews, FastViews))
+    assert a.shape == (2, 8, channels, size, size)
+    _, mean, _ = levels(a, b)
+    assert mean < (0.6 if deep else 1.6)  # torchvision truncates 8 bits after every operation
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_sixteen_bits_keep_what_eight_bits_lose(size):
+    steps = np.linspace(30_000, 30_200, 200 * 200).reshape(1, 200, 200, 1).astype(np.uint16)
+    p = ViewPlan(views=(View(name="v", size=size, scale=None, flip=0.0),), mean=(0.0,), std=(1.0,))
+    made = FastViews(p)(list(steps), [0], 0)["v"]
+    assert len(made.unique()) > 100  # as 8 bits they are one value
+
+
+def test_contrast_without_colour_blends_with_the_mean_of_all_channels():
+    images = bands(2, 40, 40, deep=False)
+    view = View(name="v", size=40, scale=None, flip=0.0, jitter=(0, 0.9, 0, 0), jitter_p=1.0)
+    plain_view = View(name="v", size=40, scale=None, flip=0.0)
+    off = {"mean": (0.0, 0.0), "std": (1.0, 1.0)}
+    x = FastViews(ViewPlan(views=(plain_view,), **off))(images, range(8), 0)["v"][0]
+    y = FastViews(ViewPlan(views=(view,), **off))(images, range(8), 0)["v"][0]
+    centre = x.mean((1, 2, 3), keepdim=True)
+    inside = ((y > 0.01) & (y < 0.99)).all(1, keepdim=True).expand_as(y)
+    factor = ((y - centre) / (x - centre))[inside & ((x - centre).abs() > 0.05)]
+    assert factor.min() > 0 and factor.max() < 2
+    for i in range(8):  # one factor an image, for both channels
+        mask = (inside & ((x - centre).abs() > 0.05))[i]
+        each = ((y[i] - centre[i]) / (x[i] - centre[i]))[mask]
+        assert each.std() < 0.02
+
+
+def test_colour_operations_are_refused_without_colour_and_left_out_by_with_statistics():
+    with pytest.raises(UsageError, match="with_statistics"):
+        dataclasses.replace(DINO, mean=(0.5,), std=(0.2,))
+    p = DINO.with_statistics((0.5,), (0.2,))
+    assert p.channels == 1 and p.views[0].jitter[:2] == DINO.views[0].jitter[:2]
+    assert all(v.grey == 0 and v.jitter[2:] == (0, 0) for v in p.views)
+    assert DINO.with_statistics((0.1, 0.2, 0.3), (1, 1, 1)).views == DINO.views
+    assert FastViews(p)(bands(1, 40, 40, False), range(8), 0)["global"].shape[2] == 1

@@ -43,18 +43,19 @@ def _matrices(taps: Tensor, size: int) -> Tensor:
 
 
 def blur(planes: Tensor, sigmas: dict[int, float], taps: Tensor) -> None:
-    """Blurs some of float32 [n, 3, s, s], in place, on the CPU.
+    """Blurs some of float32 [n, C, s, s], in place, on the CPU.
 
     Args:
         planes: The pictures.
         sigmas: Place of a picture -> its standard deviation.
         taps: Of every picture, as `gaussian` gives them, [n, radius + 1].
     """
-    s, radius = planes.shape[2], taps.shape[1] - 1
+    _, c, s, _ = planes.shape
+    radius = taps.shape[1] - 1
     if s <= _DENSE or radius > _BAND:
         for i, m in zip(sigmas, _matrices(taps[list(sigmas)], s), strict=True):
-            rows = torch.mm(planes[i].view(3 * s, s), m.T).view(3, s, s)
-            torch.bmm(m.expand(3, s, s), rows, out=planes[i])
+            rows = torch.mm(planes[i].view(c * s, s), m.T).view(c, s, s)
+            torch.bmm(m.expand(c, s, s), rows, out=planes[i])
         return
     for i, sigma in sigmas.items():
         # Beyond 4.5 sigma the taps sum to less than a hundredth of a level.
@@ -63,28 +64,28 @@ def blur(planes: Tensor, sigmas: dict[int, float], taps: Tensor) -> None:
 
 
 def _banded(x: Tensor, half: Tensor, out: Tensor) -> None:
-    """Blurs [3, s, s], s >= 3 BAND: on each axis, products of a small band matrix with blocks.
+    """Blurs [C, s, s], s >= 3 BAND: on each axis, products of a small band matrix with blocks.
 
     A block of BAND outputs inside reads BAND + 2 r inputs, and blocks overlap in what they read.
     The first block and the last, which takes what is left, have the reflected border in theirs.
     """
-    s, r = x.shape[2], len(half) - 1
+    c, s, r = x.shape[0], x.shape[2], len(half) - 1
     n, reach = s // _BAND - 2, _BAND + 2 * r
     a, b = _BAND, _BAND * (n + 1)
     band = F.pad(half, (0, 1))[_distance(r)].expand(n, -1, -1)  # zero beyond r
     first = (half @ _edge(_BAND, r)).view(_BAND, _BAND + r)
     last = (half @ _edge(s - b, r)).view(s - b, s - b + r).flip(0, 1)
-    lines = x.new_empty(3, s, s)
+    lines = x.new_empty(c, s, s)
     for rows, done in zip(x, lines, strict=True):
         torch.mm(first, rows[: a + r], out=done[:a])
         start = rows.storage_offset() + (a - r) * s
         blocks = rows.as_strided((n, reach, s), (_BAND * s, s, 1), start)
         torch.bmm(band, blocks, out=done[a:b].view(n, _BAND, s))
         torch.mm(last, rows[b - r :], out=done[b:])
-    lines, done = lines.view(3 * s, s), out.view(3 * s, s)
+    lines, done = lines.view(c * s, s), out.view(c * s, s)
     torch.mm(lines[:, : a + r], first.T, out=done[:, :a])
-    blocks = lines.as_strided((n, 3 * s, reach), (_BAND, s, 1), a - r)
-    inside = torch.bmm(blocks, band.transpose(1, 2))  # [n, 3 s, BAND]
+    blocks = lines.as_strided((n, c * s, reach), (_BAND, s, 1), a - r)
+    inside = torch.bmm(blocks, band.transpose(1, 2))  # [n, C s, BAND]
     done[:, a:b].unflatten(1, (n, _BAND)).copy_(inside.permute(1, 0, 2))
     torch.mm(lines[:, b - r :], last.T, out=done[:, b:])
 

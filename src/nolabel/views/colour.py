@@ -23,24 +23,24 @@ class Colour:
 
     def __init__(self, plan: ViewPlan, device: torch.device):
         mean, std = torch.tensor(plan.mean), torch.tensor(plan.std)
-        self._device = device
+        self._device, self._channels = device, plan.channels
         self._scale = (1 / (255 * std)).to(device)  # [3]
         self._shift = (-mean / std).to(device)  # [3]
         pairs = zip(plan.mean, plan.std, strict=True)
         self._bounds = [(-m / s, (1 - m) / s) for m, s in pairs]  # black and white
 
     def maps(self, params: list[Params]) -> tuple[Tensor, Tensor]:
-        """`colour_matrices` of V copies, normalising, on the device: two of [B, V, 3, 3]."""
-        maps = np.stack([colour_matrices(p) for p in params], 1)  # [B, V, 2, 3, 3]
+        """`colour_matrices` of V copies, normalising, on the device: two of [B, V, C, C]."""
+        maps = np.stack([colour_matrices(p, self._channels) for p in params], 1)  # [B, V, 2, C, C]
         both = torch.from_numpy(maps.astype(np.float32)).to(self._device) * self._scale[:, None]
         return both[:, :, 0].contiguous(), both[:, :, 1].contiguous()
 
     def offset(self, pull: Tensor, means: Tensor) -> Tensor:
-        """Offsets [n, 3, 1] of views whose channels have means [n, 3]."""
+        """Offsets [n, C, 1] of views whose channels have means [n, C]."""
         return torch.baddbmm(self._shift[:, None], pull, means[..., None])
 
     def finish(self, values: Tensor, solarise: npt.NDArray[np.bool_], out: Tensor) -> None:
-        """Clamps normalised [n, 3, pixels] to black..white and solarises, into `out`.
+        """Clamps normalised [n, C, pixels] to black..white and solarises, into `out`.
 
         Args:
             values: What the maps gave; may be `out` itself.
@@ -57,7 +57,7 @@ class Colour:
             out[where] = torch.where(x >= level, inverted, x)
 
 
-def colour_matrices(p: Params) -> npt.NDArray[np.float64]:
+def colour_matrices(p: Params, channels: int = 3) -> npt.NDArray[np.float64]:
     """Jitter and grey as one map per sample, value = A pixel + Q mean.
 
     Contrast blends with the mean grey of the view as the operations before it left it, which is
@@ -65,27 +65,29 @@ def colour_matrices(p: Params) -> npt.NDArray[np.float64]:
 
     Args:
         p: Parameters of B samples.
+        channels: C; with other than three, grey is the mean of all, and there is no hue.
 
     Returns:
-        A and Q, float64 [B, 2, 3, 3].
+        A and Q, float64 [B, 2, C, C].
     """
     n = len(p.grey)
-    state = np.zeros((n, 2, 3, 3))
-    state[:, 0] = np.eye(3)
-    luma = np.array(_LUMA)
+    state = np.zeros((n, 2, channels, channels))
+    state[:, 0] = np.eye(channels)
+    luma = np.array(_LUMA) if channels == 3 else np.full(channels, 1 / channels)
     if p.jitter.any():
         on = p.jitter[:, None]
         scale = np.where(on, p.factors[:, :3], 1.0)
-        turn = _hue_matrices(np.where(p.jitter, p.factors[:, 3], 0.0))
+        turn = _hue_matrices(np.where(p.jitter, p.factors[:, 3], 0.0)) if channels == 3 else None
         for op in p.order.T:  # op [n]: which operation comes now
             # Brightness scales; contrast and saturation blend with a grey, of the whole view or
             # of the pixel; hue rotates.
             f = np.where(op < 3, np.take_along_axis(scale, op.clip(max=2)[:, None], 1)[:, 0], 1.0)
-            grey = luma @ state  # [n, 2, 3]
-            mean = grey.sum(1)  # [n, 3]: the mean colour's grey
+            grey = luma @ state  # [n, 2, C]
+            mean = grey.sum(1)  # [n, C]: the mean colour's grey
             rest = (1 - f)[:, None]
-            hue = op == 3
-            state[hue] = turn[hue, None] @ state[hue]
+            if turn is not None:
+                hue = op == 3
+                state[hue] = turn[hue, None] @ state[hue]
             state *= f[:, None, None, None]
             state[:, 1] += (rest * mean * (op == 1)[:, None])[:, None, :]
             state += ((rest * (op == 2)[:, None])[:, None] * grey)[:, :, None, :]

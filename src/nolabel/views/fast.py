@@ -88,15 +88,16 @@ class FastViews:
         """Makes all views of a batch.
 
         Args:
-            images: uint8 [B, H, W, 3], or B of uint8 [H_i, W_i, 3]; RGB.
+            images: uint8 [B, H, W, C], or B of uint8 or uint16 [H_i, W_i, C]; RGB, or what the
+                plan's channels are.
             keys: Index of each image in its source, integers [B]; with seed and epoch, it alone
                 decides what is drawn.
             epoch: Epoch.
 
         Returns:
-            Name of the view -> float32 [V, B, 3, size, size], normalised, on the device.
+            Name of the view -> float32 [V, B, C, size, size], normalised, on the device.
         """
-        tensors = image_list(images)
+        tensors = image_list(images, self.plan.channels)
         count = len(tensors)
         heights = np.array([t.shape[0] for t in tensors], dtype=np.int64)
         widths = np.array([t.shape[1] for t in tensors], dtype=np.int64)
@@ -122,7 +123,7 @@ class FastViews:
 
     def _empty(self, view: View, count: int) -> Tensor:
         """Memory for a result: fresh, or that of an earlier one which nobody holds any more."""
-        shape = (view.count, count, 3, view.size, view.size)
+        shape = (view.count, count, self.plan.channels, view.size, view.size)
         if self.device.type != "cpu":
             return torch.empty(shape, device=self.device)
         if self.shared:
@@ -164,11 +165,13 @@ class FastViews:
         h = max(tensors[i].shape[0] for i in index)
         w = max(tensors[i].shape[1] for i in index)
         budget = _CPU_FLOATS if self.device.type == "cpu" else _DEVICE_FLOATS
-        step = max(budget // (6 * h * w + view.count * s * (6 * h + 3 * w + 6 * s)), 1)
+        c = self.plan.channels
+        each = 2 * c * h * w + view.count * s * (2 * c * h + 3 * w + 2 * c * s)
+        step = max(budget // each, 1)
         for start in range(0, len(index), step):
             rows = index[start : start + step]
             some = [p[rows] for p in params]
-            pixels = self._pixels(tensors, rows, h, w)  # [b, W, 3, H]
+            pixels = self._pixels(tensors, rows, h, w)  # [b, W, C, H]
             products, means = self._geometry(pixels, view, some)
             first, last = int(rows[0]), int(rows[-1]) + 1
             gaps = last - first != len(rows)  # other images in between went the other way
@@ -177,14 +180,14 @@ class FastViews:
                 matrix, pull = (m[where, v] for m in maps)
                 offset = self._colour.offset(pull, means[:, v])
                 target = result[v, where].flatten(2)  # a view of the result unless there are gaps
-                # [b, 3, 3] @ [b, 3, size * size]; the product also moves the channels first.
+                # [b, C, C] @ [b, C, size * size]; the product also moves the channels first.
                 torch.baddbmm(offset, matrix, products[:, v].transpose(1, 2), out=target)
                 self._colour.finish(target, p.solarise, target)
                 if gaps:
                     result[v, where] = target.unflatten(2, (s, s))
 
     def _pixels(self, tensors: list[Tensor], rows: np.ndarray, h: int, w: int) -> Tensor:
-        """float32 [b, W, 3, H]; smaller images are padded, and the matrices ignore the padding."""
+        """float32 [b, W, C, H]; smaller images are padded, and the matrices ignore the padding."""
         parts = [tensors[i] for i in rows]
         if any(t.shape[:2] != (h, w) for t in parts):
             parts = [F.pad(t, (0, 0, 0, w - t.shape[1], 0, h - t.shape[0])) for t in parts]
@@ -196,14 +199,14 @@ class FastViews:
         """Crop, resize, flip and blur.
 
         Args:
-            pixels: float32 [b, W, 3, H].
+            pixels: float32 [b, W, C, H].
             view: The view.
             params: V of `Params` over the b samples.
 
         Returns:
-            [b, V, size * size, 3], and the means of the channels before the blur [b, V, 3].
+            [b, V, size * size, C], and the means of the channels before the blur [b, V, C].
         """
-        b, w, _, h = pixels.shape
+        b, w, c, h = pixels.shape
         v, s = view.count, view.size
         n = b * v
         box = [(p.top, p.height, p.rows, p.window_top) for p in params]
@@ -214,7 +217,7 @@ class FastViews:
         my = resize_matrices(y, h, view)  # [n, s, H]
         mx = resize_matrices(x, w, view, flip)  # [n, s, W]
         # The mean of the view is linear too: the mean of the rows of My and of Mx.
-        lines = torch.bmm(mx.mean(1).view(b, v, w), pixels.view(b, w, 3 * h)).view(b, v, 3, h)
+        lines = torch.bmm(mx.mean(1).view(b, v, w), pixels.view(b, w, c * h)).view(b, v, c, h)
         means = torch.einsum("bvch,bvh->bvc", lines, my.mean(1).view(b, v, h))
         blurred = np.stack([p.blur for p in params], 1).reshape(n)
         if blurred.any():
@@ -223,9 +226,9 @@ class FastViews:
             spread = blur_matrices(sigma, s, view.blur_radius, self.device)  # [., s, s]
             my[where] = torch.bmm(spread, my[where])
             mx[where] = torch.bmm(spread, mx[where])
-        lines = torch.bmm(mx.view(b, v * s, w), pixels.view(b, w, 3 * h))  # [b, V s, 3 H]
-        out = torch.bmm(my, lines.view(n, s * 3, h).transpose(1, 2))  # [n, s, s * 3]
-        return out.view(b, v, s * s, 3), means
+        lines = torch.bmm(mx.view(b, v * s, w), pixels.view(b, w, c * h))  # [b, V s, C H]
+        out = torch.bmm(my, lines.view(n, s * c, h).transpose(1, 2))  # [n, s, s * C]
+        return out.view(b, v, s * s, c), means
 
 
 class _Crops:
@@ -255,24 +258,25 @@ class _Crops:
         self._taps = self._taps.view(*sigma.shape, -1)  # [B, V, radius + 1]
         self._solarise = np.stack([p.solarise for p in params], 1)  # [B, V]
         self._view, self._colour, self._maps, self._result = view, colour, maps, result
-        self._pixels = torch.empty(view.count, view.size, view.size, 3)
+        self._pixels = torch.empty(view.count, view.size, view.size, result.shape[2])
         self._places = [p[None].permute(0, 3, 1, 2) for p in self._pixels]
 
     def __call__(self, image: Tensor, i: int) -> None:
-        """Makes the copies of image i, uint8 [H, W, 3], into their place in the result."""
+        """Makes the copies of image i, [H, W, C], into their place in the result."""
         s, array, pixels = self._view.size, image.numpy()[None], self._pixels
+        c = pixels.shape[3]
         for box, to in zip(self._boxes[i], self._places, strict=True):
             self._cut(array, box, to)
-        means = pixels.view(-1, s, s * 3).mean(1).view(-1, s, 3).mean(1)  # fast: by lines
+        means = pixels.view(-1, s, s * c).mean(1).view(-1, s, c).mean(1)  # fast: by lines
         # The product also moves the channels first.  Colour is affine, so blur may follow it.
-        planes = torch.bmm(self._maps[0][i], pixels.view(-1, s * s, 3).transpose(1, 2))
+        planes = torch.bmm(self._maps[0][i], pixels.view(-1, s * s, c).transpose(1, 2))
         if self._sigmas[i]:
-            blur(planes.view(-1, 3, s, s), self._sigmas[i], self._taps[i])
+            blur(planes.view(-1, c, s, s), self._sigmas[i], self._taps[i])
         planes += self._colour.offset(self._maps[1][i], means)
         self._colour.finish(planes, self._solarise[i], self._result[:, i].flatten(2))
 
     def _cut(self, array: np.ndarray, box: list[int], to: Tensor) -> None:
-        """Crops uint8 [1, H, W, 3], resizes and flips, into float32 [1, 3, s, s]."""
+        """Crops [1, H, W, C], resizes and flips, into float32 [1, C, s, s]."""
         top, left, bottom, right, h, w, y, x, flip = box
         # numpy copies lines at once; and torch keeps the channels last where the batch axis was
         # there before they moved.

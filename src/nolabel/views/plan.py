@@ -9,7 +9,8 @@ blur, solarise, normalise.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from nolabel.errors import UsageError, unknown
 
@@ -161,13 +162,15 @@ class ViewPlan:
 
     Attributes:
         views: The kinds of views; their names are unique.
-        mean: Mean of red, green, blue, with pixels in 0..1.
-        std: Standard deviation of red, green, blue.  Output is (pixel - mean) / std.
+        mean: Mean of each channel (red, green, blue), with pixels in 0..1.
+        std: Standard deviation of each channel.  Output is (pixel - mean) / std.  With another
+            number of channels than three there is no colour: saturation, hue and grey must be 0,
+            and contrast blends with the mean of all channels.
     """
 
     views: tuple[View, ...]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "views", tuple(self.views))
@@ -186,10 +189,34 @@ class ViewPlan:
         for field in ("mean", "std"):
             value = tuple(float(v) for v in getattr(self, field))
             object.__setattr__(self, field, value)
-            if len(value) != 3 or not all(math.isfinite(v) for v in value):
-                raise UsageError(f"{field} is {value!r}, but must be three finite numbers (RGB).")
+            if not value or not all(math.isfinite(v) for v in value):
+                raise UsageError(f"{field} is {value!r}, but must be a finite number a channel.")
+        if len(self.mean) != len(self.std):
+            raise UsageError(
+                f"mean has {len(self.mean)} channels, but std has {len(self.std)}; they must agree."
+            )
         if min(self.std) <= 0:
             raise UsageError(f"std is {self.std!r}, but must be positive in every channel.")
+        for view in self.views if self.channels != 3 else ():
+            if view.grey or view.jitter[2] or view.jitter[3]:
+                raise UsageError(
+                    f"View {view.name!r} changes colour (saturation, hue, grey), which images of "
+                    f"{self.channels} channels have not.  `with_statistics` leaves that out."
+                )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images, C."""
+        return len(self.mean)
+
+    def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> ViewPlan:
+        """The plan for images of these statistics; with other than three, without colour."""
+        views = self.views
+        if len(mean) != 3:
+            views = tuple(
+                replace(v, grey=0.0, jitter=(v.jitter[0], v.jitter[1], 0.0, 0.0)) for v in views
+            )
+        return ViewPlan(views=views, mean=tuple(mean), std=tuple(std))
 
     @property
     def count(self) -> int:
@@ -225,8 +252,8 @@ def evaluation_plan(
     resize: int | None = None,
     *,
     interpolation: str = "bicubic",
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
 ) -> ViewPlan:
     """One deterministic view "image": shorter side to `resize` (default `size`), centre cut."""
     view = View(

@@ -42,15 +42,15 @@ class ReferenceViews:
         """Makes all views of a batch.
 
         Args:
-            images: uint8 [B, H, W, 3], or B of uint8 [H_i, W_i, 3]; RGB.
+            images: uint8 [B, H, W, C], or B of uint8 or uint16 [H_i, W_i, C].
             keys: Index of each image in its source, integers [B]; with seed and epoch, it alone
                 decides what is drawn.
             epoch: Epoch.
 
         Returns:
-            Name of the view -> float32 [V, B, 3, size, size], normalised.
+            Name of the view -> float32 [V, B, C, size, size], normalised.
         """
-        tensors = [t.cpu() for t in image_list(images)]
+        tensors = [t.cpu() for t in image_list(images, self.plan.channels)]
         heights, widths = [t.shape[0] for t in tensors], [t.shape[1] for t in tensors]
         drawn = draw(self.plan, heights, widths, key_array(keys, len(tensors)), self.seed, epoch)
         out = {}
@@ -65,8 +65,10 @@ class ReferenceViews:
         return out
 
     def _one(self, image: Tensor, view: View, params: Params, index: int) -> Tensor:
-        """One copy of one view of one image [H, W, 3] -> float32 [3, size, size]."""
+        """One copy of one view of one image [H, W, C] -> float32 [C, size, size]."""
         p = params
+        if image.is_floating_point():  # was 16 bits deep
+            image = image / 255
         x = _geometry(image.permute(2, 0, 1), view, p, index)
         if p.flip[index]:
             x = tv.horizontal_flip(x)
@@ -77,13 +79,14 @@ class ReferenceViews:
         if p.blur[index]:
             x = tv.gaussian_blur(x, [2 * view.blur_radius + 1] * 2, [float(p.sigma[index])] * 2)
         if p.solarise[index]:
-            x = tv.solarize(x, threshold=SOLARISE_THRESHOLD)
-        x = x.to(torch.float32) / 255
+            x = tv.solarize(x, SOLARISE_THRESHOLD / (255 if x.is_floating_point() else 1))
+        if not x.is_floating_point():
+            x = x.to(torch.float32) / 255
         return tv.normalize(x, mean=list(self.plan.mean), std=list(self.plan.std))
 
 
 def _geometry(x: Tensor, view: View, p: Params, i: int) -> Tensor:
-    """Crop and resize of uint8 [3, H, W]."""
+    """Crop and resize of [C, H, W]."""
     mode = InterpolationMode(view.interpolation)
     size = [int(p.rows[i]), int(p.columns[i])]
     box = [int(v[i]) for v in (p.top, p.left, p.height, p.width)]
@@ -93,30 +96,38 @@ def _geometry(x: Tensor, view: View, p: Params, i: int) -> Tensor:
 
 
 def _jitter(x: Tensor, view: View, factors: list[float], order: list[int]) -> Tensor:
-    """Brightness, contrast, saturation and hue of uint8 [3, H, W], in the drawn order."""
+    """Brightness, contrast, saturation and hue of [C, H, W], in the drawn order."""
+    shape = x.shape
+    if shape[0] != 3:  # without colour all channels are one large grey image
+        x = x.reshape(1, -1, shape[2])
     adjust = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     for op in order:
         if view.jitter[op]:
             x = adjust[op](x, factors[op])
-    return x
+    return x.reshape(shape)
 
 
-def image_list(images: Images) -> list[Tensor]:
-    """The images as uint8 tensors [H_i, W_i, 3], without copying.
+def image_list(images: Images, channels: int = 3) -> list[Tensor]:
+    """The images as tensors [H_i, W_i, C] with values in 0..255: uint8 without copying, and
+    float32 where they were 16 bits deep.
 
     Raises:
         UsageError: An image has another type or shape.
     """
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(_plain(images))
-    tensors = [t if isinstance(t, Tensor) else torch.from_numpy(_plain(t)) for t in images]
-    for i, t in enumerate(tensors):
-        if t.dtype != torch.uint8 or t.ndim != 3 or t.shape[2] != 3 or 0 in t.shape:
+    out = []
+    for i, image in enumerate(images):
+        kind, shape = str(image.dtype).removeprefix("torch."), tuple(image.shape)
+        if kind not in ("uint8", "uint16") or len(shape) != 3 or shape[2] != channels or 0 in shape:
+            more = "; repeat a single channel three times" if channels == 3 else ""
             raise UsageError(
-                f"Image {i} of the batch is {t.dtype} {list(t.shape)}, but views are made of "
-                "uint8 [H, W, 3]; repeat a single channel three times."
+                f"Image {i} of the batch is {kind} {list(shape)}, but views are made of "
+                f"uint8 [H, W, {channels}] (or uint16){more}."
             )
-    return tensors
+        if kind == "uint16":  # torch can hardly compute with it; float32 keeps all its bits
+            deep = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
+            image = deep.astype(np.float32) * np.float32(255 / 65535)
+        out.append(image if isinstance(image, Tensor) else torch.from_numpy(_plain(image)))
+    return out
 
 
 def key_array(keys: npt.ArrayLike | Tensor, count: int) -> npt.NDArray[np.int64]:
