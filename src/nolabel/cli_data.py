@@ -15,6 +15,7 @@ def scan_(args: list[str], about: str) -> None:
         data: str  # SRC
         out: str = "scan"  # folder for the contact sheet and the lists
         method: str | None = None  # the method to suggest settings for; default: this machine's
+        channels: int = 3  # of the images
         limit: int | None = None  # look at that many images only, spread by chance
         json: str | None = None  # write the outcome to this file
 
@@ -24,7 +25,8 @@ def scan_(args: list[str], about: str) -> None:
 
     if given.limit is not None and given.limit < 1:
         raise UsageError(f"--limit is {given.limit}; it must be above 0.")
-    found = scan(open_source(given.data), given.out, method=given.method, limit=given.limit)
+    source = open_source(given.data, channels=given.channels)
+    found = scan(source, given.out, method=given.method, limit=given.limit)
     print(describe(found))
     print(f"pictures    {given.out}/contact-sheet.png; lists beside it")
     write_json(given.json, found)

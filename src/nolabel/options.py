@@ -23,6 +23,7 @@ from nolabel import methods
 from nolabel.backbones import patch_of
 from nolabel.data.order import steps_per_epoch
 from nolabel.data.sources import Source, fast_images, open_source
+from nolabel.data.statistics import measure_statistics
 from nolabel.errors import BadImage, DataError, UsageError, did_you_mean, unknown
 from nolabel.methods.base import Facts, Method
 from nolabel.types import Optim
@@ -37,6 +38,9 @@ class Settings:
     backbone: str | None = None  # a preset or any timm ViT or ResNet (nolabel list backbones)
     image_size: int | None = None  # side of the network's input in pixels
     patch_size: int | None = None  # side of a ViT's patch in pixels
+    channels: int = 3  # of the images; with other than 3: grey, RGBA, .npy arrays, 16 bits kept
+    mean: tuple[float, ...] | None = None  # of each channel in 0..1; auto: ImageNet's, or measured
+    std: tuple[float, ...] | None = None  # deviation of each channel
     epochs: int | None = None  # length: one of epochs, steps, minutes
     steps: int | None = None  # length in optimiser steps
     minutes: float | None = None  # length in minutes on this machine, measured at the start
@@ -178,7 +182,12 @@ def resolve(
     base = from_plain(Settings, raw.get("settings") or {}, "settings.")
     s, _, _ = parse(base, kind.Options(), Optim())
     _check(s)
-    source = source or open_source(s.data, image_size=s.image_size, download=s.download)
+    source = source or open_source(
+        s.data, image_size=s.image_size, download=s.download, channels=s.channels
+    )
+    if s.channels != 3 and s.mean is None:
+        mean, std = measure_statistics(source)
+        s = dataclasses.replace(s, mean=mean, std=std)
     if s.image_size is None:
         s = dataclasses.replace(s, image_size=_image_size(source, s))
     assert s.image_size is not None  # noqa: S101
@@ -262,6 +271,12 @@ def _check(s: Settings) -> None:
         raise UsageError("--device cuda, but torch finds no CUDA device. Use --device cpu.")
     if s.precision not in ("auto", "fp32", "bf16"):
         raise unknown("precision", s.precision, ("auto", "fp32", "bf16"))
+    if s.channels < 1:
+        raise UsageError(f"--channels is {s.channels}; it must be above 0.")
+    if (s.mean is None) != (s.std is None):
+        raise UsageError("--mean and --std belong together: give both or neither.")
+    if s.mean is not None and not len(s.mean) == len(s.std or ()) == s.channels:
+        raise UsageError(f"--mean and --std need one number for each of {s.channels} channels.")
     if s.views_on not in ("auto", "cpu", "device"):
         raise unknown("views-on", s.views_on, ("auto", "cpu", "device"))
     if not 0 <= s.max_bad <= 1:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nolabel.data.sources import Items, Source, Subset
+from nolabel.data.items import Items
+from nolabel.data.sources import Source, Subset
 from nolabel.data.survey import Survey, survey
 from nolabel.engine import calibrate
 from nolabel.engine.train import build_method, device_of
@@ -104,8 +105,10 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
     """A method and its automatic settings for these data on this machine, and what they cost."""
     gpu = torch.cuda.is_available()
     chosen = method or ("dino" if gpu else "simclr")
-    good = _readable(source)
-    run, _ = resolve(chosen, merge({"data": source.name, "out": "unused"}), source=good)
+    good, channels = _readable(source), int(getattr(source, "channels", 3))
+    run, _ = resolve(
+        chosen, merge({"data": source.name, "out": "unused", "channels": channels}), source=good
+    )
     run = dataclasses.replace(run, images=len(source))
     device = device_of(run)
     network, plan = build_method(run)
@@ -133,7 +136,8 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
         "memory_bytes": weights + saved * int(s.batch_size or 1),
         "disk_bytes": 3 * (trainable * 12 + count_parameters(network) * 4),
         "disk_free_bytes": shutil.disk_usage(".").free,
-        "command": f"nolabel pretrain {chosen} --data {source.name}",
+        "command": f"nolabel pretrain {chosen} --data {source.name}"
+        + (f" --channels {channels}" if channels != 3 else ""),
     }
 
 

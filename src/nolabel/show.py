@@ -46,7 +46,7 @@ def show(
     if what in ("reconstruct", "views"):
         return _of_run(what, encoder, data, count, seed)
     enc = encoder if isinstance(encoder, Encoder) else load(str(encoder))
-    samples = _samples(open_source(data, image_size=enc.image_size), count)
+    samples = _samples(open_source(data, image_size=enc.image_size, channels=enc.channels), count)
     images = [s.image for s in samples]
     if what == "pca":
         from nolabel.pictures.pca import pca
@@ -63,12 +63,13 @@ def show(
 def _of_run(what: str, folder: Any, data: Any, count: int, seed: int) -> Pictures:
     if not (Path(str(folder)) / "config.yaml").is_file():
         raise UsageError(f"show {what} needs the folder of a run, got {folder!s}.")
-    from nolabel.engine.train import load_method
+    from nolabel.engine.train import load_method, plan_of
 
     method, run = load_method(str(folder))
     size = int(run.settings.image_size or 224)
-    images = [s.image for s in _samples(open_source(data, image_size=size), count)]
-    plan = type(method).views(run.options, size)
+    source = open_source(data, image_size=size, channels=run.settings.channels)
+    images = [s.image for s in _samples(source, count)]
+    plan = plan_of(run)
     if what == "views":
         from nolabel.pictures.views import views
 

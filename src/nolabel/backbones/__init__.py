@@ -81,7 +81,7 @@ def build(
     if name == "pixels":
         from nolabel.backbones.pixels import Pixels
 
-        return Pixels(image_size or kwargs.get("image_size", 32))
+        return Pixels(image_size or kwargs.get("image_size", 32), kwargs.get("in_chans", 3))
 
     import timm
 

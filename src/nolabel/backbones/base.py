@@ -43,6 +43,11 @@ class Backbone(nn.Module):
     patch_size: int
     can: frozenset[str]
 
+    @property
+    def channels(self) -> int:
+        """Channels C of the images that it takes."""
+        return int(self.kwargs.get("in_chans", 3))
+
     def tokens(
         self,
         x: Tensor,

@@ -15,10 +15,10 @@ class Pixels(Backbone):
 
     can = frozenset({"any_size"})
 
-    def __init__(self, image_size: int = 32):
+    def __init__(self, image_size: int = 32, channels: int = 3):
         super().__init__()
-        self.name, self.kwargs = "pixels", {"image_size": image_size}
-        self.dim, self.depth = 3 * image_size**2, 1
+        self.name, self.kwargs = "pixels", {"image_size": image_size, "in_chans": channels}
+        self.dim, self.depth = channels * image_size**2, 1
         self.image_size, self.patch_size = image_size, 1
         self.net = torch.nn.Identity()
 

@@ -6,7 +6,8 @@ import os
 
 import numpy as np
 
-from nolabel.data.images import SUFFIXES, read_image
+from nolabel.data.bands import BAND_SUFFIXES, read_bands
+from nolabel.data.images import SUFFIXES
 from nolabel.data.names import Strings
 from nolabel.data.sources import label_at
 from nolabel.errors import DataError
@@ -20,22 +21,26 @@ class Folder:
     (`nolabel.data.images.SUFFIXES`).  Links are followed.  If every image lies in a sub-folder,
     the first level below the root names the classes, sorted.  No file is opened.
 
+    With other than three `channels`, images are read by `read_bands`, arrays (.npy) among them.
+
     Raises:
         DataError: The folder, or one below it, cannot be listed, or holds no image.
     """
 
     in_memory = False
+    channels = 3
     reduces = True
 
-    def __init__(self, root: str | os.PathLike[str]):
-        self.name = os.fspath(root)
+    def __init__(self, root: str | os.PathLike[str], channels: int = 3):
+        self.name, self.channels = os.fspath(root), channels
         self.root = os.path.abspath(self.name)
-        files, others = listing(self.root, SUFFIXES)
+        suffixes = SUFFIXES if channels == 3 else BAND_SUFFIXES
+        files, others = listing(self.root, suffixes)
         if not files:
             seen = f"{others:,} other file{'s' * (others != 1)}" if others else "no files at all"
             raise DataError(
                 f"No images in {self.name!r} or below it: {seen}.  Files count as images by their "
-                f"suffix: {' '.join(sorted(SUFFIXES))}.  Tar shards are named by a pattern, such "
+                f"suffix: {' '.join(sorted(suffixes))}.  Tar shards are named by a pattern, such "
                 f"as '{self.name}/*.tar'."
             )
         self.files = Strings.of(files)
@@ -63,7 +68,7 @@ class Folder:
 
     def read(self, i: int, /, enough: int | None = None) -> Sample:
         """Image i, decoded.  Raises BadImage."""
-        image = read_image(self.path(i), enough=enough)
+        image = read_bands(self.path(i), self.channels, enough=enough)
         return Sample(image=image, label=label_at(self.labels, i))
 
 

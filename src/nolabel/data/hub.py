@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nolabel.data.images import read_image
+from nolabel.data.bands import read_bands
 from nolabel.data.sources import label_at
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Sample
@@ -39,6 +39,7 @@ class Hub:
     """
 
     in_memory = False
+    channels = 3
     reduces = True
 
     def __init__(self, name: str, split: str = "train"):
@@ -86,7 +87,7 @@ class Hub:
         """Image i, decoded, with its text.  Raises BadImage."""
         row = self._rows[i]
         try:
-            image = read_image(self._bytes(row, i), enough=enough)
+            image = read_bands(self._bytes(row, i), self.channels, enough=enough)
         except BadImage as error:
             raise BadImage(self.path(i), error.reason) from None
         except OSError as error:

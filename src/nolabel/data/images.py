@@ -132,30 +132,34 @@ def _openable() -> list[str]:
 
 
 def _read_bytes(file: Any, name: str, max_pixels: int, enough: int | None = None) -> np.ndarray:
-    head = file.read(64)
-    if not head:
-        raise BadImage(name, "an empty file (0 bytes)")
-    file.seek(0)
     # Pillow warns about odd palettes, EXIF and sizes; the loader's list of bad files says what
     # matters, and a terminal with a progress bar is no place for the rest.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            image = Image.open(file, formats=_openable())
-        except Image.DecompressionBombError:
-            raise BadImage(name, f"larger than the limit of {max_pixels:,} pixels") from None
-        except Image.UnidentifiedImageError:
-            raise BadImage(name, _impostor(head)) from None
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - plug-ins raise nearly anything when damaged
-            raise BadImage(name, f"damaged header ({_short(error)})") from None
-        with image:
+        with open_image(file, name, max_pixels) as image:
             if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
                 pixels = _jpeg(file, image, name, max_pixels, enough)
                 if pixels is not None:
-                    return _turned(pixels, _orientation(image))
+                    return turned(pixels, image)
             return _decode(image, name, max_pixels)
+
+
+def open_image(file: Any, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Opens an image of an allowed format; nothing is decoded yet.  Raises BadImage."""
+    head = file.read(64)
+    if not head:
+        raise BadImage(name, "an empty file (0 bytes)")
+    file.seek(0)
+    try:
+        return Image.open(file, formats=_openable())
+    except Image.DecompressionBombError:
+        raise BadImage(name, f"larger than the limit of {max_pixels:,} pixels") from None
+    except Image.UnidentifiedImageError:
+        raise BadImage(name, _impostor(head)) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - plug-ins raise nearly anything when damaged
+        raise BadImage(name, f"damaged header ({_short(error)})") from None
 
 
 def _jpeg(
@@ -216,6 +220,11 @@ def _decode(
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
     return _turned(pixels, turn)
+
+
+def turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    """The pixels [H, W, C] of an opened image upright, by its EXIF orientation."""
+    return _turned(pixels, _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nolabel.data import names
-from nolabel.data.images import read_image
+from nolabel.data.bands import read_bands
 from nolabel.data.sources import label_at
 from nolabel.errors import DataError, UsageError, did_you_mean
 from nolabel.types import Sample
@@ -39,6 +39,7 @@ class Manifest:
     """
 
     in_memory = False
+    channels = 3
     reduces = True
 
     def __init__(self, file: str | os.PathLike[str]):
@@ -80,7 +81,7 @@ class Manifest:
 
     def read(self, i: int, /, enough: int | None = None) -> Sample:
         """Image i, decoded, with its text.  Raises BadImage."""
-        image = read_image(self.path(i), enough=enough)
+        image = read_bands(self.path(i), self.channels, enough=enough)
         return Sample(image=image, label=label_at(self.labels, i), text=self.read_text(i))
 
     def read_text(self, i: int, /) -> str | None:

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from nolabel.data import names
-from nolabel.data.images import SUFFIXES, read_image
+from nolabel.data.bands import read_bands
+from nolabel.data.images import SUFFIXES
 from nolabel.data.sources import label_at
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Sample
@@ -48,6 +49,7 @@ class Shards:
     """
 
     in_memory = False
+    channels = 3
     block = BLOCK  # the order of images shuffles blocks, so that a disk is read in large pieces
 
     def __init__(self, pattern: str | os.PathLike[str]):
@@ -87,7 +89,8 @@ class Shards:
     def read(self, i: int, /, enough: int | None = None) -> Sample:
         """Sample i, decoded, with its text.  Raises BadImage."""
         try:
-            image, text = read_image(self.raw(i), enough=enough), self.read_text(i)
+            image = read_bands(self.raw(i), self.channels, enough=enough)
+            text = self.read_text(i)
         except BadImage as error:
             raise BadImage(self.path(i), error.reason) from None
         except OSError as error:

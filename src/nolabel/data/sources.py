@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from nolabel.data.items import Items
 from nolabel.data.order import index_at
 from nolabel.errors import DataError, UsageError, did_you_mean, unknown
 
@@ -96,49 +97,13 @@ def fast_images(source: Source) -> Callable[[np.ndarray], np.ndarray] | None:
     return images if callable(images) and getattr(source, "in_memory", True) else None
 
 
-class Items:
-    """A list of paths, Pillow images and uint8 arrays ([H, W, 3] or grey [H, W]), mixed."""
-
-    in_memory = False  # sizes may differ
-    reduces = True
-
-    def __init__(self, items: Sequence[Any], name: str = "list"):
-        self.name = name
-        self.items = list(items)
-        self.labels: np.ndarray | None = None
-        self.classes: tuple[str, ...] = ()
-        for i, item in enumerate(self.items):
-            _check_item(i, item)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def path(self, i: int, /) -> str:
-        """The path of item i, or `list[i]` for pixels."""
-        item = self.items[i]
-        return os.fspath(item) if isinstance(item, str | os.PathLike) else f"{self.name}[{i}]"
-
-    def read(self, i: int, /, enough: int | None = None) -> Sample:
-        """Item i, decoded when it is a path.  Raises BadImage."""
-        from nolabel.data.images import read_image
-        from nolabel.errors import BadImage
-        from nolabel.types import Sample
-
-        item = self.items[i]
-        if isinstance(item, np.ndarray):
-            return Sample(image=_as_rgb(item))
-        try:
-            return Sample(image=read_image(item, enough=enough))
-        except BadImage as error:
-            raise BadImage(self.path(i), error.reason) from None
-
-
 class Arrays:
     """Images of one size held in memory.
 
     Args:
         name: For messages.
-        pixels: uint8 [N, H, W, 3], or grey [N, H, W], which stays grey in memory.
+        pixels: uint8 [N, H, W, 3], or grey [N, H, W], which stays grey in memory.  With
+            `channels`, uint8 or uint16 [N, H, W, C].
         labels: int64 [N] or None.
         classes: Name of each label.
     """
@@ -151,15 +116,18 @@ class Arrays:
         pixels: np.ndarray,
         labels: np.ndarray | None = None,
         classes: tuple[str, ...] = (),
+        channels: int = 3,
     ):
-        if pixels.dtype != np.uint8 or not (
-            pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[-1] == 3)
+        kinds = (np.uint8,) if channels == 3 else (np.uint8, np.uint16)
+        grey = pixels.ndim == 3 and channels in (1, 3)
+        if pixels.dtype not in kinds or not (
+            grey or (pixels.ndim == 4 and pixels.shape[-1] == channels)
         ):
             raise UsageError(
-                f"Images must be uint8 [N, H, W, 3] or grey [N, H, W], got {pixels.dtype} "
-                f"{list(pixels.shape)}."
+                f"Images must be uint8 [N, H, W, {channels}] or grey [N, H, W], got "
+                f"{pixels.dtype} {list(pixels.shape)}."
             )
-        self.name = name
+        self.name, self.channels = name, channels
         self.pixels = pixels
         self.labels = labels
         self.classes = classes
@@ -175,12 +143,13 @@ class Arrays:
         """Image i as a copy of its own."""
         from nolabel.types import Sample
 
-        return Sample(image=_as_rgb(self.pixels[i]), label=label_at(self.labels, i))
+        image = self.images(np.array([i]))[0]
+        return Sample(image=image, label=label_at(self.labels, i))
 
     def images(self, indices: np.ndarray, /) -> np.ndarray:
         """uint8 [N, H, W, 3] of the images at `indices`, int [N]."""
         some = self.pixels[indices]
-        return some if some.ndim == 4 else np.repeat(some[..., None], 3, axis=-1)
+        return some if some.ndim == 4 else np.repeat(some[..., None], self.channels, axis=-1)
 
 
 class Subset:
@@ -197,6 +166,7 @@ class Subset:
         self._images = fast_images(source)
         self.in_memory = self._images is not None
         self.reduces = bool(getattr(source, "reduces", False))
+        self.channels = int(getattr(source, "channels", 3))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -222,6 +192,7 @@ def open_source(
     image_size: int | None = None,
     download: bool = False,
     split_default: str = "train",
+    channels: int = 3,
 ) -> Source:
     """Turns what a user names into a source.
 
@@ -235,16 +206,20 @@ def open_source(
         image_size: Side in pixels at which `creatures` are drawn; 32 when None.
         download: Whether a named set may be fetched from the network without asking.
         split_default: The split of a named set when the name has none.
+        channels: Channels of the images; with other than 3, files are read by `read_bands`.
 
     Raises:
         UsageError: No such folder, set or split.
         DataError: The folder holds no image, or cannot be read.
     """
     if isinstance(spec, np.ndarray):
-        return Arrays("array", spec)
+        return Arrays("array", spec, channels=channels)
     if isinstance(spec, list | tuple):
-        return Items(spec)
+        return Items(spec, channels=channels)
     if isinstance(spec, Source):
+        has = int(getattr(spec, "channels", 3))
+        if has != channels:
+            raise UsageError(f"{spec.name!r} has images of {has} channels, not {channels}.")
         return spec
     if not isinstance(spec, str | os.PathLike):
         raise UsageError(
@@ -252,6 +227,25 @@ def open_source(
             f"({', '.join(_TABLE)}), a list of paths or images, an array, or a source; got "
             f"{type(spec).__name__}."
         )
+    source = _opened(spec, image_size, download, split_default, channels)
+    if int(getattr(source, "channels", 3)) != channels:
+        if hasattr(source, "reduces"):  # its files are read one by one, as it is told
+            source.channels = channels  # type: ignore[attr-defined]
+        elif isinstance(source, Arrays) and source.pixels.ndim == 3 and channels == 1:
+            source.channels = 1
+        else:
+            raise UsageError(f"{source.name!r} has images of 3 channels, not {channels}.")
+    return source
+
+
+def _opened(
+    spec: str | os.PathLike[str],
+    image_size: int | None,
+    download: bool,
+    split_default: str,
+    channels: int,
+) -> Source:
+    """The source that a text names."""
     text = os.fspath(spec)
     name, colon, split_name = text.partition(":")
     if isinstance(spec, str) and name in _TABLE:
@@ -268,7 +262,7 @@ def open_source(
     if os.path.isdir(text):
         from nolabel.data.folder import Folder
 
-        return Folder(text)
+        return Folder(text, channels)
     from nolabel.data import manifest, shards
 
     if shards.is_shards(text):
@@ -375,26 +369,9 @@ def label_at(labels: np.ndarray | None, i: int) -> int | None:
     return None if labels is None else int(labels[i])
 
 
-def _as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """A copy as uint8 [H, W, 3] of uint8 [H, W, 3] or grey [H, W]."""
-    return np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels.copy()
-
-
-def _check_item(i: int, item: Any) -> None:
-    """Refuses at once what could only fail later, far from its cause."""
-    if isinstance(item, str | os.PathLike):
-        return
-    if isinstance(item, np.ndarray):
-        if item.dtype == np.uint8 and (item.ndim == 2 or item.shape[2:] == (3,)):
-            return
-        got = f"an array {item.dtype} {list(item.shape)}"
-    else:
-        from PIL import Image
-
-        if isinstance(item, Image.Image):
-            return
-        got = f"{type(item).__name__}"
-    raise UsageError(
-        f"Item {i} of the list is {got}; allowed are paths, Pillow images, and uint8 arrays "
-        "[H, W, 3] or [H, W]."
-    )
+def warm(source: Source) -> None:
+    """Makes a procedural set once, here, so that every worker shares it from the start."""
+    images = fast_images(source)
+    if images is not None:
+        for start in range(0, len(source), 1024):
+            images(np.arange(start, min(start + 1024, len(source))))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from nolabel.data.bands import shown
 from nolabel.data.images import decoding_in_threads
 from nolabel.data.order import index_at
 from nolabel.data.progress import progress_bar
@@ -34,8 +35,8 @@ class Survey:
     seen: int  # looked at
     sizes: np.ndarray  # int32 [good, 2]: height and width of each in pixels
     modes: dict[str, int]  # grey or colour -> images
-    mean: tuple[float, float, float]  # of red, green, blue over all pixels, of 1
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # of each channel over all pixels, of 1
+    std: tuple[float, ...]
     bad: tuple[tuple[str, str], ...]  # (path, reason)
     same: tuple[tuple[str, ...], ...]  # groups of exact duplicates: equal pixels
     near: tuple[tuple[str, ...], ...]  # groups of near-duplicates, exact ones left out
@@ -61,10 +62,11 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
     if limit is not None and limit < n:
         looked = np.sort(index_at(0, 0, np.arange(limit), n))
     bad: list[tuple[str, str]] = []
-    sizes, kept, small, hashes, shown = [], [], [], [], []
+    sizes, kept, small, hashes, tiles = [], [], [], [], []
     modes: Counter[str] = Counter()
     exact: defaultdict[bytes, list[int]] = defaultdict(list)
-    total, squares, pixels = np.zeros(3), np.zeros(3), 0
+    channels = int(getattr(source, "channels", 3))
+    total, squares, pixels = np.zeros(channels), np.zeros(channels), 0
     every = max(len(looked) // max(thumbs, 1), 1)
     with progress_bar(f"looking at {source.name}", len(looked)) as advance:
         for place, found in enumerate(_looks(source, looked)):
@@ -81,8 +83,8 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
             hashes.append(found.hash)
             area = found.size[0] * found.size[1]
             total, squares, pixels = total + found.total, squares + found.squares, pixels + area
-            if place % every == 0 and len(shown) < thumbs:
-                shown.append(found.thumb)
+            if place % every == 0 and len(tiles) < thumbs:
+                tiles.append(found.thumb)
     mean = total / max(pixels, 1) / 255
     variance = np.maximum(squares / max(pixels, 1) / 255**2 - mean**2, 0)
     same = [members for members in exact.values() if len(members) > 1]
@@ -101,13 +103,13 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
         seen=len(looked),
         sizes=np.array(sizes, np.int32).reshape(-1, 2),
         modes=dict(modes),
-        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
-        std=tuple(float(v) for v in np.sqrt(variance)),  # type: ignore[arg-type]
+        mean=tuple(float(v) for v in mean),
+        std=tuple(float(v) for v in np.sqrt(variance)),
         bad=tuple(bad),
         same=named(same),
         near=named(near),
         labels=counted,
-        thumbs=np.array(shown, np.uint8).reshape(-1, THUMB, THUMB, 3),
+        thumbs=np.array(tiles, np.uint8).reshape(-1, THUMB, THUMB, 3),
     )
 
 
@@ -119,8 +121,8 @@ class _Look:
     hash: int
     small: np.ndarray  # uint8 [16, 16]
     thumb: np.ndarray  # uint8 [64, 64, 3]
-    total: np.ndarray  # float64 [3]: sum of the values
-    squares: np.ndarray  # float64 [3]
+    total: np.ndarray  # float64 [C]: sum of the values, of 255
+    squares: np.ndarray  # float64 [C]
 
 
 def _looks(source: Source, looked: np.ndarray) -> Iterator[_Look | BadImage]:
@@ -137,16 +139,17 @@ def _look(source: Source, i: int) -> _Look | BadImage:
         pixels = source.read(i).image
     except BadImage as error:
         return error
-    flat = pixels.reshape(-1, 3)
-    counts = np.stack([np.bincount(flat[:, c], minlength=256) for c in range(3)])  # [3, 256]
-    values = np.arange(256.0)
-    image = Image.fromarray(pixels)
+    flat = pixels.reshape(-1, pixels.shape[2])
+    levels = int(np.iinfo(pixels.dtype).max) + 1
+    counts = np.stack([np.bincount(channel, minlength=levels) for channel in flat.T])  # [C, levels]
+    values = np.arange(levels) * (255 / (levels - 1))
+    image = Image.fromarray(shown(pixels))
     grey = image.convert("L")
     steps = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
     bits = (steps[:, 1:] > steps[:, :-1]).reshape(-1)
     return _Look(
         size=pixels.shape[:2],
-        grey=bool((counts[0] == counts[1]).all() and (flat[:, :1] == flat).all()),
+        grey=bool((counts == counts[0]).all() and (flat[:, :1] == flat).all()),
         digest=hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest(),
         hash=int(np.packbits(bits).view(">u8")[0]),
         small=np.asarray(grey.resize((_SMALL, _SMALL), Image.Resampling.BOX)),

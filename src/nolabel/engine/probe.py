@@ -16,8 +16,8 @@ MOST = 4000  # images in the bank; a quarter as many are queries
 class Probe:
     """k-NN (k = 20) of the branch to judge, on at most `MOST` labelled images."""
 
-    def __init__(self, spec: str, image_size: int | None, download: bool):
-        source = open_source(spec, image_size=image_size, download=download)
+    def __init__(self, spec: str, image_size: int | None, download: bool, channels: int = 3):
+        source = open_source(spec, image_size=image_size, download=download, channels=channels)
         require_labels(source)
         rest, part = split(source, 0.2, seed=0)
         self.train, self.test = _at_most(rest, MOST), _at_most(part, MOST // 4)

@@ -18,13 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
 from nolabel import backbones, methods
 from nolabel.data.loader import make_loader
-from nolabel.data.sources import Source, fast_images, open_source
+from nolabel.data.sources import Source, open_source, warm
 from nolabel.data.stages import why_starved
 from nolabel.engine import calibrate, probe
 from nolabel.engine.checkpoint import (
@@ -58,6 +57,13 @@ def device_of(run: Run) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def plan_of(run: Run) -> ViewPlan:
+    """The views of a run, normalised by its statistics."""
+    s = run.settings
+    plan = methods.load(run.method).views(run.options, int(s.image_size or 0))
+    return plan.with_statistics(s.mean, s.std) if s.mean and s.std else plan
+
+
 def build_method(run: Run) -> tuple[Method, ViewPlan]:
     """Backbone, method and view plan of a run, with the weights that its seed gives."""
     s = run.settings
@@ -68,10 +74,15 @@ def build_method(run: Run) -> tuple[Method, ViewPlan]:
     else:
         backbone = backbones.build(
             str(s.backbone), image_size=s.image_size, patch_size=s.patch_size,
-            kwargs=dict(run.backbone_kwargs),
+            kwargs={**run.backbone_kwargs, **({"in_chans": s.channels} if s.channels != 3 else {})},
         )  # fmt: skip
         kind.init(backbone)
-    plan = kind.views(run.options, int(s.image_size or 0))
+    plan = plan_of(run)
+    if backbone.channels != s.channels:
+        raise UsageError(
+            f"{s.init!r} takes images of {backbone.channels} channels, not {s.channels}: use "
+            f"--channels {backbone.channels}."
+        )
     for view in plan.views:
         if "attention" in backbone.can and view.size % backbone.patch_size:
             near = max(round(view.size / backbone.patch_size), 1) * backbone.patch_size
@@ -135,7 +146,7 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Run:
     run = Run.from_dict(read_yaml(folder / "config.yaml"))
     run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, out=str(folder)))
     s = run.settings
-    source = open_source(s.data, image_size=s.image_size, download=s.download)
+    source = open_source(s.data, image_size=s.image_size, download=s.download, channels=s.channels)
     if len(source) != run.images:
         raise DataError(
             f"The data changed: the run was started on {run.images} images, {s.data} now holds "
@@ -187,7 +198,7 @@ def _loop(
     parameters = [p for p in method.parameters() if p.requires_grad]
     log_every = s.log_every or max(total // 100, 1)
     probe_every = s.probe_every or max(total // 10, 1)
-    prober = probe.Probe(s.probe, s.image_size, s.download) if s.probe else None
+    prober = probe.Probe(s.probe, s.image_size, s.download, s.channels) if s.probe else None
     metrics = MetricsLog(folder / "metrics.jsonl", start)
     loader: Iterator[Batch] = iter(
         make_loader(
@@ -292,14 +303,6 @@ def _loop(
         images = (total - first) * batch_size
         spent = time.monotonic() - began
         say(f"Done: {total} steps, {images:,} images in {spent:.0f} s. Encoder: {folder}")
-
-
-def warm(source: Source) -> None:
-    """Makes a procedural set once, here, so that every worker shares it from the start."""
-    images = fast_images(source)
-    if images is not None:
-        for start in range(0, len(source), 1024):
-            images(np.arange(start, min(start + 1024, len(source))))
 
 
 def export(run: Run, method: Method, plan: ViewPlan) -> None:

@@ -91,7 +91,9 @@ def evaluate(
     from nolabel.weights import load
 
     chosen: Any = encoder if hasattr(encoder, "backbone") else load(str(encoder))
-    train_set, test_set, notes = open_sets(train, test, image_size=chosen.image_size)
+    train_set, test_set, notes = open_sets(
+        train, test, image_size=chosen.image_size, channels=chosen.channels
+    )
     return run(protocol, chosen, train_set, test_set, options=checked, notes=notes)
 
 
@@ -149,7 +151,7 @@ def make_options(protocol: str, given: Mapping[str, Any]) -> Any:
 
 
 def open_sets(
-    train: Any, test: Any = None, *, image_size: int | None = None
+    train: Any, test: Any = None, *, image_size: int | None = None, channels: int = 3
 ) -> tuple[Source, Source, tuple[str, ...]]:
     """Opens train and test, or makes a test set (see `evaluate`); returns notes on how.
 
@@ -164,7 +166,7 @@ def open_sets(
         named = {n.name: n for n in NAMES}.get(name)
         if named and "test" in named.splits and part in ("", "train") and (part or not colon):
             train, test = f"{name}:train", f"{name}:test"
-    opened = open_source(train, image_size=image_size)
+    opened = open_source(train, image_size=image_size, channels=channels)
     if test is None:
         first, second = split(opened, _SHARE, _SEED)
         first.name, second.name = f"{opened.name} (80 %)", f"{opened.name} (other 20 %)"
@@ -173,7 +175,7 @@ def open_sets(
             f"class by class (seed {_SEED})"
         )
         return first, second, (note,)
-    other = open_source(test, image_size=image_size, split_default="test")
+    other = open_source(test, image_size=image_size, split_default="test", channels=channels)
     if other is opened or _same_place(train, test, (opened.name, other.name)):
         raise UsageError(
             f"Train and test are the same images ({opened.name!r}), which would flatter any "

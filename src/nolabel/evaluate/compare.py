@@ -112,10 +112,17 @@ def compare(
         if not _is_baseline(spec):
             loaded[i] = load(spec, device=device)
             size = size or loaded[i].image_size
-    train_set, test_set, notes = open_sets(train, test, image_size=size)
+    channels = {e.channels for e in loaded.values()} or {3}
+    if len(channels) > 1:
+        raise UsageError(
+            f"These encoders take images of different channels ({sorted(channels)}), so no data "
+            "suit all of them.  Compare those of one kind."
+        )
+    c = channels.pop()
+    train_set, test_set, notes = open_sets(train, test, image_size=size, channels=c)
     reports: list[Report] = []
     for i, spec in enumerate(encoders):
-        encoder = loaded.pop(i, None) or load(spec, image_size=size, device=device)
+        encoder = loaded.pop(i, None) or load(spec, image_size=size, device=device, channels=c)
         features: tuple[Features, Features] | None = None
         for name in protocols:
             if features is None and "features" in find(name).needs:

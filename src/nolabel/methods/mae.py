@@ -66,7 +66,7 @@ class MAE(Method):
         self.register_buffer("decoder_pos_embed", sincos_positions(o.decoder_dim, grid))
         self.decoder_blocks = transformer_blocks(o.decoder_dim, o.decoder_depth, o.decoder_heads)
         self.decoder_norm = nn.LayerNorm(o.decoder_dim, eps=1e-6)
-        self.decoder_pred = nn.Linear(o.decoder_dim, patch * patch * 3)
+        self.decoder_pred = nn.Linear(o.decoder_dim, patch * patch * backbone.channels)
         for module in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
             init_like_mae(module)
         if isinstance(backbone, ViT):
@@ -89,7 +89,7 @@ class MAE(Method):
         """Removes patches by noise [B, P] and predicts all of them.
 
         Returns:
-            pred [B, P, patch*patch*3], mask [B, P] (1 = removed), embedding [B, D].
+            pred [B, P, patch*patch*C], mask [B, P] (1 = removed), embedding [B, D].
         """
         keep, restore, mask = keep_by_noise(noise, ratio)
         seen = self.backbone.tokens(x, keep=keep)  # the visible patches alone

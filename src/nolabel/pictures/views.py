@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nolabel.data.bands import shown
 from nolabel.pictures.paint import Pictures, sheet, to_pixels
 from nolabel.types import Picture
 from nolabel.views import FastViews, ViewPlan
@@ -17,7 +18,7 @@ def views(
     """One row an image: the image, then every crop of the plan.
 
     Args:
-        images: uint8 [H, W, 3] each.
+        images: uint8 or uint16 [H, W, C] each.
         seed: of the augmentation.
         epoch: which epoch's draws.
     """
@@ -28,7 +29,7 @@ def views(
         for i, crop in enumerate(crops):
             columns.append(to_pixels(crop.numpy(), plan.mean, plan.std))
             titles.append(f"{name} {i}, {crop.shape[-1]} px")
-    rows = [[image, *(c[i] for c in columns)] for i, image in enumerate(images)]
+    rows = [[shown(image), *(c[i] for c in columns)] for i, image in enumerate(images)]
     return Pictures(
         [Picture(name="views", image=sheet(rows, titles, 112), caption=" ".join(plan.describe()))]
     )

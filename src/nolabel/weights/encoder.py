@@ -33,8 +33,8 @@ class Encoder:
         backbone: The network.  Its training mode is left as it is; every method here switches to
             evaluation and back.
         name: For tables and messages.
-        mean: Mean of red, green, blue, with pixels in 0..1.
-        std: Standard deviation of red, green, blue.
+        mean: Mean of each channel (red, green, blue), with pixels in 0..1.
+        std: Standard deviation of each channel.
         image_size: Side S of the prepared image in pixels; None is the backbone's own.
         resize: Shorter side in pixels before the centre is cut.  None takes image_size * 256 / 224
             from 96 px on, as the papers do at 224, and image_size below.
@@ -57,8 +57,13 @@ class Encoder:
     ):
         self.backbone = backbone
         self.name = name or backbone.name
-        self.mean = (float(mean[0]), float(mean[1]), float(mean[2]))
-        self.std = (float(std[0]), float(std[1]), float(std[2]))
+        self.mean = tuple(float(v) for v in mean)
+        self.std = tuple(float(v) for v in std)
+        if not len(self.mean) == len(self.std) == backbone.channels:
+            raise UsageError(
+                f"{backbone.name!r} takes images of {backbone.channels} channels, but mean and std "
+                f"have {len(self.mean)} and {len(self.std)} numbers."
+            )
         self.image_size = image_size or backbone.image_size
         if resize is None:
             wide = self.image_size >= _SMALL
@@ -96,6 +101,11 @@ class Encoder:
         """Side S of the prepared images in pixels."""
         return self.image_size
 
+    @property
+    def channels(self) -> int:
+        """Channels C of the images that it takes."""
+        return self.backbone.channels
+
     def to(self, device: torch.device | str) -> Encoder:
         """Moves the backbone; returns the encoder itself."""
         self._device = torch.device(device)
@@ -106,12 +116,12 @@ class Encoder:
         """Decodes, resizes the shorter side, cuts the centre and normalises.
 
         Args:
-            images: One image or many: paths, Pillow images, uint8 arrays [H, W, 3] or grey [H, W],
-                a list of these, or an array uint8 [N, H, W, 3].  A float tensor [N, 3, H, W] or
-                [3, H, W] counts as prepared and only changes device.
+            images: One image or many: paths, Pillow images, uint8 arrays [H, W, C] or grey [H, W],
+                a list of these, or an array uint8 [N, H, W, C].  A float tensor [N, C, H, W] or
+                [C, H, W] counts as prepared and only changes device.
 
         Returns:
-            float32 [N, 3, S, S] on the encoder's device.
+            float32 [N, C, S, S] on the encoder's device.
 
         Raises:
             UsageError: Not images.
@@ -119,18 +129,20 @@ class Encoder:
         """
         if isinstance(images, Tensor) and images.is_floating_point():
             x = images if images.ndim == 4 else images[None]
-            if x.ndim != 4 or x.shape[1] != 3:
+            if x.ndim != 4 or x.shape[1] != self.channels:
                 raise UsageError(
-                    f"Prepared images are float [N, 3, H, W], got {list(images.shape)}."
+                    f"Prepared images are float [N, {self.channels}, H, W], got "
+                    f"{list(images.shape)}."
                 )
             return x.to(self.device, torch.float32)
-        pixels = [_pixels(image) for image in _listed(images)]
+        pixels = [_pixels(image, self.channels) for image in _listed(images, self.channels)]
         return self.prepare_pixels(pixels)
 
     def prepare_pixels(self, pixels: np.ndarray | Sequence[np.ndarray]) -> Tensor:
-        """As `prepare`, for uint8 [N, H, W, 3] or N of uint8 [H, W, 3]."""
+        """As `prepare`, for uint8 [N, H, W, C] or N of uint8 or uint16 [H, W, C]."""
         if not len(pixels):
-            return torch.empty(0, 3, self.image_size, self.image_size, device=self.device)
+            side = self.image_size
+            return torch.empty(0, self.channels, side, side, device=self.device)
         if self._views is None or self._views.device != self.device:
             plan = evaluation_plan(self.image_size, self.resize, mean=self.mean, std=self.std)
             self._views = FastViews(plan, device=self.device)
@@ -252,7 +264,7 @@ class Encoder:
         if isinstance(images, Tensor) and images.is_floating_point():
             some: Any = images[None] if images.ndim == 3 else images
         else:
-            some = _listed(images)
+            some = _listed(images, self.channels)
         for start in range(0, len(some), batch_size):
             yield self.prepare(some[start : start + batch_size])
 
@@ -263,23 +275,23 @@ class Encoder:
         )
 
 
-def _listed(images: Any) -> list[Any]:
+def _listed(images: Any, channels: int) -> list[Any]:
     """One image or many -> a list."""
     if isinstance(images, Tensor):
         images = images.cpu().numpy()
     if isinstance(images, np.ndarray):
-        one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == 3)
+        one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == channels)
         return [images] if one else list(images)
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         return list(images)
     return [images]
 
 
-def _pixels(image: Any) -> np.ndarray:
-    """uint8 [H, W, 3] of a path, Pillow image or array."""
-    from nolabel.data.sources import Items
+def _pixels(image: Any, channels: int) -> np.ndarray:
+    """uint8 or uint16 [H, W, C] of a path, Pillow image or array."""
+    from nolabel.data.items import Items
 
     try:
-        return Items([image], name="images").read(0).image
+        return Items([image], "images", channels).read(0).image
     except BadImage as error:
         raise DataError(f"Cannot embed {error.path!r}: {error.reason}.") from None

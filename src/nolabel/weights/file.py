@@ -267,7 +267,9 @@ def _checked(text: str, tensors: Mapping[str, Tensor] | None, path: Path) -> dic
     if tensors is not None and checksum(header, tensors) != header.get("checksum"):
         raise FileDamaged(altered.format("its checksum does not match"))
     wrong = [k for k, kind in _FIELDS.items() if not isinstance(header.get(k), kind)]
-    wrong += [k for k in ("mean", "std") if k not in wrong and len(header[k]) != 3]
+    if "kwargs" not in wrong:
+        channels = header["kwargs"].get("in_chans", 3)
+        wrong += [k for k in ("mean", "std") if k not in wrong and len(header[k]) != channels]
     if wrong:
         raise FileDamaged(altered.format(f"its header lacks a valid {wrong[0]!r}"))
     return header

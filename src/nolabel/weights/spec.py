@@ -29,6 +29,7 @@ def load(
     *,
     image_size: int | None = None,
     device: torch.device | str = "auto",
+    channels: int = 3,
 ) -> Encoder:
     """Turns what a user names into an encoder, in evaluation mode.
 
@@ -39,6 +40,7 @@ def load(
             returned as it is.
         image_size: Side in pixels at which it will be used; None is its own.
         device: "auto" takes a GPU when there is one.
+        channels: Of the images, for `pixels` and `random:NAME`; others have their own.
 
     Raises:
         UsageError: Unknown spec or name, or a size that does not fit.
@@ -55,11 +57,12 @@ def load(
     if text == "pixels":
         from nolabel.backbones import build
 
-        encoder = Encoder(build("pixels", image_size=image_size), name=text)
+        backbone = build("pixels", image_size=image_size, kwargs=_of(channels))
+        encoder = Encoder(backbone, name=text, **_statistics(channels))
     elif colon and kind == "timm":
         encoder = _published(rest, image_size)
     elif colon and kind == "random":
-        encoder = _fresh(rest, image_size)
+        encoder = _fresh(rest, image_size, channels)
     else:
         from nolabel.weights.file import load_encoder_file
 
@@ -126,7 +129,7 @@ def _published(name: str, image_size: int | None) -> Encoder:
     )
 
 
-def _fresh(name: str, image_size: int | None) -> Encoder:
+def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
     """The architecture of that name, or of that run, with weights drawn from seed 0."""
     from nolabel.backbones import PRESETS, build
     from nolabel.weights.file import build_from, read_header
@@ -138,8 +141,9 @@ def _fresh(name: str, image_size: int | None) -> Encoder:
     try:
         torch.default_generator.manual_seed(0)  # not torch.manual_seed: that seeds GPUs as well
         if not is_run:
-            backbone = build(name, image_size=image_size)
-            return Encoder(backbone, name=f"random:{name}", image_size=image_size)
+            backbone = build(name, image_size=image_size, kwargs=_of(channels))
+            statistics = _statistics(channels)
+            return Encoder(backbone, name=f"random:{name}", image_size=image_size, **statistics)
         path = _file_of(name)
         header = read_header(path)
         backbone = build_from(header, path)
@@ -152,6 +156,18 @@ def _fresh(name: str, image_size: int | None) -> Encoder:
         std=header["std"],
         image_size=image_size or header["image_size"],
     )
+
+
+def _of(channels: int) -> dict[str, int]:
+    """What a backbone is told about its input; nothing when that is RGB."""
+    return {} if channels == 3 else {"in_chans": channels}
+
+
+def _statistics(channels: int) -> dict[str, Any]:
+    """Mean and deviation when no data say better: ImageNet's, or the middle of the range."""
+    if channels == 3:
+        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return {"mean": (0.5,) * channels, "std": (0.25,) * channels}
 
 
 def _file_of(text: str) -> Path:
