@@ -12,7 +12,7 @@ from PIL import Image
 from nolabel import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/own-method.md"]
+PAGES = ["README.md", "docs/data.md", "docs/own-method.md"]
 QUICK = ["--steps", "2", "--batch-size", "8", "--backbone", "vit_pico", "--precision", "fp32"]
 
 
@@ -45,7 +45,7 @@ def test_commands_run(place):
                 quick = QUICK if "--steps" not in words else QUICK[2:]
                 quick = [*quick, "--local-crops", "2"] if "dino" in words else quick
             assert cli.main([*words[1:], *quick]) == 0, line
-    assert seen >= 7
+    assert seen >= 13
 
 
 def test_python_examples_run(place, capsys):
