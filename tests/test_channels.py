@@ -11,6 +11,7 @@ from PIL import Image
 
 import nolabel
 from nolabel import cli
+from nolabel.data.sources import Arrays
 from nolabel.errors import UsageError
 from nolabel.weights import load
 
@@ -62,6 +63,20 @@ def test_grey_sets_can_be_learnt_as_one_channel(tmp_path):
     encoder = load(run.folder)
     assert encoder.channels == 1
     assert encoder.embed(np.zeros((3, 8, 8, 1), np.uint8)).shape[0] == 3
+
+
+def test_a_source_or_a_list_of_ones_own_tells_its_channels(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 65536, (40, 36, 2)).astype(np.uint16) for _ in range(8)]
+    short = {"steps": 1, "batch_size": 8, "image_size": 32, "device": "cpu",
+             "backbone": "resnet_nano", "precision": "fp32", "quiet": True}  # fmt: skip
+    for name, data, more in (
+        ("list", arrays, {"channels": 2}),
+        ("source", Arrays("mine", np.stack(arrays), channels=2), {}),
+    ):
+        run = nolabel.pretrain("simclr", data=data, out=str(tmp_path / name), **more, **short)
+        assert run.settings.channels == 2 and len(run.settings.mean) == 2
+        assert load(run.folder).embed(arrays).shape[0] == 8
 
 
 def test_what_does_not_fit_together_is_said(folder, tmp_path, capsys):

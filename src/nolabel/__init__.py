@@ -47,7 +47,11 @@ def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> 
     from nolabel.engine.train import pretrain as train
     from nolabel.options import merge, resolve
 
-    source = None if isinstance(data, str) or hasattr(data, "__fspath__") else open_source(data)
+    source = None
+    if not isinstance(data, str) and not hasattr(data, "__fspath__"):
+        channels = int(options.get("channels", getattr(data, "channels", 3)))
+        source = open_source(data, channels=channels)
+        options = {**options, "channels": channels}
     run, source = resolve(method, merge({"data": str(data), **options}), source=source)
     return train(run, source, quiet=quiet)
 
