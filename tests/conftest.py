@@ -48,3 +48,29 @@ def tiny_run(photos, tmp_path):
         return nl.pretrain(method, data=str(photos), out=tmp_path / out, quiet=True, **given)
 
     return train
+
+
+@pytest.fixture
+def same_in_workers():
+    """Compares the batches of a source made here and in two workers; returns those made here."""
+    import torch
+
+    from nolabel.data.loader import make_loader
+    from nolabel.views import FastViews, View, ViewPlan
+
+    def check(source, *, size=4, batch_size=8, steps=5, start=0):
+        views = FastViews(ViewPlan(views=(View(name="v", size=size),)))
+
+        def batches(workers):
+            return list(
+                make_loader(source, views, seed=1, batch_size=batch_size, start_step=start,
+                            total_steps=start + steps, workers=workers)
+            )  # fmt: skip
+
+        here = batches(0)
+        for a, b in zip(here, batches(2), strict=True):
+            assert torch.equal(a.keys, b.keys) and a.skipped == b.skipped
+            assert torch.equal(a.views["v"], b.views["v"])
+        return here
+
+    return check

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from nolabel import methods
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source
 from nolabel.data.stages import measure_stages
 from nolabel.engine.environment import environment
+from nolabel.engine.train import device_of, plan_of
 from nolabel.errors import UsageError
 from nolabel.options import merge, resolve
 from nolabel.views import FastViews
@@ -61,10 +61,7 @@ def bench_data(
     known = {"data": source.name, "out": "unused", "image_size": image_size, "device": device,
              "batch_size": batch_size}  # fmt: skip
     run, _ = resolve(method, merge(known), source=source)
-    size = int(run.settings.image_size or 0)
-    plan = methods.load(method).views(run.options, size)
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    where = torch.device("cuda" if cuda else "cpu")
+    plan, where = plan_of(run), device_of(run)
     stages = measure_stages(source, plan, device=where, workers=workers, seed=seed)
     threads = torch.get_num_threads()
     if workers == 0:
@@ -83,9 +80,9 @@ def bench_data(
                    "share": each / (sum(stages.values()) or 1)}
             for name, each in stages.items()
         },
-        "recipe": method, "views": plan.describe(), "image_size": size, "data": source.name,
-        "images": len(source), "workers": workers, "cores_used": used, "batch_size": batch_size,
-        "device": str(where), "environment": environment(),
+        "recipe": method, "views": plan.describe(), "image_size": run.settings.image_size,
+        "data": source.name, "images": len(source), "workers": workers, "cores_used": used,
+        "batch_size": batch_size, "device": str(where), "environment": environment(),
     }  # fmt: skip
 
 

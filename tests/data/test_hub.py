@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -80,24 +79,10 @@ def test_bad_cells_are_bad_images_with_their_row(folder):
         assert caught.value.path.endswith(f"[{i}]")
 
 
-def test_workers_read_it_too(folder):
-    from nolabel.data.loader import make_loader
-    from nolabel.views import FastViews, View, ViewPlan
-
+def test_workers_read_it_too(folder, same_in_workers):
     source = open_source(f"hf:{folder}")
-    views = FastViews(ViewPlan(views=(View(name="v", size=4),)))
-
-    def batches(workers):
-        return list(
-            make_loader(source, views, seed=0, batch_size=4, start_step=0, total_steps=4,
-                        workers=workers)
-        )  # fmt: skip
-
-    here, there = batches(0), batches(2)
+    here = same_in_workers(source, batch_size=4, steps=4)
     assert {p for b in here for p, _ in b.skipped} == {source.path(3), source.path(4)}
-    for a, b in zip(here, there, strict=True):
-        assert np.array_equal(a.keys, b.keys) and a.skipped == b.skipped
-        assert np.array_equal(a.views["v"], b.views["v"])
 
 
 def test_what_has_no_images_or_is_not_there_says_so(folder, tmp_path, monkeypatch):

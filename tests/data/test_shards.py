@@ -6,7 +6,6 @@ import io
 import pickle
 import tarfile
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -143,21 +142,9 @@ def test_many_shards_do_not_use_up_the_file_descriptors(tmp_path):
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_workers_give_the_same_batches(tmp_path):
-    from nolabel.data.loader import make_loader
-    from nolabel.views import FastViews, View, ViewPlan
-
+def test_workers_give_the_same_batches(tmp_path, same_in_workers):
     write(tmp_path / "a.tar", sum((sample(i) for i in range(60)), []))
-    source, plan = Shards(tmp_path / "a.tar"), ViewPlan(views=(View(name="v", size=4),))
-
-    def batches(workers):
-        loader = make_loader(source, FastViews(plan, 0), seed=1, batch_size=8, start_step=2,
-                             total_steps=9, workers=workers)  # fmt: skip
-        return [(b.keys.tolist(), b.views["v"]) for b in loader]
-
-    for (keys, x), (others, y) in zip(batches(0), batches(2), strict=True):
-        assert keys == others
-        np.testing.assert_array_equal(x.numpy(), y.numpy())
+    same_in_workers(Shards(tmp_path / "a.tar"), start=2, steps=7)
 
 
 @pytest.mark.parametrize(

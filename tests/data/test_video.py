@@ -8,13 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from nolabel.data.loader import make_loader
 from nolabel.data.pack import Packing, pack
 from nolabel.data.sources import open_source
 from nolabel.errors import BadImage, DataError, UsageError
-from nolabel.views import FastViews, View, ViewPlan
 
 av = pytest.importorskip("av")
 
@@ -93,19 +90,10 @@ def test_a_broken_video_is_one_bad_image(clip):
     assert all("cannot be read" in reason for _, reason in bad)
 
 
-def test_workers_read_the_same_frames(clip):
+def test_workers_read_the_same_frames(clip, same_in_workers):
     source = open_source(f"{clip}@all")
     source.read(7)  # a decoder is open in this process
-    views = FastViews(ViewPlan(views=(View(name="v", size=8),)))
-
-    def batches(workers):
-        return list(
-            make_loader(source, views, seed=0, batch_size=8, start_step=0, total_steps=5,
-                        workers=workers)
-        )  # fmt: skip
-
-    for a, b in zip(batches(0), batches(2), strict=True):
-        assert torch.equal(a.keys, b.keys) and torch.equal(a.views["v"], b.views["v"])
+    same_in_workers(source, size=8)
     again = pickle.loads(pickle.dumps(source))  # noqa: S301  spawned workers get it so
     assert np.array_equal(again.read(3).image, source.read(3).image)
 

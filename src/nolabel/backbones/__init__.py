@@ -60,6 +60,7 @@ def build(
     *,
     image_size: int | None = None,
     patch_size: int | None = None,
+    channels: int = 3,
     pretrained: bool = False,
     kwargs: dict[str, Any] | None = None,
     positions: str = "dino",
@@ -70,6 +71,7 @@ def build(
         name: a preset above, any timm ViT or ResNet, or "pixels".
         image_size: side of the input in pixels; None keeps the network's own.
         patch_size: side of a ViT's patch in pixels; None keeps the network's own.
+        channels: of the images.
         pretrained: loads timm's published weights (needs the network, at the user's request).
         kwargs: further keyword arguments of timm's constructor.
         positions: how a ViT's position embeddings are resized, "dino" or "timm".
@@ -78,6 +80,8 @@ def build(
         UsageError: unknown name, or sizes that do not fit.
     """
     kwargs = dict(kwargs or {})
+    if channels != 3:
+        kwargs["in_chans"] = channels
     if name == "pixels":
         from nolabel.backbones.pixels import Pixels
 

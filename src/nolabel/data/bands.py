@@ -15,8 +15,9 @@ import os
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from nolabel.data.images import MAX_PIXELS, SUFFIXES, open_image, read_image, turned
+from nolabel.data.images import MAX_PIXELS, SUFFIXES, decode, open_regular, read_image
 from nolabel.errors import BadImage
 
 ARRAY = ".npy"
@@ -52,16 +53,21 @@ def read_bands(
     else:
         name = os.fspath(source)
         try:
-            with open(name, "rb") as file:
+            with open_regular(name) as file:
                 data = file.read()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise BadImage(name, f"cannot be read ({reason})") from None
-    pixels = _array(data, name) if data.startswith(_NPY) else _picture(data, name, channels)
+    if data.startswith(_NPY):
+        pixels = _array(data, name)
+        if pixels.shape[0] * pixels.shape[1] > max_pixels:
+            raise BadImage(name, f"larger than the limit of {max_pixels:,} pixels")
+    else:
+        pixels = decode(io.BytesIO(data), name, max_pixels, lambda i: _picture(i, channels))
+        if pixels.dtype not in (np.uint8, np.uint16):
+            raise BadImage(name, f"values of {pixels.dtype}; allowed are 8 and 16 bits")
     if pixels.shape[2] != channels:
         raise BadImage(name, f"has {pixels.shape[2]} channels, not {channels}")
-    if pixels.shape[0] * pixels.shape[1] > max_pixels:
-        raise BadImage(name, f"larger than the limit of {max_pixels:,} pixels")
     return pixels
 
 
@@ -100,26 +106,14 @@ def _array(data: bytes, name: str) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _picture(data: bytes, name: str, channels: int) -> np.ndarray:
-    """uint8 or uint16 [H, W, C] of a file that Pillow reads."""
-    with open_image(io.BytesIO(data), name) as image:
-        try:
-            image.load()
-            if image.mode.startswith("I;16") or (
-                image.mode == "I" and image.format in ("PNG", "PPM")
-            ):
-                pixels = np.asarray(image).astype(np.uint16)[..., None]
-            elif channels == 1:
-                pixels = np.asarray(image.convert("L"))[..., None]
-            elif image.mode in ("P", "PA", "LA") and image.has_transparency_data:
-                pixels = np.asarray(image.convert("RGBA"))
-            else:
-                pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "1") else image)
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - plug-ins raise nearly anything when damaged
-            raise BadImage(name, f"damaged ({str(error).splitlines()[0][:120]})") from None
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        if pixels.dtype not in (np.uint8, np.uint16):
-            raise BadImage(name, f"values of {pixels.dtype}; allowed are 8 and 16 bits")
-        return turned(pixels, image)
+def _picture(image: Image.Image, channels: int) -> np.ndarray:
+    """[H, W, C] of a loaded image, with the channels that it has; one if that is asked for."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        pixels = np.asarray(image).astype(np.uint16)
+    elif channels == 1:
+        pixels = np.asarray(image.convert("L"))
+    elif image.mode in ("P", "PA", "LA") and image.has_transparency_data:
+        pixels = np.asarray(image.convert("RGBA"))
+    else:
+        pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "1") else image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -16,14 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nolabel.data.images import read_image
 from nolabel.errors import UsageError
 from nolabel.types import Sample
 
-_SIDE = 72
 _SKIN = re.compile("[\U0001f3fb-\U0001f3ff]")
-_VARIATION = (
-    "\ufe0f"  # asks for a picture instead of a letter; packages disagree on where it is due
-)
+# Asks for a picture instead of a letter; packages disagree on where it is due.
+_VARIATION = "\ufe0f"
 _TEST = 5  # one name in so many is for testing
 
 
@@ -63,9 +62,12 @@ class Emoji:
 
     def read(self, i: int, /) -> Sample:
         """Picture i with its name and mask."""
-        colour, alpha = _read(self.files[i])
-        mask = (alpha > 127).astype(np.uint8)
-        return Sample(image=colour, text=self.texts[i], mask=mask)
+        from PIL import Image
+
+        with Image.open(self.files[i]) as picture:
+            opacity = np.asarray(picture.convert("RGBA").getchannel("A"))
+        mask = (opacity > 127).astype(np.uint8)
+        return Sample(image=read_image(self.files[i]), text=self.texts[i], mask=mask)
 
     def read_text(self, i: int, /) -> str:
         """The name of picture i, such as `grinning face`."""
@@ -77,18 +79,7 @@ class Emoji:
 
     @functools.cached_property
     def _all(self) -> np.ndarray:
-        return np.stack([_read(file)[0] for file in self.files])
-
-
-def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [72, 72, 3] on white, and its opacity uint8 [72, 72]."""
-    from PIL import Image
-
-    with Image.open(file) as image:
-        picture = image.convert("RGBA")
-    page = Image.new("RGBA", picture.size, "white")
-    page.alpha_composite(picture)
-    return np.array(page.convert("RGB")), np.array(picture.getchannel("A"))
+        return np.stack([read_image(file) for file in self.files])
 
 
 def _folder() -> Path:

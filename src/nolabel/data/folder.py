@@ -72,7 +72,8 @@ class Folder:
         return Sample(image=image, label=label_at(self.labels, i))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself: if it is named like an image, it is a bad one
@@ -97,7 +98,7 @@ def listing(root: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
                     name = entry.name
                     if name.startswith("."):
                         continue
-                    if _is_folder(entry):
+                    if is_folder(entry):
                         waiting.append((entry.path, f"{prefix}{name}/"))
                     elif os.path.splitext(name)[1].lower() in suffixes:
                         files.append(prefix + name)

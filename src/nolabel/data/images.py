@@ -19,13 +19,14 @@ JPEG with data missing inside and a proper end, which the JPEG library itself pa
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -97,19 +98,26 @@ def read_image(
         return _read_bytes(io.BytesIO(source), "<bytes>", max_pixels, enough)
     path = os.fspath(source)
     try:
-        info = os.stat(path)
-        if stat.S_ISDIR(info.st_mode):
-            raise BadImage(path, "a folder, not an image")
-        if not stat.S_ISREG(info.st_mode):  # a pipe would make us wait for ever
-            raise BadImage(path, "not a regular file")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _read_bytes(file, path, max_pixels, enough)
+    except IsADirectoryError:
+        raise BadImage(path, "a folder, not an image") from None
     except FileNotFoundError:
         raise BadImage(path, "no such file") from None
     except PermissionError:
         raise BadImage(path, "no permission to read it") from None
     except (OSError, ValueError) as error:  # a failing disk; a name with a zero byte
         raise BadImage(path, f"cannot be read ({_short(error)})") from None
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Opens a file to read.  Raises OSError, or BadImage for a pipe, which would never end."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(mode):
+        raise BadImage(path, "not a regular file")
+    return open(path, "rb")  # noqa: SIM115  the caller's
 
 
 @contextlib.contextmanager
@@ -140,8 +148,22 @@ def _read_bytes(file: Any, name: str, max_pixels: int, enough: int | None = None
             if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
                 pixels = _jpeg(file, image, name, max_pixels, enough)
                 if pixels is not None:
-                    return turned(pixels, image)
+                    return _turned(pixels, _orientation(image))
             return _decode(image, name, max_pixels)
+
+
+def decode(
+    file: Any, name: str, max_pixels: int, pixels: Callable[[Image.Image], np.ndarray]
+) -> np.ndarray:
+    """Opens and decodes an image; `pixels` makes [H, W, C] of it, which is turned upright.
+
+    Raises:
+        BadImage: As `read_image`, and in place of what `pixels` raises.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with open_image(file, name, max_pixels) as image:
+            return _decode(image, name, max_pixels, pixels)
 
 
 def open_image(file: Any, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -191,7 +213,11 @@ def _jpeg(
 
 
 def _decode(
-    image: Image.Image, name: str, max_pixels: int, already_open: bool = False
+    image: Image.Image,
+    name: str,
+    max_pixels: int,
+    pixels: Callable[[Image.Image], np.ndarray] | None = None,
+    already_open: bool = False,
 ) -> np.ndarray:
     width, height = image.size
     if width < 1 or height < 1:
@@ -207,7 +233,7 @@ def _decode(
             warnings.simplefilter("ignore")
             image.load()
             turn = _orientation(image)
-            pixels = _pixels(image)
+            made = (pixels or _pixels)(image)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - as above
@@ -219,12 +245,7 @@ def _decode(
         raise BadImage(name, reason) from None
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
-    return _turned(pixels, turn)
-
-
-def turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """The pixels [H, W, C] of an opened image upright, by its EXIF orientation."""
-    return _turned(pixels, _orientation(image))
+    return _turned(made, turn)
 
 
 def _orientation(image: Image.Image) -> int:

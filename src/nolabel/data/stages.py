@@ -18,6 +18,7 @@ import torch
 
 from nolabel.data.order import index_at
 from nolabel.data.sources import Source, fast_images
+from nolabel.data.steps import how_to_read
 from nolabel.errors import BadImage, DataError
 from nolabel.views import FastViews, ViewPlan
 
@@ -62,14 +63,14 @@ def measure_stages(
         some, out["read"], out["decode"] = _read(source, plan, where, rounds)
         n = len(some)
         full = FastViews(plan, seed)
-        shared = FastViews(plan, seed)
-        shared.shared = True
         contestants: dict[str, Callable[[int], Any]] = {
             "crop": _making(FastViews(_without(plan, colour=True, blur=True), seed), some),
             "colour": _making(FastViews(_without(plan, blur=True), seed), some),
             "blur": _making(full, some),
         }
         if workers:
+            shared = FastViews(plan, seed)
+            shared.shared = True
             contestants["collate"] = _making(shared, some)
         best = dict.fromkeys(contestants, float("inf"))
         for _ in range(rounds):  # in turns, so that a busy machine slows all of them
@@ -102,7 +103,7 @@ def _read(
         return some, min(times) / len(where), 0.0
     with contextlib.suppress(BadImage):  # so that no import is timed
         source.read(int(where[-1]))
-    how = {"enough": plan.enough} if plan.enough and getattr(source, "reduces", False) else {}
+    how = how_to_read(source, plan)
     raw = getattr(source, "raw", None)
     pixels, read, whole = [], 0.0, 0.0
     for i in where.tolist():

@@ -15,6 +15,7 @@ from nolabel.data.order import batch_indices, replacement, steps_per_epoch
 from nolabel.data.sources import Source, fast_images
 from nolabel.errors import BadImage, DataError, UsageError, printable
 from nolabel.types import Batch
+from nolabel.views.plan import ViewPlan
 
 ATTEMPTS = 10  # stand-ins tried for one unreadable image
 
@@ -36,6 +37,12 @@ class Raw:
     keys: np.ndarray  # int64 [B]: the image that is there; differs where one was replaced
     epoch: int
     skipped: tuple[tuple[str, str], ...]  # (path, reason)
+
+
+def how_to_read(source: Source, plan: ViewPlan | None) -> dict[str, int]:
+    """Arguments of the source's `read`: photographs need not be decoded whole for small views."""
+    enough = plan.enough if plan is not None and getattr(source, "reduces", False) else None
+    return {"enough": enough} if enough else {}
 
 
 class StepDataset(Dataset[Batch]):
@@ -87,9 +94,7 @@ class StepDataset(Dataset[Batch]):
         self.part_size = batch_size // parts
         self.with_labels = with_labels
         self._images = fast_images(source)
-        # Photographs need not be decoded whole for small views.
-        enough = getattr(getattr(executor, "plan", None), "enough", None)
-        self._how = {"enough": enough} if enough and getattr(source, "reduces", False) else {}
+        self._how = how_to_read(source, getattr(executor, "plan", None))
 
     @property
     def steps_per_epoch(self) -> int:

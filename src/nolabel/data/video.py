@@ -7,6 +7,7 @@ is made to be read forward: for training, pack the frames first (`nolabel pack -
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nolabel.data import names
-from nolabel.data.folder import listing
+from nolabel.data.folder import is_folder, listing
 from nolabel.data.sources import label_at
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Sample
@@ -207,16 +208,22 @@ def _only_videos(folder: str) -> bool:
     """Whether the folder itself or the first one in it holds videos, and no images."""
     from nolabel.data.images import SUFFIXES as IMAGES
 
-    seen = {False: 0, True: 0}
-    for _, folders, files in os.walk(folder):
-        for file in files:
-            suffix = os.path.splitext(file)[1].lower()
-            if suffix in IMAGES or suffix in SUFFIXES:
-                seen[suffix in SUFFIXES] += 1
-        if any(seen.values()):
-            break
-        folders.sort()
-    return seen[True] > 0 and not seen[False]
+    waiting = [folder]
+    while waiting:
+        below, videos = [], False
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if is_folder(entry):
+                    below += [] if entry.is_symlink() else [entry.path]
+                elif suffix in IMAGES:
+                    return False  # at once: the folder may hold a million of them
+                else:
+                    videos = videos or suffix in SUFFIXES
+        if videos:
+            return True
+        waiting += sorted(below, reverse=True)
+    return False
 
 
 def _errors() -> tuple[type[Exception], ...]:

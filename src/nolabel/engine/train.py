@@ -74,7 +74,7 @@ def build_method(run: Run) -> tuple[Method, ViewPlan]:
     else:
         backbone = backbones.build(
             str(s.backbone), image_size=s.image_size, patch_size=s.patch_size,
-            kwargs={**run.backbone_kwargs, **({"in_chans": s.channels} if s.channels != 3 else {})},
+            channels=s.channels, kwargs=dict(run.backbone_kwargs),
         )  # fmt: skip
         kind.init(backbone)
     plan = plan_of(run)

@@ -114,16 +114,19 @@ def image_list(images: Images, channels: int = 3) -> list[Tensor]:
     Raises:
         UsageError: An image has another type or shape.
     """
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8:
+        images = torch.from_numpy(_plain(images))  # shared as one
     out = []
     for i, image in enumerate(images):
-        kind, shape = str(image.dtype).removeprefix("torch."), tuple(image.shape)
-        if kind not in ("uint8", "uint16") or len(shape) != 3 or shape[2] != channels or 0 in shape:
+        kinds = (torch.uint8, torch.uint16) if isinstance(image, Tensor) else (np.uint8, np.uint16)
+        shape = image.shape
+        if image.dtype not in kinds or len(shape) != 3 or shape[2] != channels or 0 in shape:
             more = "; repeat a single channel three times" if channels == 3 else ""
             raise UsageError(
-                f"Image {i} of the batch is {kind} {list(shape)}, but views are made of "
+                f"Image {i} of the batch is {image.dtype} {list(shape)}, but views are made of "
                 f"uint8 [H, W, {channels}] (or uint16){more}."
             )
-        if kind == "uint16":  # torch can hardly compute with it; float32 keeps all its bits
+        if image.dtype == kinds[1]:  # torch can hardly compute with it; float32 keeps all its bits
             deep = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
             image = deep.astype(np.float32) * np.float32(255 / 65535)
         out.append(image if isinstance(image, Tensor) else torch.from_numpy(_plain(image)))

@@ -57,7 +57,7 @@ def load(
     if text == "pixels":
         from nolabel.backbones import build
 
-        backbone = build("pixels", image_size=image_size, kwargs=_of(channels))
+        backbone = build("pixels", image_size=image_size, channels=channels)
         encoder = Encoder(backbone, name=text, **_statistics(channels))
     elif colon and kind == "timm":
         encoder = _published(rest, image_size)
@@ -141,7 +141,7 @@ def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
     try:
         torch.default_generator.manual_seed(0)  # not torch.manual_seed: that seeds GPUs as well
         if not is_run:
-            backbone = build(name, image_size=image_size, kwargs=_of(channels))
+            backbone = build(name, image_size=image_size, channels=channels)
             statistics = _statistics(channels)
             return Encoder(backbone, name=f"random:{name}", image_size=image_size, **statistics)
         path = _file_of(name)
@@ -156,11 +156,6 @@ def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
         std=header["std"],
         image_size=image_size or header["image_size"],
     )
-
-
-def _of(channels: int) -> dict[str, int]:
-    """What a backbone is told about its input; nothing when that is RGB."""
-    return {} if channels == 3 else {"in_chans": channels}
 
 
 def _statistics(channels: int) -> dict[str, Any]:
