@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from io import BytesIO
 
@@ -89,6 +90,20 @@ def test_bad_paths_are_bad_images(tmp_path):
     for path in (tmp_path / "none.npy", tmp_path):
         with pytest.raises(BadImage, match="cannot be read"):
             read_bands(path, 2)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadImage, match="not a regular file"):
+        read_bands(tmp_path / "pipe.png", 1)
+
+
+def test_a_damaged_picture_is_refused_whatever_its_channels():
+    whole = encoded(RNG.integers(0, 256, (40, 40, 4), np.uint8))
+    with pytest.raises(BadImage, match="truncated|damaged"):
+        read_bands(whole[: len(whole) // 2], 4)
+    with pytest.raises(BadImage, match="limit of 100 pixels"):
+        read_bands(whole, 4, max_pixels=100)
 
 
 def test_a_folder_lists_arrays_only_when_they_are_asked_for(tmp_path):
