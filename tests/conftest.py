@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +74,22 @@ def same_in_workers():
         return here
 
     return check
+
+
+@pytest.fixture
+def knn_of_a_short_run(tmp_path):
+    """Trains and returns the best k-NN rows of the trained encoder and of its random start."""
+    import nolabel as nl
+
+    def train(method, *, data="creatures", test=None, **settings):
+        given = {"precision": "fp32", "quiet": True, "checkpoint_every": 100_000, **settings}
+        run = nl.pretrain(method, data=data, out=tmp_path / "run", **given)
+
+        def top1(encoder):
+            if test:
+                return nl.evaluate("knn", encoder, train=test).best
+            return nl.evaluate("knn", encoder, train=f"{data}:train", test=f"{data}:test").best
+
+        return top1(str(run.folder)), top1(f"random:{run.folder}")
+
+    return train

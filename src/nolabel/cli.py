@@ -285,7 +285,14 @@ def _list(args: list[str]) -> None:
         from nolabel.methods import METHODS
 
         rows = [
-            {"name": n, "family": e.family, "description": e.description, "paper": e.paper}
+            {
+                "name": n,
+                "family": e.family,
+                "description": e.description,
+                "paper": e.paper,
+                "needs": e.needs,
+                "when": e.when,
+            }
             for n, e in METHODS.items()
         ]
     elif what == "backbones":
@@ -311,9 +318,15 @@ def _list(args: list[str]) -> None:
         rows = [{"name": p.name, "description": p.description} for p in PICTURES]
     else:
         raise unknown("list", what, LISTS)
+    family = ""
     for row in rows:
-        print(f"  {row['name']:<16} {row['description']}"
-              + (f"  ({row['paper']})" if row.get("paper") else ""))  # fmt: skip
+        if row.get("family", "") != family:
+            family = row["family"]
+            print(f"{family}:")
+        paper = f"  ({row['paper']})" if row.get("paper") else ""
+        print(f"  {row['name']:<16} {row['description']}{paper}")
+        if row.get("when"):
+            print(f"  {'':<16} needs {row['needs']}; {row['when']}")
     write_json(out, rows)
 
 

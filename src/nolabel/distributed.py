@@ -52,6 +52,22 @@ def gather_with_grad(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def gather(x: Tensor) -> Tensor:
+    """[B, ...] of every process to [W*B, ...], in order of rank, without gradient.
+
+    Args:
+        x: [B, ...], of one shape on all processes.
+    """
+    if world_size() == 1:
+        return x.detach()
+    parts = [
+        torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())
+    ]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
 def sum(x: Tensor) -> Tensor:
     """Sum of x (any shape) over processes, without gradient; x itself stays as it is."""
     if world_size() == 1:

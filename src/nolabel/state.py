@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel import distributed
@@ -33,6 +35,80 @@ class Ema(nn.Module):
     def forward(self, *args: Tensor) -> Tensor:
         with torch.no_grad():
             return self.module(*args)
+
+
+class Frozen:
+    """A network that never changes: a teacher or a tokenizer from elsewhere.
+
+    Not a module, so that the method that holds it neither trains nor saves it: the run's folder
+    has a copy of its file.  It follows its input's device, and always is in evaluation mode.
+
+    Args:
+        module: the network.
+        mean, std: of each channel, for which it was trained.
+    """
+
+    def __init__(self, module: Any, mean: Sequence[float], std: Sequence[float]):
+        self.module = module.eval().requires_grad_(False)
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def __deepcopy__(self, memo: Any) -> Frozen:
+        return self  # nothing in it changes
+
+    def prepare(self, x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+        """Images [N, C, H, W] normalised by `mean` and `std`, as this network wants them.
+
+        Also moves the network to their device.
+        """
+        self.module.to(x.device)
+        if (tuple(mean), tuple(std)) == (self.mean, self.std):
+            return x
+
+        def channels(values: Sequence[float]) -> Tensor:
+            return x.new_tensor(values).view(1, -1, 1, 1)
+
+        return (x * channels(std) + channels(mean) - channels(self.mean)) / channels(self.std)
+
+
+class Queue(nn.Module):
+    """The last `size` embeddings, first in, first out; random unit vectors at birth (MoCo).
+
+    `observe` only collects; `update` enqueues once an optimiser step, the embeddings of all
+    processes in order of rank.  So accumulated micro-batches equal the large batch, and a step
+    that the guard skips leaves no trace.
+    """
+
+    value: Tensor
+    count: Tensor
+
+    def __init__(self, size: int, dim: int):
+        super().__init__()
+        self.register_buffer("value", F.normalize(torch.randn(size, dim), dim=-1))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # enqueued so far
+        self._new: list[Tensor] = []
+        self._step = -1
+
+    @property
+    def full(self) -> bool:
+        """Whether every row has been enqueued."""
+        return int(self.count) >= len(self.value)
+
+    @torch.no_grad()
+    def observe(self, z: Tensor, step: int) -> None:
+        """Adds embeddings z [B, D] of optimiser step `step` to what `update` will enqueue."""
+        if step != self._step:  # a new step, or the one before was skipped
+            self._new, self._step = [], step
+        self._new.append(z.detach().float())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Enqueues what was observed, over all processes, in place of the oldest rows."""
+        new = distributed.gather(torch.cat(self._new))
+        size, start = len(self.value), int(self.count)
+        places = torch.arange(start, start + len(new), device=new.device) % size
+        self.value[places[-size:]] = new[-size:].to(self.value.dtype)
+        self.count += len(new)
+        self._new = []
 
 
 class Centre(nn.Module):

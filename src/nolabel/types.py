@@ -104,17 +104,22 @@ class Clock:
 class Optim:
     """The optimiser of a run.  Rates are the final ones: no hidden scaling by batch size."""
 
-    name: str = "adamw"  # adamw | sgd | lars
+    name: str = "adamw"  # adamw | sgd | lars | larc
     lr: float = 5e-4  # peak learning rate
+    lr_plain: float | None = None  # peak of 1-D tensors and biases; None = lr
     lr_start: float = 0.0  # at the first step of the warm-up
     lr_end: float = 1e-6  # at the end of the cosine
     warmup_epochs: float = 10.0
     weight_decay: float = 0.04  # of matrices and tokens; 1-D tensors and biases have none
+    decay_all: bool = False  # 1-D tensors and biases decay too (MoCo v3, SwAV)
     weight_decay_end: float | None = None  # cosine from weight_decay to this; None = constant
     beta1: float = 0.9  # momentum of sgd and lars
     beta2: float = 0.999
+    eps: float = 1e-8  # of adamw
+    layer_decay: float = 1.0  # rate of a ViT's block i of L is lr * layer_decay^(L - i)
+    lr_patch: float = 1.0  # factor of a ViT's patch projection (DINOv2: 0.2)
     clip: float | None = None  # largest gradient norm; None = no clipping
-    clip_by: str = "global"  # global: one norm over all tensors; tensor: each on its own (DINO)
+    clip_by: str = "global"  # one norm for all; tensor: for each (DINO); module: each net (DINOv2)
 
 
 @dataclass(frozen=True, kw_only=True)

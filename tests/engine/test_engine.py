@@ -94,7 +94,7 @@ def test_weight_decay_schedule_reaches_the_decayed_group_alone():
 def test_clipping_shortens_each_tensor_or_all_together(how):
     a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     a.grad, b.grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
-    clip_gradients([a, b], Optim(clip=1.0, clip_by=how))
+    clip_gradients(torch.nn.ParameterList([a, b]), Optim(clip=1.0, clip_by=how))
     if how == "tensor":
         assert a.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
         assert b.grad.norm().item() == pytest.approx(0.5)

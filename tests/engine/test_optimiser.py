@@ -100,7 +100,7 @@ def test_a_tensor_without_gradient_is_left_alone_everywhere(name):
     optimiser = build_optimiser(net, optim)
     before = b.weight.detach().clone()
     a(torch.ones(1, 3)).sum().backward()
-    clip_gradients(net.parameters(), optim)
+    clip_gradients(net, optim)
     assert gradient_norm(net.parameters()).item() == pytest.approx(0.1, rel=1e-4)
     optimiser.step()
     assert torch.equal(b.weight, before)
@@ -158,7 +158,7 @@ def test_clipping_by_global_norm_equals_torchs(clip):
     for i, (a, b) in enumerate(zip(ours.parameters(), theirs.parameters(), strict=True)):
         a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(i))
         b.grad = a.grad.clone()
-    clip_gradients(ours.parameters(), Optim(clip=clip))
+    clip_gradients(ours, Optim(clip=clip))
     total = nn.utils.clip_grad_norm_(theirs.parameters(), clip)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
@@ -177,7 +177,7 @@ def test_clipping_by_tensor_equals_torchs_on_each_tensor(clip):
         twin.grad = p.grad.clone()
         nn.utils.clip_grad_norm_([twin], clip)
         wanted.append(twin.grad)
-    clip_gradients(net.parameters(), Optim(clip=clip, clip_by="tensor"))
+    clip_gradients(net, Optim(clip=clip, clip_by="tensor"))
     for p, grad in zip(net.parameters(), wanted, strict=True):
         torch.testing.assert_close(p.grad, grad)
 
@@ -185,14 +185,14 @@ def test_clipping_by_tensor_equals_torchs_on_each_tensor(clip):
 @pytest.mark.parametrize("how", ["global", "tensor"])
 def test_clipping_where_nothing_has_a_gradient_does_nothing(how):
     p = nn.Parameter(torch.ones(2))
-    clip_gradients([p], Optim(clip=1.0, clip_by=how))
+    clip_gradients(nn.ParameterList([p]), Optim(clip=1.0, clip_by=how))
     assert p.grad is None
     assert gradient_norm([p]).item() == 0.0
 
 
 def test_an_unknown_way_to_clip_is_refused():
     with pytest.raises(UsageError, match="tensor"):
-        clip_gradients([nn.Parameter(torch.ones(2))], Optim(clip=1.0, clip_by="tensors"))
+        clip_gradients(nn.ParameterList([torch.ones(2)]), Optim(clip=1.0, clip_by="tensors"))
 
 
 def test_the_gradient_norm_is_taken_in_fp32():
@@ -202,5 +202,55 @@ def test_the_gradient_norm_is_taken_in_fp32():
     norm = gradient_norm([p])
     assert norm.dtype == torch.float32
     assert norm.item() == pytest.approx(300 * 300**0.5, rel=1e-4)
-    clip_gradients([p], Optim(clip=1.0))
+    clip_gradients(nn.ParameterList([p]), Optim(clip=1.0))
     assert p.grad.float().norm().item() == pytest.approx(1.0, rel=1e-2)
+
+
+def test_larc_scales_every_tensor_by_its_own_norms():
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2)
+    optim = Optim(name="larc", lr=0.5, weight_decay=0.1, decay_all=True, beta1=0.0)
+    before = [p.detach().clone() for p in net.parameters()]
+    grads = [torch.randn_like(p) for p in before]
+    for p, g in zip(net.parameters(), grads, strict=True):
+        p.grad = g.clone()
+    build_optimiser(net, optim).step()
+    for p, w, g in zip(net.parameters(), before, grads, strict=True):
+        ratio = 0.001 * w.norm() / (g.norm() + 0.1 * w.norm())
+        torch.testing.assert_close(p.detach(), w - 0.5 * ratio * (g + 0.1 * w))
+
+
+def test_plain_tensors_may_have_a_rate_of_their_own():
+    net = nn.Linear(3, 2)
+    optim = Optim(name="lars", lr=0.2, lr_plain=0.005, warmup_epochs=0, lr_end=0.0)
+    optimiser = build_optimiser(net, optim)
+    for step, factor in ((0, 1.0), (50, 0.5)):
+        set_rates(optimiser, optim, Clock(step, 100, 10))
+        rates = {g["decay"]: g["lr"] for g in optimiser.param_groups}
+        assert rates == {True: pytest.approx(0.2 * factor), False: pytest.approx(0.005 * factor)}
+
+
+def test_layer_decay_gives_deeper_blocks_larger_rates():
+    from nolabel.backbones import build
+
+    net = nn.ModuleDict({"student": build("vit_pico", image_size=32), "head": nn.Linear(2, 2)})
+    optim = Optim(lr=1.0, layer_decay=0.5, lr_patch=0.2)
+    scale = {}
+    for group in build_optimiser(net, optim).param_groups:
+        scale |= {id(p): group["scale"] for p in group["params"]}
+    of = {n: scale[id(p)] for n, p in net.named_parameters()}
+    assert of["student.net.cls_token"] == of["student.net.pos_embed"] == 0.5**5
+    assert of["student.net.patch_embed.proj.weight"] == pytest.approx(0.2 * 0.5**5)
+    assert [of[f"student.net.blocks.{i}.attn.qkv.weight"] for i in range(4)] == [
+        0.5**4, 0.5**3, 0.5**2, 0.5
+    ]  # fmt: skip
+    assert of["student.net.norm.weight"] == of["head.weight"] == 1.0
+
+
+def test_clipping_by_module_takes_each_network_alone():
+    net = nn.ModuleDict({"student": nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})})
+    for i, p in enumerate(net.parameters()):
+        p.grad = torch.full_like(p, float(i + 1))
+    clip_gradients(net, Optim(clip=1.0, clip_by="module"))
+    for part in net["student"].values():
+        assert gradient_norm(part.parameters()).item() == pytest.approx(1.0, rel=1e-5)

@@ -143,7 +143,7 @@ def _step_seconds(
                 loss = trial.step(batch, clock).loss
             loss.backward()
             gradient_norm(parameters)
-            clip_gradients(parameters, run.optim)
+            clip_gradients(trial, run.optim)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             trial.after_update(clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,7 +14,8 @@ from nolabel.errors import unknown
 from nolabel.schedules import learning_rate, weight_decay
 from nolabel.types import Clock, Optim
 
-NAMES = ("adamw", "sgd", "lars")
+NAMES = ("adamw", "sgd", "lars", "larc")
+CLIPS = ("global", "tensor", "module")
 
 
 class Lars(Optimizer):
@@ -22,6 +24,9 @@ class Lars(Optimizer):
 
     The rate of a decayed tensor is scaled by eta * |w| / |g + decay * w|; tensors of the group
     without decay (1-D, biases) are neither decayed nor scaled.
+
+    As LARC (`larc=True`, for SwAV and DeepCluster v2) the ratio is eta * |w| / (|g| + decay * |w|)
+    and every tensor is scaled.
     """
 
     def __init__(
@@ -31,6 +36,7 @@ class Lars(Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         eta: float = 0.001,
+        larc: bool = False,
     ):
         super().__init__(
             params,
@@ -40,6 +46,7 @@ class Lars(Optimizer):
                 "weight_decay": weight_decay,
                 "eta": eta,
                 "decay": True,
+                "larc": larc,
             },
         )
 
@@ -47,13 +54,15 @@ class Lars(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
+            decay, larc = group["weight_decay"], group["larc"]
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 update = p.grad
-                if group["decay"]:
-                    update = update.add(p, alpha=group["weight_decay"])
-                    w, u = p.norm(), update.norm()
+                if group["decay"] or larc:
+                    update = update.add(p, alpha=decay)
+                    w = p.norm()
+                    u = p.grad.norm() + decay * w if larc else update.norm()
                     ratio = torch.where((w > 0) & (u > 0), group["eta"] * w / u, 1.0)
                     update = update * ratio
                 state = self.state[p]
@@ -64,55 +73,90 @@ class Lars(Optimizer):
 
 
 def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
-    """Two groups: decayed (matrices and tokens) and not decayed (1-D tensors and biases).
+    """Groups by decay (matrices and tokens) or none (1-D tensors and biases) and by rate.
 
     Raises:
         UsageError: unknown optimiser.
     """
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
     named = [(n, p) for n, p in method.named_parameters() if p.requires_grad]
-    plain = [p for n, p in named if p.ndim < 2 or n.endswith(".bias")]
-    rest = [p for n, p in named if not (p.ndim < 2 or n.endswith(".bias"))]
-    groups = [
-        {"params": rest, "decay": True, "weight_decay": optim.weight_decay},
-        {"params": plain, "decay": False, "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
+    depth = 1 + max((_block(n) for n, _ in named), default=0)
+    for name, p in named:
+        plain = p.ndim < 2 or name.endswith(".bias")
+        decay = optim.decay_all or not plain
+        scale = optim.lr_plain / optim.lr if plain and optim.lr_plain is not None else 1.0
+        scale *= _layer_scale(name, depth, optim)
+        new = {"params": [], "decay": decay, "scale": scale,
+               "weight_decay": optim.weight_decay if decay else 0.0}  # fmt: skip
+        groups.setdefault((decay, scale), new)["params"].append(p)
+    # Decayed tensors first, whatever the order of the modules: a checkpoint counts on it.
+    given = [groups[k] for k in sorted(groups, key=lambda k: (not k[0], k[1]))]
+    lr, beta = optim.lr, optim.beta1
     if optim.name == "adamw":
-        return torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), fused=True)
+        betas = (beta, optim.beta2)
+        return torch.optim.AdamW(given, lr=lr, betas=betas, eps=optim.eps, fused=True)
     if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.beta1)
-    if optim.name == "lars":
-        return Lars(groups, lr=optim.lr, momentum=optim.beta1)
+        return torch.optim.SGD(given, lr=lr, momentum=beta)
+    if optim.name in ("lars", "larc"):
+        return Lars(given, lr=lr, momentum=beta, larc=optim.name == "larc")
     raise unknown("optimiser", optim.name, NAMES)
+
+
+def _block(name: str) -> int:
+    """Number of the ViT block that a parameter belongs to, -1 for none."""
+    found = re.search(r"(?:^|\.)net\.blocks\.(\d+)\.", name)
+    return int(found[1]) if found else -1
+
+
+def _layer_scale(name: str, depth: int, optim: Optim) -> float:
+    """Layer-wise decay of the rate: tokens and patches are layer 0, block i is i + 1, what comes
+    after the last block (norm, heads) has the full rate."""
+    scale = optim.lr_patch if ".patch_embed." in name else 1.0
+    if optim.layer_decay == 1.0:
+        return scale
+    block = _block(name)
+    front = re.search(r"net\.(patch_embed|pos_embed|cls_token|reg_token)", name)
+    layer = block + 1 if block >= 0 else 0 if front or "mask_token" in name else depth + 1
+    return scale * optim.layer_decay ** (depth + 1 - layer)
 
 
 def set_rates(optimiser: Optimizer, optim: Optim, clock: Clock) -> None:
     """Sets this step's learning rate and weight decay."""
     lr, decay = learning_rate(optim, clock), weight_decay(optim, clock)
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["scale"]
         if group["decay"]:
             group["weight_decay"] = decay
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], optim: Optim) -> None:
-    """Shortens gradients longer than `optim.clip`: all together, or (DINO) each tensor alone.
+def clip_gradients(method: nn.Module, optim: Optim) -> None:
+    """Shortens gradients longer than `optim.clip`: all together, each tensor alone (DINO), or
+    each network, that is each child of a child of the method (DINOv2: backbone, each head).
 
     The factor is max_norm / (norm + 1e-6), at most 1 (torch's, and DINO's utils.clip_gradients).
 
     Raises:
-        UsageError: `clip_by` is neither "global" nor "tensor".
+        UsageError: `clip_by` is unknown.
     """
     if optim.clip is None:
         return
-    if optim.clip_by not in ("global", "tensor"):
-        raise unknown("way to clip", optim.clip_by, ("global", "tensor"))
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if not grads:
+    if optim.clip_by not in CLIPS:
+        raise unknown("way to clip", optim.clip_by, CLIPS)
+    named = [(n, p.grad) for n, p in method.named_parameters() if p.grad is not None]
+    if not named:
         return
+    grads = [g for _, g in named]
     norms = _norms(grads)
-    if optim.clip_by == "global":
-        norms = [torch.linalg.vector_norm(torch.stack(norms))] * len(grads)
+    if optim.clip_by != "tensor":
+        by_module = optim.clip_by == "module"
+        keys = [".".join(n.split(".")[:2]) if by_module else "" for n, _ in named]
+        together = {
+            key: torch.linalg.vector_norm(
+                torch.stack([n for n, k in zip(norms, keys, strict=True) if k == key])
+            )
+            for key in dict.fromkeys(keys)
+        }
+        norms = [together[key] for key in keys]
     factors = [(optim.clip / (n + 1e-6)).clamp(max=1.0) for n in norms]
     torch._foreach_mul_(grads, factors)
 

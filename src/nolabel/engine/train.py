@@ -42,6 +42,7 @@ from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_n
 from nolabel.errors import DataError, Stopped, UsageError
 from nolabel.methods.base import Method
 from nolabel.options import Run, read_yaml, with_length
+from nolabel.schedules import learning_rate
 from nolabel.types import Batch, Clock
 from nolabel.views import FastViews
 from nolabel.views.plan import ViewPlan
@@ -248,7 +249,7 @@ def _loop(
                 losses.append(out.loss.detach())
             loss, norm = torch.stack(losses).mean(), gradient_norm(parameters)
             if guard.check(loss, norm):  # before the update and the moving averages
-                clip_gradients(parameters, run.optim)
+                clip_gradients(method, run.optim)
                 method.before_update(clock)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
@@ -268,7 +269,7 @@ def _loop(
                     "step": done,
                     "epoch": done / run.steps_per_epoch,
                     "loss": float(loss),
-                    "lr": optimiser.param_groups[0]["lr"],
+                    "lr": learning_rate(run.optim, clock),
                     "weight_decay": rates[True]["weight_decay"] if True in rates else 0.0,
                     "gradient_norm": float(norm),
                     "images_per_second": bar.rate,

@@ -23,26 +23,32 @@ class Entry(NamedTuple):
     family: str
     paper: str
     description: str
+    when: str  # to use it
+    needs: str = "any backbone"
 
 
 METHODS: dict[str, Entry] = {
-    "dino": Entry(
-        "nolabel.methods.dino:DINO",
-        "distillation",
-        "Caron et al. 2021, arXiv 2104.14294",
-        "self-distillation with no labels: a student predicts its momentum teacher across crops",
-    ),
     "mae": Entry(
         "nolabel.methods.mae:MAE",
         "generative",
         "He et al. 2021, arXiv 2111.06377",
         "masked autoencoder: rebuild the three quarters of the patches that were removed",
+        "for fine-tuning later; the cheapest step of all, and no augmentation to choose",
+        "a ViT",
     ),
     "simclr": Entry(
         "nolabel.methods.simclr:SimCLR",
         "contrastive",
         "Chen et al. 2020, arXiv 2002.05709",
         "two views of one image agree, all other images of the batch are negatives",
+        "first choice for small data and minutes on a CPU; wants large batches on large data",
+    ),
+    "dino": Entry(
+        "nolabel.methods.dino:DINO",
+        "distillation",
+        "Caron et al. 2021, arXiv 2104.14294",
+        "self-distillation with no labels: a student predicts its momentum teacher across crops",
+        "for features used as they are (k-NN, retrieval) and attention that segments",
     ),
 }
 

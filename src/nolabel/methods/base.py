@@ -57,6 +57,9 @@ class Method(nn.Module):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    # What `options.teacher` names, "encoder" (ENC) or "tokenizer" (a run of vqvae or dvae); such a
+    # method is built as kind(backbone, options, teacher) with a `Frozen`.
+    takes: ClassVar[str] = ""
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
