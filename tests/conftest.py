@@ -34,6 +34,29 @@ TINY = {
     "dino": {"prototypes": 32, "hidden": 16, "bottleneck": 8, "local_crops": 2, "drop_path": 0.1},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "simclr": {"hidden": 16, "projection": 8},
+    "triplet": {"hidden": 16, "projection": 8},
+    "mocov2": {"hidden": 16, "projection": 8, "queue": 20},
+    "mocov3": {"hidden": 16, "projection": 8},
+    "swav": {"hidden": 16, "projection": 8, "prototypes": 12, "queue": 16, "queue_from_epoch": 0},
+    "deepclusterv2": {"hidden": 16, "projection": 8, "clusters": 6},
+    "obow": {"words": 12},
+    "barlow": {"hidden": 16, "projection": 8},
+    "byol": {"hidden": 16, "projection": 8},
+    "ibot": {
+        "prototypes": 32,
+        "patch_prototypes": 16,
+        "hidden": 16,
+        "bottleneck": 8,
+        "local_crops": 2,
+    },
+    "dinov2": {
+        "prototypes": 32,
+        "patch_prototypes": 16,
+        "hidden": 16,
+        "bottleneck": 8,
+        "patch_bottleneck": 8,
+        "local_crops": 2,
+    },
 }
 
 

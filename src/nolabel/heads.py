@@ -55,9 +55,13 @@ class PrototypeHead(nn.Module):
                 layer.bias.data.zero_()
         self.last_layer = WeightNormLinear(bottleneck, prototypes, train_norm=not norm_last_layer)
 
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """[..., D] -> unit vectors [..., bottleneck], what the prototypes are compared with."""
+        return F.normalize(self.mlp(x), dim=-1)
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> logits [..., K]."""
-        return self.last_layer(F.normalize(self.mlp(x), dim=-1))
+        return self.last_layer(self.bottleneck(x))
 
 
 class ProjectionHead(nn.Module):

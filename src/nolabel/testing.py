@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ def check_method(
     options: Mapping[str, Any] | None = None,
     backbone: str = "vit_pico",
     alternatives: Mapping[str, Any] | None = None,
+    without: Collection[str] = (),
 ) -> None:
     """Checks everything that every method must keep; fails with a sentence.
 
@@ -40,6 +41,7 @@ def check_method(
         options: small settings to test with; the rest from the recipe "auto".
         backbone: what to build it on.
         alternatives: another legal value of an option, where changing it by itself is not legal.
+        without: options that this backbone has no use for.
 
     Checks: builds from the recipe; finite loss; gradients reach the student alone; the teacher's
     side gets none; right without a process group; works under bf16; saved after two steps and
@@ -56,7 +58,7 @@ def check_method(
     _bf16(kind, chosen, backbone)
     _reload(kind, chosen, backbone)
     _encoder(run.method)
-    _options(kind, chosen, backbone, dict(alternatives or {}))
+    _options(kind, chosen, backbone, dict(alternatives or {}), without)
 
 
 @dataclasses.dataclass
@@ -76,7 +78,7 @@ def _plan_batch(plan: ViewPlan, seed: int) -> Batch:
 
 def _build(kind: type[Method], options: Any, backbone: str) -> Method:
     torch.manual_seed(0)
-    net = backbones.build(backbone, image_size=SIDE)
+    net = backbones.build(backbone, image_size=SIDE, kwargs=kind.backbone_kwargs(options))
     kind.init(net)
     return kind(net, options).train()
 
@@ -125,7 +127,7 @@ def _bf16(kind: type[Method], options: Any, backbone: str) -> None:
     assert torch.isfinite(loss), f"loss {loss} under bf16"
     full = _build(kind, options, backbone)
     exact = full.step(_plan_batch(kind.views(options, SIDE), 0), Clock(0, 8, 1)).loss
-    gap = abs(loss.item() - exact.item()) / abs(exact.item())
+    gap = abs(loss.item() - exact.item()) / max(abs(exact.item()), 1e-6)
     assert gap < 0.1, f"bf16 loss {loss.item()} against {exact.item()}"
 
 
@@ -158,13 +160,22 @@ def _encoder(method: Method) -> None:
     assert out.patches.shape[1] == out.grid[0] * out.grid[1], "patches do not fill the grid"
 
 
-def _options(kind: type[Method], chosen: Any, backbone: str, alternatives: dict[str, Any]) -> None:
+def _options(
+    kind: type[Method],
+    chosen: Any,
+    backbone: str,
+    alternatives: dict[str, Any],
+    without: Collection[str],
+) -> None:
     """Changes one option at a time; something must change with it."""
     plan = kind.views(chosen, SIDE)
     base = _steps(kind, chosen, backbone, 4)
     for field in dataclasses.fields(chosen):
+        if field.name in without:
+            continue
         value = getattr(chosen, field.name)
-        other = alternatives.get(field.name, _another(value))
+        own = field.name in alternatives
+        other = alternatives[field.name] if own else _another(value)
         changed = dataclasses.replace(chosen, **{field.name: other})
         if kind.views(changed, SIDE) != plan:
             continue
@@ -186,5 +197,5 @@ def _another(value: Any) -> Any:
     if isinstance(value, float):
         return value * 0.5 if value else 0.25
     if isinstance(value, tuple):
-        return tuple(v * 0.5 for v in value)
+        return tuple(_another(v) for v in value)
     raise AssertionError(f"give `alternatives` a value for an option like {value!r}")

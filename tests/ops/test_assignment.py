@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nolabel.ops.assignment import sinkhorn
+from nolabel.ops.assignment import sinkhorn, sinkhorn_shift
 
 
 def naive(logits, temperature, iterations):
@@ -46,3 +46,9 @@ def test_scores_that_overflow_the_exponential_are_no_trouble():
 def test_all_samples_alike_are_still_spread_evenly():
     q = sinkhorn(torch.ones(6, 4) * torch.tensor([9.0, 0.0, 0.0, 0.0]), 0.05)
     torch.testing.assert_close(q, torch.full((6, 4), 0.25))
+
+
+def test_rows_in_pieces_give_the_same_scales():
+    x = scores() / 0.3
+    whole, pieces = sinkhorn_shift([x]), sinkhorn_shift(x.split(7))
+    torch.testing.assert_close(whole, pieces)

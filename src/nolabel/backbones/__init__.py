@@ -117,7 +117,7 @@ def build(
     size = image_size or kwargs.pop("image_size", None) or 224
     kwargs.pop("image_size", None)
     maxpool = bool(kwargs.pop("maxpool", True))
-    net = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, **kwargs)
+    net = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, **_layers(kwargs))
     if isinstance(net, timm.models.VisionTransformer):
         return ViT(net, timm_name, kwargs, positions)
     if isinstance(net, timm.models.ResNet):
@@ -126,6 +126,16 @@ def build(
         f"{name!r} is a {type(net).__name__}; nolabel supports timm's ViT and ResNet families. "
         "Use vit_small, resnet50, or another of `nolabel list backbones`."
     )
+
+
+def _layers(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments for timm: `swiglu: True` is a plain value that a file can hold."""
+    kwargs = dict(kwargs)
+    if kwargs.pop("swiglu", False):
+        from nolabel.backbones.blocks import swiglu
+
+        kwargs["mlp_layer"] = swiglu
+    return kwargs
 
 
 def patch_of(name: str) -> int:

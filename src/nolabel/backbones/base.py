@@ -77,8 +77,13 @@ class Backbone(nn.Module):
         """Per-patch query, key, value or token of one layer, heads side by side."""
         raise NotImplementedError
 
-    def set_drop_path(self, rate: float) -> None:
-        """Stochastic depth, growing linearly from 0 to `rate` over the layers; 0 removes it."""
+    def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
+        """Stochastic depth, growing linearly from 0 to `rate` over the layers; 0 removes it.
+
+        Args:
+            by_samples: as in DINOv2: the same rate in every layer, and a layer computes nothing
+                for the samples that it drops (ViT alone).
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:

@@ -84,7 +84,9 @@ class ResNet(Backbone):
             raise unknown("facet", which, ("token",), "A ResNet has no queries, keys or values.")
         return self._as_tokens(self._maps(x)[layer])
 
-    def set_drop_path(self, rate: float) -> None:
+    def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
+        if by_samples:
+            raise UsageError("Dropping samples is for ViTs; a ResNet drops paths only.")
         blocks = [b for s in (1, 2, 3, 4) for b in getattr(self.net, f"layer{s}")]
         for i, block in enumerate(blocks):
             p = rate * i / max(len(blocks) - 1, 1)

@@ -8,6 +8,7 @@ layer's attention.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -48,6 +49,7 @@ class ViT(Backbone):
 
     can = frozenset({"mask", "drop", "any_size", "attention"})
     net: Any  # timm's VisionTransformer; its layers are made by name
+    sample_drop = 0.0  # share of the samples that each branch of a block leaves out
 
     def __init__(self, net: Any, name: str, kwargs: dict[str, Any], positions: str = "dino"):
         super().__init__()
@@ -112,7 +114,7 @@ class ViT(Backbone):
     ) -> Tokens:
         x, grid = self._embed(x, mask, keep, mask_token)
         for block in self.net.blocks:
-            x = block(x)
+            x = self._block(block, x)
         return self._tokens(self.net.norm(x), grid)
 
     def layers(self, x: Tensor, n: int) -> list[Tokens]:
@@ -162,11 +164,26 @@ class ViT(Backbone):
             out = qkv[FACETS.index(which)].transpose(1, 2).flatten(2)
         return Tokens(out[:, 0] if r else out.mean(1), out[:, r:], grid, out[:, :r])
 
-    def set_drop_path(self, rate: float) -> None:
+    def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
+        self.sample_drop = rate if by_samples else 0.0
         for i, block in enumerate(self.net.blocks):
-            p = rate * i / max(self.depth - 1, 1)
+            p = 0.0 if by_samples else rate * i / max(self.depth - 1, 1)
             block.drop_path1 = DropPath(p) if p else nn.Identity()
             block.drop_path2 = DropPath(p) if p else nn.Identity()
+
+    def _block(self, block: Any, x: Tensor) -> Tensor:
+        """One block; while training with `sample_drop`, each branch for a part of the samples."""
+        if not (self.training and self.sample_drop):
+            return block(x)
+        x = self._some(x, lambda y: block.ls1(block.attn(block.norm1(y))))
+        return self._some(x, lambda y: block.ls2(block.mlp(block.norm2(y))))
+
+    def _some(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """x plus the branch of a random part of the samples, scaled so that its mean stays."""
+        n = len(x)
+        kept = max(int(n * (1 - self.sample_drop)), 1)
+        places = torch.randperm(n, device=x.device)[:kept]
+        return x.index_add(0, places, branch(x[places]).to(x.dtype), alpha=n / kept)
 
 
 def sincos_positions(dim: int, grid: int, prefix: int = 1) -> Tensor:
@@ -208,6 +225,30 @@ def init_like_mae(net: nn.Module) -> None:
     token = getattr(net, "cls_token", None)
     if token is not None:
         nn.init.normal_(token, std=0.02)
+
+
+def init_like_mocov3(vit: ViT) -> None:
+    """Xavier-uniform matrices, each third of qkv by itself; the patch projection uniform by its
+    own fan; fixed sine-cosine positions whose first half encodes the row (MoCo v3)."""
+    net = vit.net
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Linear):
+            out, fan_in = module.weight.shape
+            bound = math.sqrt(6 / ((out // 3 if name.endswith("qkv") else out) + fan_in))
+            nn.init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    proj = net.patch_embed.proj
+    bound = math.sqrt(6 / (proj.weight[0].numel() + vit.dim))
+    nn.init.uniform_(proj.weight, -bound, bound)
+    if proj.bias is not None:
+        nn.init.zeros_(proj.bias)
+    if net.cls_token is not None:
+        nn.init.normal_(net.cls_token, std=1e-6)
+    prefix, (h, w) = net.num_prefix_tokens, net.patch_embed.grid_size
+    table = sincos_positions(vit.dim, h, prefix)
+    front, patches = table[:, :prefix], table[:, prefix:].unflatten(1, (h, w))
+    net.pos_embed.data.copy_(torch.cat([front, patches.transpose(1, 2).flatten(1, 2)], 1))
 
 
 def patch_grid(image_size: int, patch_size: int) -> int:

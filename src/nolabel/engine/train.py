@@ -75,7 +75,8 @@ def build_method(run: Run) -> tuple[Method, ViewPlan]:
     else:
         backbone = backbones.build(
             str(s.backbone), image_size=s.image_size, patch_size=s.patch_size,
-            channels=s.channels, kwargs=dict(run.backbone_kwargs),
+            channels=s.channels,
+            kwargs={**kind.backbone_kwargs(run.options), **run.backbone_kwargs},
         )  # fmt: skip
         kind.init(backbone)
     plan = plan_of(run)

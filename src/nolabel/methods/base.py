@@ -85,6 +85,11 @@ class Method(nn.Module):
         optim = Optim(lr=1e-3, warmup_epochs=1.0, lr_end=0.0, weight_decay=0.05)
         return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)
 
+    @classmethod
+    def backbone_kwargs(cls, options: Any) -> dict[str, Any]:
+        """Keyword arguments of timm's constructor that the options ask of a fresh backbone."""
+        return {}
+
     @staticmethod
     def init(backbone: Backbone) -> None:
         """Sets fresh weights before training starts; by default timm's own stay."""

@@ -11,6 +11,10 @@ the two global crops, the student all of them. With K prototypes,
     c     <- m c + (1 - m) mean over the batch of g_t(x)                                (eq. 4)
     theta_t <- lambda theta_t + (1 - lambda) theta_s,  lambda from 0.996 to 1 by half a cosine
 
+The paper's ablations (tables 7 and 8, appendix B) are options: a copy of the student as teacher,
+Sinkhorn-Knopp or nothing in place of centring, no local crops, the squared distance of unit-length
+logits (as in BYOL) in place of the cross-entropy, and a predictor before the student's prototypes.
+
 Differs from the original:
   - the centre's mean covers the whole optimiser step under gradient accumulation (the official
     code has no accumulation), and a step skipped by the guard leaves it alone;
@@ -23,20 +27,28 @@ Differs from the original:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_dino
-from nolabel.heads import PrototypeHead
+from nolabel.errors import unknown
+from nolabel.heads import PrototypeHead, mlp
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.losses import cross_entropy_views, entropy
+from nolabel.ops.assignment import sinkhorn
+from nolabel.ops.losses import cross_entropy_views, entropy, squared_distance_views
 from nolabel.schedules import momentum, per_epoch_linear
 from nolabel.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import View, ViewPlan
+from nolabel.views.plan import ViewPlan, multi_crop
+
+CHOICES = {
+    "teacher": ("momentum", "copy"),
+    "centring": ("centre", "sinkhorn", "none"),
+    "loss": ("cross-entropy", "mse"),
+}
 
 
 class Network(nn.Module):
@@ -72,6 +84,10 @@ class DINO(Method):
         warmup_teacher_temperature: float = 0.04  # tau_t in the first epoch
         warmup_teacher_temperature_epochs: int = 0  # linear in between, a value an epoch
         teacher_momentum: float = 0.996  # lambda at the start; 1 at the end
+        teacher: str = "momentum"  # momentum, or copy: the student of the last step (lambda 0)
+        centring: str = "centre"  # centre, sinkhorn (3 iterations) or none
+        loss: str = "cross-entropy"  # cross-entropy, or mse of unit-length logits
+        predictor: bool = False  # two layers between the student's bottleneck and its prototypes
         centre_momentum: float = 0.9  # m
         freeze_last_layer: int = 1  # epochs in which the prototypes do not move
         drop_path: float = 0.1  # stochastic depth of the student; the teacher has none
@@ -86,6 +102,9 @@ class DINO(Method):
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
         o = options
+        for name, allowed in CHOICES.items():
+            if getattr(o, name) not in allowed:
+                raise unknown(name, getattr(o, name), allowed)
         head = PrototypeHead(
             backbone.dim, o.prototypes, hidden=o.hidden, bottleneck=o.bottleneck,
             norm_last_layer=o.norm_last_layer, batch_norm=o.head_batch_norm,
@@ -94,6 +113,8 @@ class DINO(Method):
         self.teacher = Ema(self.student)  # equal at birth
         backbone.set_drop_path(o.drop_path)  # the student alone
         self.centre = Centre(o.prototypes, o.centre_momentum)
+        widths = (o.bottleneck, o.hidden, o.bottleneck)
+        self.predictor = mlp(widths) if o.predictor else nn.Identity()
 
     @staticmethod
     def init(backbone: Backbone) -> None:
@@ -103,17 +124,7 @@ class DINO(Method):
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
-        o = options
-        colour: dict[str, Any] = {"jitter": o.jitter, "jitter_p": 0.8, "grey": o.grey}
-        colour |= {"flip": 0.5, "blur_sigma": o.blur_sigma}
-        views = [
-            View(name="global", count=2, size=image_size, scale=o.global_scale,
-                 blur=(1.0, 0.1), solarise=(0.0, 0.2), **colour)
-        ]  # fmt: skip
-        if o.local_crops:
-            views.append(View(name="local", count=o.local_crops, size=o.local_size,
-                              scale=o.local_scale, blur=(0.5,), **colour))  # fmt: skip
-        return ViewPlan(views=tuple(views))
+        return multi_crop(image_size, options)
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         o = self.options
@@ -124,14 +135,28 @@ class DINO(Method):
             t = self.teacher.module.head(h).float().unflatten(0, (2, b))  # [2, B, K]
         # One backbone pass per resolution, one head pass for all crops.
         z = [self.student.backbone(v.flatten(0, 1)) for v in batch.views.values()]
-        s = self.student.head(torch.cat(z)).unflatten(0, (-1, b))  # [V, B, K], globals first
+        head = self.student.head
+        u = self.predictor(head.mlp(torch.cat(z)))
+        s = head.last_layer(F.normalize(u, dim=-1)).float().unflatten(0, (-1, b))  # [V, B, K]
 
-        targets = ((t - self.centre.value) / self.teacher_temperature(clock)).softmax(-1)
-        loss = cross_entropy_views(targets, s.float() / o.student_temperature, skip_same=True)
+        targets = self.targets(t, clock)
+        if o.loss == "mse":
+            loss = squared_distance_views(t, s)
+        else:
+            loss = cross_entropy_views(targets, s / o.student_temperature)
         self.centre.observe(t, clock.step)
         logs = {"teacher_entropy": entropy(targets), "teacher_momentum": self.momentum(clock)}
         logs["prototypes_used"] = targets.flatten(0, 1).argmax(-1).unique().numel()
         return Step(loss, logs, h[:b])
+
+    def targets(self, t: Tensor, clock: Clock) -> Tensor:
+        """P_t [2, B, K] of the teacher's logits."""
+        t = t / self.teacher_temperature(clock)
+        if self.options.centring == "sinkhorn":
+            return sinkhorn(t.flatten(0, 1), 1.0).unflatten(0, t.shape[:2])
+        if self.options.centring == "centre":
+            t = t - self.centre.value / self.teacher_temperature(clock)
+        return t.softmax(-1)
 
     def teacher_temperature(self, clock: Clock) -> float:
         """tau_t of this epoch."""
@@ -145,6 +170,8 @@ class DINO(Method):
 
     def momentum(self, clock: Clock) -> float:
         """lambda of this step: the weight of the old teacher."""
+        if self.options.teacher == "copy":
+            return 0.0
         return momentum(self.options.teacher_momentum, clock)
 
     def before_update(self, clock: Clock) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def cross_entropy_views(targets: Tensor, logits: Tensor, *, skip_same: bool = True) -> Tensor:
@@ -27,9 +28,87 @@ def cross_entropy_views(targets: Tensor, logits: Tensor, *, skip_same: bool = Tr
     return pairs.mean()
 
 
+def squared_distance_views(targets: Tensor, logits: Tensor) -> Tensor:
+    """Mean over the pairs t != v of the squared distance of unit vectors, 2 - 2 cos.
+
+    Args:
+        targets: [T, B, K] of the teacher's views.
+        logits: [V, B, K] of the student's views; the first T are the same crops.
+    """
+    a, b = F.normalize(targets.float(), dim=-1), F.normalize(logits.float(), dim=-1)
+    pairs = 2 - 2 * torch.einsum("tbk,vbk->tvb", a, b).mean(-1)  # [T, V]
+    return pairs[~torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)].mean()
+
+
 def entropy(p: Tensor) -> Tensor:
     """Mean entropy in nats of probabilities [..., K]; at most ln K."""
     return -torch.special.xlogy(p, p).sum(-1).mean()
+
+
+def prototype_cross_entropy(
+    student: Tensor,
+    prototypes: nn.Module,
+    teacher: Tensor,
+    teacher_prototypes: nn.Module,
+    shift: Tensor,
+    temperature: float,
+    teacher_temperature: float,
+    chunk: int = 0,
+) -> Tensor:
+    """Cross-entropy of each token between softmax(t / tau_t + shift) and softmax(s / tau_s).
+
+    Logits of many tokens and prototypes are the largest thing in memory.  With `chunk` only so
+    many rows of them exist at a time: the backward pass computes them again.
+
+    Args:
+        student, teacher: bottleneck vectors [N, D] of the same tokens.
+        prototypes, teacher_prototypes: last layers, [N, D] -> logits [N, K].
+        shift: [1, K]: minus the centre over tau_t, or Sinkhorn's log scale of each prototype.
+        temperature, teacher_temperature: tau_s and tau_t.
+        chunk: rows at a time; 0 = all, and nothing is computed twice.
+
+    Returns:
+        fp32 [N]; gradient to `student` and `prototypes` alone.
+    """
+
+    def rows(s: Tensor, t: Tensor) -> Tensor:
+        with torch.no_grad():
+            targets = (teacher_prototypes(t).float() / teacher_temperature + shift).softmax(-1)
+        return -(targets * F.log_softmax(prototypes(s).float() / temperature, -1)).sum(-1)
+
+    if not chunk or len(student) <= chunk:
+        return rows(student, teacher)
+    parts = zip(student.split(chunk), teacher.split(chunk), strict=True)
+    return torch.cat([checkpoint(rows, s, t, use_reentrant=False) for s, t in parts])  # type: ignore[misc]
+
+
+def mean_over_masked(per_token: Tensor, mask: Tensor) -> Tensor:
+    """Mean over images of the mean over each one's masked tokens; an image without any counts as 0.
+
+    Args:
+        per_token: [masked tokens], in the order of mask.nonzero().
+        mask: bool [N, P].
+    """
+    share = mask / mask.sum(1, keepdim=True).clamp_min(1)  # [N, P]: 1 / n_i
+    return (per_token * share[mask]).sum() / len(mask)
+
+
+def koleo(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """Kozachenko-Leonenko regulariser: spreads features evenly (Sablayrolles et al. 2018,
+    arXiv 1806.03198; DINOv2 §4).
+
+    -mean over i of log |x_i - x_nn(i)| of the unit vectors, nn(i) the nearest other one.
+
+    Args:
+        x: features [N, D], not yet of unit length; a lone one has no neighbour and costs 0.
+    """
+    if len(x) < 2:
+        return x.float().sum() * 0.0
+    x = F.normalize(x.float(), dim=-1, eps=eps)
+    with torch.no_grad():
+        nearest = (x @ x.T).fill_diagonal_(-1.0).argmax(1)
+    # torch's distance has eps inside, as the official code's.
+    return -torch.log(F.pairwise_distance(x, x[nearest], eps=eps) + eps).mean()
 
 
 def nt_xent(

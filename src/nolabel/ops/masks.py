@@ -78,6 +78,12 @@ def block_masks(
     return torch.from_numpy(flat)
 
 
+def random_masks(counts: np.ndarray, patches: int, rng: np.random.Generator) -> Tensor:
+    """bool [B, patches]: so many single patches of each image hidden at random."""
+    order = rng.random((len(counts), patches)).argsort(1).argsort(1)
+    return torch.from_numpy(order < counts[:, None])
+
+
 def unit_masks(
     n: int, units: tuple[int, int], ratio: float, scale: int = 1, noise: Tensor | None = None
 ) -> Tensor:

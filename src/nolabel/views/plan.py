@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nolabel.errors import UsageError, unknown
 
@@ -245,6 +246,38 @@ class ViewPlan:
         lines = [view.describe() for view in self.views]
         mean, std = (" ".join(f"{v:g}" for v in x) for x in (self.mean, self.std))
         return [*lines, f"normalise: mean {mean}, std {std}"]
+
+
+def multi_crop(
+    image_size: int,
+    options: Any,
+    *,
+    blur: tuple[float, ...] = (1.0, 0.1),
+    solarise: tuple[float, ...] = (0.0, 0.2),
+    local_blur: float = 0.5,
+) -> ViewPlan:
+    """Two global crops "global" and several small ones "local", after SwAV and DINO.
+
+    Args:
+        image_size: side of the global crops in pixels.
+        options: a method's, with the fields global_scale, local_scale, local_crops (0 = none),
+            local_size, jitter, grey and blur_sigma.
+        blur, solarise: probabilities for each of the two global crops.
+        local_blur: probability for the local ones.
+    """
+    o = options
+    views = [
+        View(name="global", count=2, size=image_size, scale=o.global_scale, flip=0.5,
+             jitter=o.jitter, jitter_p=0.8, grey=o.grey, blur=blur, blur_sigma=o.blur_sigma,
+             solarise=solarise)
+    ]  # fmt: skip
+    if o.local_crops:
+        views.append(
+            View(name="local", count=o.local_crops, size=o.local_size, scale=o.local_scale,
+                 flip=0.5, jitter=o.jitter, jitter_p=0.8, grey=o.grey, blur=(local_blur,),
+                 blur_sigma=o.blur_sigma)
+        )  # fmt: skip
+    return ViewPlan(views=tuple(views))
 
 
 def evaluation_plan(

@@ -1,0 +1,125 @@
+"""Barlow Twins: self-supervised learning via redundancy reduction.
+
+Zbontar et al., "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", 2021,
+arXiv 2103.03230.
+
+Two views of each of N images give embeddings z1, z2 [N, D]. Each dimension is normalised over the
+batch to mean 0 and variance 1; C = z1^T z2 / N [D, D] is their cross-correlation. It is to be the
+identity: the same dimension agrees between the views, different ones are independent.
+
+    loss = sum_i (1 - C_ii)^2 + lambda sum_i sum_{j != i} C_ij^2                        (eq. 1)
+
+No negatives, no teacher: a constant embedding cannot have C_ii = 1. With several processes the
+embeddings of all are gathered with gradient, so C and its gradient are those of the whole batch.
+
+Differs from the original:
+  - the official code sums C over processes outside autograd, which leaves each process 1/W of the
+    gradient; here it is whole (LARS hides the difference, other optimisers do not);
+  - batch norm of the projector takes its statistics per process (the official code synchronises);
+  - under gradient accumulation C comes from one micro-batch at a time;
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nolabel import distributed
+from nolabel.backbones.base import Backbone
+from nolabel.heads import mlp
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import View, ViewPlan
+
+
+def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
+    """C [D, D] of embeddings [N, D] of two views; entries between -1 and 1."""
+
+    def normalise(z: Tensor) -> Tensor:
+        z = z - z.mean(0)
+        return z / (z.square().mean(0) + 1e-5).sqrt()
+
+    return normalise(z1).T @ normalise(z2) / len(z1)
+
+
+def redundancy_loss(c: Tensor, weight: float) -> Tensor:
+    """Equation 1 of a cross-correlation matrix."""
+    diagonal = torch.diagonal(c)
+    return (diagonal - 1).square().sum() + weight * (c.square().sum() - diagonal.square().sum())
+
+
+class BarlowTwins(Method):
+    """Redundancy reduction: the cross-correlation of two views becomes the identity."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """Barlow Twins' own options; defaults are the paper's for ResNet-50 on ImageNet."""
+
+        weight: float = 0.0051  # lambda, of the redundancy term
+        hidden: int = 8192  # width of the projector's two hidden layers
+        projection: int = 8192  # D
+        scale: tuple[float, float] = (0.08, 1.0)  # area of the crops
+        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
+        grey: float = 0.2  # probability of a grey view
+        blur: tuple[float, float] = (1.0, 0.1)  # probability of blur, for each view
+        solarise: tuple[float, float] = (0.0, 0.2)  # probability of solarising, for each view
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        self.backbone = backbone
+        self.projector = mlp((backbone.dim, o.hidden, o.hidden, o.projection), bias=False)
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        o = options
+        view = View(
+            name="view", count=2, size=image_size, scale=o.scale, flip=0.5, jitter=o.jitter,
+            jitter_p=0.8, grey=o.grey, blur=o.blur, solarise=o.solarise, blur_sigma=o.blur_sigma,
+        )  # fmt: skip
+        return ViewPlan(views=(view,))
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        h = [self.backbone(x) for x in batch.views["view"]]  # each view has its batch norm
+        z1, z2 = (distributed.gather_with_grad(self.projector(x).float()) for x in h)
+        with torch.autocast(z1.device.type, enabled=False):
+            c = cross_correlation(z1, z2)
+        logs: dict[str, Any] = {"correlation": torch.diagonal(c).mean().detach()}
+        return Step(redundancy_loss(c, self.options.weight), logs, h[0].detach())
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # ResNet-50, batch 2048, LARS with a rate of their own for biases
+            batch = facts.batch_size or 2048
+            lr = 0.2 * batch / 256
+            optim = Optim(
+                name="lars", lr=lr, lr_plain=0.0048 * batch / 256, warmup_epochs=10,
+                lr_end=lr * 0.001, weight_decay=1e-6,
+            )  # fmt: skip
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=1000)
+        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
+        small = facts.image_size <= 96
+        options = cls.Options(
+            weight=0.02,  # fewer dimensions than the paper's: fewer terms to weigh
+            hidden=512, projection=512,
+            scale=(0.3, 1.0) if small else (0.2, 1.0),
+            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.2, 0.1),
+            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
+            blur=(0.0, 0.0) if small else (1.0, 0.1),
+            solarise=(0.0, 0.0) if small else (0.0, 0.2),
+            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+        )  # fmt: skip
+        optim = Optim(
+            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
+            weight_decay=0.05,
+        )  # fmt: skip
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)

@@ -1,0 +1,131 @@
+"""BYOL: bootstrap your own latent.
+
+Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", 2020,
+arXiv 2006.07733.
+
+An online network (encoder f, projector g, predictor q) and a target network (encoder and projector
+of the same architecture) see two views x1, x2 of an image. The online network predicts the
+target's projection of the other view:
+
+    loss = mean over images of  |q1/|q1| - z2'/|z2'||^2 + |q2/|q2| - z1'/|z1'||^2        (eq. 2)
+         = mean of (2 - 2 cos(q1, z2')) + (2 - 2 cos(q2, z1'))
+    target <- tau target + (1 - tau) online,  tau from tau_0 to 1 by half a cosine       (eq. 1)
+
+No gradient reaches the target; without the predictor, or with gradient through the target, all
+embeddings become the same.
+
+Differs from the original:
+  - online and target start equal (the official code draws them from different seeds);
+  - batch norm takes its statistics per process (the official code synchronises them), and so under
+    gradient accumulation per micro-batch;
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from nolabel.backbones.base import Backbone
+from nolabel.heads import mlp
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.schedules import momentum
+from nolabel.state import Ema
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import View, ViewPlan
+
+
+def regression_loss(q: Tensor, z: Tensor) -> Tensor:
+    """Mean over images of the squared distance of unit vectors, 2 - 2 cos(q, z); [B, D] both."""
+    return 2 - 2 * F.cosine_similarity(q.float(), z.float(), dim=-1).mean()
+
+
+class BYOL(Method):
+    """Bootstrap your own latent: predict a moving average of yourself, without negatives."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """BYOL's own options; defaults are the paper's for ResNet-50 on ImageNet."""
+
+        hidden: int = 4096  # width of the hidden layer of projector and predictor
+        projection: int = 256  # width of z and q
+        target_momentum: float = 0.996  # tau_0 (0.99 for 300 epochs and less); 1 at the end
+        stop_gradient: bool = True  # False lets gradient into the target: collapse, for study
+        scale: tuple[float, float] = (0.08, 1.0)  # area of the crops
+        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
+        grey: float = 0.2  # probability of a grey view
+        blur: tuple[float, float] = (1.0, 0.1)  # probability of blur, for each view
+        solarise: tuple[float, float] = (0.0, 0.2)  # probability of solarising, for each view
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        projector = mlp((backbone.dim, o.hidden, o.projection), last_bias=False)
+        self.online: Any = nn.Sequential(backbone, projector)
+        self.target = Ema(self.online)  # equal at birth
+        self.predictor = mlp((o.projection, o.hidden, o.projection), last_bias=False)
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        o = options
+        view = View(
+            name="view", count=2, size=image_size, scale=o.scale, flip=0.5, jitter=o.jitter,
+            jitter_p=0.8, grey=o.grey, blur=o.blur, solarise=o.solarise, blur_sigma=o.blur_sigma,
+        )  # fmt: skip
+        return ViewPlan(views=(view,))
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        x1, x2 = batch.views["view"]
+        h1, h2 = self.online[0](x1), self.online[0](x2)
+        p1, p2 = self.online[1](h1), self.online[1](h2)
+        q1, q2 = self.predictor(p1), self.predictor(p2)
+        # The target's batch norm works as in training, on the batch (official code).
+        z1, z2 = (self.target(x1), self.target(x2)) if self.options.stop_gradient else (p1, p2)
+        loss = regression_loss(q1, z2) + regression_loss(q2, z1)
+        logs = {"agreement": 1 - loss.detach() / 4, "target_momentum": self.momentum(clock)}
+        return Step(loss, logs, h1.detach())
+
+    def momentum(self, clock: Clock) -> float:
+        """tau of this step: the weight of the old target."""
+        return momentum(self.options.target_momentum, clock)
+
+    @torch.no_grad()
+    def after_update(self, clock: Clock) -> None:
+        self.target.follow(self.online, self.momentum(clock))
+
+    @property
+    def encoder(self) -> Backbone:
+        """The online encoder, which the paper evaluates."""
+        return self.online[0]
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # ResNet-50, 1000 epochs, batch 4096, LARS
+            batch = facts.batch_size or 4096
+            optim = Optim(
+                name="lars", lr=0.2 * batch / 256, warmup_epochs=10, lr_end=0.0,
+                weight_decay=1.5e-6,
+            )  # fmt: skip
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=1000)
+        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
+        small = facts.image_size <= 96
+        options = cls.Options(
+            hidden=512, projection=128,
+            target_momentum=0.97,  # fewer steps: a target that can follow
+            scale=(0.3, 1.0) if small else (0.2, 1.0),
+            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.2, 0.1),
+            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
+            blur=(0.0, 0.0) if small else (1.0, 0.1),
+            solarise=(0.0, 0.0) if small else (0.0, 0.2),
+            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+        )  # fmt: skip
+        optim = Optim(
+            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
+            weight_decay=0.05,
+        )  # fmt: skip
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)

@@ -1,0 +1,178 @@
+"""DeepCluster v2: clusters of the last epoch's embeddings are the labels of this one.
+
+Caron et al., "Deep Clustering for Unsupervised Learning of Visual Features", 2018,
+arXiv 1807.05520; v2 as improved in "Unsupervised Learning of Visual Features by Contrasting
+Cluster Assignments" (SwAV), 2020, arXiv 2006.09882, appendix D.
+
+A memory keeps, of each image, the unit embedding z of each of its two global crops from the epoch
+before. When an epoch ends, spherical k-means runs on the memory, once for each of three heads with
+K centroids; the centroids become the prototypes, the nearest one is the image's label y:
+
+    loss = mean over heads, and over all crops, of  -log softmax(z . c / tau)_y
+
+The prototypes are never trained. The heads use the memories of the first and the second crop in
+turn.
+
+Differs from the original:
+  - the first epoch only fills the memory: its loss is 0 (the official code makes that pass before
+    training starts, and then counts epochs from 0);
+  - an image that was left out of an epoch (the incomplete last batch) keeps its older embedding;
+    the official code leaves it without a label;
+  - every process holds the memory of all images and computes the same k-means; the official code
+    divides both;
+  - batch norm takes its statistics per process (the official code synchronises in groups);
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from nolabel import distributed
+from nolabel.backbones.base import Backbone
+from nolabel.errors import UsageError
+from nolabel.heads import mlp
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.assignment import spherical_kmeans
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import ViewPlan, multi_crop
+
+UNKNOWN = -100  # label of an image that no epoch has seen; cross_entropy leaves it out
+
+
+class DeepClusterV2(Method):
+    """Deep clustering: k-means on the memory of embeddings labels the images, epoch by epoch."""
+
+    needs = frozenset({"any_size"})
+    memory: Tensor
+    labels: Tensor
+    prototypes: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """DeepCluster v2's own options; defaults are the paper's for ResNet-50 on ImageNet."""
+
+        images: int = 1_281_167  # size of the training set, of which the memory keeps every image
+        clusters: int = 3000  # K, of each head
+        heads: int = 3  # clusterings side by side
+        iterations: int = 10  # of k-means
+        hidden: int = 2048  # width of the head's hidden layer
+        projection: int = 128  # width of z
+        temperature: float = 0.1  # tau
+        global_scale: tuple[float, float] = (0.14, 1.0)  # area of the two global crops
+        local_scale: tuple[float, float] = (0.05, 0.14)  # area of the local crops
+        local_crops: int = 6  # 0 = no multi-crop
+        local_size: int = 96  # side of the local crops in pixels
+        jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # b, c, s, hue; p 0.8
+        grey: float = 0.2  # probability of a grey crop
+        blur: float = 0.5  # probability of blur
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        if o.clusters > o.images:
+            raise UsageError(
+                f"{o.clusters} clusters of {o.images} images are too many. Use --clusters "
+                f"{max(o.images // 10, 1)}."
+            )
+        self.backbone = backbone
+        self.projector = mlp((backbone.dim, o.hidden, o.projection))
+        self.register_buffer("memory", torch.zeros(2, o.images, o.projection))
+        self.register_buffer("labels", torch.full((o.heads, o.images), UNKNOWN))
+        self.register_buffer("prototypes", torch.zeros(o.heads, o.clusters, o.projection))
+        self._new: list[tuple[Tensor, Tensor]] = []
+        self._step = -1
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        return multi_crop(
+            image_size, options, blur=(options.blur,), solarise=(0.0,), local_blur=options.blur
+        )
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        b, keys = batch.size, batch.keys
+        if keys is None or int(keys.max()) >= self.options.images:
+            raise UsageError(
+                f"The memory is for {self.options.images} images and needs each one's number in "
+                "`batch.keys`. Set --images to the size of the training set."
+            )
+        h = [self.backbone(v.flatten(0, 1)) for v in batch.views.values()]
+        z = F.normalize(self.projector(torch.cat(h)).float(), dim=-1)
+        z = z.unflatten(0, (-1, b))  # [V, B, projection], globals first
+        labels = self.labels[:, keys]  # [heads, B]
+        losses = [self._head_loss(z, c, y) for c, y in zip(self.prototypes, labels, strict=True)]
+        if clock.step != self._step:  # a new step, or the one before was skipped
+            self._new, self._step = [], clock.step
+        self._new.append((keys, z[:2].detach()))
+        logs = {"labels_used": labels[0][labels[0] >= 0].unique().numel()}
+        return Step(torch.stack(losses).mean(), logs, h[0][:b].detach())
+
+    def _head_loss(self, z: Tensor, prototypes: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy of all crops z [V, B, D] whose image has a label y [B]."""
+        scores = F.linear(z, prototypes).flatten(0, 1) / self.options.temperature
+        total = F.cross_entropy(scores, y.repeat(len(z)), ignore_index=UNKNOWN, reduction="sum")
+        return total / (len(z) * (y != UNKNOWN).sum()).clamp_min(1)
+
+    @torch.no_grad()
+    def after_update(self, clock: Clock) -> None:
+        keys = distributed.gather(torch.cat([k for k, _ in self._new]))
+        z = torch.cat([z for _, z in self._new], 1)  # [2, B, D]
+        self.memory[:, keys] = distributed.gather(z.transpose(0, 1)).transpose(0, 1)
+        self._new = []
+        if (clock.step + 1) % clock.steps_per_epoch == 0:
+            self.cluster(clock.step)
+
+    @torch.no_grad()
+    def cluster(self, seed: int) -> None:
+        """k-means on the memory for each head: new prototypes and labels."""
+        known = self.memory[0].norm(dim=-1) > 0
+        places = known.nonzero().flatten()
+        # A generator of its own, seeded by the step: the same centroids on all processes.
+        generator = torch.Generator().manual_seed(seed)
+        for head in range(self.options.heads):
+            z = self.memory[head % 2][places]
+            first = torch.randperm(len(z), generator=generator)[: self.options.clusters]
+            centroids, label = spherical_kmeans(z, z[first.to(z.device)], self.options.iterations)
+            self.prototypes[head, : len(centroids)] = centroids
+            self.labels[head, places] = label
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # ResNet-50, 800 epochs, batch 4096, SGD with LARC
+            batch = facts.batch_size or 4096
+            lr = 4.8 * batch / 4096
+            optim = Optim(
+                name="larc", lr=lr, lr_start=lr / 16, warmup_epochs=10, lr_end=lr / 1000,
+                weight_decay=1e-6, decay_all=True,
+            )  # fmt: skip
+            options = cls.Options(images=facts.images, clusters=min(3000, facts.images))
+            return Recipe(options=options, optim=optim, batch_size=batch, epochs=800)
+        batch = facts.batch_size or max(min(128, facts.images // 4), 2)
+        small = facts.image_size <= 96
+        options = cls.Options(
+            images=facts.images,
+            clusters=max(min(256 if small else 1000, facts.images // 20), 2),
+            hidden=512,
+            local_crops=2 if small else 6,
+            local_size=facts.whole_patches(facts.image_size * (0.5 if small else 96 / 224)),
+            global_scale=(0.3, 1.0) if small else (0.14, 1.0),
+            local_scale=(0.1, 0.4) if small else (0.05, 0.14),
+            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.8, 0.8, 0.8, 0.2),
+            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
+            blur=0.0 if small else 0.5,
+            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+        )
+        optim = Optim(
+            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
+            weight_decay=0.05,
+        )  # fmt: skip
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)

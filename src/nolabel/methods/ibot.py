@@ -1,0 +1,224 @@
+"""iBOT: image BERT pre-training with an online tokenizer.
+
+Zhou et al., "iBOT: Image BERT Pre-Training with Online Tokenizer", 2021, arXiv 2111.07832.
+
+DINO, and in addition masked image modelling whose target is the teacher itself. The student sees
+the two global crops with blocks of patches hidden behind a mask token, and local crops whole; the
+teacher sees the global crops whole. Both have a head on the class token and one on the patches
+(released models share it):
+
+    L_cls   = mean over t in globals, v in crops, v != t, of  H(P_t^cls, P_v^cls)        (eq. 1)
+    L_patch = mean over images and the two global crops of
+              1 / n  sum over the n hidden patches of  H(P_t^patch, P_s^patch)           (eq. 2)
+    loss    = lambda_1 L_cls + lambda_2 L_patch
+
+P_t is centred and sharpened as in DINO, with a centre and temperatures of its own for patches;
+the patch centre is the mean over all patches, hidden or not. The teacher follows by a moving
+average. Each global crop is masked or not by a coin; masked ones hide a share between the bounds.
+
+Differs from the original:
+  - only hidden patches go through the student's head (less work; the same loss without batch norm);
+  - the centres move after the update, over the whole optimiser step under accumulation;
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nolabel.backbones.base import Backbone
+from nolabel.backbones.vit import ViT, init_like_dino
+from nolabel.errors import unknown
+from nolabel.heads import PrototypeHead
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops import losses
+from nolabel.ops.masks import block_masks, generator, random_masks
+from nolabel.schedules import momentum, per_epoch_linear
+from nolabel.state import Centre, Ema
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import ViewPlan, multi_crop
+
+SHAPES = ("block", "random")
+
+
+class IBOT(Method):
+    """DINO with masked image modelling: the teacher is the tokenizer."""
+
+    needs = frozenset({"mask", "any_size"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """iBOT's own options; defaults are the paper's for ViT-S/16."""
+
+        prototypes: int = 8192  # K of the class head
+        patch_prototypes: int = 8192  # K of the patch head, where it is not shared
+        shared_head: bool = True  # one head for class token and patches
+        hidden: int = 2048  # width of the heads' hidden layers
+        bottleneck: int = 256  # width of the unit-length bottleneck
+        head_batch_norm: bool = False  # batch norm in the heads' hidden layers
+        norm_last_layer: bool = False  # prototypes keep norm 1; False lets the norms train
+        class_weight: float = 1.0  # lambda_1
+        patch_weight: float = 1.0  # lambda_2
+        masked: float = 0.5  # share of the global crops that are masked
+        mask_ratio: tuple[float, float] = (0.1, 0.5)  # share of patches hidden in those
+        mask_shape: str = "block"  # block, or random patches (slightly better for ViT-B and L)
+        student_temperature: float = 0.1  # tau_s
+        teacher_temperature: float = 0.07  # tau_t of the class token after the warm-up
+        patch_temperature: float = 0.07  # tau_t of the patches after the warm-up
+        warmup_teacher_temperature: float = 0.04  # both in the first epoch
+        warmup_teacher_temperature_epochs: int = 30  # linear in between, a value an epoch
+        teacher_momentum: float = 0.996  # lambda at the start; 1 at the end
+        centre_momentum: float = 0.9  # of both centres
+        freeze_last_layer: int = 1  # epochs in which the prototypes do not move
+        drop_path: float = 0.1  # stochastic depth of the student; the teacher has none
+        chunk: int = 0  # rows of patch logits held at once; 0 = all (saves memory, costs time)
+        global_scale: tuple[float, float] = (0.25, 1.0)  # area of the two global crops
+        local_scale: tuple[float, float] = (0.05, 0.25)  # area of the local crops
+        local_crops: int = 10  # 0 = no multi-crop
+        local_size: int = 96  # side of the local crops in pixels
+        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
+        grey: float = 0.2  # probability of a grey crop
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        if o.mask_shape not in SHAPES:
+            raise unknown("mask-shape", o.mask_shape, SHAPES)
+
+        def head(prototypes: int) -> PrototypeHead:
+            return PrototypeHead(
+                backbone.dim, prototypes, hidden=o.hidden, bottleneck=o.bottleneck,
+                norm_last_layer=o.norm_last_layer, batch_norm=o.head_batch_norm,
+            )  # fmt: skip
+
+        first = head(o.prototypes)
+        second = first if o.shared_head else head(o.patch_prototypes)
+        parts = {"backbone": backbone, "head": first, "patch_head": second}
+        self.student: Any = nn.ModuleDict(parts)
+        self.teacher = Ema(self.student)  # equal at birth
+        backbone.set_drop_path(o.drop_path)  # the student alone
+        self.mask_token = nn.Parameter(torch.zeros(backbone.dim))
+        self.centre = Centre(o.prototypes, o.centre_momentum)
+        k = o.prototypes if o.shared_head else o.patch_prototypes
+        self.patch_centre = Centre(k, o.centre_momentum)
+
+    @staticmethod
+    def init(backbone: Backbone) -> None:
+        """Fresh weights as in the official code."""
+        if isinstance(backbone, ViT):
+            init_like_dino(backbone.net)
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        return multi_crop(image_size, options)
+
+    def draw_masks(self, n: int, grid: tuple[int, int]) -> Tensor:
+        """bool [n, P]: which patches of n global crops are hidden."""
+        o, rng, patches = self.options, generator(), grid[0] * grid[1]
+        ratio = rng.uniform(o.mask_ratio[0], o.mask_ratio[1], n) * (rng.random(n) < o.masked)
+        counts = (ratio * patches).astype(np.int64)
+        if o.mask_shape == "random":
+            return random_masks(counts, patches, rng)
+        return block_masks(counts, grid, smallest=max(min(grid) // 3, 1) ** 2, rng=rng)
+
+    def step(self, batch: Batch, clock: Clock, masks: Tensor | None = None) -> Step:
+        o = self.options
+        crops = batch.views["global"].flatten(0, 1)  # [2B, C, H, W]
+        b = batch.size
+        student, teacher = self.student, self.teacher.module
+        with torch.no_grad():
+            seen = teacher.backbone.tokens(crops)
+            t = teacher.head(seen.pooled).float().unflatten(0, (2, b))  # [2, B, K]
+        if masks is None:
+            masks = self.draw_masks(2 * b, seen.grid).to(crops.device)
+        hidden = student.backbone.tokens(crops, mask=masks, mask_token=self.mask_token)
+        z = [hidden.pooled]
+        if "local" in batch.views:
+            z.append(student.backbone(batch.views["local"].flatten(0, 1)))
+        s = student.head(torch.cat(z)).float().unflatten(0, (-1, b))  # [V, B, K], globals first
+        tau, patch_tau = self.temperatures(clock)
+        targets = ((t - self.centre.value) / tau).softmax(-1)
+        loss_cls = losses.cross_entropy_views(targets, s / o.student_temperature)
+
+        with torch.no_grad():
+            known = teacher.patch_head.bottleneck(seen.patches.flatten(0, 1))
+            # The prototypes are linear, so the mean of all logits needs no logits.
+            mean = teacher.patch_head.last_layer(known.mean(0, keepdim=True))
+        per_token = losses.prototype_cross_entropy(
+            student.patch_head.bottleneck(hidden.patches[masks]), student.patch_head.last_layer,
+            known[masks.flatten()], teacher.patch_head.last_layer,
+            -self.patch_centre.value / patch_tau, o.student_temperature, patch_tau, o.chunk,
+        )  # fmt: skip
+        loss_patch = losses.mean_over_masked(per_token, masks)
+        self.centre.observe(t, clock.step)
+        self.patch_centre.observe(mean, clock.step)
+        logs = {
+            "loss_class": loss_cls.detach(), "loss_patch": loss_patch.detach(),
+            "teacher_entropy": losses.entropy(targets), "teacher_momentum": self.momentum(clock),
+        }  # fmt: skip
+        loss = o.class_weight * loss_cls + o.patch_weight * loss_patch
+        return Step(loss, logs, seen.pooled[:b])
+
+    def temperatures(self, clock: Clock) -> tuple[float, float]:
+        """tau_t of the class token and of the patches in this epoch."""
+        o = self.options
+        start, epochs = o.warmup_teacher_temperature, o.warmup_teacher_temperature_epochs
+        ends = (o.teacher_temperature, o.patch_temperature)
+        return tuple(per_epoch_linear(start, end, epochs, clock) for end in ends)  # type: ignore
+
+    def momentum(self, clock: Clock) -> float:
+        """lambda of this step: the weight of the old teacher."""
+        return momentum(self.options.teacher_momentum, clock)
+
+    def before_update(self, clock: Clock) -> None:
+        if clock.epoch < self.options.freeze_last_layer:
+            for head in (self.student.head, self.student.patch_head):
+                for p in head.last_layer.parameters():
+                    p.grad = None
+
+    def after_update(self, clock: Clock) -> None:
+        self.teacher.follow(self.student, self.momentum(clock))
+        self.centre.update()
+        self.patch_centre.update()
+
+    @property
+    def encoder(self) -> Backbone:
+        """The teacher."""
+        return self.teacher.module.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # ViT-S/16, 800 epochs, batch 1024
+            batch = facts.batch_size or 1024
+            optim = Optim(
+                lr=5e-4 * batch / 256, warmup_epochs=10, lr_end=1e-6, weight_decay=0.04,
+                weight_decay_end=0.4, clip=3.0, clip_by="tensor",
+            )  # fmt: skip
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=800)
+        small = facts.image_size <= 96
+        batch = facts.batch_size or max(min(64 if small else 128, facts.images // 4), 1)
+        few: dict[str, Any] = {
+            "prototypes": 1024, "patch_prototypes": 512, "shared_head": False, "hidden": 512,
+            "bottleneck": 128, "head_batch_norm": True, "teacher_momentum": 0.97,
+            "freeze_last_layer": 0, "drop_path": 0.0, "local_crops": 2, "grey": 0.5,
+            "global_scale": (0.4, 1.0), "local_scale": (0.1, 0.4), "jitter": (0.4, 0.4, 0.4, 0.4),
+            "teacher_temperature": 0.04, "warmup_teacher_temperature_epochs": 0,
+        }  # fmt: skip
+        if not small:
+            few = {"teacher_momentum": 0.99, "local_crops": 8}
+        options = cls.Options(
+            **few,
+            local_size=facts.whole_patches(facts.image_size * (0.5 if small else 96 / 224)),
+            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+        )
+        optim = Optim(
+            lr=2e-3 if small else 5e-4 * batch / 256, warmup_epochs=2 if small else 10,
+            weight_decay=0.04, weight_decay_end=0.2, clip=3.0, clip_by="tensor",
+        )  # fmt: skip
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)

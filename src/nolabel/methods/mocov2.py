@@ -1,0 +1,148 @@
+"""MoCo v2: momentum contrast with a queue of negatives.
+
+He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 2019,
+arXiv 1911.05722; Chen et al., "Improved Baselines with Momentum Contrastive Learning" (v2: a
+two-layer head, blur, cosine schedule), 2020, arXiv 2003.04297.
+
+A query encoder and a key encoder of the same architecture see two views of each image. A query
+finds its key k+ among the K keys of earlier batches:
+
+    loss = -log( exp(q . k+ / T) / (exp(q . k+ / T) + sum_{k in queue} exp(q . k / T)) )    (eq. 1)
+    theta_k <- m theta_k + (1 - m) theta_q,  m = 0.999, before the keys are made            (eq. 2)
+
+Then the new keys replace the oldest K entries. Keys carry no gradient. Batch norm would tell which
+key belongs to a query, so images are shuffled among processes before the keys are made.
+
+`infomin` takes the views of Tian et al., "What Makes for Good Views for Contrastive Learning?",
+2020, arXiv 2005.10243: stronger colour changes share less information between the views.
+
+Differs from the original:
+  - the key encoder moves after the update of the query encoder, which is the same moment as before
+    the next keys;
+  - images are shuffled among processes; within one process batch norm sees them together, as there;
+  - under gradient accumulation the negatives are those of the step's start, as for one large batch;
+  - the InfoMin views leave out RandAugment and the jigsaw branch;
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from nolabel import distributed
+from nolabel.backbones.base import Backbone
+from nolabel.heads import mlp
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.state import Ema, Queue
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import View, ViewPlan
+
+
+def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Equation 1: unit queries q [B, D], their keys k [B, D], negatives [K, D]; mean over B."""
+    positive = (q * k).sum(-1, keepdim=True)  # [B, 1]
+    logits = torch.cat([positive, q @ queue.T], 1) / temperature  # [B, 1 + K]
+    return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64, device=q.device))
+
+
+class MoCoV2(Method):
+    """Momentum contrast: keys of a slow encoder, many negatives from a queue."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """MoCo v2's own options; defaults are the paper's for ResNet-50 on ImageNet."""
+
+        queue: int = 65536  # K, keys of earlier batches
+        temperature: float = 0.2  # T
+        key_momentum: float = 0.999  # m, constant
+        hidden: int = 2048  # width of the head's hidden layer
+        projection: int = 128  # width of q and k
+        infomin: bool = False  # views of InfoMin: twice the colour jitter
+        scale: tuple[float, float] = (0.2, 1.0)  # area of the crops
+        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
+        grey: float = 0.2  # probability of a grey view
+        blur: float = 0.5  # probability of blur
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        self.query: Any = nn.Sequential(
+            backbone, mlp((backbone.dim, o.hidden, o.projection), norm=False)
+        )
+        self.key = Ema(self.query)  # equal at birth
+        self.queue = Queue(o.queue, o.projection)
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        o = options
+        b, c, s, h = (min(2 * j, 1.0) if o.infomin else j for j in o.jitter)
+        view = View(
+            name="view", count=2, size=image_size, scale=o.scale, flip=0.5,
+            jitter=(b, c, s, min(h, 0.5)), jitter_p=0.8, grey=o.grey, blur=(o.blur,),
+            blur_sigma=o.blur_sigma,
+        )  # fmt: skip
+        return ViewPlan(views=(view,))
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        x_q, x_k = batch.views["view"]
+        h = self.query[0](x_q)
+        q = F.normalize(self.query[1](h).float(), dim=-1)
+        k = self._keys(x_k, clock)
+        loss = info_nce(q, k, self.queue.value, self.options.temperature)
+        self.queue.observe(k, clock.step)
+        return Step(loss, {"agreement": (q * k).sum(-1).mean().detach()}, h.detach())
+
+    @torch.no_grad()
+    def _keys(self, x: Tensor, clock: Clock) -> Tensor:
+        """Unit keys [B, D] of this process's images, made in a batch drawn from all processes."""
+        if distributed.world_size() == 1:
+            return F.normalize(self.key(x).float(), dim=-1)
+        everything = distributed.gather(x)
+        # The same permutation on all processes, without a word between them.
+        order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(clock.step))
+        mine = order.view(distributed.world_size(), -1)[distributed.rank()].to(x.device)
+        keys = distributed.gather(F.normalize(self.key(everything[mine]).float(), dim=-1))
+        back = order.argsort().to(x.device)[distributed.rank() * len(x) :][: len(x)]
+        return keys[back]
+
+    def after_update(self, clock: Clock) -> None:
+        self.queue.update()
+        self.key.follow(self.query, self.options.key_momentum)
+
+    @property
+    def encoder(self) -> Backbone:
+        """The query encoder, which the paper evaluates."""
+        return self.query[0]
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # ResNet-50, 200 epochs, batch 256, SGD
+            batch = facts.batch_size or 256
+            optim = Optim(
+                name="sgd", lr=0.03 * batch / 256, warmup_epochs=0, lr_end=0.0, weight_decay=1e-4,
+                decay_all=True,
+            )  # fmt: skip
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)
+        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
+        small = facts.image_size <= 96
+        options = cls.Options(
+            queue=max(min(4096, facts.images // 4), 2),
+            key_momentum=0.99,  # fewer steps: keys that can follow
+            hidden=512,
+            scale=(0.3, 1.0) if small else (0.2, 1.0),
+            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.4, 0.1),
+            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
+            blur=0.0 if small else 0.5,
+            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+        )
+        optim = Optim(
+            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
+            weight_decay=0.05,
+        )  # fmt: skip
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)

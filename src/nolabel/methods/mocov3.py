@@ -1,0 +1,159 @@
+"""MoCo v3: momentum contrast for vision transformers.
+
+Chen, Xie, He, "An Empirical Study of Training Self-Supervised Vision Transformers", 2021,
+arXiv 2104.02057.
+
+A base encoder with projector and predictor gives q; a momentum encoder with projector gives k. The
+other images of the batch are the negatives, there is no queue; both views take both parts:
+
+    ctr(q, k) = 2 T * mean over i of  -log( exp(q_i . k_i / T) / sum_j exp(q_i . k_j / T) )
+    loss      = ctr(q1, k2) + ctr(q2, k1)                                           (algorithm 1)
+    theta_k  <- m theta_k + (1 - m) theta_q,  m from 0.99 to 1 by half a cosine
+
+A ViT keeps its random patch projection (frozen, which is what made training stable) and fixed
+sine-cosine positions.
+
+Differs from the original:
+  - the momentum encoder moves after the update of the base encoder with the next step's m, which
+    is the same as before the next keys;
+  - batch norm takes its statistics per process (the official code synchronises them); under
+    gradient accumulation the negatives come from one micro-batch at a time;
+  - the paper's ViT-S has 12 heads; timm's has 6, and is used as it is;
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from nolabel import distributed
+from nolabel.backbones.base import Backbone
+from nolabel.backbones.vit import ViT, init_like_mocov3
+from nolabel.heads import mlp
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.schedules import momentum
+from nolabel.state import Ema
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import View, ViewPlan
+
+
+def contrast(q: Tensor, k: Tensor, temperature: float, all_k: Tensor, offset: int) -> Tensor:
+    """ctr(q, k) of unit q, k [B, D]; all_k [W*B, D] has every process's keys, k from `offset`."""
+    labels = torch.arange(len(k), device=q.device) + offset
+    return 2 * temperature * F.cross_entropy(q @ all_k.T / temperature, labels)
+
+
+class MoCoV3(Method):
+    """Momentum contrast without a queue, made stable for vision transformers."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """MoCo v3's own options; defaults are the paper's for ViT on ImageNet."""
+
+        temperature: float = 0.2  # T (1.0 for ResNet-50)
+        key_momentum: float = 0.99  # m at the start; 1 at the end
+        hidden: int = 4096  # width of the hidden layers of projector and predictor
+        projection: int = 256  # width of q and k
+        freeze_patch: bool = True  # a ViT's patch projection stays random
+        scale: tuple[float, float] = (0.08, 1.0)  # area of the crops
+        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
+        grey: float = 0.2  # probability of a grey view
+        blur: tuple[float, float] = (1.0, 0.1)  # probability of blur, for each view
+        solarise: tuple[float, float] = (0.0, 0.2)  # probability of solarising, for each view
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        is_vit = isinstance(backbone, ViT)
+        layers = (o.hidden, o.hidden) if is_vit else (o.hidden,)
+        widths = (backbone.dim, *layers, o.projection)
+        if is_vit:
+            backbone.net.pos_embed.requires_grad_(False)  # fixed, set by `init`
+            backbone.net.patch_embed.proj.requires_grad_(not o.freeze_patch)
+        self.base: Any = nn.Sequential(backbone, mlp(widths, bias=False, last_norm=True))
+        self.momentum_encoder = Ema(self.base)  # equal at birth
+        widths = (o.projection, o.hidden, o.projection)
+        self.predictor = mlp(widths, bias=False, last_norm=is_vit)
+
+    @staticmethod
+    def init(backbone: Backbone) -> None:
+        """Fresh weights as in the official code, with fixed sine-cosine positions."""
+        if isinstance(backbone, ViT):
+            init_like_mocov3(backbone)
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        o = options
+        view = View(
+            name="view", count=2, size=image_size, scale=o.scale, flip=0.5, jitter=o.jitter,
+            jitter_p=0.8, grey=o.grey, blur=o.blur, solarise=o.solarise, blur_sigma=o.blur_sigma,
+        )  # fmt: skip
+        return ViewPlan(views=(view,))
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        temperature = self.options.temperature
+        x1, x2 = batch.views["view"]
+        h1, h2 = self.base[0](x1), self.base[0](x2)
+        q1, q2 = (F.normalize(self.predictor(self.base[1](h)).float(), dim=-1) for h in (h1, h2))
+        k1, k2 = (F.normalize(self.momentum_encoder(x).float(), dim=-1) for x in (x1, x2))
+        first = distributed.rank() * len(k1)
+        loss = contrast(q1, k2, temperature, distributed.gather(k2), first)
+        loss = loss + contrast(q2, k1, temperature, distributed.gather(k1), first)
+        logs = {
+            "agreement": (q1 * k2).sum(-1).mean().detach(),
+            "key_momentum": self.momentum(clock),
+        }
+        return Step(loss, logs, h1.detach())
+
+    def momentum(self, clock: Clock) -> float:
+        """m of this step: the weight of the old momentum encoder."""
+        return momentum(self.options.key_momentum, clock)
+
+    def after_update(self, clock: Clock) -> None:
+        following = Clock(clock.step + 1, clock.total, clock.steps_per_epoch)
+        self.momentum_encoder.follow(self.base, self.momentum(following))
+
+    @property
+    def encoder(self) -> Backbone:
+        """The base encoder, which the paper evaluates."""
+        return self.base[0]
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":
+            batch = facts.batch_size or 4096
+            if facts.conv:  # ResNet-50, 100 epochs, LARS
+                optim = Optim(
+                    name="lars", lr=0.3 * batch / 256, warmup_epochs=10, lr_end=0.0,
+                    weight_decay=1.5e-6,
+                )  # fmt: skip
+                options = cls.Options(temperature=1.0, scale=(0.2, 1.0))
+                return Recipe(options=options, optim=optim, batch_size=batch, epochs=300)
+            optim = Optim(  # ViT, 300 epochs, AdamW; everything decays
+                lr=1.5e-4 * batch / 256, warmup_epochs=40, lr_end=0.0, weight_decay=0.1,
+                decay_all=True,
+            )  # fmt: skip
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=300)
+        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
+        small = facts.image_size <= 96
+        options = cls.Options(
+            hidden=512, projection=128,
+            key_momentum=0.97,  # fewer steps: keys that can follow
+            scale=(0.3, 1.0) if small else (0.2, 1.0),
+            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.2, 0.1),
+            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
+            blur=(0.0, 0.0) if small else (1.0, 0.1),
+            solarise=(0.0, 0.0) if small else (0.0, 0.2),
+            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+        )  # fmt: skip
+        optim = Optim(
+            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
+            weight_decay=0.05,
+        )  # fmt: skip
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)

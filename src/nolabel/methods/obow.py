@@ -1,0 +1,198 @@
+"""OBoW: online bags of visual words.
+
+Gidaris et al., "OBoW: Online Bag-of-Visual-Words Generation for Self-Supervised Learning", 2020,
+arXiv 2012.11552.
+
+A momentum teacher T turns an image into feature maps of its last levels. A vocabulary of K visual
+words v_k is kept online, a queue of local teacher features. Every location u of a map is softly
+assigned to the words, the image's bag of words is the largest assignment of each word over the
+locations, normalised to sum 1:
+
+    q_u = softmax_k( -|t_u - v_k|^2 / delta ),  delta = temperature * running mean of min_k |.|^2
+    y   = max_u q_u / sum_k max_u q_u,k                                              (section 3.1)
+
+A student S sees other crops and predicts the bag from its global feature, with word weights that a
+small network G makes from the words of the moment (the vocabulary never stays the same):
+
+    p    = softmax_k( kappa S(x) . G(v_k) / |G(v_k)| )                               (eq. 4 and 5)
+    loss = mean over levels and student crops of  -sum_k y_k log p_k                 (eq. 1)
+    T   <- alpha T + (1 - alpha) S,  alpha from alpha_0 to 1 by half a cosine
+
+Each update one local feature an image, averaged over 3 x 3 locations, replaces the oldest words.
+
+Differs from the original:
+  - the student's small crops are random crops like the large ones (the official code cuts them out
+    of a grid of overlapping patches);
+  - the words are replaced after the update, by all processes' features in order of rank;
+  - the settings of G (one hidden layer of twice the width, kappa 8) follow our reading of the
+    paper; there are no official numbers to compare with;
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from nolabel import distributed
+from nolabel.backbones.base import Backbone
+from nolabel.heads import mlp
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.losses import entropy
+from nolabel.schedules import momentum
+from nolabel.state import Ema, Queue
+from nolabel.types import Batch, Clock, Optim, Step, Tokens
+from nolabel.views.plan import View, ViewPlan
+
+
+def bag_of_words(t: Tensor, words: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """Bags y [B, K] of local features t [B, P, D] for words [K, D], and the mean of
+    min_k |t_u - v_k|^2 (a scalar)."""
+    squared = torch.cdist(t, words.expand(len(t), -1, -1)).square()  # [B, P, K]
+    y = (-squared / delta).softmax(-1).amax(1)
+    return y / y.sum(-1, keepdim=True), squared.amin(-1).mean()
+
+
+class OBoW(Method):
+    """Online bags of visual words: predict which words of the moment an image contains."""
+
+    needs = frozenset({"any_size"})
+    spread: Tensor
+    vocabulary: Any  # a Queue of words for each level
+    generators: Any  # G for each level
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """OBoW's own options; defaults are the paper's for ResNet-50 on ImageNet."""
+
+        words: int = 8192  # K, size of the vocabulary
+        levels: int = 2  # last levels of the teacher that make bags (stages, or blocks of a ViT)
+        temperature: float = 0.1  # of the assignment, in units of the mean squared distance
+        spread_momentum: float = 0.99  # of the running mean of min_k |t_u - v_k|^2
+        kappa: float = 8.0  # scale of the student's predictions
+        teacher_momentum: float = 0.99  # alpha at the start; 1 at the end
+        global_scale: tuple[float, float] = (0.08, 1.0)  # area of the student's two large crops
+        local_scale: tuple[float, float] = (0.05, 0.3)  # area of its small crops
+        local_crops: int = 5  # small crops; 0 = none
+        global_size: int = 160  # side of the large crops in pixels
+        local_size: int = 96  # side of the small crops in pixels
+        teacher_scale: tuple[float, float] = (0.6, 1.0)  # area of the teacher's crop
+        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
+        grey: float = 0.2  # probability of a grey crop
+        blur: float = 0.5  # probability of blur
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        self.student = backbone
+        self.teacher = Ema(backbone)  # equal at birth
+        backbone.eval()
+        with torch.no_grad():  # the width of each level, and features for the first words
+            x = torch.zeros(1, backbone.channels, backbone.image_size, backbone.image_size)
+            dims = [level.patches.shape[-1] for level in backbone.layers(x, o.levels)]
+        backbone.train()
+        self.vocabulary = nn.ModuleList(Queue(o.words, d) for d in dims)
+        self.generators = nn.ModuleList(mlp((d, 2 * d, backbone.dim), bias=False) for d in dims)
+        self.register_buffer("spread", torch.ones(len(dims)))
+        self._observed: list[Tensor] = []
+        self._step = -1
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        o = options
+        colour: dict[str, Any] = {"flip": 0.5, "jitter": o.jitter, "jitter_p": 0.8, "grey": o.grey}
+        colour |= {"blur": (o.blur,), "blur_sigma": o.blur_sigma}
+        views = [
+            View(name="teacher", size=image_size, scale=o.teacher_scale, flip=0.5),
+            View(name="large", count=2, size=o.global_size, scale=o.global_scale, **colour),
+        ]
+        if o.local_crops:
+            views.append(View(name="small", count=o.local_crops, size=o.local_size,
+                              scale=o.local_scale, **colour))  # fmt: skip
+        return ViewPlan(views=tuple(views))
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        o, b = self.options, batch.size
+        with torch.no_grad():
+            levels = self.teacher.module.layers(batch.views["teacher"][0], o.levels)
+        if clock.step != self._step:  # a new step, or the one before was skipped
+            self._observed, self._step = [], clock.step
+        h = [self.student(x.flatten(0, 1)) for n, x in batch.views.items() if n != "teacher"]
+        s = torch.cat(h).unflatten(0, (-1, b)).float()  # [V, B, D]
+        losses, spreads, bags = [], [], []
+        for i, level in enumerate(levels):
+            words = self.vocabulary[i].value
+            with torch.no_grad(), torch.autocast(s.device.type, enabled=False):
+                delta = o.temperature * self.spread[i]
+                y, spread = bag_of_words(level.patches.float(), words, delta)
+            weights = F.normalize(self.generators[i](F.normalize(words, dim=-1)).float(), dim=-1)
+            log_p = F.log_softmax(o.kappa * s @ weights.T, -1)  # [V, B, K]
+            losses.append(-(y * log_p).sum(-1).mean())
+            self.vocabulary[i].observe(self._local(level), clock.step)
+            spreads.append(spread)
+            bags.append(y)
+        self._observed.append(torch.stack(spreads))
+        logs = {"bag_entropy": entropy(bags[-1]), "teacher_momentum": self.momentum(clock)}
+        return Step(torch.stack(losses).mean(), logs, h[0][:b].detach())
+
+    @staticmethod
+    @torch.no_grad()
+    def _local(level: Tokens) -> Tensor:
+        """One random location's feature [B, D] of each image, averaged over 3 x 3 locations."""
+        maps = level.patches.float().transpose(1, 2).unflatten(2, level.grid)  # [B, D, h, w]
+        maps = F.avg_pool2d(maps, 3, 1, padding=1, count_include_pad=False).flatten(2)
+        place = torch.randint(maps.shape[2], (len(maps),), device=maps.device)
+        return maps[torch.arange(len(maps), device=maps.device), :, place]
+
+    def momentum(self, clock: Clock) -> float:
+        """alpha of this step: the weight of the old teacher."""
+        return momentum(self.options.teacher_momentum, clock)
+
+    @torch.no_grad()
+    def after_update(self, clock: Clock) -> None:
+        self.teacher.follow(self.student, self.momentum(clock))
+        spread = distributed.mean(torch.stack(self._observed).mean(0))
+        m = self.options.spread_momentum if int(self.vocabulary[0].count) else 0.0
+        self.spread.mul_(m).add_(spread, alpha=1 - m)
+        for words in self.vocabulary:
+            words.update()
+
+    @property
+    def encoder(self) -> Backbone:
+        """The student, which the paper evaluates."""
+        return self.student
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # ResNet-50, 200 epochs, batch 256, SGD
+            batch = facts.batch_size or 256
+            optim = Optim(
+                name="sgd", lr=0.03 * batch / 256, warmup_epochs=5, lr_end=0.0, weight_decay=1e-4,
+                decay_all=True,
+            )  # fmt: skip
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)
+        batch = facts.batch_size or max(min(128, facts.images // 4), 2)
+        small = facts.image_size <= 96
+        options = cls.Options(
+            words=512 if small else 2048,
+            teacher_momentum=0.97,  # fewer steps: a teacher that can follow
+            global_size=facts.image_size if small else facts.whole_patches(160),
+            local_size=facts.whole_patches(facts.image_size * (0.5 if small else 96 / 224)),
+            local_crops=2 if small else 5,
+            global_scale=(0.3, 1.0) if small else (0.08, 1.0),
+            local_scale=(0.1, 0.4) if small else (0.05, 0.3),
+            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.4, 0.1),
+            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
+            blur=0.0 if small else 0.5,
+            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+        )
+        optim = Optim(
+            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
+            weight_decay=0.05,
+        )  # fmt: skip
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)

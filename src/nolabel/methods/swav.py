@@ -1,0 +1,165 @@
+"""SwAV: swapping assignments between views.
+
+Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments", 2020,
+arXiv 2006.09882.
+
+Every crop of an image becomes a unit vector z and is compared with K unit prototypes c: scores
+s = z . c. The two global crops are assigned to prototypes by Sinkhorn-Knopp, which gives every
+prototype an equal share of the batch; every other crop has to predict that assignment:
+
+    q    = Sinkhorn(s / epsilon), 3 iterations, without gradient                    (eq. 3 and 5)
+    loss = mean over assigning crops t, and crops v != t, of  -sum_K q_t log softmax(s_v / tau)
+                                                                                    (eq. 2 and 6)
+
+With small batches a queue of earlier embeddings of each global crop joins the assignment (not the
+loss). Prototypes keep unit length and do not move in the first steps.
+
+Differs from the original:
+  - Sinkhorn works on logarithms (the official code's exponential overflows in half precision);
+  - the queue takes the new embeddings after the update, and holds those of all processes, each of
+    which takes its share of them into the assignment;
+  - batch norm takes its statistics per process (the official code synchronises in groups);
+  - under gradient accumulation the shares are equal within a micro-batch;
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from nolabel import distributed
+from nolabel.backbones.base import Backbone
+from nolabel.heads import mlp
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.assignment import sinkhorn
+from nolabel.ops.losses import cross_entropy_views
+from nolabel.state import Queue
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import ViewPlan, multi_crop
+
+
+class SwAV(Method):
+    """Swapped assignments: predict the prototype of one crop from the others."""
+
+    needs = frozenset({"any_size"})
+    queues: Any  # one for each global crop, or none
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """SwAV's own options; defaults are the paper's for ResNet-50 on ImageNet."""
+
+        prototypes: int = 3000  # K
+        hidden: int = 2048  # width of the head's hidden layer
+        projection: int = 128  # width of z
+        temperature: float = 0.1  # tau
+        epsilon: float = 0.05  # sharpness of the assignment; larger is softer
+        iterations: int = 3  # of Sinkhorn-Knopp
+        queue: int = 0  # earlier embeddings in the assignment (3840 for batches of 256)
+        queue_from_epoch: int = 15  # epoch in which the queue starts to fill
+        freeze_prototypes: int = 313  # steps in which the prototypes do not move
+        global_scale: tuple[float, float] = (0.14, 1.0)  # area of the two global crops
+        local_scale: tuple[float, float] = (0.05, 0.14)  # area of the local crops
+        local_crops: int = 6  # 0 = no multi-crop
+        local_size: int = 96  # side of the local crops in pixels
+        jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # b, c, s, hue; p 0.8
+        grey: float = 0.2  # probability of a grey crop
+        blur: float = 0.5  # probability of blur
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        self.backbone = backbone
+        self.head = mlp((backbone.dim, o.hidden, o.projection))
+        self.prototypes = nn.Linear(o.projection, o.prototypes, bias=False)
+        self.normalise_prototypes()
+        self.queues = nn.ModuleList(
+            [Queue(o.queue, o.projection) for _ in range(2)] if o.queue else []
+        )
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        return multi_crop(
+            image_size, options, blur=(options.blur,), solarise=(0.0,), local_blur=options.blur
+        )
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        o = self.options
+        b = batch.size
+        # One backbone pass per resolution, one head pass for all crops.
+        h = [self.backbone(v.flatten(0, 1)) for v in batch.views.values()]
+        z = F.normalize(self.head(torch.cat(h)).float(), dim=-1)
+        z = z.unflatten(0, (-1, b))  # [V, B, projection], globals first
+        scores = F.linear(z, self.prototypes.weight)  # [V, B, K]
+        targets = torch.stack([self._assign(t, z[t], scores[t]) for t in range(2)])
+        loss = cross_entropy_views(targets, scores / o.temperature)
+        if self.queues and clock.epoch >= o.queue_from_epoch:
+            for queue, new in zip(self.queues, z[:2], strict=True):
+                queue.observe(new, clock.step)
+        logs = {"prototypes_used": targets.flatten(0, 1).argmax(-1).unique().numel()}
+        return Step(loss, logs, h[0][:b].detach())
+
+    @torch.no_grad()
+    def _assign(self, t: int, z: Tensor, scores: Tensor) -> Tensor:
+        """q [B, K] of global crop t; earlier embeddings take part once there are enough."""
+        o = self.options
+        if self.queues and self.queues[t].full:
+            earlier = self.queues[t].value[distributed.rank() :: distributed.world_size()]
+            scores = torch.cat([F.linear(earlier, self.prototypes.weight), scores])
+        return sinkhorn(scores, o.epsilon, o.iterations)[-len(z) :]
+
+    @torch.no_grad()
+    def normalise_prototypes(self) -> None:
+        """Brings the prototypes back to unit length."""
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=-1))
+
+    def before_update(self, clock: Clock) -> None:
+        if clock.step < self.options.freeze_prototypes:
+            self.prototypes.weight.grad = None
+
+    def after_update(self, clock: Clock) -> None:
+        self.normalise_prototypes()
+        if self.queues and clock.epoch >= self.options.queue_from_epoch:
+            for queue in self.queues:
+                queue.update()
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # ResNet-50, 800 epochs, batch 4096, SGD with LARC
+            batch = facts.batch_size or 4096
+            lr = 4.8 * batch / 4096
+            optim = Optim(
+                name="larc", lr=lr, lr_start=lr / 16, warmup_epochs=10, lr_end=lr / 1000,
+                weight_decay=1e-6, decay_all=True,
+            )  # fmt: skip
+            few: Any = {"queue": 3840, "freeze_prototypes": 5005} if batch <= 256 else {}
+            return Recipe(options=cls.Options(**few), optim=optim, batch_size=batch, epochs=800)
+        batch = facts.batch_size or max(min(128, facts.images // 4), 2)
+        small = facts.image_size <= 96
+        options = cls.Options(
+            prototypes=256 if small else 1000,
+            hidden=512,
+            freeze_prototypes=50,
+            local_crops=2 if small else 6,
+            local_size=facts.whole_patches(facts.image_size * (0.5 if small else 96 / 224)),
+            global_scale=(0.3, 1.0) if small else (0.14, 1.0),
+            local_scale=(0.1, 0.4) if small else (0.05, 0.14),
+            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.8, 0.8, 0.8, 0.2),
+            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
+            blur=0.0 if small else 0.5,
+            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+        )
+        optim = Optim(
+            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
+            weight_decay=0.05,
+        )  # fmt: skip
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)

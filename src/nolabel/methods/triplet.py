@@ -1,0 +1,142 @@
+"""Triplet loss with mining, on two views of each image.
+
+Schroff et al., "FaceNet: A Unified Embedding for Face Recognition and Clustering" (the loss and
+semi-hard mining), 2015, arXiv 1503.03832; Hermans et al., "In Defense of the Triplet Loss for
+Person Re-Identification" (batch-hard mining), 2017, arXiv 1703.07737.
+
+Without labels a view a and the other view p of the same image are the positive pair; all views n
+of other images are negatives. With unit embeddings and d(x, y) = |x - y|:
+
+    loss = mean over anchors and their negatives of  max(0, d(a, p) - d(a, n) + m)
+
+    "all"        every negative counts
+    "semi-hard"  the nearest negative that is farther than the positive; if there is none, the
+                 farthest negative
+    "hard"       the nearest negative (batch-hard)
+
+The mean includes the triplets whose loss is zero. With several processes the negatives of all are
+gathered with gradient.
+
+Differs from the original:
+  - views of one image take the place of faces of one person, so an anchor has a single positive;
+  - distances are not squared (FaceNet's are; Hermans et al. found the plain ones more stable);
+  - under gradient accumulation the negatives come from one micro-batch at a time;
+  - there is no paper without labels to take settings from: both recipes are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from nolabel import distributed
+from nolabel.backbones.base import Backbone
+from nolabel.errors import unknown
+from nolabel.heads import mlp
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import View, ViewPlan
+
+MINING = ("all", "semi-hard", "hard")
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """|a_i - b_j| of unit vectors [N, D], [M, D] -> [N, M]; finite gradient where they coincide."""
+    return (2 - 2 * a @ b.T).clamp_min(1e-8).sqrt()
+
+
+def triplet_loss(
+    z: Tensor, image: Tensor, all_z: Tensor, all_image: Tensor, margin: float, mining: str
+) -> Tensor:
+    """The loss of anchors z [N, D] with image numbers [N] among all views [M, D], [M].
+
+    `z` are rows of `all_z`; each image has exactly two views there.
+    """
+    d = distances(z, all_z)  # [N, M]
+    same = image[:, None] == all_image[None]
+    # Of the two views of an anchor's image one is itself, at distance (almost) 0.
+    positive = d.masked_fill(~same, 0.0).amax(1, keepdim=True)
+    if mining == "all":
+        return F.relu(positive - d + margin)[~same].mean()
+    nearest = d.masked_fill(same, torch.inf).amin(1, keepdim=True)
+    if mining == "semi-hard":
+        farther = d.masked_fill(same | (d <= positive), torch.inf).amin(1, keepdim=True)
+        farthest = d.masked_fill(same, -torch.inf).amax(1, keepdim=True)
+        nearest = torch.where(farther.isinf(), farthest, farther)
+    return F.relu(positive - nearest + margin).mean()
+
+
+class Triplet(Method):
+    """Triplet loss: two views of an image nearer than any view of another one, by a margin."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """The triplet loss's own options."""
+
+        margin: float = 0.2  # m, in units of distance on the unit sphere (at most 2)
+        mining: str = "semi-hard"  # all, semi-hard or hard (hard may collapse early)
+        hidden: int = 2048  # width of the head's hidden layer
+        projection: int = 128  # width of the embedding that is compared
+        scale: tuple[float, float] = (0.2, 1.0)  # area of the crops
+        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
+        grey: float = 0.2  # probability of a grey view
+        blur: float = 0.5  # probability of blur
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        if o.mining not in MINING:
+            raise unknown("mining", o.mining, MINING)
+        self.backbone = backbone
+        self.head = mlp((backbone.dim, o.hidden, o.projection))
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        o = options
+        view = View(
+            name="view", count=2, size=image_size, scale=o.scale, flip=0.5, jitter=o.jitter,
+            jitter_p=0.8, grey=o.grey, blur=(o.blur,), blur_sigma=o.blur_sigma,
+        )  # fmt: skip
+        return ViewPlan(views=(view,))
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        x = batch.views["view"]  # [2, B, C, H, W]
+        b = x.shape[1]
+        h = self.backbone(x.flatten(0, 1))
+        z = F.normalize(self.head(h).float(), dim=-1)  # [2B, projection], view by view
+        image = torch.arange(b, device=z.device).repeat(2) + distributed.rank() * b
+        everything = distributed.gather_with_grad(z)
+        loss = triplet_loss(
+            z, image, everything, distributed.gather(image), self.options.margin,
+            self.options.mining,
+        )  # fmt: skip
+        return Step(loss, {"agreement": (z[:b] * z[b:]).sum(-1).mean().detach()}, h[:b].detach())
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
+        small = name == "auto" and facts.image_size <= 96
+        optim = Optim(
+            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
+            weight_decay=0.05,
+        )  # fmt: skip
+        if name == "paper":
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)
+        options = cls.Options(
+            margin=0.3,
+            hidden=512,
+            scale=(0.3, 1.0) if small else (0.2, 1.0),
+            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.4, 0.1),
+            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
+            blur=0.0 if small else 0.5,
+            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+        )
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
