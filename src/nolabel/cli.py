@@ -15,6 +15,7 @@ VERBS = {
     "resume": "DIR: continue a stopped run exactly",
     "evaluate": "PROTOCOL --encoder ENC --train SRC [--test SRC]: measure an encoder",
     "compare": "ENC ENC ... --train SRC [--test SRC]: several encoders, one table",
+    "ablate": "METHOD --data SRC: its settings one at a time, equal budgets, several seeds",
     "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
     "scan": "--data SRC: look before training: sizes, bad files, duplicates, a recipe, its cost",
     "pack": "--data SRC --out DIR [--max-side N]: shrink and pack into tar shards for speed",
@@ -81,7 +82,10 @@ def _run(args: list[str]) -> int:
     else:
         from nolabel import cli_data
 
-        about = {"scan": cli_data.scan_, "pack": cli_data.pack_, "bench": cli_data.bench_}
+        about = {
+            "scan": cli_data.scan_, "pack": cli_data.pack_, "bench": cli_data.bench_,
+            "ablate": cli_data.ablate_,
+        }  # fmt: skip
         about[args[0]](args[1:], VERBS[args[0]])
     return 0
 

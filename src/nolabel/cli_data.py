@@ -1,4 +1,4 @@
-"""The verbs about data: scan, pack, bench."""
+"""The verbs scan, pack, bench and ablate."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -91,3 +91,46 @@ def bench_(args: list[str], about: str) -> None:
     )  # fmt: skip
     print(describe(found))
     write_json(given.json, found)
+
+
+def ablate_(args: list[str], about: str) -> None:
+    """`nolabel ablate`."""
+    from nolabel import methods
+
+    tables = [n for n in methods.METHODS if n in ("dino", "dinov2")]
+    name = first(args, "ablate", "METHOD", (*tables, "or any other with --rows"), about)
+    if name is None:
+        return
+    kind = methods.load(name)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Ablate:
+        data: str  # SRC with labels, which only measure
+        test: str | None = None  # SRC with labels to judge on; by default the set's test split
+        rows: tuple[str, ...] = ()  # "option=value option=value" a row, in place of the table
+        seeds: int = 3  # runs of each row
+        minutes: float | None = None  # length of each run; one of minutes, steps, epochs
+        steps: int | None = None  # length in optimiser steps
+        epochs: int | None = None  # length in epochs
+        backbone: str | None = None  # as for pretrain
+        image_size: int | None = None  # as for pretrain
+        batch_size: int | None = None  # as for pretrain
+        out: str = ""  # folder of the runs and ablation.json; default runs/ablate-METHOD
+        download: bool = False  # allow a named set to be downloaded
+        json: str | None = None  # write the table to this file
+
+    given = flags(Ablate, args[1:], f"nolabel ablate {name}", about)
+    from nolabel.ablate import ablate, parse_rows, render
+
+    if given.seeds < 1:
+        raise UsageError(f"--seeds is {given.seeds}; it must be above 0.")
+    keys = ("minutes", "steps", "epochs", "backbone", "image_size", "batch_size")
+    settings = {k: getattr(given, k) for k in keys if getattr(given, k) is not None}
+    if given.download:
+        settings["download"] = True
+    rows = parse_rows(given.rows, kind) if given.rows else None
+    table = ablate(name, data=given.data, test=given.test, rows=rows, seeds=given.seeds,
+                   out=given.out, **settings)  # fmt: skip
+    print(f"{name} on {given.data}: k-NN top-1, mean over {given.seeds} seeds")
+    print(render(table))
+    write_json(given.json, {"method": name, "data": given.data, "rows": table})

@@ -76,7 +76,7 @@ def test_loss_equals_the_naive_loops_over_heads_crops_and_images():
             for image in range(6):
                 y = int(m.labels[h, image])
                 if y >= 0:
-                    e = [math.exp(float(crop[image] @ c) / 0.1) for c in m.prototypes[h]]
+                    e = [math.exp((crop[image] @ c).item() / 0.1) for c in m.prototypes[h]]
                     losses.append(-math.log(e[y] / sum(e)))
         heads.append(sum(losses) / len(losses))
     ours = m.step(data, Clock(2, 20, 2)).loss.item()

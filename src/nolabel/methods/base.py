@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,6 +61,8 @@ class Method(nn.Module):
     # What `options.teacher` names, "encoder" (ENC) or "tokenizer" (a run of vqvae or dvae); such a
     # method is built as kind(backbone, options, teacher) with a `Frozen`.
     takes: ClassVar[str] = ""
+    # The paper's table of ablations: name -> options to change (`nolabel ablate`).
+    ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

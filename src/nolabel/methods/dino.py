@@ -27,6 +27,7 @@ Differs from the original:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -69,6 +70,14 @@ class DINO(Method):
     """Self-distillation with no labels."""
 
     needs = frozenset({"any_size"})
+    ablations: ClassVar[Any] = {  # table 7 of the paper
+        "no momentum teacher": {"teacher": "copy"},
+        "Sinkhorn-Knopp": {"centring": "sinkhorn"},
+        "no centring": {"centring": "none"},
+        "no multi-crop": {"local_crops": 0},
+        "squared distance": {"loss": "mse"},
+        "with predictor": {"predictor": True},
+    }
 
     @dataclass(frozen=True, kw_only=True)
     class Options:

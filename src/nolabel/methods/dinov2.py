@@ -8,24 +8,21 @@ arXiv 2304.07193. It is iBOT with what made it scale (its table 1); each additio
     L_iBOT  1 / 2B  sum over global crops of the mean over its hidden patches of H(P_t, P_s)
     L_KoLeo -mean over i of log |x_i - x_nn(i)|, x the student's unit class tokens of one crop
 
-Teacher targets are balanced by Sinkhorn-Knopp (over the batch, and over all hidden patches) or
-centred; the heads of class token and patches are untied. Exactly half of the global crops are
-masked, by ratios spread evenly over [0.1, 0.5]. The network has LayerScale, optionally SwiGLU and
-registers (Darcet et al. 2023, arXiv 2309.16588), and stochastic depth that computes nothing for
-the samples it drops. A last stage at high resolution is a run with --init and --image-size.
+Teacher targets are balanced by Sinkhorn-Knopp or centred; class token and patches have heads of
+their own. Half of the global crops are masked, by ratios spread evenly over [0.1, 0.5]. Optional:
+LayerScale, SwiGLU, registers (Darcet et al. 2023, arXiv 2309.16588); stochastic depth computes
+nothing for the samples it drops. High resolution at the end is a run with --init, --image-size.
 
 Differs from the original:
   - KoLeo's neighbours are searched among the crops of one process, as there;
-  - the centre moves after the update, there in the next step; prototypes are frozen by leaving
-    out their gradient, there by a rate of 0;
-  - blur has the paper's probabilities; released models were trained with 1 - p by a slip;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - the centre moves after the update, there in the next step; frozen prototypes get no gradient;
+  - blur has the paper's probabilities (released models had 1 - p by a slip); the recipe "auto" (ours) is for small data and small machines.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,6 +46,12 @@ class DINOv2(Method):
     """iBOT made robust: Sinkhorn targets, KoLeo, untied heads, dropped samples."""
 
     needs = frozenset({"mask", "any_size", "attention"})
+    ablations: ClassVar[Any] = {  # backwards through table 1 of the paper
+        "no KoLeo": {"koleo": 0.0}, "centring": {"centring": "centre"},
+        "shared head": {"shared_head": True}, "no LayerScale": {"layer_scale": 0.0},
+        "SwiGLU": {"swiglu": True}, "registers": {"registers": 4},
+        "no masks": {"patch_weight": 0.0, "masked": 0.0},
+    }  # fmt: skip
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -113,7 +116,6 @@ class DINOv2(Method):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Fresh weights as in the official code."""
         init_like_dino(getattr(backbone, "net", backbone))
 
     @classmethod
@@ -213,8 +215,7 @@ class DINOv2(Method):
             "grey": 0.5, "global_scale": (0.4, 1.0), "local_scale": (0.1, 0.4),
             "jitter": (0.4, 0.4, 0.4, 0.4), "warmup_teacher_temperature_epochs": 0,
         }  # fmt: skip
-        if not small:
-            few = {"prototypes": 16384, "patch_prototypes": 8192}
+        few = few if small else {"prototypes": 16384, "patch_prototypes": 8192}
         options = cls.Options(
             **few,
             local_size=facts.whole_patches(facts.image_size * (0.5 if small else 98 / 224)),
