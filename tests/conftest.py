@@ -34,6 +34,7 @@ TINY = {
     "dino": {"prototypes": 32, "hidden": 16, "bottleneck": 8, "local_crops": 2, "drop_path": 0.1},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "simclr": {"hidden": 16, "projection": 8},
+    "simmim": {"unit": 8},
 }
 
 

@@ -23,8 +23,9 @@ SMALL = {
     },
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "simclr": {"hidden": 16, "projection": 8, "blur": 0.5},
+    "simmim": {"unit": 8},
 }
-OTHER = {"dino": {"local_size": 8}, "mae": {}, "simclr": {}}
+OTHER = {"dino": {"local_size": 8}, "mae": {}, "simclr": {}, "simmim": {}}
 
 MINE = '''
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ def test_every_method_keeps_the_contract(name):
 def test_methods_for_any_backbone_keep_the_contract_on_a_resnet(name):
     options = {k: v for k, v in SMALL[name].items() if k != "drop_path"}
     check_method(name, options=options, alternatives=OTHER[name], backbone="resnet_nano")
+
+
+@pytest.mark.parametrize("name", ["dino", "simclr", "simmim"])
+def test_methods_for_a_swin_keep_the_contract_on_one(name):
+    check_method(name, options=SMALL[name], alternatives=OTHER[name], backbone="swin_nano")
 
 
 def test_a_users_own_method_keeps_the_contract(tmp_path):

@@ -36,6 +36,14 @@ METHODS: dict[str, Entry] = {
         "for fine-tuning later; the cheapest step of all, and no augmentation to choose",
         "a ViT",
     ),
+    "simmim": Entry(
+        "nolabel.methods.simmim:SimMIM",
+        "generative",
+        "Xie et al. 2021, arXiv 2111.09886",
+        "mask tokens for three fifths of the image, its pixels predicted by one linear layer",
+        "for fine-tuning later, where the encoder is a Swin",
+        "a ViT or Swin",
+    ),
     "simclr": Entry(
         "nolabel.methods.simclr:SimCLR",
         "contrastive",
