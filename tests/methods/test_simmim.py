@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import nolabel as nl
 from nolabel.backbones import build
 from nolabel.engine.optimiser import build_optimiser
 from nolabel.errors import UsageError

@@ -111,7 +111,10 @@ def build(
     preset = PRESETS.get(name)
     timm_name = preset.timm_name if preset else name
     if not timm.is_model(timm_name.split(".")[0]):
-        known = [*PRESETS, *(m for f in ("vit_*", "swin_*", "resnet*") for m in timm.list_models(f))]
+        known = [
+            *PRESETS,
+            *(m for f in ("vit_*", "swin_*", "resnet*") for m in timm.list_models(f)),
+        ]
         raise UsageError(
             f"Unknown backbone {name!r}.{did_you_mean(name, known)} Allowed: "
             f"{', '.join(PRESETS)}, and any ViT, Swin or ResNet of timm (nolabel list backbones)."
@@ -145,7 +148,7 @@ def build(
         return ResNet(net, timm_name, kwargs, size, maxpool)
     raise UsageError(
         f"{name!r} is a {type(net).__name__}; nolabel supports timm's ViT, Swin (version 1) and "
-        "ResNet families. Use vit_small, swin_tiny, resnet50, or another of `nolabel list backbones`."
+        "ResNet families. Use vit_small, swin_tiny, resnet50 (nolabel list backbones)."
     )
 
 

@@ -55,13 +55,14 @@ class Swin(Backbone):
 
     def __init__(self, net: Any, name: str, kwargs: dict[str, Any]):
         super().__init__()
-        if not isinstance(net, timm.models.SwinTransformer):
+        kind: Any = timm.models.SwinTransformer
+        if not isinstance(net, kind):
             raise UsageError(f"{name!r} is not a SwinTransformer (version 1) of timm.")
         self.net, self.name, self.kwargs = net, name, dict(kwargs)
         self.dim = net.num_features
-        self.depth = sum(len(stage.blocks) for stage in net.layers)
-        self.image_size = net.patch_embed.img_size[0]
-        self.patch_size = self.mask_patch * 2 ** (len(net.layers) - 1)
+        self.depth = sum(len(stage.blocks) for stage in self.net.layers)
+        self.image_size = self.net.patch_embed.img_size[0]
+        self.patch_size = self.mask_patch * 2 ** (len(self.net.layers) - 1)
         self._check(self.image_size, self.image_size)
 
     @property

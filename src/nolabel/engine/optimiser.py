@@ -81,7 +81,8 @@ def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
     """
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     named = [(n, p) for n, p in method.named_parameters() if p.requires_grad]
-    number = {key: i for i, key in enumerate(sorted({_block(n) for n, _ in named} - {None}))}
+    blocks = sorted({key for n, _ in named if (key := _block(n))})
+    number = {key: i for i, key in enumerate(blocks)}
     for name, p in named:
         plain = p.ndim < 2 or name.endswith((".bias", ".relative_position_bias_table"))
         decay = optim.decay_all or not plain
