@@ -307,8 +307,10 @@ def _backbone(s: Settings, kind: type[Method]) -> Settings:
         name = ("vit_micro" if gpu else "vit_nano") if small else "vit_small" if gpu else "vit_tiny"
         if small and not gpu and "drop" not in kind.needs:
             # Several whole views an image: in minutes on a CPU many steps of the smallest network
-            # on few patches learn the most.  What drops patches affords more.
-            name, patch = "vit_pico", max(s.image_size // 4, 1)
+            # on few patches learn the most.  What drops patches affords more; what hides patches
+            # of one view has to have enough of them.
+            several = "mask" not in kind.needs or "any_size" in kind.needs
+            name, patch = "vit_pico", max(s.image_size // (4 if several else 8), 1)
             s = dataclasses.replace(s, patch_size=s.patch_size or patch)
         s = dataclasses.replace(s, backbone=name)
     if s.patch_size is None and s.backbone in ("vit_pico", "vit_nano", "vit_micro"):

@@ -13,8 +13,9 @@ over the whole batch. Hidden units are larger than the patches that are embedded
 4 in Swin), so that no prediction is a matter of copying its neighbour.
 
 Differs from the original:
-  - any backbone that can mask, so the ViT is timm's with its absolute positions, where the paper's
-    has relative ones, shared by its layers, and LayerScale; matrices keep timm's initialisation;
+  - any backbone that can mask, so the ViT is timm's, with absolute positions that start as sines,
+    where the paper's has relative ones, shared by its layers, and LayerScale; matrices keep timm's
+    initialisation;
   - units may have any side that divides the image and that embedded patches divide;
   - the rate falls by a cosine, as in the official recipe for 100 epochs; the one for 800 epochs
     has a step;
@@ -30,6 +31,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
+from nolabel.backbones.vit import ViT, sincos_positions
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.ops.masks import unit_masks
@@ -55,18 +57,27 @@ class SimMIM(Method):
         if not 0.0 < options.mask_ratio < 1.0:
             raise UsageError(f"mask_ratio is {options.mask_ratio}; it must lie between 0 and 1.")
         side, patch = backbone.image_size, backbone.mask_patch
-        if options.unit < 1 or side % options.unit or options.unit % patch:
-            fit = [u for u in range(patch, side, patch) if side % u == 0]
+        if not 0 < options.unit < side or side % options.unit or options.unit % patch:
+            fit = [str(u) for u in range(patch, side, patch) if side % u == 0]
             raise UsageError(
-                f"unit is {options.unit} px; it must divide the image's {side} px and be a "
-                f"multiple of the patch's {patch} px. Use {', '.join(map(str, fit)) or 'smaller'}"
-                f"{'' if fit else ' patches'}."
+                f"unit is {options.unit} px; it must be a part of the image's {side} px that "
+                f"divides them, and a multiple of the patch's {patch} px. "
+                f"Use {', '.join(fit) or 'smaller patches'}."
             )
         self.backbone = backbone
         self.mask_token = nn.Parameter(torch.empty(backbone.mask_dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         stride = backbone.patch_size
         self.decoder = nn.Conv2d(backbone.dim, stride * stride * backbone.channels, 1)
+
+    @staticmethod
+    def init(backbone: Backbone) -> None:
+        """Sine-cosine positions to start from: with timm's small random ones a ViT takes long to
+        learn what is beside what, which the paper's relative positions tell from the start."""
+        if isinstance(backbone, ViT) and backbone.net.pos_embed is not None:
+            grid = backbone.image_size // backbone.patch_size
+            prefix = backbone.net.pos_embed.shape[1] - grid * grid
+            backbone.net.pos_embed.data.copy_(sincos_positions(backbone.dim, grid, prefix))
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
@@ -127,19 +138,21 @@ class SimMIM(Method):
                 lr_end=1e-5 * batch / 512, weight_decay=0.05, clip=5.0,
             )  # fmt: skip
             return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)
-        batch = facts.batch_size or max(min(128, facts.images // 4), 1)
+        batch = facts.batch_size or max(min(64, facts.images // 4), 1)
         small = facts.image_size <= 96
-        options = cls.Options(unit=unit_for(facts), scale=(0.5, 1.0) if small else (0.67, 1.0))
+        share = 1 / 4 if small else 1 / 7  # by pilots; 32 of 224 px
+        options = cls.Options(
+            unit=unit_for(facts, share), scale=(0.5, 1.0) if small else (0.67, 1.0)
+        )
         optim = Optim(
-            lr=1.5e-3 if small else 2e-4 * batch / 512, warmup_epochs=4, lr_end=0.0,
+            lr=5e-3 if small else 2e-4 * batch / 512, warmup_epochs=4, lr_end=0.0,
             weight_decay=0.05, clip=5.0,
         )  # fmt: skip
         return Recipe(options=options, optim=optim, batch_size=batch, epochs=400)
 
 
-def unit_for(facts: Facts, share: float = 1 / 7) -> int:
-    """The side of whole patches that divides the image and is nearest to its seventh (32 px of
-    224), the larger of two."""
+def unit_for(facts: Facts, share: float) -> int:
+    """The side of whole patches that divides the image and is nearest to a share of it."""
     side, patch = facts.image_size, facts.patch_size
     fit = [u for u in range(patch, side, patch) if side % u == 0]
-    return max(fit, key=lambda u: (-abs(u / side - share), u), default=patch)
+    return min(fit, key=lambda u: abs(u - side * share), default=patch)
