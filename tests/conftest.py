@@ -57,6 +57,7 @@ TINY = {
         "patch_bottleneck": 8,
         "local_crops": 2,
     },
+    "simmim": {"unit": 8},
 }
 
 

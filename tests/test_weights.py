@@ -52,6 +52,7 @@ def file(tmp_path_factory):
         lambda: vit(class_token=False, global_pool="avg"),
         lambda: vit(reg_tokens=2),
         lambda: build("resnet_nano", image_size=16),
+        lambda: build("swin_nano", image_size=16),
     ],
 )
 def test_a_saved_encoder_comes_back_with_the_same_output_and_settings(tmp_path, make):

@@ -66,8 +66,8 @@ def ablate(
     table = dict(kind.ablations if rows is None else rows)
     if not table:
         raise UsageError(
-            f"{method!r} has no table of ablations. Give rows of your own: --rows with options such "
-            "as 'temperature=0.2'."
+            f"{method!r} has no table of ablations. Give rows of your own: --rows with options "
+            "such as 'temperature=0.2'."
         )
     if not {"steps", "minutes", "epochs"} & settings.keys():
         settings["minutes"] = 2.0

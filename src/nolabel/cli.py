@@ -303,8 +303,8 @@ def _list(args: list[str]) -> None:
         from nolabel.backbones import PRESETS
 
         rows = [{"name": n, "description": p.description} for n, p in PRESETS.items()]
-        more = "and any other VisionTransformer or ResNet of timm, by its name there"
-        rows.append({"name": "vit_*, resnet*", "description": more})
+        more = "and any other VisionTransformer, SwinTransformer or ResNet of timm, by name"
+        rows.append({"name": "vit_*, swin_*, resnet*", "description": more})
     elif what == "datasets":
         from nolabel.data.sources import NAMES
 

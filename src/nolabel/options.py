@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from nolabel import methods
-from nolabel.backbones import patch_of
+from nolabel.backbones import stride_of
 from nolabel.data.order import steps_per_epoch
 from nolabel.data.sources import Source, fast_images, open_source
 from nolabel.data.statistics import measure_statistics
@@ -35,9 +35,9 @@ class Settings:
 
     data: str = ""  # SRC: a folder, list, table, shards, or a named set (nolabel list datasets)
     out: str = ""  # the run's folder; default runs/METHOD-DATA
-    backbone: str | None = None  # a preset or any timm ViT or ResNet (nolabel list backbones)
+    backbone: str | None = None  # a preset or timm's ViT, Swin, ResNet (nolabel list backbones)
     image_size: int | None = None  # side of the network's input in pixels
-    patch_size: int | None = None  # side of a ViT's patch in pixels
+    patch_size: int | None = None  # side of a ViT's patch in pixels, or of those Swin embeds
     channels: int = 3  # of the images; with other than 3: grey, RGBA, .npy arrays, 16 bits kept
     mean: tuple[float, ...] | None = None  # of each channel in 0..1; auto: ImageNet's, or measured
     std: tuple[float, ...] | None = None  # deviation of each channel
@@ -197,7 +197,7 @@ def resolve(
         images=len(source),
         batch_size=s.batch_size,
         conv="resnet" in str(s.backbone),
-        patch_size=1 if "resnet" in str(s.backbone) else s.patch_size or patch_of(str(s.backbone)),
+        patch_size=stride_of(str(s.backbone), s.patch_size),
         device=s.device,
     )
     saved = read_yaml(s.recipe) if s.recipe not in ("auto", "paper") else {}
@@ -307,12 +307,16 @@ def _backbone(s: Settings, kind: type[Method]) -> Settings:
         name = ("vit_micro" if gpu else "vit_nano") if small else "vit_small" if gpu else "vit_tiny"
         if small and not gpu and "drop" not in kind.needs:
             # Several whole views an image: in minutes on a CPU many steps of the smallest network
-            # on few patches learn the most.  What drops patches affords more.
-            name, patch = "vit_pico", max(s.image_size // 4, 1)
+            # on few patches learn the most.  What drops patches affords more; what hides patches
+            # of one view has to have enough of them.
+            several = "mask" not in kind.needs or "any_size" in kind.needs
+            name, patch = "vit_pico", max(s.image_size // (4 if several else 8), 1)
             s = dataclasses.replace(s, patch_size=s.patch_size or patch)
         s = dataclasses.replace(s, backbone=name)
     if s.patch_size is None and s.backbone in ("vit_pico", "vit_nano", "vit_micro"):
         s = dataclasses.replace(s, patch_size=max(int(s.image_size or 0) // 8, 4))
+    if s.patch_size is None and s.backbone == "swin_nano":
+        s = dataclasses.replace(s, patch_size=max(int(s.image_size or 0) // 16, 2))
     return s
 
 

@@ -23,6 +23,7 @@ SMALL = {
     },
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "simclr": {"hidden": 16, "projection": 8, "blur": 0.5},
+    "simmim": {"unit": 8},
     "triplet": {"hidden": 16, "projection": 8, "blur": 0.5},
     "mocov2": {"hidden": 16, "projection": 8, "queue": 12, "blur": 0.5},
     "mocov3": {"hidden": 16, "projection": 8, "blur": (1.0, 0.1)},
@@ -112,6 +113,12 @@ def test_methods_for_any_backbone_keep_the_contract_on_a_resnet(name):
     options = {k: v for k, v in SMALL[name].items() if k != "drop_path"}
     check_method(name, options=options, alternatives=OTHER.get(name), backbone="resnet_nano",
                  without=["freeze_patch"])  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["dino", "simclr", "simmim", "ibot"])
+def test_methods_for_a_swin_keep_the_contract_on_one(name):
+    options = {k: v for k, v in SMALL[name].items() if name != "ibot" or k != "mask_ratio"}
+    check_method(name, options=options, alternatives=OTHER.get(name), backbone="swin_nano")
 
 
 def test_a_users_own_method_keeps_the_contract(tmp_path):

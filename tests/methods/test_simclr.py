@@ -59,7 +59,7 @@ def test_perfect_agreement_costs_less_than_disagreement():
     assert nt_xent(a, a, 0.1, a, a, 0) < nt_xent(a, b, 0.1, a, b, 0)
 
 
-@pytest.mark.parametrize("name", ["vit_nano", "resnet_nano"])
+@pytest.mark.parametrize("name", ["vit_nano", "swin_nano", "resnet_nano"])
 def test_gradient_reaches_backbone_and_head(name):
     torch.manual_seed(0)
     m = SimCLR(build(name, image_size=32), SimCLR.Options(hidden=32, projection=16))

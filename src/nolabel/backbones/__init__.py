@@ -1,4 +1,4 @@
-"""Backbones by name: any ViT or ResNet of timm, and small ones fit for a CPU."""
+"""Backbones by name: any ViT, Swin or ResNet of timm, and small ones fit for a CPU."""
 
 from __future__ import annotations
 
@@ -38,6 +38,20 @@ PRESETS: dict[str, Preset] = {
     "vit_small": Preset("vit_small_patch16_224", {}, "ViT-S/16, 21.7 M parameters, 224 px"),
     "vit_base": Preset("vit_base_patch16_224", {}, "ViT-B/16, 85.8 M parameters, 224 px"),
     "vit_large": Preset("vit_large_patch16_224", {}, "ViT-L/16, 303 M parameters, 224 px"),
+    "swin_nano": Preset(
+        "swin_tiny_patch4_window7_224",
+        {
+            "img_size": 32,
+            "patch_size": 2,
+            "window_size": 4,
+            "embed_dim": 32,
+            "depths": [2, 2, 2],
+            "num_heads": [2, 4, 8],
+        },
+        "Swin of 0.5 M parameters for 32-64 px on a CPU: width 32 to 128, 6 blocks, window 4",
+    ),
+    "swin_tiny": Preset("swin_tiny_patch4_window7_224", {}, "Swin-T, 27.5 M parameters, 224 px"),
+    "swin_base": Preset("swin_base_patch4_window7_224", {}, "Swin-B, 86.7 M parameters, 224 px"),
     "resnet_nano": Preset(
         "resnet18",
         {
@@ -68,9 +82,10 @@ def build(
     """Builds a backbone.
 
     Args:
-        name: a preset above, any timm ViT or ResNet, or "pixels".
+        name: a preset above, any timm ViT, Swin or ResNet, or "pixels".
         image_size: side of the input in pixels; None keeps the network's own.
-        patch_size: side of a ViT's patch in pixels; None keeps the network's own.
+        patch_size: side of a ViT's patch in pixels, or of those that a Swin embeds; None keeps the
+            network's own.
         channels: of the images.
         pretrained: loads timm's published weights (needs the network, at the user's request).
         kwargs: further keyword arguments of timm's constructor.
@@ -90,41 +105,50 @@ def build(
     import timm
 
     from nolabel.backbones.resnet import ResNet
+    from nolabel.backbones.swin import Swin
     from nolabel.backbones.vit import ViT, patch_grid
 
     preset = PRESETS.get(name)
     timm_name = preset.timm_name if preset else name
     if not timm.is_model(timm_name.split(".")[0]):
-        known = [*PRESETS, *timm.list_models("vit_*"), *timm.list_models("resnet*")]
+        known = [
+            *PRESETS,
+            *(m for f in ("vit_*", "swin_*", "resnet*") for m in timm.list_models(f)),
+        ]
         raise UsageError(
             f"Unknown backbone {name!r}.{did_you_mean(name, known)} Allowed: "
-            f"{', '.join(PRESETS)}, and any ViT or ResNet of timm (nolabel list backbones)."
+            f"{', '.join(PRESETS)}, and any ViT, Swin or ResNet of timm (nolabel list backbones)."
         )
     kwargs = {**(preset.kwargs if preset else {}), **kwargs}
-    is_vit = timm.models.model_entrypoint(timm_name.split(".")[0]).__module__.endswith(
-        "vision_transformer"
-    )
-    if is_vit:
+    family = timm.models.model_entrypoint(timm_name.split(".")[0]).__module__.split(".")[-1]
+    if family in ("vision_transformer", "swin_transformer"):
         if patch_size is not None:
             kwargs["patch_size"] = patch_size
         if image_size is not None:
             kwargs["img_size"] = image_size
+    if family == "vision_transformer":
         cfg = timm.get_pretrained_cfg(timm_name.split(".")[0])
         patch = kwargs.get("patch_size") or patch_of(timm_name)
         patch_grid(kwargs.get("img_size") or (cfg.input_size[-1] if cfg else 224), patch)
+    elif family == "swin_transformer":
+        kwargs.setdefault("drop_path_rate", 0.0)  # timm's own is 0.1; a method sets its own
     elif patch_size is not None:
-        raise UsageError(f"--patch-size is for ViTs; {name!r} has no patches. Leave it out.")
+        raise UsageError(
+            f"--patch-size is for ViTs and Swin; {name!r} has no patches. Leave it out."
+        )
     size = image_size or kwargs.pop("image_size", None) or 224
     kwargs.pop("image_size", None)
     maxpool = bool(kwargs.pop("maxpool", True))
     net = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, **_layers(kwargs))
     if isinstance(net, timm.models.VisionTransformer):
         return ViT(net, timm_name, kwargs, positions)
+    if isinstance(net, timm.models.SwinTransformer):
+        return Swin(net, timm_name, kwargs)
     if isinstance(net, timm.models.ResNet):
         return ResNet(net, timm_name, kwargs, size, maxpool)
     raise UsageError(
-        f"{name!r} is a {type(net).__name__}; nolabel supports timm's ViT and ResNet families. "
-        "Use vit_small, resnet50, or another of `nolabel list backbones`."
+        f"{name!r} is a {type(net).__name__}; nolabel supports timm's ViT, Swin (version 1) and "
+        "ResNet families. Use vit_small, swin_tiny, resnet50 (nolabel list backbones)."
     )
 
 
@@ -136,6 +160,23 @@ def _layers(kwargs: dict[str, Any]) -> dict[str, Any]:
 
         kwargs["mlp_layer"] = swiglu
     return kwargs
+
+
+def stride_of(name: str, patch_size: int | None = None) -> int:
+    """Pixels of which the sides of images must be multiples: a ViT's patch, the final tokens of
+    Swin, 1 for convolutional networks.
+
+    Args:
+        name: of a preset or of timm.
+        patch_size: as for `build`.
+    """
+    if "resnet" in name or name == "pixels":
+        return 1
+    patch = patch_size or patch_of(name)
+    if not name.startswith("swin"):
+        return patch
+    depths = PRESETS[name].kwargs.get("depths") if name in PRESETS else None
+    return patch * 2 ** (len(depths or (2, 2, 6, 2)) - 1)  # every stage but the first halves
 
 
 def patch_of(name: str) -> int:

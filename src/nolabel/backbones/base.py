@@ -31,7 +31,8 @@ class Backbone(nn.Module):
         dim: width D of the pooled embedding and of the tokens.
         depth: number of layers that `layers` and `attention` can reach.
         image_size: side in pixels that it was built for.
-        patch_size: side of a patch (or the stride of the last feature map), in pixels.
+        patch_size: side of a patch (or the stride of the last feature map), in pixels; where
+            patches are cut ("mask"), sides of images must be multiples of it.
         can: subset of `ABILITIES`.
     """
 
@@ -48,6 +49,19 @@ class Backbone(nn.Module):
         """Channels C of the images that it takes."""
         return int(self.kwargs.get("in_chans", 3))
 
+    @property
+    def mask_patch(self) -> int:
+        """Side in pixels of the finest patch that `tokens` can mask, a divisor of `patch_size`.
+
+        A ViT masks its tokens; Swin embeds patches that it merges later, and masks those.
+        """
+        return self.patch_size
+
+    @property
+    def mask_dim(self) -> int:
+        """Width of the mask token: that of the patch embedding."""
+        return self.dim
+
     def tokens(
         self,
         x: Tensor,
@@ -58,8 +72,9 @@ class Backbone(nn.Module):
         """Final features of images x [N, C, H, W].
 
         Args:
-            mask: bool [N, P], True where a patch is replaced by `mask_token` [D] before the
-                position embedding is added (needs "mask").
+            mask: bool [N, P] on the grid of the final tokens, or [N, M] on that of patches of
+                `mask_patch` pixels; True where `mask_token` [mask_dim] replaces the embedded
+                patches, before the position embedding is added (needs "mask").
             keep: int64 [N, K], patches to keep, in this order; the rest is left out after the
                 position embedding is added (needs "drop").
         """
@@ -100,8 +115,9 @@ def require(backbone: Backbone, needs: Iterable[str], who: str) -> None:
     missing = [n for n in needs if n not in backbone.can]
     if missing:
         cannot = " and ".join(f"{ABILITIES[n]} ({n!r})" for n in missing)
+        use = "a ViT or Swin" if {*missing} <= {"mask", "any_size"} else "a ViT"
         raise UsageError(
             f"{who} needs a backbone that can {cannot}; {backbone.name!r} cannot. "
-            "Use a ViT, for example --backbone vit_tiny, or a method that works with any "
+            f"Use {use}, for example --backbone vit_tiny, or a method that works with any "
             "backbone, such as simclr."
         )

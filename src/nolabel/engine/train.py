@@ -86,11 +86,11 @@ def build_method(run: Run) -> tuple[Method, ViewPlan]:
             f"--channels {backbone.channels}."
         )
     for view in plan.views:
-        if "attention" in backbone.can and view.size % backbone.patch_size:
+        if "mask" in backbone.can and view.size % backbone.patch_size:
             near = max(round(view.size / backbone.patch_size), 1) * backbone.patch_size
             raise UsageError(
-                f"The {view.name!r} crops are {view.size} px, no multiple of the patch of "
-                f"{backbone.patch_size} px. Use {near} px."
+                f"The {view.name!r} crops are {view.size} px, no multiple of the patches "
+                f"of {backbone.patch_size} px. Use {near} px."
             )
     return kind(backbone, run.options), plan
 

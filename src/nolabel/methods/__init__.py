@@ -43,6 +43,14 @@ METHODS: dict[str, Entry] = {
         "two views of an image nearer than any view of another one, by a margin; mined negatives",
         "to study mining and margins; the contrastive methods below learn more",
     ),
+    "simmim": Entry(
+        "nolabel.methods.simmim:SimMIM",
+        "generative",
+        "Xie et al. 2021, arXiv 2111.09886",
+        "mask tokens for three fifths of the image, its pixels predicted by one linear layer",
+        "for fine-tuning later, where the encoder is a Swin",
+        "a ViT or Swin",
+    ),
     "simclr": Entry(
         "nolabel.methods.simclr:SimCLR",
         "contrastive",

@@ -21,7 +21,7 @@ class Facts:
     images: int  # size of the training set
     batch_size: int | None = None  # None: the recipe chooses
     conv: bool = False  # the backbone is a convolutional network
-    patch_size: int = 1  # side of a ViT's patch in pixels; 1 for convolutional networks
+    patch_size: int = 1  # pixels that divide a side: ViT's patch, Swin's token; 1: any
     device: str = "cpu"
 
     def whole_patches(self, size: float) -> int:

@@ -16,7 +16,7 @@ nothing for the samples it drops. High resolution at the end is a run with --ini
 Differs from the original:
   - KoLeo's neighbours are searched among the crops of one process, as there;
   - the centre moves after the update, there in the next step; frozen prototypes get no gradient;
-  - blur has the paper's probabilities (released models had 1 - p by a slip); the recipe "auto" (ours) is for small data and small machines.
+  - blur has the paper's probabilities, released models 1 - p by a slip; "auto" is a recipe of ours.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class DINOv2(Method):
         self.student: Any = nn.ModuleDict(dict(backbone=backbone, head=first, patch_head=second))
         self.teacher = Ema(self.student)  # equal at birth
         backbone.set_drop_path(o.drop_path, by_samples=True)  # the student alone
-        self.mask_token = nn.Parameter(torch.zeros(backbone.dim))
+        self.mask_token = nn.Parameter(torch.zeros(backbone.mask_dim))
         k = o.prototypes if o.shared_head else o.patch_prototypes
         self.centres: Any = nn.ModuleList([Centre(o.prototypes), Centre(k)])
 

@@ -103,7 +103,7 @@ class IBOT(Method):
         self.student: Any = nn.ModuleDict(parts)
         self.teacher = Ema(self.student)  # equal at birth
         backbone.set_drop_path(o.drop_path)  # the student alone
-        self.mask_token = nn.Parameter(torch.zeros(backbone.dim))
+        self.mask_token = nn.Parameter(torch.zeros(backbone.mask_dim))
         self.centre = Centre(o.prototypes, o.centre_momentum)
         k = o.prototypes if o.shared_head else o.patch_prototypes
         self.patch_centre = Centre(k, o.centre_momentum)

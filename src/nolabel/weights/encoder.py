@@ -81,7 +81,7 @@ class Encoder:
         if "mask" in self.backbone.can and (s < p or s % p):  # patches are cut, not convolved
             near = [n for n in (s // p * p, s // p * p + p) if n]
             raise UsageError(
-                f"{name!r} has patches of {p} px, which do not divide an image of {s} px.  Use "
+                f"{name!r} makes tokens of {p} px, which do not divide an image of {s} px.  Use "
                 f"--image-size {' or '.join(map(str, near))}."
             )
 
