@@ -164,7 +164,8 @@ def _options(kind: type[Method], chosen: Any, backbone: str, alternatives: dict[
     base = _steps(kind, chosen, backbone, 4)
     for field in dataclasses.fields(chosen):
         value = getattr(chosen, field.name)
-        other = alternatives.get(field.name, _another(value))
+        given = field.name in alternatives
+        other = alternatives[field.name] if given else _another(value)
         changed = dataclasses.replace(chosen, **{field.name: other})
         if kind.views(changed, SIDE) != plan:
             continue

@@ -1,4 +1,4 @@
-"""Assignment of samples to prototypes with equal shares."""
+"""Assignment of samples to prototypes or codes, and how equal its shares are."""
 
 from __future__ import annotations
 
@@ -32,3 +32,17 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
         prototype = -torch.logsumexp(distributed.gather(share), 0, keepdim=True)
         sample = -torch.logsumexp(x + prototype, 1, keepdim=True)
     return (x + prototype).softmax(-1)
+
+
+@torch.no_grad()
+def codes_in_use(ids: Tensor, vocabulary: int) -> dict[str, Tensor]:
+    """How much of a vocabulary is used by ids (int64, any shape).
+
+    Returns:
+        codes_used: number of different ids; perplexity: exp of the entropy of their shares, the
+        number of equally frequent codes that would be as diverse; both at most `vocabulary`.
+    """
+    count = torch.bincount(ids.flatten(), minlength=vocabulary)
+    share = count / count.sum()
+    perplexity = torch.exp(-torch.special.xlogy(share, share).sum())
+    return {"codes_used": (count > 0).sum(), "perplexity": perplexity}
