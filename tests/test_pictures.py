@@ -13,13 +13,17 @@ from safetensors.torch import load_file
 
 from nolabel.backbones import build
 from nolabel.data.creatures import Creatures
+from nolabel.errors import UsageError
+from nolabel.methods.autoencoder import Autoencoder
 from nolabel.methods.mae import MAE
+from nolabel.methods.vqvae import VQVAE
 from nolabel.pictures.attention import attention, mass_mask
 from nolabel.pictures.paint import Pictures, to_pixels
 from nolabel.pictures.pca import pca, principal
 from nolabel.pictures.reconstruct import reconstruct
 from nolabel.pictures.views import views
 from nolabel.report.page import build_report, verdict
+from nolabel.show import show
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, View, ViewPlan
 from nolabel.weights import load
 
@@ -104,6 +108,53 @@ def test_reconstruction_pastes_visible_pixels_untouched_and_beats_nothing_untrai
         assert (removed == 64 - int(64 * (1 - ratio))).all()
         assert "true" in p.caption  # normalised targets know more than the network
         assert np.isfinite(p.numbers["psnr"])
+
+
+def test_a_plain_reconstruction_stands_beside_the_mean_colour(images):
+    torch.manual_seed(0)
+    vqvae = VQVAE(
+        build("vit_pico", image_size=32),
+        VQVAE.Options(codes=8, decoder_dim=32, decoder_depth=1, decoder_heads=2),
+    ).eval()
+    x = load("random:vit_pico").prepare(images)
+    (p,) = reconstruct(vqvae, x, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert p.name == "reconstruct"
+    drawn = p.data["prediction"].astype(float)
+    assert drawn.shape == images.shape
+    error = np.square(drawn - images).mean()
+    assert p.numbers["psnr"] == pytest.approx(10 * np.log10(255**2 / error))
+    flat = images.mean((1, 2), keepdims=True)
+    trivial = np.square(flat - images).mean()
+    assert p.numbers["psnr_mean_colour"] == pytest.approx(10 * np.log10(255**2 / trivial))
+    assert f"{p.numbers['psnr_mean_colour']:.1f} dB" in p.caption
+    assert "psnr_swapped" not in p.numbers
+
+
+def test_an_autoencoder_is_also_drawn_with_the_code_of_another_image(images):
+    torch.manual_seed(0)
+    auto = Autoencoder(build("vit_pico", image_size=32), Autoencoder.Options(width=16)).eval()
+    x = load("random:vit_pico").prepare(images)
+    (p,) = reconstruct(auto, x, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    drawn = np.roll(p.data["prediction"], 1, 0).astype(float)
+    error = np.square(drawn - images).mean()
+    assert p.numbers["psnr_swapped"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
+    (alone,) = reconstruct(auto, x[:1], mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert "psnr_swapped" not in alone.numbers  # there is no other image
+
+
+@pytest.mark.parametrize("method", ["autoencoder", "vqvae", "dvae", "mae"])
+def test_show_reconstruct_serves_every_generative_run(method, tiny_run, photos):
+    made = show("reconstruct", tiny_run(method).folder, str(photos), count=3)
+    assert [p.name for p in made] == (
+        [f"reconstruct-{r}" for r in (75, 85, 95)] if method == "mae" else ["reconstruct"]
+    )
+    for p in made:
+        assert np.isfinite(p.numbers["psnr"]) and np.isfinite(p.numbers["psnr_mean_colour"])
+
+
+def test_a_run_that_predicts_no_pixels_is_told_what_does(tiny_run, photos):
+    with pytest.raises(UsageError, match="vqvae"):
+        show("reconstruct", tiny_run("simclr").folder, str(photos))
 
 
 def test_pixels_survive_normalising_and_back(images):

@@ -10,6 +10,7 @@ from typing import Any
 from nolabel.engine.log import say
 from nolabel.engine.train import pretrain
 from nolabel.evaluate.compare import compare
+from nolabel.methods import load
 from nolabel.options import merge, resolve
 from nolabel.report import build_report
 from nolabel.show import show
@@ -60,7 +61,7 @@ def demo(
     kinds = ["views", "pca"]
     if "attention" in run.encoder.backbone.can:
         kinds.insert(0, "attention")
-    if method == "mae":
+    if hasattr(load(method), "reconstruct"):
         kinds.append("reconstruct")
     for what in kinds:
         show(what, str(run.folder), "creatures:test").save(run.folder / "pictures")

@@ -76,7 +76,8 @@ def _of_run(what: str, folder: Any, data: Any, count: int, seed: int) -> Picture
         return views(plan, images, seed=seed)
     if not hasattr(method, "reconstruct"):
         raise UsageError(
-            f"{run.method} predicts no pixels; there is nothing to reconstruct. Use a run of mae."
+            f"{run.method} predicts no pixels; there is nothing to reconstruct. Use a run of a "
+            "generative method, such as mae, vqvae or autoencoder."
         )
     from nolabel.pictures.reconstruct import reconstruct
 

@@ -92,7 +92,9 @@ def build_method(run: Run) -> tuple[Method, ViewPlan]:
                 f"The {view.name!r} crops are {view.size} px, no multiple of the patches "
                 f"of {backbone.patch_size} px. Use {near} px."
             )
-    return kind(backbone, run.options), plan
+    method = kind(backbone, run.options)
+    method.mean, method.std = plan.mean, plan.std
+    return method, plan
 
 
 def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:

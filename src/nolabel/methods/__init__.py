@@ -28,6 +28,13 @@ class Entry(NamedTuple):
 
 
 METHODS: dict[str, Entry] = {
+    "autoencoder": Entry(
+        "nolabel.methods.autoencoder:Autoencoder",
+        "generative",
+        "Hinton & Salakhutdinov 2006, Science 313",
+        "rebuild the image from a code of few numbers; with skip, see why that must be few",
+        "to learn from, or for a small code of simple pictures; others give better features",
+    ),
     "mae": Entry(
         "nolabel.methods.mae:MAE",
         "generative",
@@ -50,6 +57,20 @@ METHODS: dict[str, Entry] = {
         "mask tokens for three fifths of the image, its pixels predicted by one linear layer",
         "for fine-tuning later, where the encoder is a Swin",
         "a ViT or Swin",
+    ),
+    "vqvae": Entry(
+        "nolabel.methods.vqvae:VQVAE",
+        "generative",
+        "van den Oord et al. 2017, arXiv 1711.00937",
+        "rebuild the image from one code of a learned codebook for each patch",
+        "as the tokenizer of beit, and to compress; its features alone are weak",
+    ),
+    "dvae": Entry(
+        "nolabel.methods.dvae:DVAE",
+        "generative",
+        "Ramesh et al. 2021, arXiv 2102.12092",
+        "discrete VAE: one token for each patch, learned through the Gumbel-softmax relaxation",
+        "as the tokenizer of beit (as the paper's was); its features alone are weak",
     ),
     "simclr": Entry(
         "nolabel.methods.simclr:SimCLR",

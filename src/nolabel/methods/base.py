@@ -10,7 +10,7 @@ from torch import nn
 
 from nolabel.backbones.base import Backbone, require
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import ViewPlan
+from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, ViewPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,9 @@ class Method(nn.Module):
         super().__init__()
         require(backbone, self.needs, type(self).__name__)
         self.options = options
+        # Statistics by which the images it gets are normalised; the engine sets the run's.
+        self.mean: tuple[float, ...] = IMAGENET_MEAN
+        self.std: tuple[float, ...] = IMAGENET_STD
 
     @classmethod
     def views(cls, options: Any, image_size: int) -> ViewPlan:

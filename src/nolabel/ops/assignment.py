@@ -1,4 +1,4 @@
-"""Assignment of samples to prototypes with equal shares."""
+"""Assignment of samples to prototypes or codes, and how equal its shares are."""
 
 from __future__ import annotations
 
@@ -83,3 +83,17 @@ def spherical_kmeans(
 
 def _nearest(z: Tensor, centroids: Tensor, chunk: int) -> Tensor:
     return torch.cat([(rows @ centroids.T).argmax(1) for rows in z.split(chunk)])
+
+
+@torch.no_grad()
+def codes_in_use(ids: Tensor, vocabulary: int) -> dict[str, Tensor]:
+    """How much of a vocabulary is used by ids (int64, any shape).
+
+    Returns:
+        codes_used: number of different ids; perplexity: exp of the entropy of their shares, the
+        number of equally frequent codes that would be as diverse; both at most `vocabulary`.
+    """
+    count = torch.bincount(ids.flatten(), minlength=vocabulary)
+    share = count / count.sum()
+    perplexity = torch.exp(-torch.special.xlogy(share, share).sum())
+    return {"codes_used": (count > 0).sum(), "perplexity": perplexity}

@@ -18,6 +18,9 @@ class Named(NamedTuple):
 NAMES: tuple[Named, ...] = (
     Named("attention", "what the class token attends to, head by head, and masks by mass (ViT)"),
     Named("pca", "patch features as colours: three principal components, joint over the images"),
-    Named("reconstruct", "original, masked, prediction, pasted at 75, 85 and 95 % (a run of mae)"),
+    Named(
+        "reconstruct",
+        "what a generative run rebuilds: of the whole image, or of 75, 85 and 95 % hidden patches",
+    ),
     Named("views", "the crops that a run's view plan makes of each image"),
 )

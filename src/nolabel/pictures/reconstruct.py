@@ -1,7 +1,14 @@
-"""What a masked autoencoder imagines: original, masked, prediction, pasted (MAE, figure 2)."""
+"""What a generative method rebuilds.
+
+A method that hides patches offers `reconstruct(x, ratio, generator)` and is shown as original,
+masked, prediction, pasted (MAE, figure 2), a sheet for each ratio. One that sees the whole image
+offers `reconstruct(x)` and is shown as original, prediction and the image's mean colour. The name
+`ratio` among the parameters tells them apart.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -13,20 +20,33 @@ from nolabel.pictures.paint import Pictures, sheet, to_pixels
 from nolabel.types import Picture
 
 
-class Reconstructs(Protocol):
-    """A method that can draw what it predicts."""
+class Completes(Protocol):
+    """A method that hides patches and predicts them."""
 
     options: Any
 
     def reconstruct(
         self, x: Tensor, ratio: float, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Predicted images [N, C, H, W] and removed patches bool [N, h, w]."""
+        """Predicted images [N, C, H, W] and hidden patches bool [N, h, w]."""
+        ...
+
+
+class Rebuilds(Protocol):
+    """A method that rebuilds the image that it has seen, from a code or from tokens.
+
+    If it also has `swapped(x)`, images rebuilt with the code of another image, these are shown.
+    """
+
+    options: Any
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Rebuilt images [N, C, H, W], normalised like x."""
         ...
 
 
 def reconstruct(
-    method: Reconstructs,
+    method: Completes | Rebuilds,
     x: Tensor,
     *,
     mean: Sequence[float],
@@ -34,22 +54,24 @@ def reconstruct(
     ratios: Sequence[float] = (0.75, 0.85, 0.95),
     seed: int = 0,
 ) -> Pictures:
-    """One sheet a mask ratio.
+    """One sheet a mask ratio, or one sheet for a method that hides nothing.
 
     Args:
         x: normalised images [N, C, H, W].
-        ratios: shares of patches to remove.
+        ratios: shares of patches to hide; of no use to a method that hides nothing.
         seed: which patches.
 
     Returns:
-        Pictures whose numbers are the PSNR in dB on removed pixels, of the prediction and of the
-        image's mean colour (the trivial guess).
+        Pictures whose numbers are the PSNR in dB, of the prediction and of the image's mean
+        colour (the trivial guess): on the hidden pixels alone, where there are any.
     """
-    out = []
     truth = to_pixels(x.numpy(), mean, std)
+    if "ratio" not in inspect.signature(method.reconstruct).parameters:
+        return _whole(method, x, truth, mean, std)
+    out = []
     for ratio in ratios:
         generator = torch.Generator().manual_seed(seed)
-        pred, mask = method.reconstruct(x, ratio, generator)
+        pred, mask = method.reconstruct(x, ratio, generator)  # type: ignore[call-arg,misc]
         drawn = to_pixels(pred.float().numpy(), mean, std)
         size = x.shape[-1] // mask.shape[-1]
         gone = np.kron(mask.numpy(), np.ones((size, size), dtype=bool))[..., None]
@@ -79,6 +101,37 @@ def reconstruct(
             )
         )
     return Pictures(out)
+
+
+def _whole(
+    method: Any, x: Tensor, truth: np.ndarray, mean: Sequence[float], std: Sequence[float]
+) -> Pictures:
+    """The sheet of a method that has seen every pixel."""
+    everywhere = np.ones((1, 1, 1, 1), dtype=bool)
+    drawn = to_pixels(method.reconstruct(x).float().numpy(), mean, std)
+    flat = np.broadcast_to(truth.mean((1, 2), keepdims=True), truth.shape)
+    columns = {"original": truth, "prediction": drawn}
+    numbers = {
+        "psnr": _psnr(drawn, truth, everywhere),
+        "psnr_mean_colour": _psnr(flat, truth, everywhere),
+    }
+    caption = f"Rebuilt from what the encoder kept; PSNR {numbers['psnr']:.1f} dB"
+    caption += f" (mean colour {numbers['psnr_mean_colour']:.1f} dB)."
+    if hasattr(method, "swapped") and len(x) > 1:
+        other = to_pixels(method.swapped(x).float().numpy(), mean, std)
+        columns["another's code"] = other
+        numbers["psnr_swapped"] = _psnr(other, truth, everywhere)
+        caption += (
+            f" With the code of another image {numbers['psnr_swapped']:.1f} dB: the closer to the "
+            "first number, the less the code is used, and the less the embedding has to learn."
+        )
+    columns["mean colour"] = np.rint(flat).astype(np.uint8)
+    rows = [list(r) for r in zip(*columns.values(), strict=True)]
+    image = sheet(rows, tuple(columns))
+    data = {"prediction": drawn}
+    return Pictures(
+        [Picture(name="reconstruct", image=image, caption=caption, data=data, numbers=numbers)]
+    )
 
 
 def _psnr(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:

@@ -1,0 +1,192 @@
+"""Autoencoder: rebuild the image from a few numbers.
+
+Hinton & Salakhutdinov, "Reducing the Dimensionality of Data with Neural Networks", 2006,
+Science 313; skip connections: Ronneberger et al., "U-Net", 2015, arXiv 1505.04597.
+
+The encoder f turns an image into its embedding, a linear map into a code of few numbers, and a
+decoder g turns the code back into pixels:
+
+    c    = W f(x)
+    loss = mean over images and pixels of (g(c) - x)^2          x normalised
+
+What the code has no room for is lost, so it must hold what explains most of the pixels.
+
+With `skip` the decoder also receives the encoder's early features, the first of every resolution,
+as in a U-Net. The reconstruction becomes far better and the embedding learns nothing, because the
+pixels get around it. `code_use` shows it: the decoder runs again with the code of another image
+of the batch, and
+
+    code_use = 1 - error / error with another image's code      1: all by the code; 0: not used
+
+Differs from the original:
+  - trained at once by back-propagation, without the layer-by-layer start of 2006;
+  - any ViT or ResNet is the encoder, the decoder is convolutional and not the encoder's mirror;
+  - images are randomly cropped and flipped;
+  - a U-Net has no bottleneck vector; here it stays, to show that it goes unused;
+  - both recipes are ours: the paper's nets of plain layers have no counterpart here, only the code
+    of 30 numbers is taken over by "paper".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from nolabel.backbones.base import Backbone
+from nolabel.backbones.vit import patch_grid
+from nolabel.errors import UsageError
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.losses import mean_colour_error
+from nolabel.types import Batch, Clock, Optim, Step, Tokens
+from nolabel.views.plan import View, ViewPlan
+
+NARROWEST = 8  # channels of the decoder's last maps
+WATCHED = 32  # images of a batch that are decoded again to see whether the code is used
+
+
+def factors(n: int) -> list[int]:
+    """Prime factors, ascending; [1] for 1."""
+    out, f = [], 2
+    while n > 1:
+        while n % f == 0:
+            out.append(f)
+            n //= f
+        f += 1
+    return out or [1]
+
+
+class Decoder(nn.Module):
+    """Code [N, code] to image: a small grid of `width` channels, enlarged step by step.
+
+    Args:
+        grid: side of the first map; patch: factor from there to the image.
+        skips: channels of the features that join the maps of a side, {side: D}.
+    """
+
+    def __init__(
+        self, code: int, channels: int, grid: int, patch: int, width: int, skips: Mapping[int, int]
+    ):
+        super().__init__()
+        self.grid, self.skips = grid, dict(skips)
+        self.start = nn.Linear(code, width * grid * grid)
+        self.stages = nn.ModuleList()
+        side = grid
+        for f in factors(patch):
+            out = max(width // f, NARROWEST)
+            inner = width + self.skips.get(side, 0)
+            conv = nn.Conv2d(inner, out * f * f, 3, padding=1)
+            self.stages.append(nn.Sequential(conv, nn.PixelShuffle(f), nn.GELU()))
+            side, width = side * f, out
+        self.last = nn.Conv2d(width + self.skips.get(side, 0), channels, 3, padding=1)
+        for module in self.stages.modules():
+            if isinstance(module, nn.Conv2d):  # torch's own shrinks the signal at each stage
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def forward(self, code: Tensor, maps: Mapping[int, Tensor]) -> Tensor:
+        x = F.gelu(self.start(code)).unflatten(1, (-1, self.grid, self.grid))
+        for stage in (*self.stages, self.last):
+            if x.shape[-1] in self.skips:
+                x = torch.cat([x, maps[x.shape[-1]].to(x.dtype)], 1)
+            x = stage(x)
+        return x.float()
+
+
+class Autoencoder(Method):
+    """Autoencoder with a bottleneck, and with skip connections on request."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """The autoencoder's own options."""
+
+        code: int = 64  # numbers of the bottleneck
+        width: int = 128  # channels of the decoder's first map, fewer at each enlargement
+        skip: bool = False  # early features reach the decoder: good pixels, useless embedding
+        scale: tuple[float, float] = (0.5, 1.0)  # area of the crop
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        for name in ("code", "width"):
+            if getattr(o, name) < 1:
+                raise UsageError(f"{name} is {getattr(o, name)}; it must be at least 1.")
+        self.backbone = backbone
+        grid = patch_grid(backbone.image_size, backbone.patch_size)
+        skips: dict[int, int] = {}
+        if o.skip:
+            if backbone.depth < 2:
+                raise UsageError(
+                    f"skip takes features from before the last layer; {backbone.name!r} has one "
+                    "layer. Use a deeper backbone, or leave skip out."
+                )
+            skips = self._skips(grid * backbone.patch_size)
+        self.to_code = nn.Linear(backbone.dim, o.code)
+        self.decoder = Decoder(o.code, backbone.channels, grid, backbone.patch_size, o.width, skips)
+
+    @torch.no_grad()
+    def _skips(self, size: int) -> dict[int, int]:
+        """Side and channels of the early features, found by a look at a black image."""
+        training = self.backbone.training
+        self.backbone.eval()  # a look must not move running statistics
+        maps = self.encode(torch.zeros(1, self.backbone.channels, size, size))[1]
+        self.backbone.train(training)
+        return {side: m.shape[1] for side, m in maps.items()}
+
+    def encode(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Embedding [N, D], and with skip the first features of each resolution
+        {side: [N, D_i, side, side]}, the last layer's left out."""
+        layers: list[Tokens] = self.backbone.layers(
+            x, self.backbone.depth if self.options.skip else 1
+        )
+        maps: dict[int, Tensor] = {}
+        for t in layers[:-1]:
+            maps.setdefault(t.grid[0], t.patches.transpose(1, 2).unflatten(2, t.grid))
+        return layers[-1].pooled, maps
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        return ViewPlan(views=(View(name="image", size=image_size, scale=options.scale, flip=0.5),))
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        x = batch.views["image"][0]  # [B, C, H, W]
+        pooled, maps = self.encode(x)
+        code = self.to_code(pooled)
+        pred = self.decoder(code, maps)
+        loss = F.mse_loss(pred, x.float())
+        with torch.no_grad():
+            n = min(WATCHED, len(x))
+            wrong = self.decoder(code.roll(1, 0)[:n], {side: m[:n] for side, m in maps.items()})
+            shuffled = F.mse_loss(wrong, x[:n].float())
+            use = 1.0 - F.mse_loss(pred[:n], x[:n].float()) / shuffled
+        logs = {
+            "error_shuffled": shuffled,
+            "code_use": use,
+            "error_mean_colour": mean_colour_error(x),
+        }
+        return Step(loss, logs, pooled.detach())
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] rebuilt from their own codes."""
+        pooled, maps = self.encode(x)
+        return self.decoder(self.to_code(pooled), maps)
+
+    @torch.no_grad()
+    def swapped(self, x: Tensor) -> Tensor:
+        """Images rebuilt with the code of the image before; with skip hardly another picture."""
+        pooled, maps = self.encode(x)
+        return self.decoder(self.to_code(pooled).roll(1, 0), maps)
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        batch = facts.batch_size or max(min(128, facts.images // 4), 1)
+        options = cls.Options(code=30) if name == "paper" else cls.Options(width=64)
+        optim = Optim(lr=2e-3, warmup_epochs=1, lr_end=0.0, weight_decay=0.01)
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)

@@ -1,0 +1,212 @@
+"""dVAE: discrete variational autoencoder, the tokenizer of DALL-E and BEiT.
+
+Ramesh et al., "Zero-Shot Text-to-Image Generation", 2021, arXiv 2102.12092, section 2.1 and
+appendix A; Jang et al., "Categorical Reparameterization with Gumbel-Softmax", 2016, 1611.01144.
+
+The encoder gives each patch logits l over K tokens, q = softmax(l). A token is drawn by
+argmax(l + g), g Gumbel noise; softmax((l + g) / t) is a relaxation of that draw with a gradient,
+exact as t goes to 0. The decoder gets the so weighted sum of K vectors and predicts the pixels:
+
+    loss = -log p(x)  [mean over the numbers of an image]  +  beta / (p^2 C) * mean KL(q || 1 / K)
+    KL   = sum_k q_k log q_k + log K
+
+The division makes both sums over the image's p^2 C numbers a patch (p = 8: beta / 192). With
+likelihood "logit-laplace", pixels x in 0..1 are first brought to y = (1 - 2 eps) x + eps, and
+
+    p(y | mu, b) = exp(-|logit(y) - mu| / b) / (2 b y (1 - y))      eps = 0.1
+
+which, unlike a normal distribution, has no mass outside 0..1; the decoder predicts mu and ln b.
+With "mse", -log p is the squared error of normalised pixels: steadier in short runs. The
+temperature t falls from 1 to 1/16 by half a cosine over the share `anneal` of the run, beta rises
+from 0 by half a cosine over the share `warm`. `tokens` are the argmax of the logits.
+
+Differs from the original:
+  - encoder: any ViT or ResNet with its grid; decoder: a transformer that predicts the pixels of
+    each patch, where the original has convolutions in both;
+  - b is predicted as exp(output) + 0.01, so that flat areas cannot make it 0 (steps of 1/255 are
+    about as large);
+  - the weights are not averaged over the updates (there 0.999), and the learning rate falls over
+    the whole run (there over two fifths of it);
+  - the recipe "auto" (ours) is for small data: more of a short run is spent on both schedules;
+  - a ViT's class token is not trained but by what it gives to the patches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from nolabel.backbones.base import Backbone
+from nolabel.backbones.vit import patch_grid
+from nolabel.errors import UsageError, unknown
+from nolabel.heads import PatchDecoder
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.assignment import codes_in_use
+from nolabel.ops.losses import logit_laplace_nll, mean_colour_error
+from nolabel.ops.patches import unpatchify
+from nolabel.schedules import cosine
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import View, ViewPlan
+
+LIKELIHOODS = ("logit-laplace", "mse")
+EPS = 0.1  # distance of the pixels of the logit-Laplace from 0 and 1
+SMALLEST_LOG_B = math.log(0.01)
+WATCHED = 32  # images of a batch that are rebuilt from their tokens, to see what those are worth
+
+
+def gumbel(logits: Tensor) -> Tensor:
+    """Standard Gumbel noise of the logits' shape: -log of an exponential variable."""
+    return -torch.empty_like(logits).exponential_().log()
+
+
+def kl_to_uniform(logits: Tensor) -> Tensor:
+    """Mean over tokens of KL(softmax(logits) || uniform) in nats, logits [..., K]; in 0..ln K."""
+    log_q = F.log_softmax(logits.float(), -1)
+    return (log_q.exp() * log_q).sum(-1).mean() + math.log(logits.shape[-1])
+
+
+class DVAE(Method):
+    """Discrete VAE with the Gumbel-softmax relaxation; a tokenizer of patches."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """The dVAE's own options; defaults are the paper's, but for the decoder."""
+
+        codes: int = 8192  # K, size of the vocabulary
+        temperature: float = 0.0625  # t at the end; 1 at the start
+        anneal: float = 0.05  # share of the run over which the temperature falls
+        kl_weight: float = 6.6  # beta after its rise
+        warm: float = 0.0017  # share of the run over which beta rises
+        likelihood: str = "logit-laplace"  # of pixels: logit-laplace or mse
+        decoder_dim: int = 256  # width of the decoder and of a token's vector
+        decoder_depth: int = 4  # blocks of the decoder
+        decoder_heads: int = 8  # attention heads of the decoder
+        scale: tuple[float, float] = (0.5, 1.0)  # area of the crop
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        if o.codes < 2:
+            raise UsageError(f"codes is {o.codes}; it must be at least 2.")
+        if o.temperature <= 0:
+            raise UsageError(f"temperature is {o.temperature}; it must be above 0.")
+        for name in ("anneal", "warm"):
+            if not 0.0 <= getattr(o, name) <= 1.0:
+                raise UsageError(f"{name} is {getattr(o, name)}; it is a share between 0 and 1.")
+        if o.likelihood not in LIKELIHOODS:
+            raise unknown("likelihood", o.likelihood, LIKELIHOODS)
+        self.backbone, self.patch = backbone, backbone.patch_size
+        self.numbers = self.patch**2 * backbone.channels  # of a patch
+        grid = patch_grid(backbone.image_size, self.patch)
+        self.to_logits = nn.Linear(backbone.dim, o.codes)
+        self.vectors = nn.Parameter(torch.randn(o.codes, o.decoder_dim))
+        predicted = self.numbers * (1 if o.likelihood == "mse" else 2)
+        self.decoder = PatchDecoder(
+            o.decoder_dim, o.decoder_depth, o.decoder_heads, grid, predicted
+        )
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different tokens, K."""
+        return self.options.codes
+
+    @torch.no_grad()
+    def tokens(self, x: Tensor) -> Tensor:
+        """Normalised images [N, C, H, W] to ids int64 [N, P], row by row, below `vocabulary`."""
+        return self.to_logits(self.backbone.tokens(x).patches).argmax(-1)
+
+    def temperature(self, clock: Clock) -> float:
+        """t of this step."""
+        return _ramp(1.0, self.options.temperature, self.options.anneal, clock)
+
+    def kl_weight(self, clock: Clock) -> float:
+        """beta of this step."""
+        return _ramp(0.0, self.options.kl_weight, self.options.warm, clock)
+
+    def decode(self, v: Tensor) -> Tensor:
+        """Vectors [N, P, decoder_dim] to predictions [N, C or 2 C, H, W] (pixels, or mu, ln b)."""
+        side = int(v.shape[1] ** 0.5)
+        return unpatchify(self.decoder(v), self.patch, (side, side)).float()
+
+    def pixels(self, pred: Tensor) -> Tensor:
+        """The most likely normalised pixels [N, C, H, W] of predictions."""
+        if self.options.likelihood == "mse":
+            return pred
+        y = pred.chunk(2, 1)[0].sigmoid()
+        mean, std = self._statistics(pred)
+        return (((y - EPS) / (1.0 - 2.0 * EPS)).clamp(0.0, 1.0) - mean) / std
+
+    def reconstruction_loss(self, pred: Tensor, x: Tensor) -> Tensor:
+        """-log p(x) as the mean over all numbers, in nats (logit-laplace), or the mean squared
+        error of normalised pixels x [N, C, H, W]."""
+        if self.options.likelihood == "mse":
+            return F.mse_loss(pred, x.float())
+        mu, log_b = pred.chunk(2, 1)
+        mean, std = self._statistics(x)
+        y = (1.0 - 2.0 * EPS) * (x.float() * std + mean).clamp(0.0, 1.0) + EPS
+        floor = log_b.new_tensor(SMALLEST_LOG_B)
+        return logit_laplace_nll(y, mu, torch.logaddexp(log_b, floor)).mean()
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, ...]:
+        made = (
+            torch.tensor(v, dtype=torch.float32, device=like.device) for v in (self.mean, self.std)
+        )
+        return tuple(v.view(-1, 1, 1) for v in made)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] rebuilt from their tokens."""
+        return self.pixels(self.decode(self.vectors[self.tokens(x)]))
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        return ViewPlan(views=(View(name="image", size=image_size, scale=options.scale, flip=0.5),))
+
+    def step(self, batch: Batch, clock: Clock, noise: Tensor | None = None) -> Step:
+        x = batch.views["image"][0]  # [B, C, H, W]
+        t = self.backbone.tokens(x)
+        logits = self.to_logits(t.patches).float()  # [B, P, K]
+        noise = gumbel(logits) if noise is None else noise
+        soft = ((logits + noise) / self.temperature(clock)).softmax(-1)
+        loss = self.reconstruction_loss(self.decode(soft @ self.vectors), x)
+        kl, beta = kl_to_uniform(logits), self.kl_weight(clock)
+        with torch.no_grad():
+            ids, seen = logits.argmax(-1), x[:WATCHED].float()
+            error = F.mse_loss(self.pixels(self.decode(self.vectors[ids[:WATCHED]])), seen)
+        logs = {"error": error, "error_mean_colour": mean_colour_error(seen), "kl": kl.detach()}
+        logs |= {"temperature": self.temperature(clock), "kl_weight": beta}
+        logs |= {"reconstruction": loss.detach(), **codes_in_use(ids, self.options.codes)}
+        return Step(loss + beta / self.numbers * kl, logs, t.pooled.detach())
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # 3,000,000 updates, on 250 million images
+            batch = facts.batch_size or 512
+            epochs = max(round(3_000_000 * batch / facts.images), 1)
+            optim = Optim(lr=1e-4, warmup_epochs=0, lr_end=1.25e-6, weight_decay=1e-4)
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=epochs)
+        batch = facts.batch_size or max(min(128, facts.images // 4), 1)
+        small = facts.image_size <= 96
+        options = (
+            cls.Options(
+                codes=512, anneal=0.7, warm=0.1, decoder_dim=128, decoder_depth=2, decoder_heads=4
+            )
+            if small
+            else cls.Options(anneal=0.5, warm=0.05)
+        )
+        optim = Optim(lr=2e-3 if small else 5e-4, warmup_epochs=1, lr_end=0.0, weight_decay=1e-4)
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
+
+
+def _ramp(start: float, end: float, share: float, clock: Clock) -> float:
+    """Half a cosine from start to end over a share of the run, constant after it."""
+    length = share * clock.total
+    return cosine(start, end, min(clock.step, length), length) if length else end

@@ -1,0 +1,220 @@
+"""VQ-VAE: vector-quantised autoencoder.
+
+van den Oord et al., "Neural Discrete Representation Learning", 2017, arXiv 1711.00937.
+
+The encoder gives each patch a vector z, which is replaced by the nearest of K learned codes e;
+the decoder rebuilds the image from the codes alone. The gradient passes the replacement unchanged
+(straight through), and with sg for "no gradient" and means over all numbers
+
+    q    = z + sg(e_k - z),   k = argmin_j |z - e_j|                                     (eq. 1, 2)
+    loss = (decoder(q) - x)^2 + |sg(z) - e_k|^2 + beta |z - sg(e_k)|^2                   (eq. 3)
+
+The middle term moves the codes; with `ema` (appendix A.1) moving averages do it instead: with n_i
+vectors at code i in a step,
+
+    N_i <- g N_i + (1 - g) n_i,   m_i <- g m_i + (1 - g) sum of those z,   e_i <- m_i / N_i
+
+where the N are first smoothed, (N_i + eps) / (sum N + K eps) * sum N with eps = 1e-5. Each image
+becomes ids of codes, row by row: `tokens`, for BEiT and its like.
+
+Differs from the original:
+  - encoder: any ViT or ResNet with its grid; decoder: a transformer that predicts the pixels of
+    each patch, where the paper has convolutions in both;
+  - the reconstruction is the squared error of normalised pixels, the other terms are means over
+    numbers too (as the authors' code has it, which divides the first by the data's variance);
+  - a code that is used less than `revive` times an equal share is put on a random vector of the
+    step; the first update so puts the codes where the data are (0 = the paper: never);
+  - the averages start at zero, which their ratio does not feel; a code never used stays;
+  - the averages cover the whole optimiser step, all micro-batches and processes;
+  - the prior over codes (a PixelCNN) is left out: it is for sampling;
+  - a ViT's class token is not trained but by what it gives to the patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from nolabel import distributed
+from nolabel.backbones.base import Backbone
+from nolabel.backbones.vit import patch_grid
+from nolabel.errors import UsageError
+from nolabel.heads import PatchDecoder
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.assignment import codes_in_use
+from nolabel.ops.losses import mean_colour_error
+from nolabel.ops.patches import unpatchify
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import View, ViewPlan
+
+EPS = 1e-5  # Laplace smoothing of the codes' counts
+
+
+class Codebook(nn.Module):
+    """K codes of `dim` numbers and how much each is used.
+
+    `observe` only collects; `update` moves the codes once an optimiser step.  So accumulated
+    micro-batches equal the large batch, and a step that the guard skips leaves no trace.
+    """
+
+    codes: Tensor  # e [K, D]
+    count: Tensor  # N [K]
+    total: Tensor  # m [K, D]
+
+    def __init__(self, codes: int, dim: int, *, ema: bool, decay: float, revive: float):
+        super().__init__()
+        self.ema, self.decay, self.revive = ema, decay, revive
+        start = torch.randn(codes, dim)
+        self.register_buffer("count", torch.zeros(codes))
+        if ema:
+            self.register_buffer("codes", start)
+            self.register_buffer("total", torch.zeros(codes, dim))
+        else:
+            self.codes = nn.Parameter(start)
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._step = -1
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor) -> Tensor:
+        """Ids int64 [...] of the codes nearest to z [..., D], the distances in fp32."""
+        with torch.autocast(z.device.type, enabled=False):
+            e, z = self.codes.float(), z.float()
+            return (e.square().sum(-1) - 2.0 * (z @ e.T)).argmin(-1)  # |z|^2 is the same for all
+
+    @torch.no_grad()
+    def observe(self, z: Tensor, ids: Tensor, step: int) -> None:
+        """Adds vectors z [..., D] with ids [...] of optimiser step `step` to the next update."""
+        if step != self._step:  # a new step, or the one before was skipped
+            self._seen, self._step = [], step
+        self._seen.append((z.detach().float().flatten(0, -2), ids.flatten()))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the averages, with `ema` the codes too, and revives codes of little use."""
+        z, ids = (torch.cat(part) for part in zip(*self._seen, strict=True))
+        self._seen, k = [], len(self.codes)
+        count = torch.bincount(ids, minlength=k).to(z.dtype)
+        self.count.lerp_(distributed.sum(count), 1.0 - self.decay)
+        n = self.count.sum()
+        if self.ema:
+            total = torch.zeros_like(self.total).index_add_(0, ids, z)
+            self.total.lerp_(distributed.sum(total), 1.0 - self.decay)
+            smooth = (self.count + EPS) / (n + k * EPS) * n
+            mean = self.total / smooth[:, None]
+            self.codes.copy_(torch.where(self.count[:, None] > 0, mean, self.codes))
+        if self.revive:
+            dead = self.count < self.revive * n / k
+            fresh = z[torch.randint(len(z), (k,), device=z.device)]
+            every = distributed.gather(fresh).unflatten(0, (-1, k))  # [processes, K, D]
+            turn = torch.arange(k, device=z.device)
+            fresh = every[turn % len(every), turn]  # the same on all processes
+            self.codes[dead] = fresh[dead]
+            self.count[dead] = n / k  # as if of average use, to have the time to find it
+            if self.ema:
+                self.total[dead] = fresh[dead] * n / k
+
+
+class VQVAE(Method):
+    """Vector-quantised autoencoder; a tokenizer of patches."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """VQ-VAE's own options; codes, commitment and decay are the paper's."""
+
+        codes: int = 512  # K, size of the codebook
+        code_dim: int = 64  # numbers of a code
+        commitment: float = 0.25  # beta, how firmly vectors are held to their code
+        ema: bool = True  # codes follow by moving averages; False: by the codebook loss
+        decay: float = 0.99  # g of the moving averages
+        revive: float = 0.03  # codes used less than this times an equal share start anew; 0 = never
+        decoder_dim: int = 256  # width of the decoder
+        decoder_depth: int = 4  # blocks of the decoder
+        decoder_heads: int = 8  # attention heads of the decoder
+        scale: tuple[float, float] = (0.5, 1.0)  # area of the crop
+
+    def __init__(self, backbone: Backbone, options: Options):
+        super().__init__(backbone, options)
+        o = options
+        if o.codes < 2 or o.code_dim < 1:
+            raise UsageError(f"Got {o.codes} codes of {o.code_dim}; take 2 of 1 number at least.")
+        if not 0.0 <= o.decay < 1.0:
+            raise UsageError(f"decay is {o.decay}; it must be at least 0 and below 1.")
+        self.backbone, self.patch = backbone, backbone.patch_size
+        grid = patch_grid(backbone.image_size, self.patch)
+        self.to_code = nn.Linear(backbone.dim, o.code_dim)
+        self.codebook = Codebook(
+            o.codes, o.code_dim, ema=o.ema, decay=o.decay, revive=o.revive
+        )  # fmt: skip
+        self.from_code = nn.Linear(o.code_dim, o.decoder_dim)
+        self.decoder = PatchDecoder(
+            o.decoder_dim, o.decoder_depth, o.decoder_heads, grid,
+            self.patch**2 * backbone.channels,
+        )  # fmt: skip
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different tokens, K."""
+        return self.options.codes
+
+    @torch.no_grad()
+    def tokens(self, x: Tensor) -> Tensor:
+        """Normalised images [N, C, H, W] to ids int64 [N, P], row by row, below `vocabulary`."""
+        return self.codebook.nearest(self.to_code(self.backbone.tokens(x).patches))
+
+    def decode(self, q: Tensor) -> Tensor:
+        """Quantised vectors [N, P, code_dim] to images [N, C, H, W]."""
+        side = int(q.shape[1] ** 0.5)
+        return unpatchify(self.decoder(self.from_code(q)), self.patch, (side, side)).float()
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] rebuilt from their tokens."""
+        return self.decode(self.codebook.codes[self.tokens(x)])
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        return ViewPlan(views=(View(name="image", size=image_size, scale=options.scale, flip=0.5),))
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        o = self.options
+        x = batch.views["image"][0]  # [B, C, H, W]
+        t = self.backbone.tokens(x)
+        z = self.to_code(t.patches).float()  # [B, P, code_dim]
+        ids = self.codebook.nearest(z)
+        e = self.codebook.codes[ids]
+        error = F.mse_loss(self.decode(z + (e - z).detach()), x.float())
+        commitment = F.mse_loss(z, e.detach())
+        loss = error + o.commitment * commitment
+        if not o.ema:
+            loss = loss + F.mse_loss(e, z.detach())
+        self.codebook.observe(z, ids, clock.step)
+        logs = {"error": error.detach(), "error_mean_colour": mean_colour_error(x)}
+        logs |= {"commitment": commitment.detach(), **codes_in_use(ids, o.codes)}
+        return Step(loss, logs, t.pooled.detach())
+
+    def after_update(self, clock: Clock) -> None:
+        self.codebook.update()
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # 250,000 updates, which are 25 epochs of ImageNet
+            batch = facts.batch_size or 128
+            epochs = max(round(250_000 * batch / facts.images), 1)
+            optim = Optim(lr=2e-4, warmup_epochs=0, lr_end=2e-4, weight_decay=0.0)
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=epochs)
+        batch = facts.batch_size or max(min(128, facts.images // 4), 1)
+        small = facts.image_size <= 96
+        options = (
+            cls.Options(code_dim=32, decoder_dim=128, decoder_depth=2, decoder_heads=4)
+            if small
+            else cls.Options(codes=2048, code_dim=32)
+        )
+        optim = Optim(lr=2e-3 if small else 5e-4, warmup_epochs=1, lr_end=0.0, weight_decay=0.0)
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
