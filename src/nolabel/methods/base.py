@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
 from nolabel.backbones.base import Backbone, require
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan
+
+if TYPE_CHECKING:
+    from nolabel.data.tokens import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,9 @@ class Method(nn.Module):
     # What `options.teacher` names, "encoder" (ENC) or "tokenizer" (a run of vqvae or dvae); such a
     # method is built as kind(backbone, options, teacher) with a `Frozen`.
     takes: ClassVar[str] = ""
+    # Whether it learns from captions: batches then carry `text`, it is built as kind(backbone,
+    # options, tokenizer), and has `shared`, a `SharedSpace` that is saved beside the encoder.
+    wants_text: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -84,6 +91,17 @@ class Method(nn.Module):
         batch = facts.batch_size or max(min(256, facts.images // 4), 1)
         optim = Optim(lr=1e-3, warmup_epochs=1.0, lr_end=0.0, weight_decay=0.05)
         return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)
+
+    @classmethod
+    def make_tokenizer(cls, options: Any, texts: Iterable[str]) -> Tokenizer:
+        """The tokenizer that it is built with, if it `wants_text`.
+
+        Called once a run, before the method is built; the run's folder keeps it.
+
+        Args:
+            texts: captions of the training data, at most 100,000 of them, spread over the set.
+        """
+        raise NotImplementedError
 
     @staticmethod
     def init(backbone: Backbone) -> None:
