@@ -10,7 +10,11 @@ import torch
 from nolabel import methods
 from nolabel.testing import check_method
 
+TEXT = {"vocabulary": 530, "context": 10, "projection": 8, "text_dim": 16, "text_depth": 1,
+        "text_heads": 2, "chunk": 2}  # fmt: skip
 SMALL = {
+    "clip": TEXT,
+    "siglip": TEXT,
     "dino": {
         "prototypes": 32,
         "hidden": 16,
@@ -24,7 +28,13 @@ SMALL = {
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "simclr": {"hidden": 16, "projection": 8, "blur": 0.5},
 }
-OTHER = {"dino": {"local_size": 8}, "mae": {}, "simclr": {}}
+OTHER = {
+    "dino": {"local_size": 8},
+    "mae": {},
+    "simclr": {},
+    "clip": {"chunk": 4},
+    "siglip": {"chunk": 4},
+}
 
 MINE = '''
 from dataclasses import dataclass
@@ -67,7 +77,7 @@ def test_every_method_keeps_the_contract(name):
     check_method(name, options=SMALL[name], alternatives=OTHER[name])
 
 
-@pytest.mark.parametrize("name", ["dino", "simclr"])
+@pytest.mark.parametrize("name", ["dino", "simclr", "clip"])
 def test_methods_for_any_backbone_keep_the_contract_on_a_resnet(name):
     options = {k: v for k, v in SMALL[name].items() if k != "drop_path"}
     check_method(name, options=options, alternatives=OTHER[name], backbone="resnet_nano")
