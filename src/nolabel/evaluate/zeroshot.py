@@ -124,6 +124,8 @@ def run_zeroshot(
         )
     found = features[1] if features else extract(encoder, test, batch_size=o.batch_size)
     images = text.project(found.values)
+    if not bool(torch.isfinite(images).all()):
+        raise DataError(f"{encoder.name} gives features of {test.name!r} that are not finite.")
     captions = _captions(test, found) if captioned else []
     rows, notes = [], []
     if test.labels is not None and found.labels is not None:
