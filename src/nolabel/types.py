@@ -130,7 +130,9 @@ class Report:
     encoder: str
     train: str
     test: str
-    rows: tuple[Mapping[str, Any], ...]  # setting, metric, value, low, high, chance where it is known
+    rows: tuple[
+        Mapping[str, Any], ...
+    ]  # setting, metric, value, low, high, chance where it is known
     best: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 

@@ -65,8 +65,14 @@ def test_losses_and_their_gradients_match_the_official_numbers():
 
 def block_names(prefix, names):
     """Official names of a transformer's tensors -> ours (and timm's)."""
-    table = {"ln_1": "norm1", "ln_2": "norm2", "attn.in_proj_": "attn.qkv.",
-             "attn.out_proj": "attn.proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}  # fmt: skip
+    table = {
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "attn.in_proj_": "attn.qkv.",
+        "attn.out_proj": "attn.proj",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
     out = {}
     for name in names:
         if name.startswith(prefix + "transformer.resblocks."):

@@ -40,9 +40,7 @@ def one_of_two(rank, port, folder, name, chunk):
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD
     )
-    torch.save(
-        gradients(name, slice(3 * rank, 3 * rank + 3), chunk), Path(folder) / f"{rank}.pt"
-    )
+    torch.save(gradients(name, slice(3 * rank, 3 * rank + 3), chunk), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -163,9 +163,7 @@ class StepDataset(Dataset[Batch]):
             skipped=raw.skipped,
         )
 
-    def _read(
-        self, index: int, epoch: int, skipped: list[tuple[str, str]]
-    ) -> tuple[Sample, int]:
+    def _read(self, index: int, epoch: int, skipped: list[tuple[str, str]]) -> tuple[Sample, int]:
         """The image at `index` or a stand-in, and the index of what was read."""
         candidate = index
         for attempt in range(ATTEMPTS + 1):

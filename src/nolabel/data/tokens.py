@@ -195,9 +195,7 @@ def _assembled(merges: Sequence[tuple[str, ...]], marks: tuple[str, str], contex
     words = itertools.chain(symbols, (s + _END for s in symbols), ("".join(m) for m in merges))
     ids = {word: i for i, word in enumerate((*words, *marks))}
     pairs: Any = [(m[0], m[1]) for m in merges]
-    core: Any = Core(
-        models.BPE(ids, pairs, continuing_subword_prefix="", end_of_word_suffix=_END)
-    )
+    core: Any = Core(models.BPE(ids, pairs, continuing_subword_prefix="", end_of_word_suffix=_END))
     core.normalizer, core.pre_tokenizer = _pieces()
     core.decoder = decoders.BPEDecoder(suffix=_END)
     core.add_special_tokens([AddedToken(m, special=True, normalized=False) for m in marks])

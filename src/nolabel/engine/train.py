@@ -317,8 +317,8 @@ def export(run: Run, method: Method, plan: ViewPlan) -> None:
     """Writes the public encoder file of the branch to judge, and the text side where there is
     one."""
     if method.wants_text:
-        shared: Any = method.shared
-        save_text(run.folder / TEXT_FILE, shared, method.tokenizer, method=run.method)
+        own: Any = method
+        save_text(run.folder / TEXT_FILE, own.shared, own.tokenizer, method=run.method)
     encoder = method.encoder
     teacher = any(encoder is m for m in getattr(method, "teacher", torch.nn.Module()).modules())
     shared = run.to_dict()

@@ -18,7 +18,6 @@ Chance is that of a guess at random among the classes, or of a random order of t
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,9 +159,7 @@ def run_zeroshot(
     )  # fmt: skip
 
 
-def class_rows(
-    setting: str, guesses: Tensor, labels: Tensor, classes: int
-) -> list[dict[str, Any]]:
+def class_rows(setting: str, guesses: Tensor, labels: Tensor, classes: int) -> list[dict[str, Any]]:
     """top1, top5 (of more than five classes) and the mean of the classes' recalls.
 
     Args:

@@ -82,7 +82,9 @@ class TextEncoder:
                 f"{features.shape[-1]}.  Use the encoder of the same run."
             )
         with self._inference():
-            parts = [self.shared.images(f.to(self.device)).cpu() for f in features.split(batch_size)]
+            parts = [
+                self.shared.images(f.to(self.device)).cpu() for f in features.split(batch_size)
+            ]
         return torch.cat(parts) if parts else torch.empty(0, self.shared.image.out_features)
 
     @contextmanager
