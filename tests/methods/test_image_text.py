@@ -382,3 +382,21 @@ def test_images_without_captions_are_refused_at_once(photos, tmp_path):
     with pytest.raises(DataError, match="no texts.*column `text`"):
         nl.pretrain("clip", data=str(photos), out=tmp_path / "run", steps=1, quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["clip", "siglip"])
+def test_it_learns_to_name_what_it_was_never_told_as_a_label(tmp_path, method):
+    """Captions name colours and grounds too, which are easier: kinds come last."""
+    run = nl.pretrain(
+        method, data="creatures", out=tmp_path / "run", backbone="resnet_nano", steps=250,
+        batch_size=128, lr=1.5e-3, scale=(0.9, 1.0), precision="fp32", quiet=True,
+        checkpoint_every=100_000,
+    )  # fmt: skip
+    templates = ("a red {} on a dark blue ground", "a green {} on a light orange ground",
+                 "an orange {} on a dark red ground", "a blue {} on a light pink ground",
+                 "a purple {} on a light green ground", "{}", "a {}")  # fmt: skip
+    report = nl.evaluate("zeroshot", str(run.folder), test="creatures:test", templates=templates)
+    rows = {(r["setting"], r["metric"]): r for r in report.rows}
+    for row in (report.best, rows["image to text", "recall@1"], rows["text to image", "recall@1"]):
+        assert row["low"] > row["chance"], row
+    assert rows["image to text", "recall@1"]["value"] > 20 * report.rows[3]["chance"]
