@@ -30,10 +30,14 @@ def photos(tmp_path_factory) -> Path:
     return root
 
 
+TEXT = {"vocabulary": 600, "context": 12, "projection": 8, "text_dim": 16, "text_depth": 1,
+        "text_heads": 2}  # fmt: skip
 TINY = {
     "autoencoder": {"code": 8, "width": 16},
     "vqvae": {"codes": 32, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "dvae": {"codes": 32, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+    "clip": TEXT,
+    "siglip": TEXT,
     "dino": {"prototypes": 32, "hidden": 16, "bottleneck": 8, "local_crops": 2, "drop_path": 0.1},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "simclr": {"hidden": 16, "projection": 8},

@@ -13,7 +13,7 @@ VERBS = {
     "demo": "the main job on built-in data: pre-train, compare, pictures, report.html",
     "pretrain": "METHOD --data SRC: train an encoder on unlabelled images",
     "resume": "DIR: continue a stopped run exactly",
-    "evaluate": "PROTOCOL --encoder ENC --train SRC [--test SRC]: measure an encoder",
+    "evaluate": "PROTOCOL --encoder ENC [--train SRC] [--test SRC]: measure an encoder",
     "compare": "ENC ENC ... --train SRC [--test SRC]: several encoders, one table",
     "ablate": "METHOD --data SRC: its settings one at a time, equal budgets, several seeds",
     "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
@@ -169,13 +169,17 @@ def _evaluate(args: list[str]) -> None:
         raise unknown("protocol", name, names)
     import tyro
 
-    kind = options_of(name)
+    kind, learns = options_of(name), "train" in PROTOCOLS[name].needs
     text, maybe, told = str, str | None, tyro.conf.arg
     fields: list[Any] = [
         ("encoder", Annotated[text, told(help="ENC: a run's folder, timm:NAME, pixels, ...")]),
-        ("train", Annotated[text, told(help="SRC with labels, to learn from")]),
+        ("train", Annotated[text, told(help="SRC with labels, to learn from")])
+        if learns
+        else ("train", Annotated[maybe, tyro.conf.Suppress], None),
         ("test", Annotated[maybe, told(help="SRC with labels, to judge on; by default "
-                                       "the set's test split, or a fifth of train")], None),
+                                       "the set's test split, or a fifth of train")], None)
+        if learns
+        else ("test", Annotated[text, told(help="SRC with labels, captions or both")]),
         ("options", Annotated[kind, tyro.conf.OmitArgPrefixes], kind()),
         ("json", Annotated[maybe, told(help="write the table to this file")], None),
     ]  # fmt: skip
@@ -183,7 +187,8 @@ def _evaluate(args: list[str]) -> None:
         make_dataclass("Evaluate", fields, frozen=True, kw_only=True),
         args[1:],
         f"nolabel evaluate {name}",
-        "Measure an encoder: --encoder ENC --train SRC [--test SRC].",
+        "Measure an encoder: --encoder ENC "
+        + ("--train SRC [--test SRC]." if learns else "--test SRC."),
     )
     options = asdict(given.options)
     report = evaluate(name, given.encoder, given.train, given.test, **options)

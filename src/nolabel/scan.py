@@ -17,6 +17,7 @@ from nolabel.data.items import Items
 from nolabel.data.sources import Source, Subset
 from nolabel.data.survey import Survey, survey
 from nolabel.engine import calibrate
+from nolabel.engine.texts import learn_tokenizer
 from nolabel.engine.train import build_method, device_of
 from nolabel.heads import count_parameters
 from nolabel.methods.base import Method
@@ -111,7 +112,7 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
     )
     run = dataclasses.replace(run, images=len(source))
     device = device_of(run)
-    network, plan = build_method(run)
+    network, plan = build_method(run, learn_tokenizer(run, source))
     network.to(device)
     measured = calibrate.measure(run, network, plan, good, device)
     steps = int(run.settings.steps or 1)
@@ -157,7 +158,8 @@ def _readable(source: Source) -> Source:
 def _saved_bytes(network: Method, batch: Batch) -> int:
     """Bytes an image that a step keeps for its backward pass, measured on a few images."""
     some = {name: view[:, :_TRIAL] for name, view in batch.views.items()}
-    few = dataclasses.replace(batch, views=some, keys=None, labels=None)
+    text = None if batch.text is None else batch.text[:_TRIAL]
+    few = dataclasses.replace(batch, views=some, keys=None, labels=None, text=text)
     seen: dict[int, int] = {}
 
     def note(t: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from nolabel.types import Batch, Clock, Optim, Tokens
 from nolabel.views.plan import ViewPlan
 
 IMAGES, SIDE = 6, 32
+COLOURS = ("red", "green", "blue", "orange", "purple", "yellow")
 
 
 def check_method(
@@ -68,19 +69,27 @@ class _Run:
     losses: list[float]
 
 
+def captions(seed: int = 0) -> tuple[str, ...]:
+    """A text for each image of a batch."""
+    things = ("spider", "crab", "owl", "snake", "fish")
+    return tuple(f"a {c} {things[(i * seed + i) % 5]}" for i, c in enumerate(COLOURS))
+
+
 def _plan_batch(plan: ViewPlan, seed: int) -> Batch:
     g = torch.Generator().manual_seed(seed)
     views = {
         v.name: torch.randn(v.count, IMAGES, 3, v.size, v.size, generator=g) for v in plan.views
     }
-    return Batch(views=views, keys=torch.arange(IMAGES))
+    return Batch(views=views, keys=torch.arange(IMAGES), text=captions(seed))
 
 
 def _build(kind: type[Method], options: Any, backbone: str) -> Method:
     torch.manual_seed(0)
     net = backbones.build(backbone, image_size=SIDE, kwargs=kind.backbone_kwargs(options))
     kind.init(net)
-    return kind(net, options).train()
+    texts = [t for seed in range(5) for t in captions(seed)]
+    extra = [kind.make_tokenizer(options, texts)] if kind.wants_text else []
+    return kind(net, options, *extra).train()
 
 
 def _advance(run: _Run, plan: ViewPlan, start: int, steps: int) -> None:

@@ -130,7 +130,9 @@ class Report:
     encoder: str
     train: str
     test: str
-    rows: tuple[Mapping[str, Any], ...]  # setting, metric, value, low, high
+    rows: tuple[
+        Mapping[str, Any], ...
+    ]  # setting, metric, value, low, high, chance where it is known
     best: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
@@ -149,11 +151,15 @@ class Report:
         return out
 
     def __str__(self) -> str:
-        lines = [f"{self.protocol}  {self.encoder}  (train {self.train}, test {self.test})"]
+        train = f"train {self.train}, " if self.train else ""
+        lines = [f"{self.protocol}  {self.encoder}  ({train}test {self.test})"]
         for r in self.rows:
             mark = " *" if r["setting"] == self.best.get("setting") else ""
             span = f"  [{r['low']:.1%}, {r['high']:.1%}]" if r.get("low") is not None else ""
-            lines.append(f"  {r['setting']:<28} {r['metric']:<6} {r['value']:7.2%}{span}{mark}")
+            chance = f"  chance {r['chance']:.2%}" if "chance" in r else ""
+            lines.append(
+                f"  {r['setting']:<28} {r['metric']:<6} {r['value']:7.2%}{span}{chance}{mark}"
+            )
         lines += [f"  note: {n}" for n in self.notes]
         return "\n".join(lines)
 

@@ -10,6 +10,8 @@ import torch
 from nolabel import methods
 from nolabel.testing import check_method
 
+TEXT = {"vocabulary": 530, "context": 10, "projection": 8, "text_dim": 16, "text_depth": 1,
+        "text_heads": 2, "chunk": 2}  # fmt: skip
 SMALL = {
     "autoencoder": {"code": 8, "width": 16},
     "vqvae": {
@@ -20,6 +22,8 @@ SMALL = {
         "decoder_heads": 2,
     },
     "dvae": {"codes": 32, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "clip": TEXT,
+    "siglip": TEXT,
     "dino": {
         "prototypes": 32,
         "hidden": 16,
@@ -70,6 +74,8 @@ OTHER = {
     "deepclusterv2": {"local_size": 8, "images": 9, "clusters": 2, "iterations": 0},
     "obow": {"local_size": 8, "global_size": 16, "levels": 1},
     "dino": {"local_size": 8, "teacher": "copy", "centring": "sinkhorn", "loss": "mse"},
+    "clip": {"chunk": 4},
+    "siglip": {"chunk": 4},
 }
 
 MINE = '''
@@ -114,7 +120,7 @@ def test_every_method_keeps_the_contract(name):
 
 
 ANY_BACKBONE = [
-    "autoencoder", "vqvae", "dvae", "triplet", "simclr", "mocov2", "mocov3", "swav",
+    "clip", "autoencoder", "vqvae", "dvae", "triplet", "simclr", "mocov2", "mocov3", "swav",
     "deepclusterv2", "obow", "barlow", "byol", "dino",
 ]  # fmt: skip
 

@@ -48,6 +48,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (0.94, 0.94, 0.92),
     "black": (0.16, 0.16, 0.19),
 }
+_NAMES = tuple(COLOURS)
 _RGB = np.array(list(COLOURS.values()))
 # The ground's lightness decides which colours a creature may have, so that a person can always
 # tell it from the ground.
@@ -68,9 +69,8 @@ class Scene:
     @property
     def caption(self) -> str:
         """What it shows: number, colour and kind, relation of the first two, and the ground."""
-        names = [_name(c) for c in self.creatures]
-        shade = "dark" if self.ground["dark"] else "light"
-        where = f"on a {shade} {_colour(self.ground)} ground"
+        names = [_name(c["colour"], c["kind"]) for c in self.creatures]
+        where = _where(self.ground["dark"], self.ground["colour"])
         if len(names) == 1:
             return f"{_article(names[0])} {where}"
         one, two = self.creatures[0], self.creatures[1]
@@ -85,12 +85,12 @@ class Scene:
         return f"{number} creatures: {first}{rest}, {where}"
 
 
-def _colour(record: np.ndarray) -> str:
-    return list(COLOURS)[int(record["colour"])]
+def _where(dark: np.ndarray, colour: np.ndarray) -> str:
+    return f"on a {'dark' if dark else 'light'} {_NAMES[int(colour)]} ground"
 
 
-def _name(creature: np.ndarray) -> str:
-    return f"{_colour(creature)} {KINDS[int(creature['kind'])]}"
+def _name(colour: np.ndarray, kind: np.ndarray) -> str:
+    return f"{_NAMES[int(colour)]} {KINDS[int(kind)]}"
 
 
 def _article(name: str) -> str:
@@ -128,12 +128,23 @@ def _labels(seed: int, split: str, index: np.ndarray) -> np.ndarray:
     return order[np.arange(len(index)), index % len(KINDS)].astype(np.int64)
 
 
+def _ground_tones(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Colour and darkness of N grounds from uniform numbers [N, 2 or more]."""
+    return (u[:, 0] * _GROUNDS).astype(np.int64), u[:, 1] < 0.5
+
+
+def _colours(u: np.ndarray, dark: np.ndarray) -> np.ndarray:
+    """Colours of N creatures from uniform numbers [N, 1 or more] and whether the grounds are
+    dark."""
+    pick = (u[:, 0] * len(_ON_DARK)).astype(int)
+    return np.where(dark, _ON_DARK[pick], _ON_LIGHT[pick])
+
+
 def _draw_grounds(u: np.ndarray) -> np.ndarray:
     """Grounds of N scenes from uniform numbers [N, 48]."""
     n = len(u)
     out = np.zeros(n, GROUND)
-    out["colour"] = u[:, 0] * _GROUNDS
-    out["dark"] = u[:, 1] < 0.5
+    out["colour"], out["dark"] = _ground_tones(u)
     dark = out["dark"][:, None]
     hue = _RGB[out["colour"]]
     out["base"] = np.where(dark, 0.30 * hue + 0.02, 0.36 * hue + 0.62) + 0.05 * (u[:, 2:5] - 0.5)
@@ -159,8 +170,7 @@ def _draw_creatures(
     """
     out = np.zeros(len(u), CREATURE)
     out["kind"] = kind
-    pick = (u[:, 0] * len(_ON_DARK)).astype(int)
-    out["colour"] = np.where(dark, _ON_DARK[pick], _ON_LIGHT[pick])
+    out["colour"] = _colours(u, dark)
     main = np.clip(_RGB[out["colour"]] + 0.08 * (u[:, 1:4] - 0.5), 0, 1)
     accent = _RGB[((out["colour"] + 1 + u[:, 4] * (len(_RGB) - 1)) % len(_RGB)).astype(int)]
     bright = main.mean(axis=1, keepdims=True) > 0.3
@@ -319,6 +329,23 @@ class Creatures:
     def read(self, index: int) -> Sample:
         """One image with its whole ground truth and caption."""
         return render(self.scene(index), self.size)
+
+    def read_text(self, index: int) -> str:
+        """The caption of an image."""
+        return self.read_texts(np.array([index]))[0]
+
+    def read_texts(self, indices: np.ndarray) -> tuple[str, ...]:
+        """Captions of the images at `indices`, int [N]; nothing is drawn for them."""
+        which = np.asarray(indices, np.int64)
+        self._check_indices(which)
+        colours, dark = _ground_tones(_uniform(self.seed, self.split, which, 0, 2))
+        own = _colours(_uniform(self.seed, self.split, which, 3, 1), dark)
+        return tuple(
+            f"{_article(_name(colour, kind))} {_where(shade, ground)}"
+            for colour, kind, shade, ground in zip(
+                own, self.labels[which], dark, colours, strict=True
+            )
+        )
 
     def images(self, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Images alone, the fast path: uint8 [N, H, W, 3]; all of them if `indices` is None."""

@@ -73,6 +73,10 @@ class Emoji:
         """The name of picture i, such as `grinning face`."""
         return self.texts[i]
 
+    def read_texts(self, indices: np.ndarray, /) -> tuple[str, ...]:
+        """Names of the pictures at `indices`."""
+        return tuple(self.texts[i] for i in indices)
+
     def images(self, indices: np.ndarray, /) -> np.ndarray:
         """uint8 [N, 72, 72, 3]."""
         return self._all[indices]

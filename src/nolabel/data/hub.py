@@ -62,6 +62,8 @@ class Hub:
         keep = [self._image] + ([self._text] if self._text else [])
         self.labels, self.classes = _labels(data, kinds)
         self._rows = data.select_columns(keep)
+        # Captions alone, so that reading one does not read its picture.
+        self._captions = data.select_columns([self._text]) if self._text else None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -97,7 +99,13 @@ class Hub:
 
     def read_text(self, i: int, /) -> str | None:
         """The text of image i."""
-        return self._rows[i][self._text] if self._text else None
+        return self._captions[i][self._text] if self._captions is not None else None
+
+    def read_texts(self, indices: np.ndarray, /) -> tuple[str | None, ...]:
+        """The texts of the images at `indices`, int [N]."""
+        if self._captions is None:
+            return (None,) * len(indices)
+        return tuple(self._captions[indices.tolist()][self._text])
 
 
 def _load(name: str, split: str) -> Any:

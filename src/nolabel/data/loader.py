@@ -41,6 +41,7 @@ def make_loader(
     workers: int = 0,
     pin: bool = False,
     with_labels: bool = False,
+    with_text: bool = False,
 ) -> Iterator[Batch]:
     """Yields the batches of steps start_step .. total_steps - 1: `accumulate` of them a step.
 
@@ -60,9 +61,10 @@ def make_loader(
         workers: Worker processes; 0 reads in this process.
         pin: Whether to return page-locked tensors, for a quick copy to a GPU.
         with_labels: Whether batches carry labels.
+        with_text: Whether batches carry texts.
 
     Raises:
-        UsageError: At once, see `StepDataset`.
+        UsageError, DataError: At once, see `StepDataset`.
         DataError: From the iterator: a worker died, or the source is full of bad files.
     """
     dataset = StepDataset(
@@ -74,6 +76,7 @@ def make_loader(
         rank=rank,
         world=world,
         with_labels=with_labels,
+        with_text=with_text,
     )
     steps = _Steps(start_step, total_steps, accumulate)
     if workers < 0:

@@ -15,6 +15,7 @@ import numpy as np
 
 from nolabel.data.items import Items
 from nolabel.data.order import index_at
+from nolabel.data.texts import texts_of
 from nolabel.errors import DataError, UsageError, did_you_mean, unknown
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ class Source(Protocol):
     A source that holds its images in memory at one size also has `images(indices)`, int [N] ->
     uint8 [N, H, W, 3], which reads a whole batch at once (see `fast_images`).  One whose files
     may be decoded at a reduced scale has `reduces = True`, and its `read` takes `enough`, a number
-    of pixels that will do (see `read_image`).
+    of pixels that will do (see `read_image`).  One that has texts has
+    `read_text(i)`, str or None, which decodes no image, and if many at once are quicker,
+    `read_texts(indices)` (see `nolabel.data.texts`).
     """
 
     @property
@@ -178,6 +181,10 @@ class Subset:
     def read(self, i: int, /, **how: Any) -> Sample:
         """Image i of the subset, as the source reads it.  Raises BadImage."""
         return self.source.read(int(self.indices[i]), **how)
+
+    def read_texts(self, indices: np.ndarray, /) -> tuple[str | None, ...]:
+        """Texts of the images at `indices`, None where there is none."""
+        return texts_of(self.source, self.indices[indices])
 
     def images(self, indices: np.ndarray, /) -> np.ndarray:
         """uint8 [N, H, W, 3]; only when the source is in memory."""

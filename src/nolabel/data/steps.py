@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 from nolabel.data.blocks import block_index_at
 from nolabel.data.order import batch_indices, replacement, steps_per_epoch
 from nolabel.data.sources import Source, fast_images
+from nolabel.data.texts import require_texts, texts_of
 from nolabel.errors import BadImage, DataError, UsageError, printable
-from nolabel.types import Batch
+from nolabel.types import Batch, Sample
 from nolabel.views.plan import ViewPlan
 
 ATTEMPTS = 10  # stand-ins tried for one unreadable image
@@ -37,6 +38,7 @@ class Raw:
     keys: np.ndarray  # int64 [B]: the image that is there; differs where one was replaced
     epoch: int
     skipped: tuple[tuple[str, str], ...]  # (path, reason)
+    texts: tuple[str, ...] | None = None  # of the images that are there
 
 
 def how_to_read(source: Source, plan: ViewPlan | None) -> dict[str, int]:
@@ -61,10 +63,12 @@ class StepDataset(Dataset[Batch]):
         world: Number of processes.
         with_labels: Whether batches carry labels.  They do not unless asked: what learns without
             labels cannot then be given them by mistake.
+        with_text: Whether batches carry texts.  An image without one counts as unreadable.
 
     Raises:
         UsageError: The batch is larger than the data or cannot be cut evenly; or labels are
             asked of a source that has none.
+        DataError: Texts are asked of a source that has none.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class StepDataset(Dataset[Batch]):
         rank: int = 0,
         world: int = 1,
         with_labels: bool = False,
+        with_text: bool = False,
     ):
         parts = world * accumulate
         _check_batch(source, batch_size, parts)
@@ -85,6 +90,8 @@ class StepDataset(Dataset[Batch]):
             raise UsageError(f"Rank {rank} does not exist among {world} processes.")
         if with_labels and source.labels is None:
             raise UsageError(f"{source.name!r} has no labels to put into the batches.")
+        if with_text:
+            require_texts(source)
         self.source = source
         self.executor = executor
         self.seed = seed
@@ -92,7 +99,7 @@ class StepDataset(Dataset[Batch]):
         self.accumulate = accumulate
         self.first_part = rank * accumulate
         self.part_size = batch_size // parts
-        self.with_labels = with_labels
+        self.with_labels, self.with_text = with_labels, with_text
         self._images = fast_images(source)
         self._how = how_to_read(source, getattr(executor, "plan", None))
 
@@ -111,13 +118,26 @@ class StepDataset(Dataset[Batch]):
         first = (self.first_part + micro) * self.part_size
         due = due[first : first + self.part_size]
         if self._images is not None:
-            return Raw(self._images(due), due, due, epoch, ())
-        images, keys = [], due.copy()
+            return Raw(self._images(due), due, due, epoch, (), self._texts(due))
+        images, texts, keys = [], [], due.copy()
         skipped: list[tuple[str, str]] = []
         for place, index in enumerate(due.tolist()):
-            image, keys[place] = self._read(index, epoch, skipped)
-            images.append(image)
-        return Raw(images, due, keys, epoch, tuple(skipped))
+            sample, keys[place] = self._read(index, epoch, skipped)
+            images.append(sample.image)
+            texts.append(sample.text or "")
+        return Raw(
+            images, due, keys, epoch, tuple(skipped), tuple(texts) if self.with_text else None
+        )
+
+    def _texts(self, keys: np.ndarray) -> tuple[str, ...] | None:
+        """Texts of images that were read together."""
+        if not self.with_text:
+            return None
+        texts = texts_of(self.source, keys)
+        for text, key in zip(texts, keys.tolist(), strict=True):
+            if not text:
+                raise DataError(f"{self.source.path(key)} has no text, which this method needs.")
+        return tuple(text or "" for text in texts)
 
     def _due(self, step: int) -> tuple[int, np.ndarray]:
         """Epoch and images, int64 [batch_size], of a global batch; in blocks for shards."""
@@ -139,17 +159,19 @@ class StepDataset(Dataset[Batch]):
             views=self.executor(raw.images, raw.places, raw.epoch),
             keys=torch.from_numpy(raw.keys),
             labels=labels,
+            text=raw.texts,
             skipped=raw.skipped,
         )
 
-    def _read(
-        self, index: int, epoch: int, skipped: list[tuple[str, str]]
-    ) -> tuple[np.ndarray, int]:
+    def _read(self, index: int, epoch: int, skipped: list[tuple[str, str]]) -> tuple[Sample, int]:
         """The image at `index` or a stand-in, and the index of what was read."""
         candidate = index
         for attempt in range(ATTEMPTS + 1):
             try:
-                return self.source.read(candidate, **self._how).image, candidate
+                sample = self.source.read(candidate, **self._how)
+                if sample.text or not self.with_text:
+                    return sample, candidate
+                raise BadImage(self.source.path(candidate), "has no text")
             except BadImage as error:
                 skipped.append((printable(error.path), error.reason))
             candidate = replacement(self.seed, epoch, index, attempt, len(self.source))

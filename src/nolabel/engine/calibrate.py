@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nolabel import methods
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source
 from nolabel.engine.log import say
@@ -115,6 +116,7 @@ def _batches(run: Run, plan: ViewPlan, source: Source) -> list[tuple[Batch, floa
     loader = make_loader(
         source, FastViews(plan, s.seed, device="cpu"), seed=s.seed,
         batch_size=int(s.batch_size or 1), start_step=0, total_steps=3, accumulate=s.accumulate,
+        with_text=methods.load(run.method).wants_text,
     )  # fmt: skip
     out, tick = [], time.perf_counter()
     for batch in loader:

@@ -6,6 +6,7 @@ import dataclasses
 
 from nolabel import methods
 from nolabel.data.sources import Source
+from nolabel.engine.texts import learn_tokenizer
 from nolabel.engine.train import build_method
 from nolabel.heads import count_parameters
 from nolabel.options import Run
@@ -14,7 +15,7 @@ from nolabel.options import Run
 def describe(run: Run, source: Source) -> str:
     """Data, network, views, length, options and a rough peak of memory."""
     s = run.settings
-    method, plan = build_method(run)
+    method, plan = build_method(run, learn_tokenizer(run, source))
     trainable = count_parameters(method, trainable=True)
     frozen = count_parameters(method) - trainable
     if s.steps:

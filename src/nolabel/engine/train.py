@@ -10,9 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from nolabel import backbones, methods
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source, open_source, warm
 from nolabel.data.stages import why_starved
+from nolabel.data.tokens import TOKENIZER_FILE, Tokenizer
 from nolabel.engine import calibrate, probe
 from nolabel.engine.checkpoint import (
     SaveFailed,
@@ -39,6 +38,8 @@ from nolabel.engine.environment import environment
 from nolabel.engine.health import NonFiniteGuard, signals
 from nolabel.engine.log import MetricsLog, Progress, say
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm, set_rates
+from nolabel.engine.stop import StopRequest
+from nolabel.engine.texts import learn_tokenizer, saved_tokenizer
 from nolabel.errors import DataError, Stopped, UsageError
 from nolabel.methods.base import Method
 from nolabel.options import Run, read_yaml, with_length
@@ -48,6 +49,7 @@ from nolabel.views import FastViews
 from nolabel.views.plan import ViewPlan
 from nolabel.weights import load
 from nolabel.weights.file import save_encoder
+from nolabel.weights.text import TEXT_FILE, save_text
 
 CHECKPOINT_SECONDS = 300.0
 
@@ -65,7 +67,7 @@ def plan_of(run: Run) -> ViewPlan:
     return plan.with_statistics(s.mean, s.std) if s.mean and s.std else plan
 
 
-def build_method(run: Run) -> tuple[Method, ViewPlan]:
+def build_method(run: Run, tokenizer: Tokenizer | None = None) -> tuple[Method, ViewPlan]:
     """Backbone, method and view plan of a run, with the weights that its seed gives."""
     s = run.settings
     kind = methods.load(run.method)
@@ -92,7 +94,7 @@ def build_method(run: Run) -> tuple[Method, ViewPlan]:
                 f"The {view.name!r} crops are {view.size} px, no multiple of the patches "
                 f"of {backbone.patch_size} px. Use {near} px."
             )
-    method = kind(backbone, run.options)
+    method = kind(backbone, run.options, *([tokenizer] if tokenizer else []))
     method.mean, method.std = plan.mean, plan.std
     return method, plan
 
@@ -118,7 +120,8 @@ def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
                 f"{folder} is not empty and holds no run; --overwrite replaces runs only. Use "
                 "another --out."
             )
-    method, plan = build_method(run)
+    tokenizer = learn_tokenizer(run, source)
+    method, plan = build_method(run, tokenizer)
     if run.settings.init:
         net = method.encoder
         run = dataclasses.replace(run, backbone_kwargs={**net.kwargs})
@@ -136,8 +139,10 @@ def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
         yaml.safe_dump(run.to_dict(), sort_keys=False), encoding="utf-8"
     )
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+    if tokenizer:
+        tokenizer.save(folder / TOKENIZER_FILE)
     # Fresh weights again, so that a run depends on its seed and not on how it was measured.
-    method, plan = build_method(run)
+    method, plan = build_method(run, tokenizer)
     _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
     return run
 
@@ -160,11 +165,12 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Run:
     device = device_of(run)
     # The weights come from the checkpoint: what --init named may be gone by now.
     bare = dataclasses.replace(run, settings=dataclasses.replace(s, init=None))
-    method, plan = build_method(bare)
+    tokenizer = saved_tokenizer(run)
+    method, plan = build_method(bare, tokenizer)
     method.to(device)
     if not any((folder / "checkpoints").glob("step-*.ckpt")):
         say(f"{folder} has no checkpoint yet: starting from step 0.")
-        method, plan = build_method(run)
+        method, plan = build_method(run, tokenizer)
         _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
         return run
     loaded = load_checkpoint(folder)
@@ -215,6 +221,7 @@ def _loop(
             accumulate=s.accumulate,
             workers=int(s.workers or 0),
             pin=device.type == "cuda",
+            with_text=method.wants_text,
         )
     )
     saved_at, began, first = time.monotonic(), time.monotonic(), start
@@ -236,7 +243,7 @@ def _loop(
             bar.note(f"Could not save at step {step}; going on from the older checkpoint. {error}")
         saved_at = time.monotonic()
 
-    with _StopRequest() as stop, Progress(total, start, enabled="off" if quiet else "auto") as bar:
+    with StopRequest() as stop, Progress(total, start, enabled="off" if quiet else "auto") as bar:
         for step in range(start, total):
             clock = Clock(step, total, run.steps_per_epoch)
             set_rates(optimiser, run.optim, clock)
@@ -310,7 +317,11 @@ def _loop(
 
 
 def export(run: Run, method: Method, plan: ViewPlan) -> None:
-    """Writes the public encoder file of the branch to judge."""
+    """Writes the public encoder file of the branch to judge, and the text side where there is
+    one."""
+    if method.wants_text:
+        own: Any = method
+        save_text(run.folder / TEXT_FILE, own.shared, own.tokenizer, method=run.method)
     encoder = method.encoder
     teacher = any(encoder is m for m in getattr(method, "teacher", torch.nn.Module()).modules())
     shared = run.to_dict()
@@ -339,7 +350,7 @@ def load_method(folder: str | Path) -> tuple[Method, Run]:
     folder = Path(folder)
     run = Run.from_dict(read_yaml(folder / "config.yaml"))
     bare = dataclasses.replace(run, settings=dataclasses.replace(run.settings, init=None))
-    method, _ = build_method(bare)
+    method, _ = build_method(bare, saved_tokenizer(run, folder))
     restore(method, None, load_checkpoint(folder).state["learner"])
     return method.eval(), run
 
@@ -372,29 +383,6 @@ class _Skipped:
                 f"{self.path}. Mend or remove them, or allow more with --max-bad "
                 f"{math.ceil(len(self.seen) / self.images * 110) / 100:.2f}."
             )
-
-
-class _StopRequest:
-    """SIGINT and SIGTERM become a request to stop at the next step; a second one is immediate."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._old: dict[int, Any] = {}
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.requested:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.requested = True
-
-    def __enter__(self) -> _StopRequest:
-        with contextlib.suppress(ValueError):  # not in the main thread: nothing to catch
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
 
 __all__ = ["build_method", "export", "load_method", "pretrain", "resume", "with_length"]

@@ -39,7 +39,9 @@ class Protocol(NamedTuple):
 
     name: str
     function: str  # module:function(encoder, train, test, *, features=None, **options) -> Report
-    needs: tuple[str, ...]  # "labels": of both sets; "features": judges frozen features alone
+    # "train": a set to learn from; "labels": of both sets; "features": judges frozen features
+    # alone; "text": an encoder with a text tower
+    needs: tuple[str, ...]
     paper: str
     description: str
 
@@ -50,16 +52,24 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             "knn",
             "nolabel.evaluate.knn:run_knn",
-            ("labels", "features"),
+            ("train", "labels", "features"),
             "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
             "weighted vote of the k nearest training images; nothing is trained",
         ),
         Protocol(
             "linear",
             "nolabel.evaluate.linear:run_linear",
-            ("labels", "features"),
+            ("train", "labels", "features"),
             "Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023",
             "linear classifier on frozen features, learning rate chosen on held-out images",
+        ),
+        Protocol(
+            "zeroshot",
+            "nolabel.evaluate.zeroshot:run_zeroshot",
+            ("text", "features"),
+            "Radford et al., Learning Transferable Visual Models From Natural Language "
+            "Supervision, 2021",
+            "classes named by words, and images and captions that find each other; no --train",
         ),
     )
 }
@@ -69,7 +79,7 @@ _SHARE, _SEED = 0.2, 0  # of the split made when there is no test set
 def evaluate(
     protocol: str,
     encoder: Encoder | str | os.PathLike[str],
-    train: Any,
+    train: Any = None,
     test: Any = None,
     **options: Any,
 ) -> Report:
@@ -78,7 +88,8 @@ def evaluate(
     Args:
         protocol: A name in `PROTOCOLS`.
         encoder: An encoder, or what `nolabel.weights.load` takes.
-        train: Labelled images, as `open_source` takes them.
+        train: Labelled images, as `open_source` takes them.  A protocol that learns nothing
+            (`zeroshot`) takes none.
         test: Labelled images of the same classes.  None takes the `:test` split of a named set;
             of anything else, a fifth of every class is split off, the same every time.
         **options: Fields of the protocol's `Options`.
@@ -91,6 +102,11 @@ def evaluate(
     from nolabel.weights import load
 
     chosen: Any = encoder if hasattr(encoder, "backbone") else load(str(encoder))
+    if "train" not in find(protocol).needs:
+        return run(protocol, chosen, None, _only_test(protocol, chosen, train, test),
+                   options=checked)  # fmt: skip
+    if train is None:
+        raise UsageError(f"The protocol {protocol!r} needs --train: labelled images to learn from.")
     train_set, test_set, notes = open_sets(
         train, test, image_size=chosen.image_size, channels=chosen.channels
     )
@@ -100,7 +116,7 @@ def evaluate(
 def run(
     protocol: str,
     encoder: Encoder,
-    train: Source,
+    train: Source | None,
     test: Source,
     *,
     options: Any = None,
@@ -112,7 +128,7 @@ def run(
     Args:
         protocol: A name in `PROTOCOLS`.
         encoder: The encoder.
-        train: Labelled images.
+        train: Labelled images; None for a protocol that needs none.
         test: Labelled images of the same classes.
         options: The protocol's `Options`; None is its defaults.
         features: Those of train and test, when they are there already.
@@ -123,6 +139,17 @@ def run(
     judge = getattr(importlib.import_module(module), function)
     report: Report = judge(encoder, train, test, features=features, **chosen)
     return dataclasses.replace(report, notes=(*notes, *report.notes))
+
+
+def _only_test(protocol: str, encoder: Any, train: Any, test: Any) -> Source:
+    """The test set of a protocol that learns nothing."""
+    from nolabel.data.sources import open_source
+
+    if train is not None or test is None:
+        raise UsageError(f"The protocol {protocol!r} learns nothing: give --test and no --train.")
+    return open_source(
+        test, image_size=encoder.image_size, split_default="test", channels=encoder.channels
+    )
 
 
 def find(protocol: str) -> Protocol:

@@ -24,9 +24,11 @@ def wilson(right: int, total: int, z: float = Z_95) -> tuple[float, float]:
 
     It covers the chance of which images were in the test set, not that of another training run.
     """
-    if total < 1:
-        return 0.0, 1.0
-    share = right / total
+    return interval(right / total, total, z) if total > 0 else (0.0, 1.0)
+
+
+def interval(share: float, total: float, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's interval for a share of `total` images, which need be no whole number."""
     scale = 1 + z**2 / total
     centre = (share + z**2 / (2 * total)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))

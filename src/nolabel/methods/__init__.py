@@ -128,6 +128,22 @@ METHODS: dict[str, Entry] = {
         "predict a moving average of yourself from another view, without negatives",
         "for moderate batches and ResNets; less touchy about augmentation than contrast",
     ),
+    "clip": Entry(
+        "nolabel.methods.clip:CLIP",
+        "contrastive",
+        "Radford et al. 2021, arXiv 2103.00020",
+        "images and their captions pick each other out of the batch",
+        "for images with captions: classify and search by words, without examples",
+        "captions (column text, members .txt, creatures, emoji)",
+    ),
+    "siglip": Entry(
+        "nolabel.methods.siglip:SigLIP",
+        "contrastive",
+        "Zhai et al. 2023, arXiv 2303.15343",
+        "a yes-or-no question for every pair of an image and a caption",
+        "as clip, for batches that are small or spread over many devices",
+        "captions (column text, members .txt, creatures, emoji)",
+    ),
     "dino": Entry(
         "nolabel.methods.dino:DINO",
         "distillation",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
 from nolabel.backbones.base import Backbone, require
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, ViewPlan
+
+if TYPE_CHECKING:
+    from nolabel.data.tokens import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,9 @@ class Method(nn.Module):
     takes: ClassVar[str] = ""
     # The paper's table of ablations: name -> options to change (`nolabel ablate`).
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    # Whether it learns from captions: batches then carry `text`, it is built as kind(backbone,
+    # options, tokenizer), and has `shared`, a `SharedSpace` that is saved beside the encoder.
+    wants_text: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -95,6 +101,17 @@ class Method(nn.Module):
     def backbone_kwargs(cls, options: Any) -> dict[str, Any]:
         """Keyword arguments of timm's constructor that the options ask of a fresh backbone."""
         return {}
+
+    @classmethod
+    def make_tokenizer(cls, options: Any, texts: Iterable[str]) -> Tokenizer:
+        """The tokenizer that it is built with, if it `wants_text`.
+
+        Called once a run, before the method is built; the run's folder keeps it.
+
+        Args:
+            texts: captions of the training data, at most 100,000 of them, spread over the set.
+        """
+        raise NotImplementedError
 
     @staticmethod
     def init(backbone: Backbone) -> None:

@@ -9,11 +9,22 @@ if TYPE_CHECKING:
     from nolabel.weights.encoder import Encoder
     from nolabel.weights.file import load_encoder_file, read_header, save_encoder
     from nolabel.weights.spec import load
+    from nolabel.weights.text import TextEncoder, load_text
 
-__all__ = ["Encoder", "load", "load_encoder_file", "read_header", "save_encoder"]
+__all__ = [
+    "Encoder",
+    "TextEncoder",
+    "load",
+    "load_encoder_file",
+    "load_text",
+    "read_header",
+    "save_encoder",
+]
 
 _LAZY = {
     "Encoder": "encoder",
+    "TextEncoder": "text",
+    "load_text": "text",
     "load": "spec",
     "load_encoder_file": "file",
     "read_header": "file",

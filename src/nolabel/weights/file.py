@@ -90,8 +90,6 @@ def save_encoder(
         UsageError: The backbone has no weights, or the header cannot be written as JSON.
         DataError: The file cannot be written (no such folder, no space, no permission).
     """
-    from safetensors.torch import save_file
-
     if branch not in BRANCHES:
         raise unknown("branch", branch, BRANCHES)
     path = Path(path)
@@ -114,11 +112,29 @@ def save_encoder(
         "run": None if run is None else dict(run),
         "run_sha256": None if run is None else _sha256(_json(dict(run))),
         "licence": licence,
-        "nolabel": _version(),
-        "torch": torch.__version__,
-        "timm": importlib.metadata.version("timm"),
+        **versions(),
     }
-    header["checksum"] = checksum(header, tensors)
+    return write_tensors(path, header, tensors, "the encoder")
+
+
+def write_tensors(
+    path: Path, header: Mapping[str, Any], tensors: dict[str, Tensor], what: str
+) -> Path:
+    """Writes tensors on the CPU under a header, with their checksum, whole or not at all.
+
+    Args:
+        path: Where to; an existing file is replaced in one step.
+        header: Of JSON's types.
+        tensors: Contiguous.
+        what: What it is, for the message.
+
+    Raises:
+        UsageError: The header cannot be written as JSON.
+        DataError: The file cannot be written (no such folder, no space, no permission).
+    """
+    from safetensors.torch import save_file
+
+    header = {**header, "checksum": checksum(header, tensors)}
     # One key of metadata only: with more, safetensors writes them in random order, and the same
     # weights would not give the same file.
     metadata = {KEY: json.dumps(header, ensure_ascii=False)}
@@ -134,7 +150,7 @@ def save_encoder(
             temporary.unlink()
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"Cannot write the encoder to {str(path)!r}: {reason}.  Check that the folder exists, "
+            f"Cannot write {what} to {str(path)!r}: {reason}.  Check that the folder exists, "
             "may be written to, and has space."
         ) from error
     return path
@@ -159,7 +175,7 @@ def load_encoder_file(
     """
     from nolabel.weights.encoder import Encoder
 
-    header, tensors = _read(path, tensors=True)
+    header, tensors = read_tensors(path, fields=_FIELDS, tensors=True)
     backbone = build_from(header, path)
     _fill(backbone, tensors, path)
     meta = {**header, "path": os.fspath(path)}
@@ -180,7 +196,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UsageError, FileDamaged: As `load_encoder_file`.
     """
-    return _read(path, tensors=False)[0]
+    return read_tensors(path, fields=_FIELDS, tensors=False)[0]
 
 
 def build_from(header: Mapping[str, Any], path: str | os.PathLike[str]) -> Backbone:
@@ -219,9 +235,17 @@ def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(
-    path: str | os.PathLike[str], *, tensors: bool
+def read_tensors(
+    path: str | os.PathLike[str],
+    *,
+    fields: Mapping[str, type | tuple[type, ...]],
+    tensors: bool,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header, with `fields` of these types, and (if `tensors`) checksummed tensors of a file.
+
+    Raises:
+        UsageError, FileDamaged: As `load_encoder_file`.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -243,10 +267,15 @@ def _read(
             f"{_said(path)} holds tensors but no header of nolabel, so its architecture is not "
             "known.  Give a file that nolabel wrote, or timm:NAME for published weights."
         )
-    return _checked(metadata[KEY], values if tensors else None, path), values
+    return _checked(metadata[KEY], values if tensors else None, path, fields), values
 
 
-def _checked(text: str, tensors: Mapping[str, Tensor] | None, path: Path) -> dict[str, Any]:
+def _checked(
+    text: str,
+    tensors: Mapping[str, Tensor] | None,
+    path: Path,
+    fields: Mapping[str, type | tuple[type, ...]],
+) -> dict[str, Any]:
     """The header, after its checksum (unless the tensors were left out) and its fields."""
     altered = (
         f"{_said(path)} was altered after it was written: {{}}.  Copy it again from where it came, "
@@ -266,8 +295,12 @@ def _checked(text: str, tensors: Mapping[str, Tensor] | None, path: Path) -> dic
         raise FileDamaged(altered.format("its header has no valid format number"))
     if tensors is not None and checksum(header, tensors) != header.get("checksum"):
         raise FileDamaged(altered.format("its checksum does not match"))
-    wrong = [k for k, kind in _FIELDS.items() if not isinstance(header.get(k), kind)]
-    if "kwargs" not in wrong:
+    if header.get("kind") == "text" and fields is _FIELDS:
+        raise UsageError(
+            f"{str(path)!r} is the text side of a run.  Give the encoder.safetensors beside it."
+        )
+    wrong = [k for k, kind in fields.items() if not isinstance(header.get(k), kind)]
+    if "kwargs" not in wrong and "mean" in fields:
         channels = header["kwargs"].get("in_chans", 3)
         wrong += [k for k in ("mean", "std") if k not in wrong and len(header[k]) != channels]
     if wrong:
@@ -345,11 +378,14 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _version() -> str:
+def versions() -> dict[str, str]:
+    """Of the packages that wrote a file."""
     try:
-        return importlib.metadata.version("nolabel")
+        own = importlib.metadata.version("nolabel")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        return "unknown"
+        own = "unknown"
+    timm = importlib.metadata.version("timm")
+    return {"nolabel": own, "torch": torch.__version__, "timm": timm}
 
 
 def _sync_folder(folder: Path) -> None:

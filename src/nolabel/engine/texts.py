@@ -1,0 +1,35 @@
+"""What a run that learns from captions needs before its method is built: a tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nolabel import methods
+from nolabel.data.sources import Source
+from nolabel.data.texts import require_texts, spread, texts_of
+from nolabel.data.tokens import TOKENIZER_FILE, Tokenizer
+from nolabel.options import Run
+
+MOST = 100_000  # captions that a tokenizer is learnt from, spread over the data
+
+
+def learn_tokenizer(run: Run, source: Source) -> Tokenizer | None:
+    """The tokenizer of a new run, None for a method that wants no text.
+
+    Raises:
+        DataError: The data have no texts.
+        UsageError: As the method's `make_tokenizer`.
+    """
+    kind = methods.load(run.method)
+    if not kind.wants_text:
+        return None
+    require_texts(source)
+    texts = texts_of(source, spread(len(source), MOST))
+    return kind.make_tokenizer(run.options, (t for t in texts if t))
+
+
+def saved_tokenizer(run: Run, folder: Path | None = None) -> Tokenizer | None:
+    """The tokenizer in the folder of a run, None for a method that wants no text."""
+    if not methods.load(run.method).wants_text:
+        return None
+    return Tokenizer.load((folder or run.folder) / TOKENIZER_FILE)

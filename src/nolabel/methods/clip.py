@@ -1,0 +1,135 @@
+"""CLIP: contrastive language-image pre-training.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
+arXiv 2103.00020.
+
+An image encoder f and a text transformer g, each with a linear projection into a shared space, give
+unit vectors x_i and y_i of B images and their captions. Each one picks its partner:
+
+    logits   = s x_i . y_j,  s = exp(t)                                              (figure 3)
+    loss     = 1/2 (cross-entropy over the texts of each image
+                    + cross-entropy over the images of each text)
+
+s is learnt; it starts at 1 / 0.07 and stays within [1, 100] (§2.5). With several processes the
+others' embeddings are candidates too, gathered with gradient.
+
+Differs from the original:
+  - the image's embedding is that of any backbone of ours (the original's ViT has a norm in front,
+    timm's vit_base_patch16_clip_quickgelu_224; its ResNets pool by attention, ours by the mean);
+  - images are normalised by this library's mean and deviation;
+  - any --vocabulary but 49408 is learnt from the captions of the training data;
+  - biases of the text tower start at zero;
+  - under gradient accumulation the candidates come from one micro-batch at a time;
+  - the matrix of logits may be computed in blocks (`chunk`), with the same loss and gradients;
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from nolabel import distributed
+from nolabel.backbones.base import Backbone
+from nolabel.backbones.text import SharedSpace
+from nolabel.data.tokens import PUBLISHED, Tokenizer, make_tokenizer
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.contrast import clip_loss
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import View, ViewPlan
+
+MOST_SCALE = 100.0  # s is clipped to it, for stability (§2.5)
+
+
+class CLIP(Method):
+    """Contrastive language-image pre-training."""
+
+    wants_text = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """CLIP's own options; defaults are the paper's for ViT-B."""
+
+        vocabulary: int = PUBLISHED  # tokens: 49408 = CLIP's own (extra clip), else most to learn
+        context: int = 77  # longest caption in tokens, start and end included
+        projection: int = 512  # width of the shared space
+        text_dim: int = 512  # width of the text tower
+        text_depth: int = 12  # blocks of the text tower
+        text_heads: int = 8  # attention heads of the text tower
+        quick_gelu: bool = True  # x sigmoid(1.702 x) in the text tower, else the exact GELU
+        temperature: float = 0.07  # 1 / s at the start
+        chunk: int = 0  # rows of the logits held at once, for large batches; 0 = all
+        scale: tuple[float, float] = (0.9, 1.0)  # area of the crop
+
+    def __init__(self, backbone: Backbone, options: Options, tokenizer: Tokenizer):
+        super().__init__(backbone, options)
+        o = options
+        self.backbone, self.tokenizer = backbone, tokenizer
+        self.shared = SharedSpace(
+            backbone.dim, vocabulary=tokenizer.vocabulary, context=o.context, dim=o.text_dim,
+            depth=o.text_depth, heads=o.text_heads, out=o.projection, quick_gelu=o.quick_gelu,
+            scale=1 / o.temperature,
+        )  # fmt: skip
+
+    @classmethod
+    def make_tokenizer(cls, options: Options, texts: Iterable[str]) -> Tokenizer:
+        return make_tokenizer(options.vocabulary, options.context, texts)
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        view = View(name="image", size=image_size, scale=options.scale, flip=0.0)
+        return ViewPlan(views=(view,))
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        x = batch.views["image"][0]  # [B, C, H, W]
+        h = self.backbone(x)
+        image = self.shared.images(h)  # [B, E]
+        text = self.shared.texts(self.tokenizer(batch.text or ()).to(x.device))
+        s = self.shared.scale
+        loss = clip_loss(
+            image,
+            text,
+            s,
+            distributed.gather_with_grad(image),
+            distributed.gather_with_grad(text),
+            offset=distributed.rank() * len(x),
+            chunk=self.options.chunk,
+        )
+        logs = {"agreement": (image * text).sum(-1).mean().detach(), "scale": s.detach()}
+        return Step(loss, logs, h.detach())
+
+    @torch.no_grad()
+    def after_update(self, clock: Clock) -> None:
+        self.shared.log_scale.clamp_(0.0, math.log(MOST_SCALE))
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # ViT-B on 400 million pairs, 32 epochs, batch 32768
+            batch = facts.batch_size or 32768
+            optim = Optim(
+                lr=5e-4, warmup_epochs=2000 * batch / max(facts.images, 1), lr_end=0.0,
+                weight_decay=0.2, beta2=0.98, eps=1e-6,
+            )  # fmt: skip
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=32)
+        small = facts.image_size <= 96
+        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
+        options = cls.Options(
+            vocabulary=8192, context=32 if small else 77,
+            projection=128 if small else 512,
+            text_dim=128 if small else 512,
+            text_depth=2 if small else 6,
+            text_heads=4 if small else 8,
+            scale=(0.6, 1.0) if small else (0.5, 1.0),
+        )  # fmt: skip
+        optim = Optim(
+            lr=2e-3 if small else 5e-4, warmup_epochs=2, lr_end=0.0, weight_decay=0.2,
+            beta2=0.98, eps=1e-6,
+        )  # fmt: skip
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=50)

@@ -1,0 +1,125 @@
+"""SigLIP: sigmoid loss for language-image pre-training.
+
+Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023, arXiv 2303.15343.
+
+An image encoder and a text transformer give unit vectors x_i and y_j of B images and B texts. Every
+pair is asked by itself whether it belongs together, z_ij = 1 for i = j and -1 otherwise:
+
+    loss = - 1/B  sum over i, j of  log sigmoid( z_ij (t x_i . y_j + b) )            (equation 1)
+
+t = exp(t') and b are learnt, from 10 and -10: most pairs do not belong together, and the bias says
+so from the start. The text tower sees the whole text from each token (no causal mask), and its
+feature is that of the last place.
+
+Differs from the original:
+  - an image's embedding is the backbone's own and a linear projection (the original pools a ViT's
+    tokens by attention), and the text's feature is projected too;
+  - byte pairs learnt from the captions of the training data stand for the published SentencePiece
+    vocabulary; case is lowered and punctuation kept;
+  - images are normalised by this library's mean and deviation, and cropped a little;
+  - with several processes all texts are gathered, with gradient; the original passes them on from
+    neighbour to neighbour, which needs less memory and gives the same sum;
+  - under gradient accumulation the pairs are those of one micro-batch at a time;
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nolabel import distributed
+from nolabel.backbones.base import Backbone
+from nolabel.backbones.text import SharedSpace
+from nolabel.data.tokens import Tokenizer, make_tokenizer
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.contrast import siglip_loss
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import View, ViewPlan
+
+
+class SigLIP(Method):
+    """Language-image pre-training with a sigmoid for every pair."""
+
+    wants_text = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """SigLIP's own options; defaults are the paper's for ViT-B."""
+
+        vocabulary: int = 32_000  # most tokens to learn from the captions; 49408 = CLIP's own
+        context: int = 64  # longest caption in tokens, start and end included
+        projection: int = 768  # width of the shared space
+        text_dim: int = 768  # width of the text tower
+        text_depth: int = 12  # blocks of the text tower
+        text_heads: int = 12  # attention heads of the text tower
+        factor: float = 10.0  # t at the start
+        bias: float = -10.0  # b at the start
+        chunk: int = 0  # rows of the logits held at once, for large batches; 0 = all
+        scale: tuple[float, float] = (0.9, 1.0)  # area of the crop
+
+    def __init__(self, backbone: Backbone, options: Options, tokenizer: Tokenizer):
+        super().__init__(backbone, options)
+        o = options
+        self.backbone, self.tokenizer = backbone, tokenizer
+        self.shared = SharedSpace(
+            backbone.dim, vocabulary=tokenizer.vocabulary, context=o.context, dim=o.text_dim,
+            depth=o.text_depth, heads=o.text_heads, out=o.projection, causal=False,
+            quick_gelu=False, pool="last", scale=o.factor, bias=o.bias,
+        )  # fmt: skip
+
+    @classmethod
+    def make_tokenizer(cls, options: Options, texts: Iterable[str]) -> Tokenizer:
+        return make_tokenizer(options.vocabulary, options.context, texts)
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        view = View(name="image", size=image_size, scale=options.scale, flip=0.0)
+        return ViewPlan(views=(view,))
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        x = batch.views["image"][0]  # [B, C, H, W]
+        h = self.backbone(x)
+        image = self.shared.images(h)  # [B, E]
+        text = self.shared.texts(self.tokenizer(batch.text or ()).to(x.device))
+        t, b = self.shared.scale, self.shared.bias
+        assert b is not None  # noqa: S101  made with one
+        loss = siglip_loss(
+            image,
+            distributed.gather_with_grad(text),
+            t,
+            b,
+            offset=distributed.rank() * len(x),
+            chunk=self.options.chunk,
+        )
+        logs = {"agreement": (image * text).sum(-1).mean().detach(), "scale": t.detach()}
+        return Step(loss, {**logs, "bias": b.detach()}, h.detach())
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # ViT-B from scratch, batch 32768
+            batch = facts.batch_size or 32768
+            optim = Optim(
+                lr=1e-3, warmup_epochs=6500 * batch / max(facts.images, 1), lr_end=0.0,
+                weight_decay=1e-4, beta2=0.95,
+            )  # fmt: skip
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=10)
+        small = facts.image_size <= 96
+        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
+        options = cls.Options(
+            vocabulary=8192, context=32 if small else 64,
+            projection=128 if small else 512,
+            text_dim=128 if small else 512,
+            text_depth=2 if small else 6,
+            text_heads=4 if small else 8,
+            scale=(0.6, 1.0) if small else (0.5, 1.0),
+        )  # fmt: skip
+        optim = Optim(
+            lr=2e-3 if small else 5e-4, warmup_epochs=2, lr_end=0.0, weight_decay=0.05,
+            beta2=0.95,
+        )  # fmt: skip
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=50)
