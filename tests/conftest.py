@@ -31,6 +31,9 @@ def photos(tmp_path_factory) -> Path:
 
 
 TINY = {
+    "beit": {"smallest_block": 4, "drop_path": 0.0},
+    "distill": {"anchors": 32, "hidden": 16},
+    "eva": {"smallest_block": 4, "drop_path": 0.0},
     "dino": {"prototypes": 32, "hidden": 16, "bottleneck": 8, "local_crops": 2, "drop_path": 0.1},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "simclr": {"hidden": 16, "projection": 8},

@@ -11,6 +11,9 @@ from nolabel import methods
 from nolabel.testing import check_method
 
 SMALL = {
+    "beit": {"smallest_block": 4, "drop_path": 0.1},
+    "distill": {"anchors": 16, "hidden": 16, "blur": 0.5},
+    "eva": {"smallest_block": 4, "drop_path": 0.1},
     "dino": {
         "prototypes": 32,
         "hidden": 16,
@@ -24,7 +27,14 @@ SMALL = {
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "simclr": {"hidden": 16, "projection": 8, "blur": 0.5},
 }
-OTHER = {"dino": {"local_size": 8}, "mae": {}, "simclr": {}}
+OTHER = {
+    "beit": {},
+    "dino": {"local_size": 8},
+    "distill": {},
+    "eva": {},
+    "mae": {},
+    "simclr": {},
+}
 
 MINE = '''
 from dataclasses import dataclass
@@ -67,7 +77,7 @@ def test_every_method_keeps_the_contract(name):
     check_method(name, options=SMALL[name], alternatives=OTHER[name])
 
 
-@pytest.mark.parametrize("name", ["dino", "simclr"])
+@pytest.mark.parametrize("name", ["dino", "distill", "simclr"])
 def test_methods_for_any_backbone_keep_the_contract_on_a_resnet(name):
     options = {k: v for k, v in SMALL[name].items() if k != "drop_path"}
     check_method(name, options=options, alternatives=OTHER[name], backbone="resnet_nano")

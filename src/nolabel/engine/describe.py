@@ -9,6 +9,7 @@ from nolabel.data.sources import Source
 from nolabel.engine.train import build_method
 from nolabel.heads import count_parameters
 from nolabel.options import Run
+from nolabel.state import Frozen
 
 
 def describe(run: Run, source: Source) -> str:
@@ -17,6 +18,8 @@ def describe(run: Run, source: Source) -> str:
     method, plan = build_method(run)
     trainable = count_parameters(method, trainable=True)
     frozen = count_parameters(method) - trainable
+    held = [v for v in vars(method).values() if isinstance(v, Frozen)]
+    frozen += sum(count_parameters(v.module) for v in held)
     if s.steps:
         length = f"{s.steps} steps = {s.steps / run.steps_per_epoch:.1f} epochs"
     else:
