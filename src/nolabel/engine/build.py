@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
 import yaml
 from torch import Tensor
 

@@ -76,6 +76,8 @@ class BEiT(Method):
         if o.layer_scale and isinstance(backbone, ViT):
             backbone.set_layer_scale(o.layer_scale)
         backbone.set_drop_path(o.drop_path)
+        side = backbone.image_size
+        self.targets(torch.zeros(1, backbone.channels, side, side))  # refuses what does not fit
 
     @staticmethod
     def init(backbone: Backbone) -> None:

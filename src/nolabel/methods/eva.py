@@ -11,8 +11,8 @@ the image with blocks of patches M (40 %) replaced by a mask token, and predicts
 h_i are the student's tokens after its last norm; M are all hidden patches of the batch.
 
 Differs from the original:
-  - the teacher may be any ENC, its f_i are the patch tokens after its last norm; EVA takes CLIP-L's,
-    and those after CLIP's projection, which an encoder without its head has not;
+  - the teacher may be any ENC, its f_i are the patch tokens after its last norm; EVA takes
+    CLIP-L's, and those after CLIP's projection, which an encoder without its head has not;
   - the teacher sees the image resized so that its grid of patches equals the student's;
   - EVA's networks (giant, later SwiGLU and rotary positions) are not needed: any ViT learns;
   - normalisation is the run's, not CLIP's, and is converted for the teacher;
@@ -68,7 +68,9 @@ class EVA(Method):
             )
         self.backbone, self.teacher = backbone, teacher
         self.mask_token = nn.Parameter(torch.empty(backbone.dim).normal_(std=0.02))
-        self.head = nn.Linear(backbone.dim, teacher.module.dim)  # W, b
+        side = backbone.image_size
+        width = self.targets(torch.zeros(1, backbone.channels, side, side)).shape[-1]
+        self.head = nn.Linear(backbone.dim, width)  # W, b
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         backbone.set_drop_path(o.drop_path)
@@ -88,7 +90,8 @@ class EVA(Method):
         """The teacher's unit patch features [B, P, D] of whole images, on the student's grid."""
         grid = (x.shape[-2] // self.backbone.patch_size, x.shape[-1] // self.backbone.patch_size)
         patch = self.teacher.module.patch_size
-        out = self.teacher.module.tokens(self.teacher.prepare(x, (grid[0] * patch, grid[1] * patch)))
+        image = self.teacher.prepare(x, (grid[0] * patch, grid[1] * patch))
+        out = self.teacher.module.tokens(image)
         if out.grid != grid:
             raise UsageError(
                 f"The teacher's patches form a grid of {out.grid[0]} x {out.grid[1]} and the "
