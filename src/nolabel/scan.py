@@ -17,8 +17,8 @@ from nolabel.data.items import Items
 from nolabel.data.sources import Source, Subset
 from nolabel.data.survey import Survey, survey
 from nolabel.engine import calibrate
-from nolabel.engine.texts import learn_tokenizer
-from nolabel.engine.train import build_method, device_of
+from nolabel.engine.build import build_method, companion
+from nolabel.engine.train import device_of
 from nolabel.heads import count_parameters
 from nolabel.methods.base import Method
 from nolabel.options import merge, resolve
@@ -112,7 +112,7 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
     )
     run = dataclasses.replace(run, images=len(source))
     device = device_of(run)
-    network, plan = build_method(run, learn_tokenizer(run, source))
+    network, plan = build_method(run, companion(run, source))
     network.to(device)
     measured = calibrate.measure(run, network, plan, good, device)
     steps = int(run.settings.steps or 1)

@@ -14,17 +14,20 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from nolabel import backbones, methods
 from nolabel.backbones.base import Backbone
 from nolabel.engine.checkpoint import capture, restore, rng_state, set_rng_state
 from nolabel.engine.optimiser import build_optimiser
 from nolabel.methods.base import Facts, Method
+from nolabel.state import Frozen
 from nolabel.types import Batch, Clock, Optim, Tokens
-from nolabel.views.plan import ViewPlan
+from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, ViewPlan
 
 IMAGES, SIDE = 6, 32
 COLOURS = ("red", "green", "blue", "orange", "purple", "yellow")
+STATISTICS = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def check_method(
@@ -47,11 +50,14 @@ def check_method(
     Checks: builds from the recipe; finite loss; gradients reach the student alone; the teacher's
     side gets none; right without a process group; works under bf16; saved after two steps and
     reloaded, the next step is identical; two hooks move what they should; every option changes
-    the views, the loss or the weights.
+    the views, the loss or the weights.  A method that takes a frozen network (`takes`) gets a
+    small random one.
     """
     kind = methods.load(method) if isinstance(method, str) else method
     recipe = kind.recipe("auto", Facts(image_size=SIDE, images=1000))
     chosen = dataclasses.replace(recipe.options, **dict(options or {}))
+    assert kind.takes in ("", "encoder", "tokenizer"), f"takes is {kind.takes!r}"
+    assert not kind.takes or hasattr(chosen, "teacher"), "takes a teacher without naming it"
 
     run = _steps(kind, chosen, backbone, 2)
     assert all(torch.isfinite(torch.tensor(x)) for x in run.losses), f"loss {run.losses}"
@@ -85,11 +91,42 @@ def _plan_batch(plan: ViewPlan, seed: int) -> Batch:
 
 def _build(kind: type[Method], options: Any, backbone: str) -> Method:
     torch.manual_seed(0)
+    given: tuple[Any, ...] = (_teacher(kind.takes),) if kind.takes else ()
+    if kind.wants_text:
+        texts = [t for seed in range(5) for t in captions(seed)]
+        given = (kind.make_tokenizer(options, texts),)
     net = backbones.build(backbone, image_size=SIDE, kwargs=kind.backbone_kwargs(options))
     kind.init(net)
-    texts = [t for seed in range(5) for t in captions(seed)]
-    extra = [kind.make_tokenizer(options, texts)] if kind.wants_text else []
-    return kind(net, options, *extra).train()
+    return kind(net, options, *given).train()
+
+
+def _teacher(takes: str) -> Frozen:
+    """A small random one, used at half the size of the images."""
+    if takes == "encoder":
+        module: Any = backbones.build("vit_pico", image_size=SIDE // 2)
+        return Frozen(module, (0.5,) * 3, (0.25,) * 3, given=STATISTICS, image_size=SIDE // 2)
+    return Frozen(Colours(), *STATISTICS)
+
+
+class Colours(nn.Module):
+    """A tokenizer that needs no training: a patch's id says which channels are above their mean.
+
+    It shows what a method that takes a tokenizer may ask of one.
+    """
+
+    vocabulary = 8
+
+    def __init__(self, patch: int = 2):
+        super().__init__()
+        # `patch_size` alone is asked for, never the network.
+        self.backbone = backbones.build("pixels", image_size=SIDE)
+        self.backbone.patch_size = patch
+
+    @torch.no_grad()
+    def tokens(self, x: Tensor) -> Tensor:
+        """Images [N, 3, H, W] to ids int64 [N, P], row by row."""
+        means = nn.functional.avg_pool2d(x.float(), self.backbone.patch_size).flatten(2)
+        return ((means > 0) * torch.tensor([4, 2, 1], device=x.device)[:, None]).sum(1)
 
 
 def _advance(run: _Run, plan: ViewPlan, start: int, steps: int) -> None:
@@ -182,6 +219,8 @@ def _options(
     for field in dataclasses.fields(chosen):
         if field.name in without:
             continue
+        if kind.takes and field.name == "teacher":
+            continue  # a name, which the engine follows
         value = getattr(chosen, field.name)
         own = field.name in alternatives
         other = alternatives[field.name] if own else _another(value)

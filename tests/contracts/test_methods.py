@@ -24,6 +24,9 @@ SMALL = {
     "dvae": {"codes": 32, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
     "clip": TEXT,
     "siglip": TEXT,
+    "beit": {"smallest_block": 4, "drop_path": 0.1},
+    "distill": {"anchors": 16, "hidden": 16, "blur": 0.5},
+    "eva": {"smallest_block": 4, "drop_path": 0.1},
     "dino": {
         "prototypes": 32,
         "hidden": 16,
@@ -120,8 +123,8 @@ def test_every_method_keeps_the_contract(name):
 
 
 ANY_BACKBONE = [
-    "clip", "autoencoder", "vqvae", "dvae", "triplet", "simclr", "mocov2", "mocov3", "swav",
-    "deepclusterv2", "obow", "barlow", "byol", "dino",
+    "autoencoder", "vqvae", "dvae", "triplet", "simclr", "mocov2", "mocov3", "clip", "swav",
+    "deepclusterv2", "obow", "barlow", "distill", "byol", "dino",
 ]  # fmt: skip
 
 

@@ -136,6 +136,13 @@ def build(
         raise UsageError(
             f"--patch-size is for ViTs and Swin; {name!r} has no patches. Leave it out."
         )
+    family = timm.models.model_entrypoint(timm_name.split(".")[0]).__module__
+    foreign = [k for k in ("init_values", "swiglu", "reg_tokens") if kwargs.get(k)]
+    if foreign and not family.endswith("vision_transformer"):
+        raise UsageError(
+            f"{name!r} has no {' and no '.join(foreign)}: that is for ViTs. Use a ViT, for example "
+            "--backbone vit_tiny, or set the options to 0."
+        )
     size = image_size or kwargs.pop("image_size", None) or 224
     kwargs.pop("image_size", None)
     maxpool = bool(kwargs.pop("maxpool", True))

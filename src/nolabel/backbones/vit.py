@@ -14,7 +14,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
-from timm.layers import DropPath
+from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
@@ -185,6 +185,15 @@ class ViT(Backbone):
         places = torch.randperm(n, device=x.device)[:kept]
         return x.index_add(0, places, branch(x[places]).to(x.dtype), alpha=n / kept)
 
+    def set_layer_scale(self, value: float) -> None:
+        """A factor for each channel of what a block adds, at first `value` (Touvron et al. 2021,
+        arXiv 2103.17239); a network that has them keeps its own."""
+        if isinstance(self.net.blocks[0].ls1, nn.Identity):
+            self.kwargs["init_values"] = value  # so that the exported encoder has them too
+            for block in self.net.blocks:
+                block.ls1 = LayerScale(self.dim, value)
+                block.ls2 = LayerScale(self.dim, value)
+
 
 def sincos_positions(dim: int, grid: int, prefix: int = 1) -> Tensor:
     """Fixed 2-D sine-cosine positions [1, prefix + grid², dim] (MAE's: the first half of the
@@ -249,6 +258,24 @@ def init_like_mocov3(vit: ViT) -> None:
     table = sincos_positions(vit.dim, h, prefix)
     front, patches = table[:, :prefix], table[:, prefix:].unflatten(1, (h, w))
     net.pos_embed.data.copy_(torch.cat([front, patches.transpose(1, 2).flatten(1, 2)], 1))
+
+
+def init_like_beit(net: nn.Module) -> None:
+    """Truncated normal of 0.02 for matrices, the patch projection and tokens, zero biases; what
+    block l (from 1) adds to its input is divided by sqrt(2 l), so that deep sums stay small."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name in ("pos_embed", "cls_token"):
+        token = getattr(net, name, None)
+        if token is not None:
+            nn.init.trunc_normal_(token, std=0.02)
+    blocks: Any = getattr(net, "blocks", ())
+    for layer, block in enumerate(blocks, 1):
+        block.attn.proj.weight.data.div_(math.sqrt(2.0 * layer))
+        block.mlp.fc2.weight.data.div_(math.sqrt(2.0 * layer))
 
 
 def patch_grid(image_size: int, patch_size: int) -> int:

@@ -6,18 +6,20 @@ import dataclasses
 
 from nolabel import methods
 from nolabel.data.sources import Source
-from nolabel.engine.texts import learn_tokenizer
-from nolabel.engine.train import build_method
+from nolabel.engine.build import build_method, companion
 from nolabel.heads import count_parameters
 from nolabel.options import Run
+from nolabel.state import Frozen
 
 
 def describe(run: Run, source: Source) -> str:
     """Data, network, views, length, options and a rough peak of memory."""
     s = run.settings
-    method, plan = build_method(run, learn_tokenizer(run, source))
+    method, plan = build_method(run, companion(run, source))
     trainable = count_parameters(method, trainable=True)
     frozen = count_parameters(method) - trainable
+    held = [v for v in vars(method).values() if isinstance(v, Frozen)]
+    frozen += sum(count_parameters(v.module) for v in held)
     if s.steps:
         length = f"{s.steps} steps = {s.steps / run.steps_per_epoch:.1f} epochs"
     else:

@@ -19,12 +19,11 @@ from typing import Any
 import torch
 import yaml
 
-from nolabel import backbones, methods
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source, open_source, warm
 from nolabel.data.stages import why_starved
-from nolabel.data.tokens import TOKENIZER_FILE, Tokenizer
 from nolabel.engine import calibrate, probe
+from nolabel.engine.build import build_method, companion, keep, load_method, plan_of
 from nolabel.engine.checkpoint import (
     SaveFailed,
     capture,
@@ -39,7 +38,6 @@ from nolabel.engine.health import NonFiniteGuard, signals
 from nolabel.engine.log import MetricsLog, Progress, say
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm, set_rates
 from nolabel.engine.stop import StopRequest
-from nolabel.engine.texts import learn_tokenizer, saved_tokenizer
 from nolabel.errors import DataError, Stopped, UsageError
 from nolabel.methods.base import Method
 from nolabel.options import Run, read_yaml, with_length
@@ -47,7 +45,6 @@ from nolabel.schedules import learning_rate
 from nolabel.types import Batch, Clock
 from nolabel.views import FastViews
 from nolabel.views.plan import ViewPlan
-from nolabel.weights import load
 from nolabel.weights.file import save_encoder
 from nolabel.weights.text import TEXT_FILE, save_text
 
@@ -58,45 +55,6 @@ def device_of(run: Run) -> torch.device:
     """The device of a run."""
     name = run.settings.device
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def plan_of(run: Run) -> ViewPlan:
-    """The views of a run, normalised by its statistics."""
-    s = run.settings
-    plan = methods.load(run.method).views(run.options, int(s.image_size or 0))
-    return plan.with_statistics(s.mean, s.std) if s.mean and s.std else plan
-
-
-def build_method(run: Run, tokenizer: Tokenizer | None = None) -> tuple[Method, ViewPlan]:
-    """Backbone, method and view plan of a run, with the weights that its seed gives."""
-    s = run.settings
-    kind = methods.load(run.method)
-    torch.manual_seed(s.seed)
-    if s.init:
-        backbone = load(s.init, image_size=s.image_size, device="cpu").backbone
-    else:
-        backbone = backbones.build(
-            str(s.backbone), image_size=s.image_size, patch_size=s.patch_size,
-            channels=s.channels,
-            kwargs={**kind.backbone_kwargs(run.options), **run.backbone_kwargs},
-        )  # fmt: skip
-        kind.init(backbone)
-    plan = plan_of(run)
-    if backbone.channels != s.channels:
-        raise UsageError(
-            f"{s.init!r} takes images of {backbone.channels} channels, not {s.channels}: use "
-            f"--channels {backbone.channels}."
-        )
-    for view in plan.views:
-        if "mask" in backbone.can and view.size % backbone.patch_size:
-            near = max(round(view.size / backbone.patch_size), 1) * backbone.patch_size
-            raise UsageError(
-                f"The {view.name!r} crops are {view.size} px, no multiple of the patches "
-                f"of {backbone.patch_size} px. Use {near} px."
-            )
-    method = kind(backbone, run.options, *([tokenizer] if tokenizer else []))
-    method.mean, method.std = plan.mean, plan.std
-    return method, plan
 
 
 def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
@@ -120,8 +78,8 @@ def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
                 f"{folder} is not empty and holds no run; --overwrite replaces runs only. Use "
                 "another --out."
             )
-    tokenizer = learn_tokenizer(run, source)
-    method, plan = build_method(run, tokenizer)
+    extra = companion(run, source)  # once: it may lie in the folder that is replaced
+    method, plan = build_method(run, extra)
     if run.settings.init:
         net = method.encoder
         run = dataclasses.replace(run, backbone_kwargs={**net.kwargs})
@@ -135,14 +93,13 @@ def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
+    keep(extra, folder)
     (folder / "config.yaml").write_text(
         yaml.safe_dump(run.to_dict(), sort_keys=False), encoding="utf-8"
     )
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
-    if tokenizer:
-        tokenizer.save(folder / TOKENIZER_FILE)
     # Fresh weights again, so that a run depends on its seed and not on how it was measured.
-    method, plan = build_method(run, tokenizer)
+    method, plan = build_method(run, extra)
     _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
     return run
 
@@ -165,12 +122,12 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Run:
     device = device_of(run)
     # The weights come from the checkpoint: what --init named may be gone by now.
     bare = dataclasses.replace(run, settings=dataclasses.replace(s, init=None))
-    tokenizer = saved_tokenizer(run)
-    method, plan = build_method(bare, tokenizer)
+    extra = companion(run, folder=folder)
+    method, plan = build_method(bare, extra)
     method.to(device)
     if not any((folder / "checkpoints").glob("step-*.ckpt")):
         say(f"{folder} has no checkpoint yet: starting from step 0.")
-        method, plan = build_method(run, tokenizer)
+        method, plan = build_method(run, extra)
         _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
         return run
     loaded = load_checkpoint(folder)
@@ -323,7 +280,8 @@ def export(run: Run, method: Method, plan: ViewPlan) -> None:
         own: Any = method
         save_text(run.folder / TEXT_FILE, own.shared, own.tokenizer, method=run.method)
     encoder = method.encoder
-    teacher = any(encoder is m for m in getattr(method, "teacher", torch.nn.Module()).modules())
+    held = getattr(method, "teacher", None)  # an average of the student, or a frozen network
+    teacher = isinstance(held, torch.nn.Module) and any(encoder is m for m in held.modules())
     shared = run.to_dict()
     shared["settings"].pop("out")  # where a run lies is no property of its encoder
     save_encoder(
@@ -343,16 +301,6 @@ def autocast(precision: str, device: torch.device) -> Any:
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
-
-
-def load_method(folder: str | Path) -> tuple[Method, Run]:
-    """A trained method with its heads and decoders, from a run's newest checkpoint."""
-    folder = Path(folder)
-    run = Run.from_dict(read_yaml(folder / "config.yaml"))
-    bare = dataclasses.replace(run, settings=dataclasses.replace(run.settings, init=None))
-    method, _ = build_method(bare, saved_tokenizer(run, folder))
-    restore(method, None, load_checkpoint(folder).state["learner"])
-    return method.eval(), run
 
 
 class _Skipped:
@@ -385,4 +333,4 @@ class _Skipped:
             )
 
 
-__all__ = ["build_method", "export", "load_method", "pretrain", "resume", "with_length"]
+__all__ = ["build_method", "export", "load_method", "plan_of", "pretrain", "resume", "with_length"]

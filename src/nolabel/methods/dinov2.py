@@ -193,8 +193,7 @@ class DINOv2(Method):
 
     @property
     def encoder(self) -> Backbone:
-        """The teacher."""
-        return self.teacher.module.backbone
+        return self.teacher.module.backbone  # the branch that the paper evaluates
 
     @classmethod
     def recipe(cls, name: str, facts: Facts) -> Recipe:

@@ -1,0 +1,218 @@
+"""From a run to its method: backbone, frozen teacher, view plan.
+
+A method that learns from a frozen network (`Method.takes`) gets it from here.  The run's folder
+keeps a copy, so that the run goes on when the original is gone:
+
+    teacher.safetensors        an encoder, as any encoder file
+    tokenizer/config.yaml      a tokenizer's run,
+    tokenizer/weights.safetensors  and all tensors of its method
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from nolabel import backbones, methods
+from nolabel.data.sources import Source
+from nolabel.data.tokens import TOKENIZER_FILE, Tokenizer
+from nolabel.engine.checkpoint import load_checkpoint, restore
+from nolabel.engine.texts import learn_tokenizer, saved_tokenizer
+from nolabel.errors import FileDamaged, UsageError
+from nolabel.methods.base import Method
+from nolabel.options import Run, read_yaml
+from nolabel.state import Frozen
+from nolabel.views.plan import ViewPlan
+from nolabel.weights import load
+from nolabel.weights.file import LICENCE, save_encoder
+
+TEACHER, TOKENIZER, WEIGHTS = "teacher.safetensors", "tokenizer", "weights.safetensors"
+EXAMPLES = {
+    "encoder": "--teacher timm:vit_small_patch16_224.dino, or the folder of a run",
+    "tokenizer": "--teacher runs/vqvae-creatures, the folder of a run of vqvae or dvae",
+}
+
+
+def plan_of(run: Run) -> ViewPlan:
+    """The views of a run, normalised by its statistics."""
+    s = run.settings
+    plan = methods.load(run.method).views(run.options, int(s.image_size or 0))
+    return plan.with_statistics(s.mean, s.std) if s.mean and s.std else plan
+
+
+Companion = Frozen | Tokenizer | None  # what a method is built with beside its backbone
+
+
+def companion(run: Run, source: Source | None = None, folder: Path | None = None) -> Companion:
+    """The frozen network or the tokenizer of texts that the run's method is built with, if any.
+
+    Args:
+        source: the training data of a new run, from whose captions a tokenizer is learnt.
+        folder: of a run that has started: what it keeps is used.
+    """
+    if not methods.load(run.method).wants_text:
+        return load_teacher(run, folder)
+    return learn_tokenizer(run, source) if source is not None else saved_tokenizer(run, folder)
+
+
+def build_method(run: Run, extra: Companion = None) -> tuple[Method, ViewPlan]:
+    """Backbone, method and view plan of a run, with the weights that its seed gives.
+
+    Args:
+        extra: from `companion`; None finds what the run names or its folder keeps.
+    """
+    s = run.settings
+    kind = methods.load(run.method)
+    if extra is None:
+        extra = companion(run)
+    torch.manual_seed(s.seed)
+    if s.init:
+        backbone = load(s.init, image_size=s.image_size, device="cpu").backbone
+    else:
+        backbone = backbones.build(
+            str(s.backbone), image_size=s.image_size, patch_size=s.patch_size,
+            channels=s.channels,
+            kwargs={**kind.backbone_kwargs(run.options), **run.backbone_kwargs},
+        )  # fmt: skip
+        kind.init(backbone)
+    plan = plan_of(run)
+    if backbone.channels != s.channels:
+        raise UsageError(
+            f"{s.init!r} takes images of {backbone.channels} channels, not {s.channels}: use "
+            f"--channels {backbone.channels}."
+        )
+    for view in plan.views:
+        if "mask" in backbone.can and view.size % backbone.patch_size:
+            near = max(round(view.size / backbone.patch_size), 1) * backbone.patch_size
+            raise UsageError(
+                f"The {view.name!r} crops are {view.size} px, no multiple of the patches "
+                f"of {backbone.patch_size} px. Use {near} px."
+            )
+    method = kind(backbone, run.options, *([] if extra is None else [extra]))
+    method.mean, method.std = plan.mean, plan.std
+    return method, plan
+
+
+def load_method(folder: str | Path) -> tuple[Method, Run]:
+    """A trained method with its heads and decoders, from a run's newest checkpoint."""
+    folder = Path(folder)
+    run = Run.from_dict(read_yaml(folder / "config.yaml"))
+    bare = dataclasses.replace(run, settings=dataclasses.replace(run.settings, init=None))
+    method, _ = build_method(bare, companion(run, folder=folder))
+    restore(method, None, load_checkpoint(folder).state["learner"])
+    return method.eval(), run
+
+
+def load_teacher(run: Run, folder: Path | None = None) -> Frozen | None:
+    """The frozen network that the run's method learns from; None if it takes none.
+
+    Args:
+        folder: of a run that has started: its own copy is used, not what the options name.
+
+    Raises:
+        UsageError: none is named, it is of the wrong kind, or its channels are not the run's.
+        FileDamaged: the copy was altered.
+    """
+    takes = methods.load(run.method).takes
+    if not takes:
+        return None
+    plan = plan_of(run)
+    given = (plan.mean, plan.std)
+    if takes == "tokenizer":
+        copy = folder / TOKENIZER if folder else None
+        kept = copy is not None and (copy / "config.yaml").is_file()
+        frozen = _kept_tokenizer(copy, given) if copy and kept else _tokenizer(run, given)
+    else:
+        kept = folder is not None and (folder / TEACHER).is_file()
+        name = str(folder / TEACHER) if folder and kept else _named(run, takes)
+        enc = load(name, device="cpu", channels=plan.channels)
+        frozen = Frozen(
+            enc.backbone, enc.mean, enc.std, given=given, image_size=enc.image_size,
+            about={k: enc.meta.get(k) for k in ("method", "licence")},
+        )  # fmt: skip
+    if len(frozen.mean) != plan.channels:
+        raise UsageError(
+            f"The teacher {run.options.teacher!r} takes images of {len(frozen.mean)} channels, the "
+            f"run's have {plan.channels}. Use --channels {len(frozen.mean)}, or another teacher."
+        )
+    return frozen
+
+
+def keep(extra: Companion, folder: Path) -> None:
+    """Writes a method's companion into a run's folder; pixels need none."""
+    if isinstance(extra, Tokenizer):
+        extra.save(folder / TOKENIZER_FILE)
+        return
+    teacher = extra
+    if teacher is None or not teacher.module.state_dict():
+        return
+    about = teacher.about
+    if "run" in about:
+        from safetensors.torch import save_file
+
+        place = folder / TOKENIZER
+        place.mkdir()
+        state: dict[str, Tensor] = teacher.module.state_dict()
+        # Copies, because tensors that share their memory are refused.
+        save_file({k: v.cpu().clone().contiguous() for k, v in state.items()}, place / WEIGHTS)
+        text = yaml.safe_dump(about["run"], sort_keys=False)
+        (place / "config.yaml").write_text(text, encoding="utf-8")
+        return
+    save_encoder(
+        folder / TEACHER,
+        teacher.module,
+        branch="encoder",
+        method=about.get("method") or "",
+        mean=teacher.mean,
+        std=teacher.std,
+        image_size=teacher.image_size,
+        run=None,
+        licence=about.get("licence") or LICENCE,
+    )
+
+
+def _named(run: Run, takes: str) -> str:
+    if not run.options.teacher:
+        raise UsageError(f"{run.method} learns from a frozen network. Give {EXAMPLES[takes]}.")
+    return str(run.options.teacher)
+
+
+Given = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _tokenizer(run: Run, given: Given) -> Frozen:
+    name = _named(run, "tokenizer")
+    if not (Path(name) / "config.yaml").is_file():
+        raise UsageError(
+            f"The teacher {name!r} is no folder of a run (no config.yaml). Give "
+            f"{EXAMPLES['tokenizer']}."
+        )
+    return _frozen_tokenizer(*load_method(name), given, name)
+
+
+def _kept_tokenizer(place: Path, given: Given) -> Frozen:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    run = Run.from_dict(read_yaml(place / "config.yaml"))
+    bare = dataclasses.replace(run, settings=dataclasses.replace(run.settings, init=None))
+    method, _ = build_method(bare)
+    try:
+        method.load_state_dict(load_file(place / WEIGHTS))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise FileDamaged(f"The copy of the tokenizer in {place} is damaged: {error}") from error
+    return _frozen_tokenizer(method, run, given, str(place))
+
+
+def _frozen_tokenizer(method: Method, run: Run, given: Given, name: str) -> Frozen:
+    if not hasattr(method, "tokens") or not hasattr(method, "vocabulary"):
+        raise UsageError(
+            f"The teacher {name!r} is a run of {run.method}, which makes no tokens. Give "
+            f"{EXAMPLES['tokenizer']}."
+        )
+    plan = plan_of(run)
+    return Frozen(method, plan.mean, plan.std, given=given, about={"run": run.to_dict()})

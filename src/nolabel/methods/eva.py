@@ -1,0 +1,139 @@
+"""EVA: masked prediction of a frozen encoder's features.
+
+Fang et al., "EVA: Exploring the Limits of Masked Visual Representation Learning at Scale", 2022,
+arXiv 2211.07636.
+
+A frozen encoder sees the whole image and gives a feature f_i for every patch i. The student sees
+the image with blocks of patches M (40 %) replaced by a mask token, and predicts the features there:
+
+    loss = -(1 / |M|) sum over i in M of  cos(W h_i + b, f_i)
+
+h_i are the student's tokens after its last norm; M are all hidden patches of the batch.
+
+Differs from the original:
+  - the teacher may be any ENC, its f_i are the patch tokens after its last norm; EVA takes
+    CLIP-L's, and those after CLIP's projection, which an encoder without its head has not;
+  - the teacher sees the image resized so that its grid of patches equals the student's;
+  - EVA's networks (giant, later SwiGLU and rotary positions) are not needed: any ViT learns;
+  - normalisation is the run's, not CLIP's, and is converted for the teacher;
+  - the recipe "auto" (ours) is for small data and small machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from nolabel.backbones.base import Backbone
+from nolabel.backbones.vit import ViT, init_like_beit
+from nolabel.errors import UsageError
+from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.masks import block_masks
+from nolabel.state import Frozen
+from nolabel.types import Batch, Clock, Optim, Step
+from nolabel.views.plan import View, ViewPlan
+
+
+class EVA(Method):
+    """Masked prediction of a frozen encoder's features."""
+
+    needs = frozenset({"mask"})
+    takes = "encoder"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """EVA's own options; defaults are the paper's for ViT-g/14."""
+
+        teacher: str = ""  # ENC whose patch features are predicted: timm:NAME, a run folder, ...
+        mask_ratio: float = 0.41  # share of patches hidden at most (EVA: 105 of 256)
+        smallest_block: int = 16  # least area of a hidden block, patches
+        drop_path: float = 0.1  # stochastic depth
+        scale: tuple[float, float] = (0.2, 1.0)  # area of the crop
+
+    def __init__(self, backbone: Backbone, options: Options, teacher: Frozen):
+        super().__init__(backbone, options)
+        o = options
+        patches = (backbone.image_size // backbone.patch_size) ** 2
+        if not 0.0 < o.mask_ratio < 1.0:
+            raise UsageError(f"mask_ratio is {o.mask_ratio}; it must lie between 0 and 1.")
+        if not 0 < o.smallest_block <= o.mask_ratio * patches:
+            raise UsageError(
+                f"smallest_block is {o.smallest_block}; it must be between 1 and the "
+                f"{int(o.mask_ratio * patches)} patches to hide. Use --smallest-block "
+                f"{max(int(o.mask_ratio * patches / 5), 1)}, or a smaller --patch-size."
+            )
+        self.backbone, self.teacher = backbone, teacher
+        self.mask_token = nn.Parameter(torch.empty(backbone.dim).normal_(std=0.02))
+        side = backbone.image_size
+        width = self.targets(torch.zeros(1, backbone.channels, side, side)).shape[-1]
+        self.head = nn.Linear(backbone.dim, width)  # W, b
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        backbone.set_drop_path(o.drop_path)
+
+    @staticmethod
+    def init(backbone: Backbone) -> None:
+        """Fresh weights as BEiT's, which EVA takes over."""
+        if isinstance(backbone, ViT):
+            init_like_beit(backbone.net)
+
+    @classmethod
+    def views(cls, options: Options, image_size: int) -> ViewPlan:
+        return ViewPlan(views=(View(name="image", size=image_size, scale=options.scale, flip=0.5),))
+
+    @torch.no_grad()
+    def targets(self, x: Tensor) -> Tensor:
+        """The teacher's unit patch features [B, P, D] of whole images, on the student's grid."""
+        grid = (x.shape[-2] // self.backbone.patch_size, x.shape[-1] // self.backbone.patch_size)
+        patch = self.teacher.module.patch_size
+        image = self.teacher.prepare(x, (grid[0] * patch, grid[1] * patch))
+        out = self.teacher.module.tokens(image)
+        if out.grid != grid:
+            raise UsageError(
+                f"The teacher's patches form a grid of {out.grid[0]} x {out.grid[1]} and the "
+                f"student's one of {grid[0]} x {grid[1]}. Use another teacher, such as a ViT."
+            )
+        return F.normalize(out.patches.float(), dim=-1)
+
+    def step(self, batch: Batch, clock: Clock, mask: Tensor | None = None) -> Step:
+        o = self.options
+        x = batch.views["image"][0]  # [B, C, H, W]
+        f = self.targets(x)
+        if mask is None:
+            side = x.shape[-1] // self.backbone.patch_size
+            counts = np.full(len(x), round(o.mask_ratio * side * side))
+            mask = block_masks(counts, (side, side), smallest=o.smallest_block).to(x.device)
+        out = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)
+        predicted = self.head(out.patches).float()  # [B, P, D of the teacher]
+        agreement = F.cosine_similarity(predicted, f, dim=-1)  # [B, P]
+        hidden = mask.sum().clamp(min=1)
+        loss = -(agreement * mask).sum() / hidden
+        seen = (agreement.detach() * ~mask).sum() / (~mask).sum().clamp(min=1)
+        logs = {"hidden": mask.float().mean(), "agreement_seen": seen}
+        return Step(loss, logs, out.pooled.detach())
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    @classmethod
+    def recipe(cls, name: str, facts: Facts) -> Recipe:
+        if name == "paper":  # ViT-g/14, 150 epochs, batch 4096
+            optim = Optim(
+                lr=1e-3, warmup_epochs=2, lr_end=1e-5, weight_decay=0.05, beta2=0.98, eps=1e-6
+            )
+            batch = facts.batch_size or 4096
+            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=150)
+        batch = facts.batch_size or max(min(128, facts.images // 4), 1)
+        small = facts.image_size <= 96
+        patches = (facts.image_size // facts.patch_size) ** 2
+        options = cls.Options(
+            smallest_block=max(min(16, patches // 16), 1), drop_path=0.0,
+            scale=(0.5, 1.0) if small else (0.2, 1.0),
+        )  # fmt: skip
+        optim = Optim(lr=2e-3 if small else 5e-4, warmup_epochs=2, lr_end=0.0, weight_decay=0.05)
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
