@@ -1,0 +1,185 @@
+"""Every method, the same small networks, the same data, the same minutes, several seeds.
+
+    python benchmarks/methods.py [--minutes M] [--seeds N] [--data ...] [--methods ...] [--out DIR]
+    python benchmarks/methods.py --render        # the table of docs/methods.md from the result file
+
+Each run is a process of its own, so that its peak memory is its own.  Labels only measure: k-NN
+(k = 20) and a linear probe on unseen images, the effective rank of their embeddings (RankMe), and
+how that compares with the same network at random.  The result file is written after every run; a
+stopped table goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "methods.json"
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+DATA = ("creatures", "fashion-mnist")
+CONV = (  # methods that the field trains on ResNets too
+    "autoencoder", "vqvae", "dvae", "triplet", "simclr", "mocov2", "mocov3", "clip", "siglip",
+    "swav", "deepclusterv2", "obow", "barlow", "distill", "byol", "dino",
+)  # fmt: skip
+CAPTIONS = ("clip", "siglip")  # Fashion-MNIST has none
+
+
+def one(method: str, backbone: str, data: str, seed: int, minutes: float, out: Path) -> dict:
+    """Trains and measures one run; peak memory is this process's."""
+    import nolabel as nl
+    from nolabel.data.sources import open_source
+    from nolabel.engine.health import effective_rank
+    from nolabel.features import extract
+
+    given: dict[str, Any] = {"backbone": backbone, "patch_size": 4} if "vit" in backbone else {}
+    if method in ("distill", "eva", "beit"):
+        given["teacher"] = str(teacher(method, data, seed, minutes, out.parent))
+    given |= {"data": data, "backbone": backbone, "seed": seed, "minutes": minutes,
+              "image_size": 32, "workers": 0}  # fmt: skip
+    began = time.monotonic()
+    run = nl.pretrain(method, out=str(out), overwrite=True, quiet=True, **given)
+    seconds = time.monotonic() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    row: dict[str, Any] = {"seconds": seconds, "peak_bytes": peak, "steps": run.settings.steps}
+    row["images_per_second"] = int(run.settings.steps or 0) * run.settings.batch_size / seconds
+    train, test = f"{data}:train", f"{data}:test"
+    for name, encoder in (("", str(out)), ("random_", f"random:{out}")):
+        judged = nl.evaluate("knn", encoder, train=train, test=test, k=(20,))
+        row[name + "knn"] = judged.best["value"]
+        row[name + "linear"] = nl.evaluate("linear", encoder, train=train, test=test).best["value"]
+    z = extract(nl.load(str(out)), open_source(test)).features
+    row["effective_rank"] = effective_rank(z[:2000])
+    row["dim"] = z.shape[1]
+    return row
+
+
+def teacher(method: str, data: str, seed: int, minutes: float, folder: Path) -> Path:
+    """What distill and eva learn from (a SimCLR ResNet), and beit (a VQ-VAE); as many minutes."""
+    kind = "vqvae" if method == "beit" else "simclr"
+    out = folder / f"teacher-{kind}-{data}-{seed}"
+    if not (out / "encoder.safetensors").exists():
+        import nolabel as nl
+
+        own = {"backbone": "vit_pico", "patch_size": 4} if kind == "vqvae" else {}
+        own = own or {"backbone": "resnet_nano"}
+        nl.pretrain(kind, data=data, out=str(out), seed=seed, minutes=minutes, quiet=True,
+                    image_size=32, overwrite=True, **own)  # fmt: skip
+    return out
+
+
+def cells(methods: list[str], data: list[str], seeds: int) -> list[tuple[str, str, str, int]]:
+    rows = [(m, "vit_pico") for m in methods] + [(m, "resnet_nano") for m in methods if m in CONV]
+    return [
+        (m, b, d, s)
+        for s in range(seeds)  # a whole table of one seed first
+        for d in data
+        for m, b in rows
+        if not (m in CAPTIONS and d == "fashion-mnist")
+    ]
+
+
+def main() -> None:
+    from nolabel.methods import METHODS
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=1.0, help="training of each run")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data", nargs="*", default=list(DATA))
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"), help="folder of the runs")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="result file")
+    parser.add_argument("--render", action="store_true", help="only write the table of the docs")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        method, backbone, data, seed = args.one
+        out = args.out / f"{method}-{backbone}-{data}-{seed}"
+        print(json.dumps(one(method, backbone, data, int(seed), args.minutes, out)))
+        return
+    if not args.render:
+        run_all(args)
+    render(json.loads(args.json.read_text()))
+
+
+def run_all(args: argparse.Namespace) -> None:
+    from nolabel.engine.environment import environment
+
+    found: dict[str, Any] = {}
+    if args.json.exists():
+        found = json.loads(args.json.read_text())
+        if found.get("minutes") != args.minutes:
+            sys.exit(f"{args.json} is of {found.get('minutes')} minutes a run. Use another --json.")
+    found.setdefault("minutes", args.minutes)
+    found.setdefault("rows", {})
+    todo = [c for c in cells(args.methods, args.data, args.seeds) if key(c) not in found["rows"]]
+    for number, cell in enumerate(todo, 1):
+        command = [sys.executable, __file__, "--one", *map(str, cell), "--out", str(args.out),
+                   "--minutes", str(args.minutes)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{key(cell)} failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+            continue
+        row = json.loads(done.stdout.strip().splitlines()[-1])
+        found["rows"][key(cell)] = row
+        found["environment"] = environment()
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"{number}/{len(todo)} {key(cell)}: k-NN {row['knn']:.1%} (random "
+              f"{row['random_knn']:.1%}), linear {row['linear']:.1%}", flush=True)  # fmt: skip
+
+
+def key(cell: tuple[str, str, str, int]) -> str:
+    return " ".join(map(str, cell))
+
+
+def render(found: dict[str, Any]) -> None:
+    """Writes the tables between the marks of docs/methods.md."""
+    rows: dict[tuple[str, str], dict[str, list[dict]]] = {}
+    for name, row in found["rows"].items():
+        method, backbone, data, _ = name.split()
+        rows.setdefault((data, backbone), {}).setdefault(method, []).append(row)
+    lines = []
+    for (data, backbone), table in rows.items():
+        seeds = max(len(v) for v in table.values())
+        lines += [
+            f"`{data}`, `{backbone}`, {found['minutes']:g} min, {seeds} seed{'s' * (seeds > 1)}:", "",
+            "| method | k-NN | linear | random k-NN | images/s | peak memory | effective rank |",
+            "|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        ranked = sorted(table.items(), key=lambda kv: -mean(kv[1], "knn"))
+        for method, runs in ranked:
+            lines.append(
+                f"| {method} | {spread(runs, 'knn')} | {spread(runs, 'linear')} "
+                f"| {mean(runs, 'random_knn'):.1%} | {mean(runs, 'images_per_second'):,.0f} "
+                f"| {mean(runs, 'peak_bytes') / 1e9:.1f} GB "
+                f"| {mean(runs, 'effective_rank'):.0f} of {runs[0]['dim']} |"
+            )
+        lines.append("")
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition("<!-- table -->")
+    _, _, after = rest.partition("<!-- end of table -->")
+    body = "\n".join(lines)
+    PAGE.write_text(f"{before}<!-- table -->\n\n{body}\n<!-- end of table -->{after}", "utf-8")
+
+
+def mean(runs: list[dict], what: str) -> float:
+    return sum(r[what] for r in runs) / len(runs)
+
+
+def spread(runs: list[dict], what: str) -> str:
+    """Mean and, over several seeds, the standard deviation, in points."""
+    m = mean(runs, what)
+    if len(runs) < 2:
+        return f"{m:.1%}"
+    sd = (sum((r[what] - m) ** 2 for r in runs) / (len(runs) - 1)) ** 0.5
+    return f"{100 * m:.1f} ± {100 * sd:.1f} %"
+
+
+if __name__ == "__main__":
+    main()
