@@ -53,7 +53,7 @@ def one(method: str, backbone: str, data: str, seed: int, minutes: float, out: P
         judged = nl.evaluate("knn", encoder, train=train, test=test, k=(20,))
         row[name + "knn"] = judged.best["value"]
         row[name + "linear"] = nl.evaluate("linear", encoder, train=train, test=test).best["value"]
-    z = extract(nl.load(str(out)), open_source(test)).features
+    z = extract(nl.load(str(out)), open_source(test)).values
     row["effective_rank"] = effective_rank(z[:2000])
     row["dim"] = z.shape[1]
     return row
