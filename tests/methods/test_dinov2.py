@@ -224,3 +224,22 @@ def test_paper_recipe_has_the_papers_numbers():
     assert (r.optim.clip_by, r.optim.lr_patch) == ("module", 0.2)
     assert (o.prototypes, o.bottleneck, o.patch_bottleneck) == (131072, 384, 256)
     assert (o.local_size, o.koleo, o.teacher_momentum, o.drop_path) == (98, 0.1, 0.994, 0.4)
+
+
+def test_a_stage_at_a_higher_resolution_takes_up_the_whole_run(tiny_run, tmp_path):
+    from nolabel.engine.train import load_method
+
+    first = tiny_run("dinov2", out="first", seed=1)
+    last, run = load_method(tiny_run("dinov2", out="last", init=str(first.folder), image_size=48,
+                                     steps=1, lr=0.0, seed=2).folder)  # fmt: skip
+    before, _ = load_method(first.folder)
+    assert run.settings.image_size == 48
+    for part in ("backbone", "head", "patch_head"):
+        a, b = before.student[part].state_dict(), last.student[part].state_dict()
+        for k in a:
+            if k == "net.pos_embed":
+                assert b[k].shape == (1, 1 + 144, 64)
+            elif "running" not in k and "batches" not in k:
+                torch.testing.assert_close(a[k], b[k])
+    other = tiny_run("dinov2", out="other", init=str(first.folder), prototypes=48, steps=1)
+    assert load_method(other.folder)[0].student.head.last_layer.weight_v.shape[0] == 48

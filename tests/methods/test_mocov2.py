@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
-from torch import nn
 
 from nolabel.backbones import build
 from nolabel.backbones.base import Backbone

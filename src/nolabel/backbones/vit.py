@@ -8,7 +8,7 @@ layer's attention.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -42,6 +42,36 @@ def resize_positions(
     else:
         x = F.interpolate(x, size=new, mode="bicubic", antialias=True)
     return x.permute(0, 2, 3, 1).flatten(1, 2).to(pos.dtype)
+
+
+def at_size(backbone: Backbone, image_size: int) -> Backbone:
+    """The same network for another size of images: a ViT's positions are resampled for good.
+
+    Others take any size as they are.
+    """
+    from nolabel.backbones import build
+
+    if not isinstance(backbone, ViT) or backbone.image_size == image_size:
+        return backbone
+    kwargs = {k: v for k, v in backbone.kwargs.items() if k != "img_size"}
+    new = build(backbone.name, image_size=image_size, kwargs=kwargs, positions=backbone.positions)
+    new.load_state_dict(fit_positions(backbone.state_dict(), new.state_dict(), backbone))
+    return new
+
+
+def fit_positions(
+    state: Mapping[str, Tensor], like: Mapping[str, Tensor], vit: ViT
+) -> dict[str, Tensor]:
+    """A state whose position embeddings of ViTs like `vit` have the shapes of those in `like`."""
+    out = dict(state)
+    skip = 0 if vit.net.no_embed_class else vit.net.num_prefix_tokens
+    for name, new in like.items():
+        old = out.get(name)
+        if old is not None and name.endswith("net.pos_embed") and old.shape != new.shape:
+            a, b = (math.isqrt(x.shape[1] - skip) for x in (old, new))  # square grids
+            patches = resize_positions(old[:, skip:], (a, a), (b, b), vit.positions)
+            out[name] = torch.cat([old[:, :skip], patches], 1)
+    return out
 
 
 class ViT(Backbone):

@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor
 
 from nolabel import backbones, methods
+from nolabel.backbones.vit import ViT, at_size, fit_positions
 from nolabel.data.sources import Source
 from nolabel.data.tokens import TOKENIZER_FILE, Tokenizer
 from nolabel.engine.checkpoint import load_checkpoint, restore
@@ -71,7 +72,7 @@ def build_method(run: Run, extra: Companion = None) -> tuple[Method, ViewPlan]:
         extra = companion(run)
     torch.manual_seed(s.seed)
     if s.init:
-        backbone = load(s.init, image_size=s.image_size, device="cpu").backbone
+        backbone = at_size(load(s.init, device="cpu").backbone, int(s.image_size or 0))
     else:
         backbone = backbones.build(
             str(s.backbone), image_size=s.image_size, patch_size=s.patch_size,
@@ -94,7 +95,28 @@ def build_method(run: Run, extra: Companion = None) -> tuple[Method, ViewPlan]:
             )
     method = kind(backbone, run.options, *([] if extra is None else [extra]))
     method.mean, method.std = plan.mean, plan.std
+    if s.init:
+        _take_up(method, run)
     return method, plan
+
+
+def _take_up(method: Method, run: Run) -> None:
+    """Continues a whole run of the same method: student, teacher, heads, centres, queues.
+
+    So a last stage at a higher resolution is `--init RUN --image-size N`.  Where a tensor does not
+    fit (other prototypes, another method), the encoder alone is what was taken.
+    """
+    folder = Path(str(run.settings.init))
+    if not (folder / "config.yaml").is_file() or not (folder / "checkpoints").is_dir():
+        return
+    if read_yaml(folder / "config.yaml").get("method") != run.method:
+        return
+    state = load_checkpoint(folder).state["learner"]["method"]
+    own = method.state_dict()
+    if isinstance(method.encoder, ViT):
+        state = fit_positions(state, own, method.encoder)
+    if own.keys() == state.keys() and all(own[k].shape == v.shape for k, v in state.items()):
+        method.load_state_dict(state)
 
 
 def load_method(folder: str | Path) -> tuple[Method, Run]:
