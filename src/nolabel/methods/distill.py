@@ -5,8 +5,8 @@ Romero et al., "FitNets: Hints for Thin Deep Nets", 2014, arXiv 1412.6550;
 Fang et al., "SEED: Self-supervised Distillation for Visual Representation", 2021,
 arXiv 2101.04731.
 
-Teacher f_t (any ENC, frozen) and student f_s see the same view x of an image. A projection g, thrown
-away later, takes the student's embedding into the teacher's space:
+Teacher f_t (any ENC, frozen) and student f_s see the same view x of an image. A projection g,
+thrown away later, takes the student's embedding into the teacher's space:
 
     t = f_t(x) / |f_t(x)|        z = g(f_s(x)) / |g(f_s(x))|
 
