@@ -19,7 +19,13 @@ SMALL = {
         "decoder_depth": 1,
         "decoder_heads": 2,
     },
-    "dvae": {"codes": 32, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "dvae": {
+        "codes": 32,
+        "warm": 0.5,
+        "decoder_dim": 16,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+    },
     "dino": {
         "prototypes": 32,
         "hidden": 16,
