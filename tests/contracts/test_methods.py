@@ -21,7 +21,7 @@ SMALL = {
         "decoder_depth": 1,
         "decoder_heads": 2,
     },
-    "dvae": {"codes": 32, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "dvae": {"codes": 32, "warm": 0.5, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
     "clip": TEXT,
     "siglip": TEXT,
     "beit": {"smallest_block": 4, "drop_path": 0.1},

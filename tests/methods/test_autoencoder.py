@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from nolabel.backbones import build
-from nolabel.engine.optimiser import build_optimiser
 from nolabel.errors import UsageError
 from nolabel.methods.autoencoder import Autoencoder, factors
 from nolabel.ops.losses import mean_colour_error
-from nolabel.types import Batch, Clock, Optim
+from nolabel.types import Batch, Clock
 
 CLOCK = Clock(0, 10, 2)
-GOLDEN = (0.0,)
 
 
 def make(backbone="vit_pico", size=32, **changes):
@@ -129,15 +127,24 @@ def test_an_image_of_no_whole_cells_is_refused():
         make("resnet18", 48)
 
 
-def test_golden_trace():
-    """The first five losses as they were when this page was checked against the loops above."""
-    m = make(skip=True)
-    optimiser = build_optimiser(m, Optim(lr=1e-3))
-    losses = []
-    for step in range(5):
-        out = m.step(pictures(seed=step), Clock(step, 10, 2))
-        out.loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(out.loss.item())
-    assert losses == pytest.approx(GOLDEN, rel=1e-4)
+def last_lines(run):
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    return {k: sum(line[k] for line in lines[-5:]) / 5 for k in ("loss", "code_use")}
+
+
+def test_with_skip_the_pixels_are_far_better_and_the_code_is_hardly_used(tmp_path):
+    import nolabel as nl
+
+    given = {"data": "creatures", "steps": 300, "batch_size": 64, "lr": 0.003}
+    given |= {"precision": "fp32", "quiet": True, "checkpoint_every": 10_000}
+    plain = last_lines(nl.pretrain("autoencoder", out=tmp_path / "plain", **given))
+    around = last_lines(nl.pretrain("autoencoder", out=tmp_path / "skip", skip=True, **given))
+    assert around["loss"] < 0.5 * plain["loss"], (plain, around)
+    assert plain["code_use"] > 0.6 and around["code_use"] < 0.3, (plain, around)
+
+
+def test_without_skip_a_short_run_beats_its_random_start_by_k_nn(knn_of_a_short_run):
+    trained, random = knn_of_a_short_run(
+        "autoencoder", backbone="resnet_nano", steps=300, batch_size=64, lr=0.003
+    )
+    assert trained["low"] > random["high"], (trained, random)
