@@ -81,7 +81,8 @@ def captions(seed: int = 0) -> tuple[str, ...]:
     return tuple(f"a {c} {things[(i * seed + i) % 5]}" for i, c in enumerate(COLOURS))
 
 
-def _plan_batch(plan: ViewPlan, seed: int) -> Batch:
+def random_batch(plan: ViewPlan, seed: int) -> Batch:
+    """A small batch of noise in the views of a plan, with captions; a pure function of the seed."""
     g = torch.Generator().manual_seed(seed)
     views = {
         v.name: torch.randn(v.count, IMAGES, 3, v.size, v.size, generator=g) for v in plan.views
@@ -89,7 +90,8 @@ def _plan_batch(plan: ViewPlan, seed: int) -> Batch:
     return Batch(views=views, keys=torch.arange(IMAGES), text=captions(seed))
 
 
-def _build(kind: type[Method], options: Any, backbone: str) -> Method:
+def build_small(kind: type[Method], options: Any, backbone: str) -> Method:
+    """The method on a small backbone, with seed 0 and a stand-in for what it is built with."""
     torch.manual_seed(0)
     given: tuple[Any, ...] = (_teacher(kind.takes),) if kind.takes else ()
     if kind.wants_text:
@@ -132,7 +134,7 @@ class Colours(nn.Module):
 def _advance(run: _Run, plan: ViewPlan, start: int, steps: int) -> None:
     for step in range(start, start + steps):
         clock = Clock(step, 8, 1)
-        loss = run.method.step(_plan_batch(plan, step), clock).loss
+        loss = run.method.step(random_batch(plan, step), clock).loss
         loss.backward()
         run.method.before_update(clock)
         run.optimiser.step()
@@ -142,7 +144,7 @@ def _advance(run: _Run, plan: ViewPlan, start: int, steps: int) -> None:
 
 
 def _steps(kind: type[Method], options: Any, backbone: str, steps: int) -> _Run:
-    method = _build(kind, options, backbone)
+    method = build_small(kind, options, backbone)
     optimiser = build_optimiser(method, Optim(lr=1e-3))
     run = _Run(method, optimiser, [])
     _advance(run, kind.views(options, SIDE), 0, steps)
@@ -150,10 +152,10 @@ def _steps(kind: type[Method], options: Any, backbone: str, steps: int) -> _Run:
 
 
 def _gradients(kind: type[Method], options: Any, backbone: str) -> None:
-    method = _build(kind, options, backbone)
+    method = build_small(kind, options, backbone)
     before = copy.deepcopy(method.state_dict())
     # An epoch late enough that nothing is frozen any more.
-    out = method.step(_plan_batch(kind.views(options, SIDE), 0), Clock(6, 8, 1))
+    out = method.step(random_batch(kind.views(options, SIDE), 0), Clock(6, 8, 1))
     assert out.loss.ndim == 0, f"the loss must be a scalar, got shape {tuple(out.loss.shape)}"
     out.loss.backward()
     trainable = {n for n, p in method.named_parameters() if p.requires_grad}
@@ -166,13 +168,13 @@ def _gradients(kind: type[Method], options: Any, backbone: str) -> None:
 
 
 def _bf16(kind: type[Method], options: Any, backbone: str) -> None:
-    method = _build(kind, options, backbone)
+    method = build_small(kind, options, backbone)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = method.step(_plan_batch(kind.views(options, SIDE), 0), Clock(0, 8, 1)).loss
+        loss = method.step(random_batch(kind.views(options, SIDE), 0), Clock(0, 8, 1)).loss
     loss.backward()
     assert torch.isfinite(loss), f"loss {loss} under bf16"
-    full = _build(kind, options, backbone)
-    exact = full.step(_plan_batch(kind.views(options, SIDE), 0), Clock(0, 8, 1)).loss
+    full = build_small(kind, options, backbone)
+    exact = full.step(random_batch(kind.views(options, SIDE), 0), Clock(0, 8, 1)).loss
     gap = abs(loss.item() - exact.item()) / max(abs(exact.item()), 1e-6)
     assert gap < 0.1, f"bf16 loss {loss.item()} against {exact.item()}"
 
@@ -183,7 +185,7 @@ def _reload(kind: type[Method], options: Any, backbone: str) -> None:
     saved, rng = copy.deepcopy(capture(first.method, first.optimiser)), rng_state()
     _advance(first, plan, 2, 2)
 
-    fresh = _build(kind, options, backbone)
+    fresh = build_small(kind, options, backbone)
     for p in fresh.parameters():
         p.data.add_(1.0)  # whatever the state does not restore stays wrong
     second = _Run(fresh, build_optimiser(fresh, Optim(lr=1e-3)), [])

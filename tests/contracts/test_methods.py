@@ -69,7 +69,7 @@ SMALL = {
 }  # fmt: skip
 OTHER = {
     "vqvae": {"revive": 0.0},
-    "dvae": {"likelihood": "mse"},
+    "dvae": {"likelihood": "logit-laplace"},
     "ibot": {"local_size": 8, "mask_shape": "random", "chunk": 7},
     "dinov2": {"local_size": 8, "centring": "centre", "chunk": 7},
     "triplet": {"mining": "hard"},

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,12 +14,24 @@ import pytest
 import torch
 
 from nolabel import methods
-from nolabel.backbones import build
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, set_rates
-from nolabel.types import Batch, Clock, Optim
+from nolabel.testing import build_small, random_batch
+from nolabel.types import Clock, Optim
 
 FILE = Path(__file__).parents[1] / "oracles" / "golden.json"
+TEXT = {"vocabulary": 530, "context": 10, "projection": 8, "text_dim": 16, "text_depth": 1,
+        "text_heads": 2}  # fmt: skip
+DECODER = {"codes": 32, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
 SMALL = {
+    "autoencoder": {"code": 8, "width": 16},
+    "simmim": {"unit": 8},
+    "vqvae": {"code_dim": 8, **DECODER},
+    "dvae": DECODER,
+    "beit": {"smallest_block": 4, "drop_path": 0.0},
+    "eva": {"smallest_block": 4, "drop_path": 0.0},
+    "clip": TEXT,
+    "siglip": TEXT,
+    "distill": {"anchors": 16, "hidden": 16},
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
     "triplet": {"hidden": 16, "projection": 8},
     "simclr": {"hidden": 16, "projection": 8},
@@ -45,22 +58,15 @@ def trace(name: str) -> list[float]:
     """Losses of five steps, two an epoch, with the optimiser's whole path: rates, clip, hooks."""
     kind = methods.load(name)
     options = kind.Options(**SMALL[name])
-    torch.manual_seed(0)
-    net = build("vit_pico", image_size=32, kwargs=kind.backbone_kwargs(options))
-    kind.init(net)
-    method = kind(net, options).train()
+    method = build_small(kind, options, "vit_pico")
     optim = Optim(lr=2e-3, warmup_epochs=1, clip=3.0)
     optimiser = build_optimiser(method, optim)
     losses = []
     for step in range(5):
         clock = Clock(step, 5, 2)
-        g = torch.Generator().manual_seed(step % 2)
-        views = {
-            v.name: torch.randn(v.count, 6, 3, v.size, v.size, generator=g)
-            for v in kind.views(options, 32).views
-        }
         set_rates(optimiser, optim, clock)
-        batch = Batch(views=views, keys=torch.arange(6) + 6 * (step % 2))
+        batch = random_batch(kind.views(options, 32), step % 2)
+        batch = dataclasses.replace(batch, keys=torch.arange(6) + 6 * (step % 2))
         loss = method.step(batch, clock).loss
         loss.backward()
         clip_gradients(method, optim)
