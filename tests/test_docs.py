@@ -12,7 +12,7 @@ from PIL import Image
 from nolabel import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/data.md", "docs/own-method.md"]
+PAGES = ["README.md", "docs/data.md", "docs/methods.md", "docs/own-method.md"]
 QUICK = ["--steps", "2", "--batch-size", "8", "--backbone", "vit_pico", "--precision", "fp32"]
 
 
