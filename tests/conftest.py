@@ -9,8 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-# One process a core with one thread each is faster than one process with several.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# One process a core with one thread each is faster than one process with several; several processes
+# with several threads wait for each other's.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
