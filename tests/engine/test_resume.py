@@ -135,7 +135,7 @@ def test_three_resumes_in_a_row_equal_none(photos, tmp_path, monkeypatch):
 
     run(tmp_path / "whole")
 
-    class StopAfterTwo(train._StopRequest):
+    class StopAfterTwo(train.StopRequest):
         """Asks to stop at the second step of each session."""
 
         asked = 0
@@ -149,7 +149,7 @@ def test_three_resumes_in_a_row_equal_none(photos, tmp_path, monkeypatch):
         def requested(self, value):
             pass
 
-    monkeypatch.setattr(train, "_StopRequest", StopAfterTwo)
+    monkeypatch.setattr(train, "StopRequest", StopAfterTwo)
     parts = tmp_path / "parts"
     with pytest.raises(train.Stopped):
         run(parts)

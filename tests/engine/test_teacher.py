@@ -67,7 +67,7 @@ class Colours(Method):
 '''
 
 
-class StopAfterTwo(train._StopRequest):
+class StopAfterTwo(train.StopRequest):
     """Asks to stop at the second step of each session."""
 
     asked = 0
@@ -102,7 +102,7 @@ def pretrain(method, photos, out, teacher, **options):
 def check_resume_without_the_original(method, photos, tmp_path, monkeypatch, teacher):
     """Trains whole, and stopped and resumed after the teacher's folder is gone."""
     whole = pretrain(method, photos, tmp_path / "whole", teacher).folder
-    monkeypatch.setattr(train, "_StopRequest", StopAfterTwo)
+    monkeypatch.setattr(train, "StopRequest", StopAfterTwo)
     with pytest.raises(train.Stopped):
         pretrain(method, photos, tmp_path / "parts", teacher)
     monkeypatch.undo()

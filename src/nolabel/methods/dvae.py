@@ -48,8 +48,8 @@ from nolabel.errors import UsageError, unknown
 from nolabel.heads import PatchDecoder
 from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.ops.assignment import codes_in_use
-from nolabel.ops.losses import logit_laplace_nll, mean_colour_error
 from nolabel.ops.patches import unpatchify
+from nolabel.ops.pixels import logit_laplace_nll, mean_colour_error
 from nolabel.schedules import cosine
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan

@@ -45,8 +45,8 @@ from nolabel.errors import UsageError
 from nolabel.heads import PatchDecoder
 from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.ops.assignment import codes_in_use
-from nolabel.ops.losses import mean_colour_error
 from nolabel.ops.patches import unpatchify
+from nolabel.ops.pixels import mean_colour_error
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 

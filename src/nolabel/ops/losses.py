@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -146,25 +144,3 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """
     per_patch = (pred.float() - target.float()).square().mean(-1)
     return (per_patch * mask).sum() / mask.sum()
-
-
-def mean_colour_error(x: Tensor) -> Tensor:
-    """Mean squared error of painting each image in its own mean colour: the trivial guess that a
-    reconstruction must beat.  Images [N, C, H, W] in any normalisation; scalar."""
-    return x.float().var((2, 3), correction=0).mean()
-
-
-def logit_laplace_nll(x: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
-    """-log p of values in (0, 1) whose logit has a Laplace distribution (Ramesh et al. 2021, A.3).
-
-        p(x | mu, b) = exp(-|logit(x) - mu| / b) / (2 b x (1 - x))
-
-    Args:
-        x: values above 0 and below 1, of any shape.
-        mu, log_b: location and logarithm of the scale, of x's shape.
-
-    Returns:
-        x's shape, in nats; negative where the density is above 1.
-    """
-    distance = (x.logit() - mu).abs() * (-log_b).exp()
-    return distance + log_b + math.log(2.0) + (x * (1.0 - x)).log()
