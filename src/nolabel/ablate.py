@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from nolabel import methods
 from nolabel.data.sources import open_source, require_labels
 from nolabel.engine.log import say
@@ -17,9 +19,6 @@ from nolabel.engine.train import pretrain
 from nolabel.errors import UsageError
 from nolabel.evaluate import evaluate
 from nolabel.options import merge, resolve
-
-# Student's t for a 95 % interval with n - 1 degrees of freedom, n = 2 .. 10; beyond, about 2.
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -29,7 +28,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     if n < 2:
         return mean, math.nan, math.nan
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    half = spread * (T95[n - 2] if n - 2 < len(T95) else 2.0)
+    half = spread * float(stats.t.ppf(0.975, n - 1))
     return mean, mean - half, mean + half
 
 

@@ -24,10 +24,7 @@ def world_size() -> int:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override]
-        x = x.contiguous()  # before empty_like, which would copy the strides of a view
-        parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x)
-        return torch.cat(parts)
+        return gather(x)
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]

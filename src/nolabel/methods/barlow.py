@@ -33,7 +33,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import View, ViewPlan
+from nolabel.views.plan import ViewPlan, two_views
 
 
 def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
@@ -77,12 +77,7 @@ class BarlowTwins(Method):
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
-        o = options
-        view = View(
-            name="view", count=2, size=image_size, scale=o.scale, flip=0.5, jitter=o.jitter,
-            jitter_p=0.8, grey=o.grey, blur=o.blur, solarise=o.solarise, blur_sigma=o.blur_sigma,
-        )  # fmt: skip
-        return ViewPlan(views=(view,))
+        return two_views(image_size, options, blur=options.blur, solarise=options.solarise)
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         h = [self.backbone(x) for x in batch.views["view"]]  # each view has its batch norm

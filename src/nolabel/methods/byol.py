@@ -36,7 +36,7 @@ from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.schedules import momentum
 from nolabel.state import Ema
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import View, ViewPlan
+from nolabel.views.plan import ViewPlan, two_views
 
 
 def regression_loss(q: Tensor, z: Tensor) -> Tensor:
@@ -72,12 +72,7 @@ class BYOL(Method):
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
-        o = options
-        view = View(
-            name="view", count=2, size=image_size, scale=o.scale, flip=0.5, jitter=o.jitter,
-            jitter_p=0.8, grey=o.grey, blur=o.blur, solarise=o.solarise, blur_sigma=o.blur_sigma,
-        )  # fmt: skip
-        return ViewPlan(views=(view,))
+        return two_views(image_size, options, blur=options.blur, solarise=options.solarise)
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         x1, x2 = batch.views["view"]

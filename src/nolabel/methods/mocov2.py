@@ -40,7 +40,7 @@ from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.state import Ema, Queue
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import View, ViewPlan
+from nolabel.views.plan import ViewPlan, two_views
 
 
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -82,12 +82,7 @@ class MoCoV2(Method):
     def views(cls, options: Options, image_size: int) -> ViewPlan:
         o = options
         b, c, s, h = (min(2 * j, 1.0) if o.infomin else j for j in o.jitter)
-        view = View(
-            name="view", count=2, size=image_size, scale=o.scale, flip=0.5,
-            jitter=(b, c, s, min(h, 0.5)), jitter_p=0.8, grey=o.grey, blur=(o.blur,),
-            blur_sigma=o.blur_sigma,
-        )  # fmt: skip
-        return ViewPlan(views=(view,))
+        return two_views(image_size, o, blur=(o.blur,), jitter=(b, c, s, min(h, 0.5)))
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         x_q, x_k = batch.views["view"]

@@ -38,7 +38,7 @@ from nolabel.errors import unknown
 from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import View, ViewPlan
+from nolabel.views.plan import ViewPlan, two_views
 
 MINING = ("all", "semi-hard", "hard")
 
@@ -96,12 +96,7 @@ class Triplet(Method):
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
-        o = options
-        view = View(
-            name="view", count=2, size=image_size, scale=o.scale, flip=0.5, jitter=o.jitter,
-            jitter_p=0.8, grey=o.grey, blur=(o.blur,), blur_sigma=o.blur_sigma,
-        )  # fmt: skip
-        return ViewPlan(views=(view,))
+        return two_views(image_size, options, blur=(options.blur,))
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         x = batch.views["view"]  # [2, B, C, H, W]

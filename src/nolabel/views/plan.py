@@ -248,6 +248,30 @@ class ViewPlan:
         return [*lines, f"normalise: mean {mean}, std {std}"]
 
 
+def two_views(
+    image_size: int,
+    options: Any,
+    *,
+    blur: tuple[float, ...],
+    solarise: tuple[float, ...] = (0.0,),
+    jitter: tuple[float, float, float, float] | None = None,
+) -> ViewPlan:
+    """Two views "view" of the whole size, after SimCLR, MoCo and BYOL.
+
+    Args:
+        image_size: side of the views in pixels.
+        options: a method's, with the fields scale, jitter, grey and blur_sigma.
+        blur, solarise: probabilities, one for both views or one for each.
+        jitter: in place of the options'.
+    """
+    o = options
+    view = View(
+        name="view", count=2, size=image_size, scale=o.scale, flip=0.5, jitter=jitter or o.jitter,
+        jitter_p=0.8, grey=o.grey, blur=blur, solarise=solarise, blur_sigma=o.blur_sigma,
+    )  # fmt: skip
+    return ViewPlan(views=(view,))
+
+
 def multi_crop(
     image_size: int,
     options: Any,
