@@ -3,20 +3,23 @@
     python benchmarks/methods.py [--minutes M] [--seeds N] [--data ...] [--methods ...] [--out DIR]
     python benchmarks/methods.py --render        # the table of docs/methods.md from the result file
 
-Each run is a process of its own, so that its peak memory is its own.  Labels only measure: k-NN
-(k = 20) and a linear probe on unseen images, the effective rank of their embeddings (RankMe), and
-how that compares with the same network at random.  The result file is written after every run; a
-stopped table goes on where it stood.
+Each run is a process of its own, so that its peak memory is its own; --jobs of them go at a time,
+each with its share of the cores.  Labels only measure: k-NN (k = 20) and a linear probe on unseen
+images, the effective rank of their embeddings (RankMe), and how that compares with the same network
+at random.  The result file is written after every run; a stopped table goes on where it stood.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +41,8 @@ def one(method: str, backbone: str, data: str, seed: int, minutes: float, out: P
     from nolabel.features import extract
 
     given: dict[str, Any] = {"backbone": backbone, "patch_size": 4} if "vit" in backbone else {}
-    if method in ("distill", "eva", "beit"):
-        given["teacher"] = str(teacher(method, data, seed, minutes, out.parent))
+    if kind := teacher(method):
+        given["teacher"] = str(out.parent / "-".join((*kind, data, str(seed))))
     given |= {"data": data, "backbone": backbone, "seed": seed, "minutes": minutes,
               "image_size": 32, "workers": 0}  # fmt: skip
     began = time.monotonic()
@@ -47,30 +50,23 @@ def one(method: str, backbone: str, data: str, seed: int, minutes: float, out: P
     seconds = time.monotonic() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     row: dict[str, Any] = {"seconds": seconds, "peak_bytes": peak, "steps": run.settings.steps}
-    row["images_per_second"] = int(run.settings.steps or 0) * run.settings.batch_size / seconds
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    row["images_per_second"] = json.loads(lines[-1])["images_per_second"]
     train, test = f"{data}:train", f"{data}:test"
     for name, encoder in (("", str(out)), ("random_", f"random:{out}")):
         judged = nl.evaluate("knn", encoder, train=train, test=test, k=(20,))
         row[name + "knn"] = judged.best["value"]
-        row[name + "linear"] = nl.evaluate("linear", encoder, train=train, test=test).best["value"]
+    row["linear"] = nl.evaluate("linear", str(out), train=train, test=test).best["value"]
     z = extract(nl.load(str(out)), open_source(test)).values
     row["effective_rank"] = effective_rank(z[:2000])
     row["dim"] = z.shape[1]
     return row
 
 
-def teacher(method: str, data: str, seed: int, minutes: float, folder: Path) -> Path:
-    """What distill and eva learn from (a SimCLR ResNet), and beit (a VQ-VAE); as many minutes."""
-    kind = "vqvae" if method == "beit" else "simclr"
-    out = folder / f"teacher-{kind}-{data}-{seed}"
-    if not (out / "encoder.safetensors").exists():
-        import nolabel as nl
-
-        own = {"backbone": "vit_pico", "patch_size": 4} if kind == "vqvae" else {}
-        own = own or {"backbone": "resnet_nano"}
-        nl.pretrain(kind, data=data, out=str(out), seed=seed, minutes=minutes, quiet=True,
-                    image_size=32, overwrite=True, **own)  # fmt: skip
-    return out
+def teacher(method: str) -> tuple[str, str] | None:
+    """Method and backbone of the table's own run that distill, eva and beit learn from."""
+    return {"distill": ("simclr", "resnet_nano"), "eva": ("simclr", "resnet_nano"),
+            "beit": ("vqvae", "vit_pico")}.get(method)  # fmt: skip
 
 
 def cells(methods: list[str], data: list[str], seeds: int) -> list[tuple[str, str, str, int]]:
@@ -90,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=1.0, help="training of each run")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, sharing the cores")
     parser.add_argument("--data", nargs="*", default=list(DATA))
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/methods"), help="folder of the runs")
@@ -99,7 +96,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         method, backbone, data, seed = args.one
-        out = args.out / f"{method}-{backbone}-{data}-{seed}"
+        out = folder(args.out, (method, backbone, data, int(seed)))
         print(json.dumps(one(method, backbone, data, int(seed), args.minutes, out)))
         return
     if not args.render:
@@ -113,29 +110,44 @@ def run_all(args: argparse.Namespace) -> None:
     found: dict[str, Any] = {}
     if args.json.exists():
         found = json.loads(args.json.read_text())
-        if found.get("minutes") != args.minutes:
-            sys.exit(f"{args.json} is of {found.get('minutes')} minutes a run. Use another --json.")
-    found.setdefault("minutes", args.minutes)
+    threads = max((os.cpu_count() or 1) // args.jobs, 1)
+    asked = {"minutes": args.minutes, "threads": threads}
+    if {k: found.setdefault(k, v) for k, v in asked.items()} != asked:
+        sys.exit(f"{args.json} is of other settings than {asked}. Use another --json.")
     found.setdefault("rows", {})
     todo = [c for c in cells(args.methods, args.data, args.seeds) if key(c) not in found["rows"]]
-    for number, cell in enumerate(todo, 1):
+    needed = {(*kind, c[2], c[3]) for c in todo if (kind := teacher(c[0]))}
+    first = [c for c in sorted(needed) if c in todo or not folder(args.out, c).exists()]
+    write = threading.Lock()
+
+    def work(cell: tuple[str, str, str, int]) -> None:
         command = [sys.executable, __file__, "--one", *map(str, cell), "--out", str(args.out),
                    "--minutes", str(args.minutes)]  # fmt: skip
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            print(f"{key(cell)} failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
-            continue
-        row = json.loads(done.stdout.strip().splitlines()[-1])
-        found["rows"][key(cell)] = row
-        found["environment"] = environment()
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{number}/{len(todo)} {key(cell)}: k-NN {row['knn']:.1%} (random "
-              f"{row['random_knn']:.1%}), linear {row['linear']:.1%}", flush=True)  # fmt: skip
+        own = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=own)
+        with write:
+            if done.returncode:
+                print(f"{key(cell)} failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+                return
+            row = json.loads(done.stdout.strip().splitlines()[-1])
+            found["rows"][key(cell)] = row
+            found["environment"] = environment()
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
+            print(f"{key(cell)}: k-NN {row['knn']:.1%} (random {row['random_knn']:.1%}), linear "
+                  f"{row['linear']:.1%}, {row['steps']} steps", flush=True)  # fmt: skip
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(work, first))  # the others learn from these
+        list(pool.map(work, [c for c in todo if c not in first]))
 
 
 def key(cell: tuple[str, str, str, int]) -> str:
     return " ".join(map(str, cell))
+
+
+def folder(out: Path, cell: tuple[str, str, str, int]) -> Path:
+    return out / "-".join(map(str, cell))
 
 
 def render(found: dict[str, Any]) -> None:

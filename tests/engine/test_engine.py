@@ -307,7 +307,7 @@ def test_a_run_folder_has_all_its_parts(tiny_run, photos):
     assert {"config.yaml", "metrics.jsonl", "environment.json", "checkpoints",
             "encoder.safetensors"} <= names  # fmt: skip
     lines = [json.loads(x) for x in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    assert {"loss", "lr", "feature_std", "effective_rank", "teacher_entropy",
+    assert {"loss", "lr", "feature_std", "effective_rank", "target_entropy", "target_information",
             "images_per_second", "data_wait"} <= lines[-1].keys()  # fmt: skip
     assert 0 <= lines[-1]["probe_knn"] <= 1
 

@@ -32,6 +32,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.contrast import pair_signals
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, two_views
 
@@ -85,6 +86,7 @@ class BarlowTwins(Method):
         with torch.autocast(z1.device.type, enabled=False):
             c = cross_correlation(z1, z2)
         logs: dict[str, Any] = {"correlation": torch.diagonal(c).mean().detach()}
+        logs |= pair_signals(z1, z2)
         return Step(redundancy_loss(c, self.options.weight), logs, h[0].detach())
 
     @property

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.contrast import pair_signals
 from nolabel.schedules import momentum
 from nolabel.state import Ema
 from nolabel.types import Batch, Clock, Optim, Step
@@ -82,7 +83,7 @@ class BYOL(Method):
         # The target's batch norm works as in training, on the batch (official code).
         z1, z2 = (self.target(x1), self.target(x2)) if self.options.stop_gradient else (p1, p2)
         loss = regression_loss(q1, z2) + regression_loss(q2, z1)
-        logs = {"agreement": 1 - loss.detach() / 4, "target_momentum": self.momentum(clock)}
+        logs = pair_signals(q1, z2) | {"target_momentum": self.momentum(clock)}
         return Step(loss, logs, h1.detach())
 
     def momentum(self, clock: Clock) -> float:

@@ -37,7 +37,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.tokens import PUBLISHED, Tokenizer, make_tokenizer
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.contrast import clip_loss
+from nolabel.ops.contrast import clip_loss, pair_signals
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
@@ -98,7 +98,7 @@ class CLIP(Method):
             offset=distributed.rank() * len(x),
             chunk=self.options.chunk,
         )
-        logs = {"agreement": (image * text).sum(-1).mean().detach(), "scale": s.detach()}
+        logs = pair_signals(image, text) | {"scale": s.detach()}
         return Step(loss, logs, h.detach())
 
     @torch.no_grad()

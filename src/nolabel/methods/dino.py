@@ -39,7 +39,7 @@ from nolabel.errors import unknown
 from nolabel.heads import PrototypeHead, mlp
 from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.ops.assignment import sinkhorn
-from nolabel.ops.losses import cross_entropy_views, entropy, squared_distance_views
+from nolabel.ops.losses import cross_entropy_views, squared_distance_views, target_signals
 from nolabel.schedules import momentum, per_epoch_linear
 from nolabel.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
@@ -154,8 +154,7 @@ class DINO(Method):
         else:
             loss = cross_entropy_views(targets, s / o.student_temperature)
         self.centre.observe(t, clock.step)
-        logs = {"teacher_entropy": entropy(targets), "teacher_momentum": self.momentum(clock)}
-        logs["prototypes_used"] = targets.flatten(0, 1).argmax(-1).unique().numel()
+        logs = target_signals(targets) | {"teacher_momentum": self.momentum(clock)}
         return Step(loss, logs, h[:b])
 
     def targets(self, t: Tensor, clock: Clock) -> Tensor:

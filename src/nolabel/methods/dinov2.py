@@ -160,7 +160,7 @@ class DINOv2(Method):
         loss_ibot = losses.mean_over_masked(per_token, masks)
         koleo = torch.stack([losses.koleo(x) for x in hidden.pooled.chunk(2)]).sum()
         logs = {"loss_dino": loss_dino.detach(), "loss_ibot": loss_ibot.detach(),
-                "koleo": koleo.detach() / 2, "teacher_entropy": losses.entropy(targets),
+                "koleo": koleo.detach() / 2, **losses.target_signals(targets),
                 "teacher_momentum": momentum(o.teacher_momentum, clock)}  # fmt: skip
         loss = loss_dino + o.patch_weight * loss_ibot + o.koleo * koleo
         return Step(loss, logs, seen.pooled[:b])

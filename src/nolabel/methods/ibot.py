@@ -160,7 +160,7 @@ class IBOT(Method):
         self.patch_centre.observe(mean, clock.step)
         logs = {
             "loss_class": loss_cls.detach(), "loss_patch": loss_patch.detach(),
-            "teacher_entropy": losses.entropy(targets), "teacher_momentum": self.momentum(clock),
+            "teacher_momentum": self.momentum(clock), **losses.target_signals(targets),
         }  # fmt: skip
         loss = o.class_weight * loss_cls + o.patch_weight * loss_patch
         return Step(loss, logs, seen.pooled[:b])

@@ -38,6 +38,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.contrast import pair_signals
 from nolabel.state import Ema, Queue
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, two_views
@@ -91,7 +92,7 @@ class MoCoV2(Method):
         k = self._keys(x_k, clock)
         loss = info_nce(q, k, self.queue.value, self.options.temperature)
         self.queue.observe(k, clock.step)
-        return Step(loss, {"agreement": (q * k).sum(-1).mean().detach()}, h.detach())
+        return Step(loss, dict(pair_signals(q, k)), h.detach())
 
     @torch.no_grad()
     def _keys(self, x: Tensor, clock: Clock) -> Tensor:

@@ -36,6 +36,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_mocov3
 from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.contrast import pair_signals
 from nolabel.schedules import momentum
 from nolabel.state import Ema
 from nolabel.types import Batch, Clock, Optim, Step
@@ -100,10 +101,7 @@ class MoCoV3(Method):
         first = distributed.rank() * len(k1)
         loss = contrast(q1, k2, temperature, distributed.gather(k2), first)
         loss = loss + contrast(q2, k1, temperature, distributed.gather(k1), first)
-        logs = {
-            "agreement": (q1 * k2).sum(-1).mean().detach(),
-            "key_momentum": self.momentum(clock),
-        }
+        logs = pair_signals(q1, k2) | {"key_momentum": self.momentum(clock)}
         return Step(loss, logs, h1.detach())
 
     def momentum(self, clock: Clock) -> float:

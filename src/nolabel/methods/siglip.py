@@ -34,7 +34,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.tokens import Tokenizer, make_tokenizer
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.contrast import siglip_loss
+from nolabel.ops.contrast import pair_signals, siglip_loss
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
@@ -93,7 +93,7 @@ class SigLIP(Method):
             offset=distributed.rank() * len(x),
             chunk=self.options.chunk,
         )
-        logs = {"agreement": (image * text).sum(-1).mean().detach(), "scale": t.detach()}
+        logs = pair_signals(image, text) | {"scale": t.detach()}
         return Step(loss, {**logs, "bias": b.detach()}, h.detach())
 
     @property

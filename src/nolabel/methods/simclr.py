@@ -29,6 +29,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.heads import ProjectionHead
 from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.contrast import pair_signals
 from nolabel.ops.losses import nt_xent
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
@@ -87,7 +88,7 @@ class SimCLR(Method):
             distributed.gather_with_grad(z2),
             offset=distributed.rank() * b,
         )
-        return Step(loss, {"agreement": (z1 * z2).sum(-1).mean().detach()}, h[:b].detach())
+        return Step(loss, dict(pair_signals(z1, z2)), h[:b].detach())
 
     @property
     def encoder(self) -> Backbone:

@@ -37,7 +37,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.ops.assignment import sinkhorn
-from nolabel.ops.losses import cross_entropy_views
+from nolabel.ops.losses import cross_entropy_views, target_signals
 from nolabel.state import Queue
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, multi_crop
@@ -101,8 +101,7 @@ class SwAV(Method):
         if self.queues and clock.epoch >= o.queue_from_epoch:
             for queue, new in zip(self.queues, z[:2], strict=True):
                 queue.observe(new, clock.step)
-        logs = {"prototypes_used": targets.flatten(0, 1).argmax(-1).unique().numel()}
-        return Step(loss, logs, h[0][:b].detach())
+        return Step(loss, target_signals(targets), h[0][:b].detach())
 
     @torch.no_grad()
     def _assign(self, t: int, z: Tensor, scores: Tensor) -> Tensor:

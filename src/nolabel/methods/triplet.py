@@ -37,6 +37,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.errors import unknown
 from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.ops.contrast import pair_signals
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, two_views
 
@@ -109,7 +110,7 @@ class Triplet(Method):
             z, image, everything, distributed.gather(image), self.options.margin,
             self.options.mining,
         )  # fmt: skip
-        return Step(loss, {"agreement": (z[:b] * z[b:]).sum(-1).mean().detach()}, h[:b].detach())
+        return Step(loss, dict(pair_signals(z[:b], z[b:])), h[:b].detach())
 
     @property
     def encoder(self) -> Backbone:

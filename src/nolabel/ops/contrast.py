@@ -1,4 +1,5 @@
-"""Losses of image-text learning over a matrix of similarities that need never be held whole."""
+"""Pairs: what to log of them, and losses of image-text learning over a matrix of similarities that
+need never be held whole."""
 
 from __future__ import annotations
 
@@ -8,6 +9,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+
+@torch.no_grad()
+def pair_signals(a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """What to log of embeddings [B, E] of two views: mean cosine of a picture's own views
+    (`agreement`) and of different pictures' (`agreement_others`).  Both at 1 is a collapse."""
+    a, b = F.normalize(a.float(), dim=-1), F.normalize(b.float(), dim=-1)
+    own, n = (a * b).sum(), len(a)
+    every = a.sum(0) @ b.sum(0)  # all pairs, without the matrix
+    return {"agreement": own / n, "agreement_others": (every - own) / max(n * (n - 1), 1)}
 
 
 def clip_loss(

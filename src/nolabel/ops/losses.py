@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -43,6 +45,16 @@ def squared_distance_views(targets: Tensor, logits: Tensor) -> Tensor:
 def entropy(p: Tensor) -> Tensor:
     """Mean entropy in nats of probabilities [..., K]; at most ln K."""
     return -torch.special.xlogy(p, p).sum(-1).mean()
+
+
+def target_signals(p: Tensor) -> dict[str, Any]:
+    """What to log of the targets p [..., K]: mean entropy, how many prototypes are someone's
+    likeliest, and information: entropy of the mean less mean entropy, in nats.  That is 0 if all
+    images have the same targets, one prototype or all alike: both ways to collapse (DINO, §5.3)."""
+    p = p.detach().flatten(0, -2)
+    h, used = entropy(p), p.argmax(-1).unique().numel()
+    return {"target_entropy": h, "target_information": entropy(p.mean(0)) - h,
+            "prototypes_used": used}  # fmt: skip
 
 
 def prototype_cross_entropy(

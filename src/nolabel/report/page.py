@@ -17,8 +17,10 @@ CURVES = (
     ("probe_knn", "k-NN on labelled data (top-1)"),
     ("feature_std", "Spread of features (1 = everywhere, 0 = collapsed)"),
     ("effective_rank", "Effective rank of features (RankMe)"),
-    ("teacher_entropy", "Entropy of the teacher (nats)"),
-    ("agreement", "Agreement of two views (cosine)"),
+    ("target_entropy", "Entropy of the targets (nats)"),
+    ("target_information", "What targets tell of the image (nats, 0 = collapsed)"),
+    ("agreement", "Agreement of two views of a picture (cosine)"),
+    ("agreement_others", "Agreement of different pictures (cosine, near agreement = collapsed)"),
     ("lr", "Learning rate"),
     ("images_per_second", "Images a second"),
 )
