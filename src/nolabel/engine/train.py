@@ -34,7 +34,7 @@ from nolabel.engine.checkpoint import (
     set_rng_state,
 )
 from nolabel.engine.environment import environment
-from nolabel.engine.health import NonFiniteGuard, signals
+from nolabel.engine.health import NonFiniteGuard, collapse, signals
 from nolabel.engine.log import MetricsLog, Progress, say
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm, set_rates
 from nolabel.engine.stop import StopRequest
@@ -200,6 +200,7 @@ def _loop(
             bar.note(f"Could not save at step {step}; going on from the older checkpoint. {error}")
         saved_at = time.monotonic()
 
+    line: dict[str, Any] = {}
     with StopRequest() as stop, Progress(total, start, enabled="off" if quiet else "auto") as bar:
         for step in range(start, total):
             clock = Clock(step, total, run.steps_per_epoch)
@@ -271,6 +272,8 @@ def _loop(
         images = (total - first) * batch_size
         spent = time.monotonic() - began
         say(f"Done: {total} steps, {images:,} images in {spent:.0f} s. Encoder: {folder}")
+        if why := collapse(line):
+            say(f"It looks collapsed: {why}.")
 
 
 def export(run: Run, method: Method, plan: ViewPlan) -> None:

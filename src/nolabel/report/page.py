@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nolabel.engine.health import collapse
 from nolabel.errors import UsageError
 
 CURVES = (
@@ -97,12 +98,8 @@ def verdict(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, An
     """One plain sentence from the numbers: learned, inconclusive, collapsed, or not measured."""
     last = metrics[-1] if metrics else {}
     spread, rank = last.get("feature_std"), last.get("effective_rank")
-    if isinstance(spread, float) and spread < 0.1:
-        return (
-            f"Collapsed: the features of different images are nearly the same (spread "
-            f"{spread:.2f}, healthy runs are near 1). Try a lower learning rate, or for DINO a "
-            "lower teacher temperature."
-        )
+    if why := collapse(last):
+        return f"Collapsed: {why}. Try a lower learning rate or a longer warm-up."
     score = {str(r["encoder"]): r for r in rows if r.get("metric", "top1") == "top1"}
     others = {k: r for k, r in score.items() if k == "pixels" or k.startswith("random:")}
     trained = [r for k, r in score.items() if k not in others]
