@@ -1,0 +1,102 @@
+"""CLIP and SigLIP on captions of creatures and on names of emoji: zero-shot and retrieval.
+
+    python benchmarks/image_text.py [--minutes M] [--methods ...] [--data ...] [--out DIR]
+    python benchmarks/image_text.py --render     # the table of docs/methods.md
+
+Every run is a small ResNet with the automatic recipe.  Judged on held-out pictures and texts: the
+class that a creature's picture is nearest to, with the default templates and with ones that read
+like the captions; and whether a picture finds its text among all (recall at 1 and 5).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "image_text.json"
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+LIKE_CAPTIONS = {  # "a blue octopus on a light pink ground" is one of the training set's
+    "creatures": ("a red {} on a light blue ground", "a white {} on a dark yellow ground",
+                  "a yellow {} on a dark purple ground", "a purple {} on a light green ground",
+                  "a blue {} on a light pink ground"),
+}  # fmt: skip
+
+
+def one(method: str, data: str, minutes: float, out: Path) -> dict[str, Any]:
+    import nolabel as nl
+
+    run = nl.pretrain(method, data=data, out=str(out), overwrite=True, minutes=minutes,
+                      backbone="resnet_nano")  # fmt: skip
+    row: dict[str, Any] = {"steps": run.settings.steps, "batch_size": run.settings.batch_size}
+    judged = {"default": nl.evaluate("zeroshot", str(out), test=f"{data}:test")}
+    if data in LIKE_CAPTIONS:
+        judged["captions"] = nl.evaluate(
+            "zeroshot", str(out), test=f"{data}:test", templates=LIKE_CAPTIONS[data]
+        )
+    for name, report in judged.items():
+        row[name] = [dict(r) for r in report.rows]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=5.0, help="training of each run")
+    parser.add_argument("--methods", nargs="*", default=["clip", "siglip"])
+    parser.add_argument("--data", nargs="*", default=["creatures", "emoji"])
+    parser.add_argument("--out", type=Path, default=Path("runs/image_text"), help="runs' folder")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="result file")
+    parser.add_argument("--render", action="store_true", help="only write the table of the docs")
+    args = parser.parse_args()
+    found = json.loads(args.json.read_text()) if args.json.exists() else {}
+    if not args.render:
+        from nolabel.engine.environment import environment
+
+        for method in args.methods:
+            for data in args.data:
+                row = one(method, data, args.minutes, args.out / f"{method}-{data}")
+                found[f"{method} {data}"] = row | {
+                    "minutes": args.minutes, "environment": environment(),
+                }  # fmt: skip
+                args.json.write_text(json.dumps(found, indent=1) + "\n")
+    render(found)
+
+
+def render(found: dict[str, Any]) -> None:
+    """Writes the table between the marks of docs/methods.md."""
+    lines = [
+        "In per cent, chance in brackets:", "",
+        "| method, data | minutes, steps | class, default templates | class, templates like captions "
+        "| image to text R@1 | R@5 | text to image R@1 | R@5 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, row in found.items():
+        default, like = row["default"], row.get("captions")
+        retrieval = [
+            cell(default, metric, setting)
+            for setting in ("image to text", "text to image")
+            for metric in ("recall@1", "recall@5")
+        ]
+        lines.append(
+            f"| {name.replace(' ', ', ')} | {row['minutes']:g}, {row['steps']:,} "
+            f"| {cell(default, 'top1')} | {cell(like, 'top1') if like else '-'} | "
+            + " | ".join(retrieval) + " |"
+        )  # fmt: skip
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition("<!-- image-text -->")
+    _, _, after = rest.partition("<!-- end of image-text -->")
+    body = "\n".join(lines)
+    PAGE.write_text(
+        f"{before}<!-- image-text -->\n\n{body}\n\n<!-- end of image-text -->{after}", "utf-8"
+    )
+
+
+def cell(rows: list[dict[str, Any]], metric: str, setting: str = "") -> str:
+    """The value and its chance, in per cent."""
+    row = next(r for r in rows if r["metric"] == metric and r["setting"].startswith(setting))
+    return f"{100 * row['value']:.1f} ({100 * row['chance']:.2f})"
+
+
+if __name__ == "__main__":
+    main()
