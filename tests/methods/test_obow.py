@@ -10,9 +10,9 @@ import torch.nn.functional as F  # noqa: N812
 
 from nolabel.backbones import build
 from nolabel.methods.base import Facts
-from nolabel.methods.obow import OBoW, bag_of_words
+from nolabel.methods.obow import OBoW, bag_of_words, inner, one_location
 from nolabel.schedules import momentum
-from nolabel.types import Batch, Clock
+from nolabel.types import Batch, Clock, Tokens
 
 CLOCK = Clock(3, 10, 2)
 
@@ -55,20 +55,39 @@ def test_bags_equal_the_naive_loops():
 def test_step_equals_the_naive_computation_over_levels_and_crops():
     m, data = make().eval(), batch()
     m.spread.copy_(torch.tensor([2.0, 3.0]))
-    total = []
+    means = []
     for i, level in enumerate(m.teacher.module.layers(data.views["teacher"][0], 2)):
         words = m.vocabulary[i].value
         weights = F.normalize(m.generators[i](F.normalize(words, dim=-1)), dim=-1)
         for name in ("large", "small"):
+            total = []
             for crop in data.views[name]:
                 log_p = (8.0 * m.student(crop) @ weights.T).log_softmax(-1)
                 for image in range(4):
-                    delta = 0.1 * float(m.spread[i])
+                    delta = float(m.spread[i]) / 15
                     bag, _ = naive_bag(level.patches[image], words, delta)
                     pairs = zip(bag, log_p[image], strict=True)
                     total.append(-sum(y * float(p) for y, p in pairs))
+            means.append(sum(total) / len(total))
     ours = m.step(data, CLOCK).loss.item()
-    assert ours == pytest.approx(sum(total) / len(total), rel=1e-4)
+    assert ours == pytest.approx(sum(means) / 2, rel=1e-4)  # two levels
+
+
+def test_outermost_locations_take_no_part_in_wide_maps():
+    patches = torch.arange(2 * 36.0).reshape(2, 36, 1)
+    level = Tokens(pooled=patches[:, 0], patches=patches, grid=(6, 6))
+    assert inner(level).shape == (2, 1, 4, 4)
+    assert inner(level)[0, 0, 0].tolist() == [7.0, 8.0, 9.0, 10.0]
+    narrow = Tokens(pooled=patches[:, 0], patches=patches[:, :16], grid=(4, 4))
+    assert inner(narrow).shape == (2, 1, 4, 4)
+
+
+def test_a_new_word_is_the_mean_of_a_place_and_its_neighbours():
+    maps = torch.randn(50, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    windows = F.unfold(maps, 3).unflatten(1, (3, 9)).mean(2)  # [50, 3, 4]
+    new = one_location(maps)
+    nearest = (windows - new[:, :, None]).abs().amax(1).amin(1)
+    assert nearest.max() < 1e-5
 
 
 def test_teacher_starts_equal_gets_no_gradient_and_moves_by_the_moving_average():
@@ -134,3 +153,8 @@ def test_paper_recipe_has_the_papers_numbers():
     r = OBoW.recipe("paper", Facts(image_size=224, images=1_281_167))
     assert (r.options.words, r.options.teacher_momentum, r.options.local_crops) == (8192, 0.99, 5)
     assert (r.optim.name, r.optim.lr, r.optim.weight_decay) == ("sgd", 0.03, 1e-4)
+    assert (r.optim.warmup_epochs, r.optim.lr_end) == (10, pytest.approx(3e-5))
+    assert r.options.temperature == pytest.approx(1 / 15)
+    teacher, large, small = OBoW.views(r.options, 224).views
+    assert (teacher.scale, teacher.resize, teacher.size) == (None, 256, 224)
+    assert (large.size, large.scale, small.size, small.count) == (160, (0.08, 0.6), 96, 5)

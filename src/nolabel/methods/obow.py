@@ -15,17 +15,19 @@ A student S sees other crops and predicts the bag from its global feature, with 
 small network G makes from the words of the moment (the vocabulary never stays the same):
 
     p    = softmax_k( kappa S(x) . G(v_k) / |G(v_k)| )                               (eq. 4 and 5)
-    loss = mean over levels and student crops of  -sum_k y_k log p_k                 (eq. 1)
+    loss = sum over large and small crops of the mean over these and over levels of
+           -sum_k y_k log p_k                                                        (eq. 1)
     T   <- alpha T + (1 - alpha) S,  alpha from alpha_0 to 1 by half a cosine
 
 Each update one local feature an image, averaged over 3 x 3 locations, replaces the oldest words.
+The outermost locations of a map take no part (unless it is less than 5 wide).
 
 Differs from the original:
-  - the student's small crops are random crops like the large ones (the official code cuts them out
-    of a grid of overlapping patches);
+  - the student's small crops are random crops of the same areas (the official code cuts them out
+    of a 3 x 3 grid with jitter, all out of one larger crop with one change of colours);
+  - the first mean distance is the first batch's, not 0.5, and words start as random unit vectors;
   - the words are replaced after the update, by all processes' features in order of rank;
-  - the settings of G (one hidden layer of twice the width, kappa 8) follow our reading of the
-    paper; there are no official numbers to compare with;
+  - the loss is a cross-entropy, the official KL divergence without its constant;
   - the recipe "auto" (ours) is for small data and small machines.
 """
 
@@ -42,7 +44,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.losses import entropy
+from nolabel.ops.losses import target_signals
 from nolabel.schedules import momentum
 from nolabel.state import Ema, Queue
 from nolabel.types import Batch, Clock, Optim, Step, Tokens
@@ -55,6 +57,21 @@ def bag_of_words(t: Tensor, words: Tensor, delta: Tensor) -> tuple[Tensor, Tenso
     squared = torch.cdist(t, words.expand(len(t), -1, -1)).square()  # [B, P, K]
     y = (-squared / delta).softmax(-1).amax(1)
     return y / y.sum(-1, keepdim=True), squared.amin(-1).mean()
+
+
+def inner(level: Tokens) -> Tensor:
+    """Feature map [B, D, h, w] of a level without its outermost locations, if 5 wide or more."""
+    maps = level.patches.float().mT.unflatten(2, level.grid)
+    return maps[..., 1:-1, 1:-1] if min(level.grid) >= 5 else maps
+
+
+@torch.no_grad()
+def one_location(maps: Tensor) -> Tensor:
+    """One random location's feature [B, D] of each map, averaged over 3 x 3 locations."""
+    wide = min(maps.shape[-2:]) >= 3
+    maps = F.avg_pool2d(maps, 3, 1, padding=0 if wide else 1, count_include_pad=False).flatten(2)
+    place = torch.randint(maps.shape[2], (len(maps),), device=maps.device)
+    return maps[torch.arange(len(maps), device=maps.device), :, place]
 
 
 class OBoW(Method):
@@ -71,19 +88,18 @@ class OBoW(Method):
 
         words: int = 8192  # K, size of the vocabulary
         levels: int = 2  # last levels of the teacher that make bags (stages, or blocks of a ViT)
-        temperature: float = 0.1  # of the assignment, in units of the mean squared distance
+        temperature: float = 1 / 15  # of the assignment, in units of the mean squared distance
         spread_momentum: float = 0.99  # of the running mean of min_k |t_u - v_k|^2
         kappa: float = 8.0  # scale of the student's predictions
         teacher_momentum: float = 0.99  # alpha at the start; 1 at the end
-        global_scale: tuple[float, float] = (0.08, 1.0)  # area of the student's two large crops
-        local_scale: tuple[float, float] = (0.05, 0.3)  # area of its small crops
+        global_scale: tuple[float, float] = (0.08, 0.6)  # area of the student's two large crops
+        local_scale: tuple[float, float] = (0.08, 0.14)  # area of its small crops
         local_crops: int = 5  # small crops; 0 = none
         global_size: int = 160  # side of the large crops in pixels
         local_size: int = 96  # side of the small crops in pixels
-        teacher_scale: tuple[float, float] = (0.6, 1.0)  # area of the teacher's crop
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
         grey: float = 0.2  # probability of a grey crop
-        blur: float = 0.5  # probability of blur
+        blur: float = 0.5  # probability of blur of the large crops
         blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
 
     def __init__(self, backbone: Backbone, options: Options):
@@ -97,7 +113,10 @@ class OBoW(Method):
             dims = [level.patches.shape[-1] for level in backbone.layers(x, o.levels)]
         backbone.train()
         self.vocabulary = nn.ModuleList(Queue(o.words, d) for d in dims)
-        self.generators = nn.ModuleList(mlp((d, 2 * d, backbone.dim), bias=False) for d in dims)
+        width = backbone.dim
+        self.generators = nn.ModuleList(
+            mlp((d, 2 * width, width), bias=False, last_bias=True) for d in dims
+        )
         self.register_buffer("spread", torch.ones(len(dims)))
         self._observed: list[Tensor] = []
         self._step = -1
@@ -106,11 +125,11 @@ class OBoW(Method):
     def views(cls, options: Options, image_size: int) -> ViewPlan:
         o = options
         colour: dict[str, Any] = {"flip": 0.5, "jitter": o.jitter, "jitter_p": 0.8, "grey": o.grey}
-        colour |= {"blur": (o.blur,), "blur_sigma": o.blur_sigma}
-        views = [
-            View(name="teacher", size=image_size, scale=o.teacher_scale, flip=0.5),
-            View(name="large", count=2, size=o.global_size, scale=o.global_scale, **colour),
-        ]
+        views = [  # the teacher sees the centre of the whole image
+            View(name="teacher", size=image_size, scale=None, resize=image_size * 8 // 7, flip=0.5),
+            View(name="large", count=2, size=o.global_size, scale=o.global_scale, blur=(o.blur,),
+                 blur_sigma=o.blur_sigma, **colour),
+        ]  # fmt: skip
         if o.local_crops:
             views.append(View(name="small", count=o.local_crops, size=o.local_size,
                               scale=o.local_scale, **colour))  # fmt: skip
@@ -123,31 +142,21 @@ class OBoW(Method):
         if clock.step != self._step:  # a new step, or the one before was skipped
             self._observed, self._step = [], clock.step
         h = [self.student(x.flatten(0, 1)) for n, x in batch.views.items() if n != "teacher"]
-        s = torch.cat(h).unflatten(0, (-1, b)).float()  # [V, B, D]
         losses, spreads, bags = [], [], []
         for i, level in enumerate(levels):
-            words = self.vocabulary[i].value
-            with torch.no_grad(), torch.autocast(s.device.type, enabled=False):
-                delta = o.temperature * self.spread[i]
-                y, spread = bag_of_words(level.patches.float(), words, delta)
+            words, t = self.vocabulary[i].value, inner(level)
+            with torch.no_grad(), torch.autocast(t.device.type, enabled=False):
+                y, spread = bag_of_words(t.flatten(2).mT, words, o.temperature * self.spread[i])
             weights = F.normalize(self.generators[i](F.normalize(words, dim=-1)).float(), dim=-1)
-            log_p = F.log_softmax(o.kappa * s @ weights.T, -1)  # [V, B, K]
-            losses.append(-(y * log_p).sum(-1).mean())
-            self.vocabulary[i].observe(self._local(level), clock.step)
+            for s in h:  # [V B, D] of the large crops, then of the small ones
+                log_p = F.log_softmax(o.kappa * s.float() @ weights.T, -1).unflatten(0, (-1, b))
+                losses.append(-(y * log_p).sum(-1).mean())
+            self.vocabulary[i].observe(one_location(t), clock.step)
             spreads.append(spread)
             bags.append(y)
         self._observed.append(torch.stack(spreads))
-        logs = {"bag_entropy": entropy(bags[-1]), "teacher_momentum": self.momentum(clock)}
-        return Step(torch.stack(losses).mean(), logs, h[0][:b].detach())
-
-    @staticmethod
-    @torch.no_grad()
-    def _local(level: Tokens) -> Tensor:
-        """One random location's feature [B, D] of each image, averaged over 3 x 3 locations."""
-        maps = level.patches.float().transpose(1, 2).unflatten(2, level.grid)  # [B, D, h, w]
-        maps = F.avg_pool2d(maps, 3, 1, padding=1, count_include_pad=False).flatten(2)
-        place = torch.randint(maps.shape[2], (len(maps),), device=maps.device)
-        return maps[torch.arange(len(maps), device=maps.device), :, place]
+        logs = target_signals(bags[-1]) | {"teacher_momentum": self.momentum(clock)}
+        return Step(torch.stack(losses).sum() / len(levels), logs, h[0][:b].detach())
 
     def momentum(self, clock: Clock) -> float:
         """alpha of this step: the weight of the old teacher."""
@@ -172,8 +181,8 @@ class OBoW(Method):
         if name == "paper":  # ResNet-50, 200 epochs, batch 256, SGD
             batch = facts.batch_size or 256
             optim = Optim(
-                name="sgd", lr=0.03 * batch / 256, warmup_epochs=5, lr_end=0.0, weight_decay=1e-4,
-                decay_all=True,
+                name="sgd", lr=0.03 * batch / 256, warmup_epochs=10, lr_end=3e-5 * batch / 256,
+                weight_decay=1e-4, decay_all=True,
             )  # fmt: skip
             return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)
         batch = facts.batch_size or max(min(128, facts.images // 4), 2)
@@ -184,8 +193,8 @@ class OBoW(Method):
             global_size=facts.image_size if small else facts.whole_patches(160),
             local_size=facts.whole_patches(facts.image_size * (0.5 if small else 96 / 224)),
             local_crops=2 if small else 5,
-            global_scale=(0.3, 1.0) if small else (0.08, 1.0),
-            local_scale=(0.1, 0.4) if small else (0.05, 0.3),
+            global_scale=(0.3, 1.0) if small else (0.08, 0.6),
+            local_scale=(0.1, 0.4) if small else (0.08, 0.14),
             jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.4, 0.1),
             grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
             blur=0.0 if small else 0.5,
