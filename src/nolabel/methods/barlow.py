@@ -103,10 +103,9 @@ class BarlowTwins(Method):
                 lr_end=lr * 0.001, weight_decay=1e-6,
             )  # fmt: skip
             return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=1000)
-        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
         small = facts.image_size <= 96
+        batch = facts.batch_size or max(min(128 if small else 256, facts.images // 4), 2)
         options = cls.Options(
-            weight=0.02,  # fewer dimensions than the paper's: fewer terms to weigh
             hidden=512, projection=512,
             scale=(0.3, 1.0) if small else (0.2, 1.0),
             jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.2, 0.1),

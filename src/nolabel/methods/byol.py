@@ -108,11 +108,11 @@ class BYOL(Method):
                 weight_decay=1.5e-6,
             )  # fmt: skip
             return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=1000)
-        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
         small = facts.image_size <= 96
+        batch = facts.batch_size or max(min(64 if small else 256, facts.images // 4), 2)
         options = cls.Options(
             hidden=512, projection=128,
-            target_momentum=0.97,  # fewer steps: a target that can follow
+            target_momentum=0.9 if small else 0.97,  # fewer steps: a target that can follow
             scale=(0.3, 1.0) if small else (0.2, 1.0),
             jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.2, 0.1),
             grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures

@@ -143,8 +143,8 @@ class MAE(Method):
                 beta2=0.95,
             )  # fmt: skip
             return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=800)
-        batch = facts.batch_size or max(min(256, facts.images // 4), 1)
-        small = facts.image_size <= 96
+        small = facts.image_size <= 96  # and short: smaller batches make more steps of a minute
+        batch = facts.batch_size or max(min(64 if small else 256, facts.images // 4), 1)
         options = cls.Options(
             decoder_dim=128 if small else 256,
             decoder_depth=2 if small else 4,

@@ -25,7 +25,8 @@ The outermost locations of a map take no part (unless it is less than 5 wide).
 Differs from the original:
   - the student's small crops are random crops of the same areas (the official code cuts them out
     of a 3 x 3 grid with jitter, all out of one larger crop with one change of colours);
-  - the first mean distance is the first batch's, not 0.5, and words start as random unit vectors;
+  - words start as random unit vectors, and until the last of these is replaced the mean distance
+    is the last batch's (officially a running mean from 0.5);
   - the words are replaced after the update, by all processes' features in order of rank;
   - the loss is a cross-entropy, the official KL divergence without its constant;
   - the recipe "auto" (ours) is for small data and small machines.
@@ -97,6 +98,7 @@ class OBoW(Method):
         local_crops: int = 5  # small crops; 0 = none
         global_size: int = 160  # side of the large crops in pixels
         local_size: int = 96  # side of the small crops in pixels
+        teacher_grey: float = 0.0  # probability that the teacher's image is grey
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
         grey: float = 0.2  # probability of a grey crop
         blur: float = 0.5  # probability of blur of the large crops
@@ -126,7 +128,8 @@ class OBoW(Method):
         o = options
         colour: dict[str, Any] = {"flip": 0.5, "jitter": o.jitter, "jitter_p": 0.8, "grey": o.grey}
         views = [  # the teacher sees the centre of the whole image
-            View(name="teacher", size=image_size, scale=None, resize=image_size * 8 // 7, flip=0.5),
+            View(name="teacher", size=image_size, scale=None, resize=image_size * 8 // 7, flip=0.5,
+                 grey=o.teacher_grey),
             View(name="large", count=2, size=o.global_size, scale=o.global_scale, blur=(o.blur,),
                  blur_sigma=o.blur_sigma, **colour),
         ]  # fmt: skip
@@ -166,7 +169,8 @@ class OBoW(Method):
     def after_update(self, clock: Clock) -> None:
         self.teacher.follow(self.student, self.momentum(clock))
         spread = distributed.mean(torch.stack(self._observed).mean(0))
-        m = self.options.spread_momentum if int(self.vocabulary[0].count) else 0.0
+        # While random words remain, distances are not yet what they will be.
+        m = self.options.spread_momentum if self.vocabulary[0].full else 0.0
         self.spread.mul_(m).add_(spread, alpha=1 - m)
         for words in self.vocabulary:
             words.update()
@@ -185,10 +189,14 @@ class OBoW(Method):
                 weight_decay=1e-4, decay_all=True,
             )  # fmt: skip
             return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)
-        batch = facts.batch_size or max(min(128, facts.images // 4), 2)
         small = facts.image_size <= 96
+        batch = facts.batch_size or max(min(64 if small else 128, facts.images // 4), 2)
         options = cls.Options(
             words=512 if small else 2048,
+            levels=3 if small and facts.conv else 2,  # the last maps are of few places
+            spread_momentum=0.9 if small else 0.99,
+            # The scale of a small network's features is not ResNet-50's.
+            kappa=1.0 if small else 8.0,
             teacher_momentum=0.97,  # fewer steps: a teacher that can follow
             global_size=facts.image_size if small else facts.whole_patches(160),
             local_size=facts.whole_patches(facts.image_size * (0.5 if small else 96 / 224)),
@@ -196,7 +204,9 @@ class OBoW(Method):
             global_scale=(0.3, 1.0) if small else (0.08, 0.6),
             local_scale=(0.1, 0.4) if small else (0.08, 0.14),
             jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.4, 0.1),
-            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
+            # Colour is the shortcut on small pictures: no words for it.
+            teacher_grey=1.0 if small else 0.0,
+            grey=0.5 if small else 0.2,
             blur=0.0 if small else 0.5,
             blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
         )
