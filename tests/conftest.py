@@ -119,15 +119,17 @@ def knn_of_a_short_run(tmp_path):
     """Trains and returns the best k-NN rows of the trained encoder and of its random start."""
     import nolabel as nl
 
-    def train(method, *, data="creatures", test=None, **settings):
+    def learn(method, *, data="creatures", train=None, test=None, **settings):
+        """`train` and `test`: what judges, by default the data's; without test one leaves out."""
         given = {"precision": "fp32", "quiet": True, "checkpoint_every": 100_000, **settings}
         run = nl.pretrain(method, data=data, out=tmp_path / "run", **given)
+        judge = {"train": train or f"{data}:train", "test": test}
+        if train is None:
+            judge["test"] = f"{data}:test"
 
         def top1(encoder):
-            if test:
-                return nl.evaluate("knn", encoder, train=test).best
-            return nl.evaluate("knn", encoder, train=f"{data}:train", test=f"{data}:test").best
+            return nl.evaluate("knn", encoder, **{k: v for k, v in judge.items() if v}).best
 
         return top1(str(run.folder)), top1(f"random:{run.folder}")
 
-    return train
+    return learn

@@ -1,0 +1,38 @@
+"""Tokenizers say more than the mean colour, and BEiT predicts their tokens where it cannot see."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+import nolabel as nl
+from nolabel.data.sources import open_source
+from nolabel.engine.build import load_method
+
+SHORT = {"data": "creatures", "precision": "fp32", "quiet": True, "checkpoint_every": 100_000}
+
+
+def last_lines(run, n=10):
+    """Means of the last n lines of metrics.jsonl."""
+    lines = [json.loads(x) for x in (run.folder / "metrics.jsonl").read_text().splitlines()][-n:]
+    return {k: sum(x[k] for x in lines) / len(lines) for k in lines[-1] if lines[-1][k] is not None}
+
+
+def test_tokens_of_a_short_dvae_say_more_than_the_mean_colour(tmp_path):
+    run = nl.pretrain("dvae", out=tmp_path / "run", backbone="vit_pico", steps=150, batch_size=64,
+                      **SHORT)  # fmt: skip
+    found = last_lines(run)
+    assert found["error"] < 0.75 * found["error_mean_colour"], found
+    assert found["codes_used"] > 16, found
+
+
+def test_beit_predicts_hidden_tokens_far_better_than_the_commonest_one(tmp_path):
+    teacher = nl.pretrain("vqvae", out=tmp_path / "teacher", steps=100, batch_size=64, **SHORT)
+    run = nl.pretrain("beit", out=tmp_path / "run", backbone="vit_pico", steps=200, batch_size=64,
+                      teacher=str(teacher.folder), **SHORT)  # fmt: skip
+    source = open_source("creatures:test", image_size=32)
+    method, _ = load_method(str(run.folder))
+    ids = method.targets(run.encoder.prepare([source.read(i).image for i in range(500)]))
+    commonest = float(torch.bincount(ids.flatten()).max() / ids.numel())
+    assert last_lines(run)["token_accuracy"] > 2 * commonest, commonest
