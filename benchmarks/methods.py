@@ -158,9 +158,9 @@ def render(found: dict[str, Any]) -> None:
         rows.setdefault((data, backbone), {}).setdefault(method, []).append(row)
     threads, machine = found["threads"], found["environment"]["cpu"]
     lines = [
-        f"{found['minutes']:g} minutes and {threads} thread{'s' * (threads > 1)} of a CPU ({machine}) "
-        "each, images of 32 px. k-NN and linear: top-1 on unseen images; ± is the standard deviation "
-        "over the seeds.", "",
+        f"{found['minutes']:g} minutes and {threads} thread{'s' * (threads > 1)} of a CPU each "
+        f"({machine}), images of 32 px. k-NN and linear probe: top-1 on unseen images; ± is the "
+        "standard deviation over the seeds.", "",
     ]  # fmt: skip
     for (data, backbone), table in rows.items():
         seeds = max(len(v) for v in table.values())
