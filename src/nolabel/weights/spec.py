@@ -36,8 +36,8 @@ def load(
     Args:
         spec: A run folder, an encoder file, `timm:NAME[.TAG]` (published weights, fetched by
             timm), `random:NAME` or `random:RUN` (that architecture with fresh weights, always the
-            same ones, initialised by timm), or `pixels` (32 px unless told).  An encoder is
-            returned as it is.
+            same ones, initialised by timm or as the run's method starts), or `pixels` (32 px unless
+            told).  An encoder is returned as it is.
         image_size: Side in pixels at which it will be used; None is its own.
         device: "auto" takes a GPU when there is one.
         channels: Of the images, for `pixels` and `random:NAME`; others have their own.
@@ -131,7 +131,9 @@ def _published(name: str, image_size: int | None) -> Encoder:
 
 def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
     """The architecture of that name, or of that run, with weights drawn from seed 0."""
+    from nolabel import methods
     from nolabel.backbones import PRESETS, build
+    from nolabel.methods import METHODS
     from nolabel.weights.file import build_from, read_header
 
     if name == "pixels":
@@ -147,6 +149,8 @@ def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
         path = _file_of(name)
         header = read_header(path)
         backbone = build_from(header, path)
+        if header.get("method") in METHODS:  # a file's own class is code that it may not run
+            methods.load(header["method"]).init(backbone)
     finally:
         torch.set_rng_state(state)
     return Encoder(
