@@ -51,13 +51,16 @@ def main() -> None:
     args = parser.parse_args()
     found = json.loads(args.json.read_text()) if args.json.exists() else {}
     if not args.render:
+        import torch
+
         from nolabel.engine.environment import environment
 
         for method in args.methods:
             for data in args.data:
                 row = one(method, data, args.minutes, args.out / f"{method}-{data}")
                 found[f"{method} {data}"] = row | {
-                    "minutes": args.minutes, "environment": environment(),
+                    "minutes": args.minutes, "threads": torch.get_num_threads(),
+                    "environment": environment(),
                 }  # fmt: skip
                 args.json.write_text(json.dumps(found, indent=1) + "\n")
     render(found)
@@ -67,7 +70,7 @@ def render(found: dict[str, Any]) -> None:
     """Writes the table between the marks of docs/methods.md."""
     lines = [
         "In per cent, chance in brackets:", "",
-        "| method, data | minutes, steps | class, default templates | class, ones like captions "
+        "| method, data | minutes, threads, steps | class, default templates | class, ones like captions "
         "| image to text R@1 | R@5 | text to image R@1 | R@5 |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -79,7 +82,7 @@ def render(found: dict[str, Any]) -> None:
             for metric in ("recall@1", "recall@5")
         ]
         lines.append(
-            f"| {name.replace(' ', ', ')} | {row['minutes']:g}, {row['steps']:,} "
+            f"| {name.replace(' ', ', ')} | {row['minutes']:g}, {row['threads']}, {row['steps']:,} "
             f"| {cell(default, 'top1')} | {cell(like, 'top1') if like else '-'} | "
             + " | ".join(retrieval) + " |"
         )  # fmt: skip
