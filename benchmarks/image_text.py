@@ -70,8 +70,8 @@ def render(found: dict[str, Any]) -> None:
     """Writes the table between the marks of docs/methods.md."""
     lines = [
         "In per cent, chance in brackets:", "",
-        "| method, data | minutes, threads, steps | class, default templates | class, ones like captions "
-        "| image to text R@1 | R@5 | text to image R@1 | R@5 |",
+        "| method, data | minutes, threads, steps | class, default templates "
+        "| class, ones like captions | image to text R@1 | R@5 | text to image R@1 | R@5 |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, row in found.items():
