@@ -29,7 +29,7 @@ def test_simclr_beats_its_random_initialisation_and_distill_and_eva_learn_from_i
     assert trained["low"] > random["high"], (trained, random)
 
     given["teacher"] = str(run.folder)
-    student = nl.pretrain("distill", out=tmp_path / "distill", steps=100, **given)
+    student = nl.pretrain("distill", out=tmp_path / "distill", steps=220, **given)
     trained, random = top1(str(student.folder)), top1(f"random:{student.folder}")
     assert trained["low"] > random["high"], (trained, random)
 

@@ -12,8 +12,6 @@ CREATURES = {
     "mocov2": {"steps": 150, "batch_size": 128},
     "mocov3": {"steps": 120, "batch_size": 128},
     "barlow": {"steps": 100},
-    "obow": {"steps": 170},
-    "byol": {"steps": 240},
     "dinov2": {"steps": 130, "backbone": "vit_pico"},
 }
 
