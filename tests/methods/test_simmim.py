@@ -232,15 +232,10 @@ def trace(name):
     return losses
 
 
-GOLDEN = {
-    "vit_pico": [0.9389348, 0.8518462, 0.8426814, 0.8169891, 0.8232720],
-    "swin_nano": [0.9159241, 0.8863263, 0.8551536, 0.8304759, 0.8309515],
-}
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_golden_trace(name):
-    assert trace(name) == pytest.approx(GOLDEN[name], rel=1e-4)
+def test_golden_trace_of_a_swin():
+    """A ViT's is with the other methods'."""
+    golden = [0.9159241, 0.8863263, 0.8551536, 0.8304759, 0.8309515]
+    assert trace("swin_nano") == pytest.approx(golden, rel=1e-4)
 
 
 def test_positions_start_as_sines_and_train():
