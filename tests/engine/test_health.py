@@ -9,6 +9,8 @@ import torch
 
 from nolabel.engine.health import NonFiniteGuard, effective_rank, feature_std, signals
 from nolabel.errors import GuardStop
+from nolabel.ops.contrast import pair_signals
+from nolabel.ops.losses import target_signals
 
 
 def test_spread_does_not_depend_on_the_features_lengths():
@@ -83,3 +85,24 @@ def test_the_guards_whole_state_is_one_integer():
     second.consecutive = int(first.consecutive)
     with pytest.raises(GuardStop):
         second.check(math.inf, 1.0)
+
+
+def test_signals_of_pairs_are_the_mean_cosines_of_the_loops():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 5, 7, generator=g)
+    cosine = torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=-1).tolist()
+    found = pair_signals(a, b)
+    own = [cosine[i][i] for i in range(5)]
+    others = [cosine[i][j] for i in range(5) for j in range(5) if i != j]
+    assert float(found["agreement"]) == pytest.approx(sum(own) / 5, abs=1e-6)
+    assert float(found["agreement_others"]) == pytest.approx(sum(others) / 20, abs=1e-6)
+
+
+def test_targets_tell_nothing_in_both_kinds_of_collapse_and_most_when_each_image_has_its_own():
+    one = torch.nn.functional.one_hot(torch.zeros(6, dtype=torch.long), 8).float()
+    alike, own = torch.full((6, 8), 1 / 8), torch.eye(6, 8)
+    found = [target_signals(p) for p in (one, alike, own)]
+    told = [float(f["target_information"]) for f in found]
+    assert told == pytest.approx([0.0, 0.0, math.log(6)], abs=1e-6)
+    assert [float(f["target_entropy"]) for f in found] == pytest.approx([0, math.log(8), 0])
+    assert [int(f["prototypes_used"]) for f in found] == [1, 1, 6]

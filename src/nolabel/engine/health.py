@@ -57,7 +57,7 @@ def collapse(line: Mapping[str, Any]) -> str | None:
     if information < 0.15:
         return (f"the targets are nearly the same for all images (they tell {information:.2f} nats "
                 "of the image)")  # fmt: skip
-    if math.exp(min(entropy + information, 700.0)) < 4:
+    if entropy + information < math.log(4):
         return (f"nearly all images share {math.exp(entropy + information):.1f} prototypes "
                 "(the perplexity of the mean target)")  # fmt: skip
     return None

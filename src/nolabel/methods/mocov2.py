@@ -92,7 +92,7 @@ class MoCoV2(Method):
         k = self._keys(x_k, clock)
         loss = info_nce(q, k, self.queue.value, self.options.temperature)
         self.queue.observe(k, clock.step)
-        return Step(loss, dict(pair_signals(q, k)), h.detach())
+        return Step(loss, pair_signals(q, k), h.detach())
 
     @torch.no_grad()
     def _keys(self, x: Tensor, clock: Clock) -> Tensor:

@@ -32,7 +32,7 @@ from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.ops.contrast import pair_signals
 from nolabel.ops.losses import nt_xent
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import View, ViewPlan
+from nolabel.views.plan import ViewPlan, two_views
 
 
 class SimCLR(Method):
@@ -60,19 +60,8 @@ class SimCLR(Method):
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
         o, s = options, options.strength
-        view = View(
-            name="view",
-            count=2,
-            size=image_size,
-            scale=o.scale,
-            flip=0.5,
-            jitter=(0.8 * s, 0.8 * s, 0.8 * s, min(o.hue * s, 0.5)),
-            jitter_p=0.8,
-            grey=o.grey,
-            blur=(o.blur,),
-            blur_sigma=o.blur_sigma,
-        )
-        return ViewPlan(views=(view,))
+        jitter = (0.8 * s, 0.8 * s, 0.8 * s, min(o.hue * s, 0.5))
+        return two_views(image_size, o, blur=(o.blur,), jitter=jitter)
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         x = batch.views["view"]  # [2, B, C, H, W]
@@ -88,7 +77,7 @@ class SimCLR(Method):
             distributed.gather_with_grad(z2),
             offset=distributed.rank() * b,
         )
-        return Step(loss, dict(pair_signals(z1, z2)), h[:b].detach())
+        return Step(loss, pair_signals(z1, z2), h[:b].detach())
 
     @property
     def encoder(self) -> Backbone:

@@ -110,7 +110,7 @@ class Triplet(Method):
             z, image, everything, distributed.gather(image), self.options.margin,
             self.options.mining,
         )  # fmt: skip
-        return Step(loss, dict(pair_signals(z[:b], z[b:])), h[:b].detach())
+        return Step(loss, pair_signals(z[:b], z[b:]), h[:b].detach())
 
     @property
     def encoder(self) -> Backbone:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -47,12 +45,12 @@ def entropy(p: Tensor) -> Tensor:
     return -torch.special.xlogy(p, p).sum(-1).mean()
 
 
-def target_signals(p: Tensor) -> dict[str, Any]:
+def target_signals(p: Tensor) -> dict[str, Tensor]:
     """What to log of the targets p [..., K]: mean entropy, how many prototypes are someone's
     likeliest, and information: entropy of the mean less mean entropy, in nats.  That is 0 if all
     images have the same targets, one prototype or all alike: both ways to collapse (DINO, §5.3)."""
     p = p.detach().flatten(0, -2)
-    h, used = entropy(p), p.argmax(-1).unique().numel()
+    h, used = entropy(p), p.new_zeros(p.shape[-1]).index_fill(0, p.argmax(-1), 1.0).sum()
     return {"target_entropy": h, "target_information": entropy(p.mean(0)) - h,
             "prototypes_used": used}  # fmt: skip
 

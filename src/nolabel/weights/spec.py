@@ -133,7 +133,6 @@ def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
     """The architecture of that name, or of that run, with weights drawn from seed 0."""
     from nolabel import methods
     from nolabel.backbones import PRESETS, build
-    from nolabel.methods import METHODS
     from nolabel.weights.file import build_from, read_header
 
     if name == "pixels":
@@ -149,7 +148,9 @@ def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
         path = _file_of(name)
         header = read_header(path)
         backbone = build_from(header, path)
-        if header.get("method") in METHODS:  # a file's own class is code that it may not run
+        if (
+            header.get("method") in methods.METHODS
+        ):  # a file's own class is code that it may not run
             methods.load(header["method"]).init(backbone)
     finally:
         torch.set_rng_state(state)
