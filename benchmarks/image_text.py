@@ -15,8 +15,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from page import write_between_marks
+
 RESULTS = Path(__file__).parent / "results" / "image_text.json"
-PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 LIKE_CAPTIONS = {  # "a blue octopus on a light pink ground" is one of the training set's
     "creatures": ("a red {} on a light blue ground", "a white {} on a dark yellow ground",
                   "a yellow {} on a dark purple ground", "a purple {} on a light green ground",
@@ -86,13 +87,7 @@ def render(found: dict[str, Any]) -> None:
             f"| {cell(default, 'top1')} | {cell(like, 'top1') if like else '-'} | "
             + " | ".join(retrieval) + " |"
         )  # fmt: skip
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition("<!-- image-text -->")
-    _, _, after = rest.partition("<!-- end of image-text -->")
-    body = "\n".join(lines)
-    PAGE.write_text(
-        f"{before}<!-- image-text -->\n\n{body}\n\n<!-- end of image-text -->{after}", "utf-8"
-    )
+    write_between_marks("image-text", "\n".join(lines))
 
 
 def cell(rows: list[dict[str, Any]], metric: str, setting: str = "") -> str:

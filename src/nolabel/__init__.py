@@ -56,11 +56,13 @@ def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> 
     return train(run, source, quiet=quiet)
 
 
-def compare(encoders: Any, *, train: Any, test: Any = None, protocols: Any = ("knn",)) -> Any:
-    """Several encoders, one table (`nolabel compare`)."""
+def compare(
+    encoders: Any, *, train: Any, test: Any = None, protocols: Any = ("knn",), options: Any = None
+) -> Any:
+    """Several encoders, one table (`nolabel compare`); `options` maps protocols to theirs."""
     from nolabel.evaluate.compare import compare as run
 
-    return run(encoders, train, test, protocols=protocols)
+    return run(encoders, train, test, protocols=protocols, options=options)
 
 
 def __getattr__(name: str) -> Any:

@@ -145,8 +145,8 @@ def test_with_skip_the_pixels_are_far_better_and_the_code_is_hardly_used(tmp_pat
     assert plain["code_use"] > 0.6 and around["code_use"] < 0.3, (plain, around)
 
 
-def test_without_skip_a_short_run_beats_its_random_start_by_k_nn(knn_of_a_short_run):
-    trained, random = knn_of_a_short_run(
+def test_without_skip_a_short_run_beats_its_random_start_by_k_nn(gain_of_a_short_run):
+    found = gain_of_a_short_run(
         "autoencoder", backbone="resnet_nano", steps=300, batch_size=64, lr=0.003
     )
-    assert trained["low"] > random["high"], (trained, random)
+    assert found["low"] > 0, found

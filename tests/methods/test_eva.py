@@ -152,7 +152,7 @@ def test_paper_recipe_has_the_papers_numbers():
 def test_fresh_weights_shrink_with_depth():
     """attn.proj and fc2 of block l are divided by sqrt(2 l); the rest has deviation 0.02."""
     torch.manual_seed(0)
-    net = build("vit_nano", image_size=32)
+    net = build("vit_micro", image_size=32)
     init_like_beit(net.net)
     for layer, block in enumerate(net.net.blocks, 1):
         for weight in (block.attn.proj.weight, block.mlp.fc2.weight):

@@ -17,26 +17,26 @@ CREATURES = {
 
 
 @pytest.mark.parametrize("name", list(CREATURES))
-def test_a_method_beats_its_random_initialisation_on_creatures(name, knn_of_a_short_run):
-    trained, random = knn_of_a_short_run(name, **{"backbone": "resnet_nano", **CREATURES[name]})
-    assert trained["low"] > random["high"], (trained, random)
+def test_a_method_beats_its_random_initialisation_on_creatures(name, gain_of_a_short_run):
+    found = gain_of_a_short_run(name, **{"backbone": "resnet_nano", **CREATURES[name]})
+    assert found["low"] > 0, found
 
 
-def test_deepclusterv2_beats_its_random_initialisation_on_few_creatures(knn_of_a_short_run):
+def test_deepclusterv2_beats_its_random_initialisation_on_few_creatures(gain_of_a_short_run):
     """Few, because its first epoch only fills the memory."""
-    trained, random = knn_of_a_short_run(
+    found = gain_of_a_short_run(
         "deepclusterv2", data=Creatures(size=32, count=2000), train="creatures:train",
         test="creatures:test", backbone="resnet_nano", steps=300, batch_size=64,
     )  # fmt: skip
-    assert trained["low"] > random["high"], (trained, random)
+    assert found["low"] > 0, found
 
 
-def test_swav_beats_its_random_initialisation_on_clothes(knn_of_a_short_run):
+def test_swav_beats_its_random_initialisation_on_clothes(gain_of_a_short_run):
     """On clothes: with local crops it needs more steps than a minute gives it on creatures."""
     try:
-        trained, random = knn_of_a_short_run(
+        found = gain_of_a_short_run(
             "swav", data="fashion-mnist", train="fashion-mnist:test", steps=300
         )
     except NolabelError as error:
         pytest.skip(f"Fashion-MNIST is not installed: {error}")
-    assert trained["low"] > random["high"], (trained, random)
+    assert found["low"] > 0, found

@@ -18,10 +18,6 @@ class Preset(NamedTuple):
     description: str
 
 
-# Matrices of deviation 0.02, timm's and the papers' for ViTs, leave one narrower than ViT-Ti
-# nearly constant; Xavier's grow with narrowness.  A method's own `init` comes after.
-NARROW = 192
-
 PRESETS: dict[str, Preset] = {
     "vit_pico": Preset(
         "vit_tiny_patch16_224",
@@ -110,7 +106,7 @@ def build(
 
     from nolabel.backbones.resnet import ResNet
     from nolabel.backbones.swin import Swin
-    from nolabel.backbones.vit import ViT, init_like_mae, patch_grid
+    from nolabel.backbones.vit import NARROW, ViT, init_like_mae, patch_grid
 
     preset = PRESETS.get(name)
     timm_name = preset.timm_name if preset else name

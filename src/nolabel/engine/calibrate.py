@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -21,6 +22,10 @@ from nolabel.options import Run, Settings, with_length
 from nolabel.types import Batch, Clock
 from nolabel.views import FastViews
 from nolabel.views.plan import ViewPlan
+
+# Steps of a precision: up to five, fewer when they are slow, as nobody likes to wait for a start.
+ENOUGH = 2
+PATIENCE = 2.0  # seconds
 
 
 def resolve(
@@ -79,7 +84,7 @@ class Measured:
 def measure(
     run: Run, method: Method, plan: ViewPlan, source: Source, device: torch.device
 ) -> Measured:
-    """Reads three micro-batches and takes five steps a precision, on a copy of the method."""
+    """Reads three micro-batches and takes a few steps a precision, on a copy of the method."""
     s = run.settings
     batches = _batches(run, plan, source)
     batch = batches[0][0].to(device)
@@ -139,7 +144,7 @@ def _step_seconds(
     parameters = [p for p in trial.parameters() if p.requires_grad]
     times = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for _ in range(5):
+        while len(times) < ENOUGH or (len(times) < 5 and sum(times) < PATIENCE):
             tick = time.perf_counter()
             with autocast(precision, device):
                 loss = trial.step(batch, clock).loss
@@ -152,4 +157,4 @@ def _step_seconds(
             if device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - tick)
-    return sorted(times)[2]  # the median
+    return statistics.median(times[1:])  # the first also fills caches
