@@ -8,7 +8,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 
 
 def write_between_marks(name: str, body: str) -> None:
-    """Replaces what stands in docs/methods.md between `<!-- NAME -->` and `<!-- end of NAME -->`."""
+    """Replaces what docs/methods.md has between `<!-- NAME -->` and `<!-- end of NAME -->`."""
     first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, found, rest = PAGE.read_text(encoding="utf-8").partition(first)
     _, ended, after = rest.partition(last)

@@ -12,6 +12,10 @@ CREATURES = {
     "mocov2": {"steps": 150, "batch_size": 128},
     "mocov3": {"steps": 120, "batch_size": 128},
     "barlow": {"steps": 100},
+    "obow": {"steps": 200},
+    "byol": {"steps": 400},
+    "dino": {"steps": 260, "backbone": "vit_pico", "patch_size": 8},
+    "ibot": {"steps": 300, "backbone": "vit_pico", "patch_size": 8},
     "dinov2": {"steps": 130, "backbone": "vit_pico"},
 }
 

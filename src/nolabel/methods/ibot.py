@@ -209,6 +209,7 @@ class IBOT(Method):
             "freeze_last_layer": 0, "drop_path": 0.0, "local_crops": 2, "grey": 0.5,
             "global_scale": (0.4, 1.0), "local_scale": (0.1, 0.4), "jitter": (0.4, 0.4, 0.4, 0.4),
             "teacher_temperature": 0.04, "warmup_teacher_temperature_epochs": 0,
+            "patch_weight": 0.2,  # else the pixels of small patches are learnt first and for long
         }  # fmt: skip
         if not small:
             few = {"teacher_momentum": 0.99, "local_crops": 8}
