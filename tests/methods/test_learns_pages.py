@@ -14,7 +14,7 @@ CREATURES = {
     "barlow": {"steps": 100},
     "obow": {"steps": 200},
     "byol": {"steps": 400},
-    "dino": {"steps": 260, "backbone": "vit_pico", "patch_size": 8},
+    "dino": {"steps": 320, "backbone": "vit_pico", "patch_size": 8},
     "ibot": {"steps": 300, "backbone": "vit_pico", "patch_size": 8},
     "dinov2": {"steps": 130, "backbone": "vit_pico"},
 }
