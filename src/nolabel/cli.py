@@ -20,6 +20,7 @@ VERBS = {
     "scan": "--data SRC: look before training: sizes, bad files, duplicates, a recipe, its cost",
     "pack": "--data SRC --out DIR [--max-side N]: shrink and pack into tar shards for speed",
     "bench": "data --data SRC: images per second of each stage, on this machine",
+    "import": "FILE --as LAYOUT: a published checkpoint becomes an encoder",
     "report": "DIR: one offline HTML file about a run, with a verdict first",
     "list": "methods | backbones | datasets | protocols | pictures: what there is",
 }
@@ -80,11 +81,11 @@ def _run(args: list[str]) -> int:
     if args[0] in verbs:
         verbs[args[0]](args[1:])
     else:
-        from nolabel import cli_data
+        from nolabel import cli_data, cli_weights
 
         about = {
             "scan": cli_data.scan_, "pack": cli_data.pack_, "bench": cli_data.bench_,
-            "ablate": cli_data.ablate_,
+            "ablate": cli_data.ablate_, "import": cli_weights.import_,
         }  # fmt: skip
         about[args[0]](args[1:], VERBS[args[0]])
     return 0

@@ -89,7 +89,7 @@ def build(
         channels: of the images.
         pretrained: loads timm's published weights (needs the network, at the user's request).
         kwargs: further keyword arguments of timm's constructor.
-        positions: how a ViT's position embeddings are resized, "dino" or "timm".
+        positions: how a ViT's position embeddings are resized: "dino", "mae" or "timm".
 
     Raises:
         UsageError: unknown name, or sizes that do not fit.
@@ -104,6 +104,7 @@ def build(
 
     import timm
 
+    from nolabel.backbones.beit import BEiT
     from nolabel.backbones.resnet import ResNet
     from nolabel.backbones.swin import Swin
     from nolabel.backbones.vit import NARROW, ViT, init_like_mae, patch_grid
@@ -113,7 +114,7 @@ def build(
     if not timm.is_model(timm_name.split(".")[0]):
         known = [
             *PRESETS,
-            *(m for f in ("vit_*", "swin_*", "resnet*") for m in timm.list_models(f)),
+            *(m for f in ("vit_*", "beit*", "swin_*", "resnet*") for m in timm.list_models(f)),
         ]
         raise UsageError(
             f"Unknown backbone {name!r}.{did_you_mean(name, known)} Allowed: "
@@ -121,12 +122,12 @@ def build(
         )
     kwargs = {**(preset.kwargs if preset else {}), **kwargs}
     family = timm.models.model_entrypoint(timm_name.split(".")[0]).__module__.split(".")[-1]
-    if family in ("vision_transformer", "swin_transformer"):
+    if family in ("vision_transformer", "swin_transformer", "beit"):
         if patch_size is not None:
             kwargs["patch_size"] = patch_size
         if image_size is not None:
             kwargs["img_size"] = image_size
-    if family == "vision_transformer":
+    if family in ("vision_transformer", "beit"):
         cfg = timm.get_pretrained_cfg(timm_name.split(".")[0])
         patch = kwargs.get("patch_size") or patch_of(timm_name)
         patch_grid(kwargs.get("img_size") or (cfg.input_size[-1] if cfg else 224), patch)
@@ -136,9 +137,9 @@ def build(
         raise UsageError(
             f"--patch-size is for ViTs and Swin; {name!r} has no patches. Leave it out."
         )
-    family = timm.models.model_entrypoint(timm_name.split(".")[0]).__module__
-    foreign = [k for k in ("init_values", "swiglu", "reg_tokens") if kwargs.get(k)]
-    if foreign and not family.endswith("vision_transformer"):
+    known = {"vision_transformer": 3, "beit": 1}.get(family, 0)  # how many of the three it has
+    foreign = [k for k in ("init_values", "swiglu", "reg_tokens")[known:] if kwargs.get(k)]
+    if foreign:
         raise UsageError(
             f"{name!r} has no {' and no '.join(foreign)}: that is for ViTs. Use a ViT, for example "
             "--backbone vit_tiny, or set the options to 0."
@@ -151,13 +152,15 @@ def build(
         if net.embed_dim < NARROW and not pretrained:
             init_like_mae(net)
         return ViT(net, timm_name, kwargs, positions)
+    if isinstance(net, timm.models.Beit):
+        return BEiT(net, timm_name, kwargs)
     if isinstance(net, timm.models.SwinTransformer):
         return Swin(net, timm_name, kwargs)
     if isinstance(net, timm.models.ResNet):
         return ResNet(net, timm_name, kwargs, size, maxpool)
     raise UsageError(
-        f"{name!r} is a {type(net).__name__}; nolabel supports timm's ViT, Swin (version 1) and "
-        "ResNet families. Use vit_small, swin_tiny, resnet50 (nolabel list backbones)."
+        f"{name!r} is a {type(net).__name__}; nolabel supports timm's ViT, BEiT, Swin (version "
+        "1) and ResNet families. Use vit_small, swin_tiny, resnet50 (nolabel list backbones)."
     )
 
 

@@ -22,6 +22,7 @@ from nolabel.errors import UsageError, unknown
 from nolabel.types import Tokens
 
 FACETS = ("query", "key", "value", "token")
+POSITIONS = ("dino", "mae", "timm")  # conventions of `resize_positions`
 
 # Matrices of deviation 0.02, timm's and the papers' for ViTs, leave one narrower than ViT-Ti
 # nearly constant, and it learns far more slowly; Xavier's grow with narrowness.
@@ -33,8 +34,10 @@ def resize_positions(
 ) -> Tensor:
     """Resamples patch positions [1, h*w, D] to another grid.
 
-    Two conventions of the field differ slightly: "dino" samples with the scale factor
-    (new + 0.1) / old and no antialias; "timm" samples to the exact size with antialias.
+    The field has three conventions, which differ slightly: "dino" samples with the scale factor
+    (new + 0.1) / old and no antialias (DINO, iBOT, DINOv2 without registers); "mae" to the exact
+    size without antialias (MAE, BEiT, EVA); "timm" to the exact size with antialias (timm,
+    DINOv2 with registers).
     """
     if grid == new:
         return pos
@@ -44,19 +47,22 @@ def resize_positions(
         scale = ((new[0] + 0.1) / grid[0], (new[1] + 0.1) / grid[1])
         x = F.interpolate(x, scale_factor=scale, mode="bicubic")
     else:
-        x = F.interpolate(x, size=new, mode="bicubic", antialias=True)
+        x = F.interpolate(x, size=new, mode="bicubic", antialias=convention == "timm")
     return x.permute(0, 2, 3, 1).flatten(1, 2).to(pos.dtype)
 
 
 def at_size(backbone: Backbone, image_size: int) -> Backbone:
     """The same network for another size of images: a ViT's positions are resampled for good.
 
-    Others take any size as they are.
+    A BEiT's relative ones too; others take any size as they are.
     """
     from nolabel.backbones import build
 
-    if not isinstance(backbone, ViT) or backbone.image_size == image_size:
+    if backbone.image_size == image_size:
         return backbone
+    if not isinstance(backbone, ViT):
+        resized: Any = getattr(backbone, "resized", None)
+        return resized(image_size) if resized else backbone
     kwargs = {k: v for k, v in backbone.kwargs.items() if k != "img_size"}
     new = build(backbone.name, image_size=image_size, kwargs=kwargs, positions=backbone.positions)
     new.load_state_dict(fit_positions(backbone.state_dict(), new.state_dict(), backbone))
@@ -87,8 +93,8 @@ class ViT(Backbone):
 
     def __init__(self, net: Any, name: str, kwargs: dict[str, Any], positions: str = "dino"):
         super().__init__()
-        if positions not in ("dino", "timm"):
-            raise unknown("convention for positions", positions, ("dino", "timm"))
+        if positions not in POSITIONS:
+            raise unknown("convention for positions", positions, POSITIONS)
         if not isinstance(net, timm.models.VisionTransformer) or net.attn_pool is not None:
             raise UsageError(f"{name!r} is not a plain vision transformer of timm.")
         self.net = net

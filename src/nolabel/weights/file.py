@@ -173,19 +173,21 @@ def load_encoder_file(
         UsageError: No such file, or it was written by a newer version.
         FileDamaged: The file is truncated, altered, or not an encoder file.
     """
+    from nolabel.backbones.vit import at_size
     from nolabel.weights.encoder import Encoder
 
     header, tensors = read_tensors(path, fields=_FIELDS, tensors=True)
     backbone = build_from(header, path)
     _fill(backbone, tensors, path)
-    meta = {**header, "path": os.fspath(path)}
+    if image_size and "any_size" not in backbone.can:
+        backbone = at_size(backbone, image_size)
     encoder = Encoder(
         backbone,
         name=os.fspath(path),
         mean=header["mean"],
         std=header["std"],
         image_size=image_size or header["image_size"],
-        meta=meta,
+        meta={**header, "path": os.fspath(path)},
     )
     return encoder.to(device)
 

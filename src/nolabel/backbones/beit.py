@@ -1,0 +1,149 @@
+"""timm's Beit behind the backbone contract: a ViT whose attention knows relative positions.
+
+Bao et al., "BEiT: BERT Pre-Training of Image Transformers", 2021, arXiv 2106.08254.  Its bias table
+belongs to one size of the patch grid, so the network serves one size of images; `at_size` makes the
+network for another, its table resampled by timm.  timm keeps the weights and their names; the walk
+through the network is ours.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from timm.layers import DropPath
+from timm.models.beit import Beit
+from torch import Tensor, nn
+
+from nolabel.backbones.base import Backbone, require
+from nolabel.errors import UsageError, unknown
+from nolabel.types import Tokens
+
+FACETS = ("query", "key", "value", "token")
+
+
+class BEiT(Backbone):
+    """A Beit of any width, depth and patch; images of the size that it was built for."""
+
+    can = frozenset({"mask", "attention"})
+    net: Any  # timm's Beit; its layers are made by name
+
+    def __init__(self, net: Any, name: str, kwargs: dict[str, Any]):
+        super().__init__()
+        if not isinstance(net, Beit):
+            raise UsageError(f"{name!r} is not a Beit of timm.")
+        self.net, self.name, self.kwargs = net, name, dict(kwargs)
+        self.dim, self.depth = net.embed_dim, len(net.blocks)
+        self.image_size = net.patch_embed.img_size[0]
+        self.patch_size = net.patch_embed.patch_size[0]
+
+    def resized(self, image_size: int) -> BEiT:
+        """The same network for another size of images: positions and their bias resampled."""
+        if image_size < self.patch_size or image_size % self.patch_size:
+            raise UsageError(
+                f"Image size {image_size} does not divide into patches of {self.patch_size} pixels."
+                f"  Use a multiple of {self.patch_size}."
+            )
+        new = copy.deepcopy(self)
+        new.net.set_input_size(img_size=(image_size, image_size))
+        new.image_size, new.kwargs["img_size"] = image_size, image_size
+        return new
+
+    def _embed(
+        self, x: Tensor, mask: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> tuple[Tensor, Any, tuple[int, int]]:
+        """[N, 1 + P, D] before the first block, the shared bias (or None), and the grid."""
+        net, s = self.net, self.image_size
+        if x.shape[-2:] != (s, s):
+            raise UsageError(
+                f"{self.name!r} knows relative positions of images of {s} x {s} pixels; got "
+                f"{x.shape[-2]} x {x.shape[-1]}.  Load it with --image-size {x.shape[-1]}."
+            )
+        x = net.patch_embed(x)
+        if mask is not None:
+            if mask_token is None:
+                raise UsageError("A mask needs the mask_token that stands in for hidden patches.")
+            x = torch.where(mask.unsqueeze(-1), mask_token.to(x.dtype).view(1, 1, -1), x)
+        x = torch.cat([net.cls_token.expand(len(x), -1, -1).to(x.dtype), x], 1)
+        if net.pos_embed is not None:
+            x = x + net.pos_embed
+        bias = None if net.rel_pos_bias is None else net.rel_pos_bias()
+        return net.pos_drop(x), bias, net.patch_embed.grid_size
+
+    def _tokens(self, x: Tensor, grid: tuple[int, int]) -> Tokens:
+        """Splits final-normed tokens [N, 1 + P, D]."""
+        pooled = x[:, 1:].mean(1) if self.net.global_pool == "avg" else x[:, 0]
+        return Tokens(self.net.fc_norm(pooled), x[:, 1:], grid, x[:, :1])
+
+    def tokens(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> Tokens:
+        require(self, [] if keep is None else ["drop"], "tokens")
+        x, bias, grid = self._embed(x, mask, mask_token)
+        for block in self.net.blocks:
+            x = block(x, shared_rel_pos_bias=bias)
+        return self._tokens(self.net.norm(x), grid)
+
+    def layers(self, x: Tensor, n: int) -> list[Tokens]:
+        x, bias, grid = self._embed(x)
+        out = []
+        for i, block in enumerate(self.net.blocks):
+            x = block(x, shared_rel_pos_bias=bias)
+            if i >= self.depth - n:
+                out.append(self._tokens(self.net.norm(x), grid))
+        return out
+
+    def _walk(self, x: Tensor, layer: int) -> tuple[Tensor, Any, tuple[int, int]]:
+        """What enters a layer, the shared bias and the grid."""
+        if not -self.depth <= layer < self.depth:
+            raise UsageError(
+                f"Layer {layer} does not exist: {self.name!r} has layers 0 to {self.depth - 1} "
+                "(-1 is the last)."
+            )
+        x, bias, grid = self._embed(x)
+        for block in self.net.blocks[: layer % self.depth]:
+            x = block(x, shared_rel_pos_bias=bias)
+        return x, bias, grid
+
+    def _qkv(self, x: Tensor, layer: int) -> Tensor:
+        """Query, key and value [3, N, heads, T, D/heads] of what enters a layer."""
+        block = self.net.blocks[layer]
+        a = block.attn
+        bias = None if a.q_bias is None else torch.cat([a.q_bias, a.k_bias, a.v_bias])
+        qkv = F.linear(block.norm1(x), a.qkv.weight, bias)
+        return qkv.unflatten(-1, (3, a.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def attention(self, x: Tensor, layer: int = -1) -> Tensor:
+        x, bias, _ = self._walk(x, layer)
+        q, k, _ = self._qkv(x, layer)
+        a = self.net.blocks[layer].attn
+        scores = (q * a.scale) @ k.transpose(-2, -1)
+        if a.relative_position_bias_table is not None:
+            scores = scores + a._get_rel_pos_bias()
+        if bias is not None:
+            scores = scores + bias
+        return scores.softmax(-1)
+
+    def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
+        if which not in FACETS:
+            raise unknown("facet", which, FACETS)
+        x, bias, grid = self._walk(x, layer)
+        if which == "token":
+            out = self.net.blocks[layer](x, shared_rel_pos_bias=bias)
+        else:
+            out = self._qkv(x, layer)[FACETS.index(which)].transpose(1, 2).flatten(2)
+        return Tokens(out[:, 0], out[:, 1:], grid, out[:, :1])
+
+    def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
+        if by_samples:
+            raise UsageError("Dropping samples is for plain ViTs; a BEiT drops paths only.")
+        for i, block in enumerate(self.net.blocks):
+            p = rate * i / max(self.depth - 1, 1)
+            block.drop_path1 = DropPath(p) if p else nn.Identity()
+            block.drop_path2 = DropPath(p) if p else nn.Identity()
