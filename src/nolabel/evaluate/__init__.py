@@ -29,6 +29,7 @@ __all__ = [
     "find",
     "make_options",
     "open_sets",
+    "open_test",
     "options_of",
     "run",
 ]
@@ -40,7 +41,7 @@ class Protocol(NamedTuple):
     name: str
     function: str  # module:function(encoder, train, test, *, features=None, **options) -> Report
     # "train": a set to learn from; "labels": of both sets; "features": judges frozen features
-    # alone; "text": an encoder with a text tower
+    # alone; "text": an encoder with a text tower; "masks": images or videos with masks
     needs: tuple[str, ...]
     paper: str
     description: str
@@ -70,6 +71,28 @@ PROTOCOLS: dict[str, Protocol] = {
             "Radford et al., Learning Transferable Visual Models From Natural Language "
             "Supervision, 2021",
             "classes named by words, and images and captions that find each other; no --train",
+        ),
+        Protocol(
+            "retrieval",
+            "nolabel.evaluate.retrieval:run_retrieval",
+            ("features",),
+            "Radenovic et al., Revisiting Oxford and Paris: Large-Scale Image Retrieval "
+            "Benchmarking, 2018",
+            "images find those of their group or class, or landmarks (gnd_NAME.pkl); no --train",
+        ),
+        Protocol(
+            "attention",
+            "nolabel.evaluate.attention:run_attention",
+            ("masks",),
+            "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
+            "the class token's attention against figures' masks (creatures, VOC); no --train",
+        ),
+        Protocol(
+            "video",
+            "nolabel.evaluate.video:run_video",
+            ("masks",),
+            "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
+            "masks carried through videos by similar patches (creatures, DAVIS-2017); no --train",
         ),
     )
 }
@@ -103,8 +126,11 @@ def evaluate(
 
     chosen: Any = encoder if hasattr(encoder, "backbone") else load(str(encoder))
     if "train" not in find(protocol).needs:
-        return run(protocol, chosen, None, _only_test(protocol, chosen, train, test),
-                   options=checked)  # fmt: skip
+        if train is not None or test is None:
+            raise UsageError(
+                f"The protocol {protocol!r} learns nothing: give --test and no --train."
+            )
+        return run(protocol, chosen, None, open_test(protocol, chosen, test), options=checked)
     if train is None:
         raise UsageError(f"The protocol {protocol!r} needs --train: labelled images to learn from.")
     train_set, test_set, notes = open_sets(
@@ -141,12 +167,13 @@ def run(
     return dataclasses.replace(report, notes=(*notes, *report.notes))
 
 
-def _only_test(protocol: str, encoder: Any, train: Any, test: Any) -> Source:
-    """The test set of a protocol that learns nothing."""
+def open_test(protocol: str, encoder: Any, test: Any) -> Any:
+    """The test set of a protocol that learns nothing; some have data of a layout of their own."""
     from nolabel.data.sources import open_source
 
-    if train is not None or test is None:
-        raise UsageError(f"The protocol {protocol!r} learns nothing: give --test and no --train.")
+    module = importlib.import_module(find(protocol).function.partition(":")[0])
+    if hasattr(module, "open_test"):
+        return module.open_test(test, encoder)
     return open_source(
         test, image_size=encoder.image_size, split_default="test", channels=encoder.channels
     )

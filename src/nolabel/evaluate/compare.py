@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nolabel.errors import UsageError
-from nolabel.evaluate import find, make_options, open_sets, run
+from nolabel.evaluate import find, make_options, open_sets, open_test, run
 from nolabel.features import Features, extract
 from nolabel.types import Report
 from nolabel.weights import Encoder, load
@@ -130,9 +130,12 @@ def compare(
                     extract(encoder, train_set, batch_size=batch_size),
                     extract(encoder, test_set, batch_size=batch_size),
                 )
+            masks = "masks" in find(name).needs  # data with masks are opened in their own way
+            judged = open_test(name, encoder, train if test is None else test) if masks else None
             reports.append(
-                run(name, encoder, train_set, test_set, options=chosen[name], features=features)
-            )
+                run(name, encoder, train_set, judged or test_set, options=chosen[name],
+                    features=features)
+            )  # fmt: skip
     return Comparison(train=train_set.name, test=test_set.name, reports=tuple(reports), notes=notes)
 
 

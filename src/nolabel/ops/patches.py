@@ -46,3 +46,19 @@ def keep_by_noise(noise: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
     mask = torch.ones_like(noise)
     mask[:, :kept] = 0
     return shuffle[:, :kept], restore, mask.gather(1, restore)
+
+
+def mass_mask(attention: Tensor, mass: float) -> Tensor:
+    """The smallest set of patches that holds `mass` of the attention (DINO, figure 1).
+
+    Args:
+        attention: [..., P], not negative.
+        mass: share between 0 and 1.
+
+    Returns:
+        bool [..., P].
+    """
+    share, order = attention.sort(-1)
+    share = share / share.sum(-1, keepdim=True)
+    kept = share.cumsum(-1) > 1 - mass
+    return torch.zeros_like(kept).scatter(-1, order, kept)

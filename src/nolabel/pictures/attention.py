@@ -5,29 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from nolabel.backbones.base import require
+from nolabel.ops.patches import mass_mask
 from nolabel.pictures.paint import HEAD_COLOURS, Pictures, enlarge, heat, sheet, to_pixels
 from nolabel.types import Picture
 from nolabel.weights import Encoder
-
-
-def mass_mask(attention: Tensor, mass: float) -> Tensor:
-    """The smallest set of patches that holds `mass` of the attention.
-
-    Args:
-        attention: [..., P], not negative.
-        mass: share between 0 and 1.
-
-    Returns:
-        bool [..., P].
-    """
-    share, order = attention.sort(-1)
-    share = share / share.sum(-1, keepdim=True)
-    kept = share.cumsum(-1) > 1 - mass
-    return torch.zeros_like(kept).scatter(-1, order, kept)
 
 
 def attention(
