@@ -65,6 +65,14 @@ PROTOCOLS: dict[str, Protocol] = {
             "linear classifier on frozen features, learning rate chosen on held-out images",
         ),
         Protocol(
+            "fewshot",
+            "nolabel.evaluate.fewshot:run_fewshot",
+            ("train", "labels", "features"),
+            "Wang et al., SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot "
+            "Learning, 2019",
+            "classifiers from k labelled images a class, over random draws of them",
+        ),
+        Protocol(
             "zeroshot",
             "nolabel.evaluate.zeroshot:run_zeroshot",
             ("text", "features"),
