@@ -20,6 +20,8 @@ VERBS = {
     "scan": "--data SRC: look before training: sizes, bad files, duplicates, a recipe, its cost",
     "pack": "--data SRC --out DIR [--max-side N]: shrink and pack into tar shards for speed",
     "bench": "data --data SRC: images per second of each stage, on this machine",
+    "embed": "--encoder ENC --data SRC --out FILE: the features of a whole set, to be continued",
+    "search": "--index FILE --encoder ENC --query IMAGE_OR_TEXT: the nearest images",
     "import": "FILE --as LAYOUT: a published checkpoint becomes an encoder",
     "report": "DIR: one offline HTML file about a run, with a verdict first",
     "list": "methods | backbones | datasets | protocols | pictures: what there is",
@@ -81,11 +83,12 @@ def _run(args: list[str]) -> int:
     if args[0] in verbs:
         verbs[args[0]](args[1:])
     else:
-        from nolabel import cli_data, cli_weights
+        from nolabel import cli_apps, cli_data, cli_weights
 
         about = {
             "scan": cli_data.scan_, "pack": cli_data.pack_, "bench": cli_data.bench_,
             "ablate": cli_data.ablate_, "import": cli_weights.import_,
+            "embed": cli_apps.embed_, "search": cli_apps.search_,
         }  # fmt: skip
         about[args[0]](args[1:], VERBS[args[0]])
     return 0

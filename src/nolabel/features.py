@@ -31,7 +31,9 @@ class Features:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
+    """A batch of images, and those of them that could not be read."""
+
     keys: np.ndarray  # int64 [B]
     images: np.ndarray | list[np.ndarray]  # uint8 [B, H, W, 3], or B of [H, W, 3]
     skipped: list[tuple[str, str]]
@@ -58,7 +60,7 @@ def extract(
     keys: list[np.ndarray] = []
     skipped: list[tuple[str, str]] = []
     with progress_bar(f"{encoder.name} on {source.name}", len(source), progress) as advance:
-        for chunk in _chunks(source, batch_size):
+        for chunk in chunks(source, batch_size):
             skipped += chunk.skipped
             if len(chunk.keys):
                 values.append(encoder.forward(encoder.prepare_pixels(chunk.images)))
@@ -72,14 +74,14 @@ def extract(
     return Features(torch.cat(values), labels, tuple(skipped), torch.from_numpy(kept))
 
 
-def _chunks(source: Source, batch_size: int) -> Iterator[_Chunk]:
+def chunks(source: Source, batch_size: int) -> Iterator[Chunk]:
     """The images, batch by batch; files are decoded while the batch before is embedded."""
     starts = range(0, len(source), batch_size)
     images = fast_images(source)
     if images is not None:
         for start in starts:
             keys = np.arange(start, min(start + batch_size, len(source)))
-            yield _Chunk(keys, images(keys), [])
+            yield Chunk(keys, images(keys), [])
         return
     readers = min(_READERS, os.cpu_count() or 1)
     with decoding_in_threads(), ThreadPoolExecutor(readers, "nolabel-read") as pool:
@@ -99,7 +101,7 @@ def _chunks(source: Source, batch_size: int) -> Iterator[_Chunk]:
                 good = [i for i, d in enumerate(done) if not isinstance(d, BadImage)]
                 pixels = [d for d in done if not isinstance(d, BadImage)]
                 bad = [(d.path, d.reason) for d in done if isinstance(d, BadImage)]
-                yield _Chunk(start + np.array(good, dtype=np.int64), pixels, bad)
+                yield Chunk(start + np.array(good, dtype=np.int64), pixels, bad)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -1,0 +1,148 @@
+"""`nolabel search`: the images most similar to an image or a text, among features on disk.
+
+Exact: cosine similarity to every row, read piece by piece.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from nolabel.apps.embed import Index, open_index, pooling
+from nolabel.errors import BadImage, DataError, UsageError
+from nolabel.pictures.paint import Pictures, sheet
+from nolabel.types import Picture
+from nolabel.weights.encoder import Encoder
+
+_ROWS = 65536  # compared at once
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What a search found.
+
+    Attributes:
+        query: the path or text that was asked.
+        rows: numbers of the rows, most similar first.
+        similarity: cosines, float [K].
+        names: paths or names of the images.
+    """
+
+    query: str
+    rows: tuple[int, ...]
+    similarity: tuple[float, ...]
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"nearest to {self.query!r}:"]
+        pairs = zip(self.similarity, self.names, strict=True)
+        return "\n".join([*lines, *(f"  {s:6.3f}  {n}" for s, n in pairs)])
+
+
+def search(
+    index: Index | str | os.PathLike[str], encoder: Encoder, query: Any, *, k: int = 10
+) -> Hits:
+    """The k rows most similar to a query.
+
+    Args:
+        index: What `embed` wrote.
+        encoder: The one that made it.
+        query: A path, Pillow image or array; or a text, which no file has as its name, for an
+            encoder with a text tower.
+        k: How many.
+
+    Raises:
+        UsageError: Another encoder than the index's, k below 1, or a text without a text tower.
+        DataError: The image cannot be read.
+    """
+    if k < 1:
+        raise UsageError(f"k must be at least 1, got {k}.")
+    found = index if isinstance(index, Index) else open_index(index)
+    _check(found, encoder)
+    text = None
+    if isinstance(query, str) and not os.path.exists(query):
+        text = _text_tower(encoder, query)
+        vector = text.embed(query)[0]
+    else:
+        x = encoder.prepare([query])
+        vector = F.normalize(pooling(encoder, found.about["pool"])(x), dim=1)[0]
+    best = _nearest(found.values, vector, k, text)
+    names = found.names()
+    said = query if isinstance(query, str) else type(query).__name__
+    rows = tuple(int(i) for i in best[1])
+    return Hits(said, rows, tuple(float(s) for s in best[0]), tuple(names[i] for i in rows))
+
+
+def _nearest(values: np.ndarray, vector: Tensor, k: int, text: Any) -> tuple[Tensor, Tensor]:
+    """Cosines and numbers of the k nearest rows; rows of NaN are passed over."""
+    scores, rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    for start in range(0, len(values), _ROWS):
+        some = torch.from_numpy(np.array(values[start : start + _ROWS], dtype=np.float32))
+        z = text.project(some) if text else F.normalize(some, dim=1)
+        similar = (z @ vector).nan_to_num(-torch.inf)
+        scores = torch.cat([scores, similar])
+        rows = torch.cat([rows, torch.arange(start, start + len(some))])
+        keep = scores.topk(min(k, len(scores)))
+        scores, rows = keep.values, rows[keep.indices]
+    real = scores > -torch.inf
+    return scores[real], rows[real]
+
+
+def _check(index: Index, encoder: Encoder) -> None:
+    made, own = index.about.get("checksum"), encoder.meta.get("checksum")
+    width = pooling(encoder, index.about["pool"])(encoder.prepare_pixels([_blank(encoder)]))
+    if (made and own and made != own) or width.shape[1] != index.about["dim"]:
+        raise UsageError(
+            f"{str(index.path)!r} was made by {index.about['encoder']!r}, not by {encoder.name!r}; "
+            "features of different encoders cannot be compared.  Give that encoder, or embed again."
+        )
+
+
+def _blank(encoder: Encoder) -> np.ndarray:
+    side = encoder.image_size
+    return np.zeros((side, side, encoder.channels), np.uint8)
+
+
+def _text_tower(encoder: Encoder, query: str) -> Any:
+    from nolabel.weights.text import TEXT_FILE, load_text
+
+    folder = Path(encoder.meta.get("path", encoder.name)).parent
+    if not (folder / TEXT_FILE).is_file():
+        raise UsageError(
+            f"There is no file {query!r}, and {encoder.name!r} has no text tower that could take "
+            "it as words.  Give an image, or an encoder of clip or siglip."
+        )
+    return load_text(folder, device=encoder.device)
+
+
+def draw(hits: Hits, source: Any, query: Any = None) -> Pictures:
+    """The hits as a row of pictures, the query first where it is an image.
+
+    Args:
+        hits: What `search` returned.
+        source: The images that the index was made of.
+        query: uint8 [H, W, 3], or None.
+
+    Raises:
+        DataError: The images are not there any more.
+    """
+    try:
+        tiles = [source.read(i).image[..., :3] for i in hits.rows]
+    except (BadImage, IndexError) as error:
+        raise DataError(f"The images of the index are not there any more: {error}.") from None
+    titles = [f"{s:.3f}" for s in hits.similarity]
+    if query is not None:
+        tiles, titles = [query, *tiles], ["query", *titles]
+    picture = Picture(
+        name="search", image=sheet([tiles], titles), caption=str(hits),
+        data={"rows": np.array(hits.rows), "similarity": np.array(hits.similarity)},
+        numbers={"nearest": hits.similarity[0] if hits.similarity else 0.0},
+    )  # fmt: skip
+    return Pictures([picture])

@@ -1,0 +1,82 @@
+"""Verbs that put an encoder to use."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from nolabel.flags import flags, write_json
+
+
+def embed_(args: list[str], about: str) -> None:
+    """`nolabel embed`."""
+    import tyro
+
+    from nolabel.apps.embed import Options, embed
+    from nolabel.data.sources import open_source
+    from nolabel.weights import load
+
+    @dataclass(frozen=True, kw_only=True)
+    class Embed:
+        encoder: str  # ENC
+        data: str  # SRC
+        out: str  # FILE.npy, FILE.safetensors or FILE.parquet
+        options: Annotated[Options, tyro.conf.OmitArgPrefixes] = Options()
+        image_size: int | None = None  # side in pixels; default: the encoder's own
+        device: str = "auto"  # auto, cpu or cuda
+        overwrite: bool = False  # replace a file that is there
+        json: str | None = None  # write the description of the features to this file too
+
+    given = flags(Embed, args, "nolabel embed", about)
+    encoder = load(given.encoder, image_size=given.image_size, device=given.device)
+    source = open_source(given.data, image_size=encoder.image_size, channels=encoder.channels)
+    index = embed(encoder, source, given.out, options=given.options, overwrite=given.overwrite)
+    a = index.about
+    print(f"wrote {given.out}: {a['count']:,} x {a['dim']} {a['dtype']} of {a['encoder']}")
+    if a["skipped"]:
+        path, reason = a["skipped"][0]
+        print(f"{len(a['skipped'])} image(s) could not be read, first {path}: {reason}")
+    print(f"search it: nolabel search --index {given.out} --encoder {given.encoder} --query IMAGE")
+    write_json(given.json, a)
+
+
+def search_(args: list[str], about: str) -> None:
+    """`nolabel search`."""
+    from nolabel.apps.embed import open_index
+    from nolabel.apps.search import search
+    from nolabel.weights import load
+
+    @dataclass(frozen=True, kw_only=True)
+    class Search:
+        index: str  # FILE that nolabel embed wrote
+        encoder: str  # the ENC that made it
+        query: str  # an image; or words, for encoders of clip and siglip
+        k: int = 10  # images that are found
+        data: str | None = None  # SRC that was embedded, to draw the images with --out
+        out: str | None = None  # folder for the picture of the images
+        json: str | None = None  # write what was found to this file
+
+    given = flags(Search, args, "nolabel search", about)
+    index = open_index(given.index)
+    encoder = load(given.encoder, image_size=index.about["image_size"])
+    hits = search(index, encoder, given.query, k=given.k)
+    print(hits)
+    if given.out:
+        for path in _drawn(index, encoder, hits, given).save(given.out):
+            print(path)
+    found = zip(hits.rows, hits.names, hits.similarity, strict=True)
+    rows = [{"row": r, "name": n, "similarity": s} for r, n, s in found]
+    write_json(given.json, {"query": hits.query, "found": rows})
+
+
+def _drawn(index: Any, encoder: Any, hits: Any, given: Any) -> Any:
+    import os
+
+    from nolabel.apps.search import draw
+    from nolabel.data.images import read_image
+    from nolabel.data.sources import Subset, open_source
+
+    data = given.data or index.about["data"]
+    source = open_source(data, image_size=encoder.image_size, channels=encoder.channels)
+    first, count = index.about["first"], index.about["count"]
+    source = Subset(source, range(first, first + count))
+    query = read_image(given.query) if os.path.exists(given.query) else None
+    return draw(hits, source, query)

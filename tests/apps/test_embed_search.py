@@ -1,0 +1,181 @@
+"""Features of whole sets: the encoder's own, continued where they stopped, searched exactly."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import nolabel as nl
+from nolabel.apps.embed import Options, embed, open_index, part
+from nolabel.apps.search import draw, search
+from nolabel.cli import main
+from nolabel.data.creatures import Creatures
+from nolabel.data.sources import open_source
+from nolabel.errors import BadImage, DataError, FileDamaged, UsageError
+from nolabel.features import extract
+
+SOURCE = Creatures("test", count=70)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return nl.load("random:vit_pico")
+
+
+@pytest.mark.parametrize("ending", ["npy", "safetensors", "parquet"])
+def test_rows_are_the_encoders_own_embeddings_in_every_format(ending, encoder, tmp_path):
+    path = tmp_path / f"f.{ending}"
+    index = embed(encoder, SOURCE, path, options=Options(batch_size=32))
+    expected = extract(encoder, SOURCE).values.numpy()
+    np.testing.assert_allclose(index.values, expected, atol=1e-6)
+    assert index.names()[3] == SOURCE.path(3)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        f"f.{ending}{e}" for e in ("", ".json", ".paths")
+    }
+    if ending == "npy":
+        np.testing.assert_array_equal(np.load(path), index.values)
+    elif ending == "safetensors":
+        np.testing.assert_array_equal(load_file(path)["features"].numpy(), index.values)
+    else:
+        from pyarrow import parquet
+
+        table = parquet.read_table(path)
+        assert table.column("path").to_pylist()[3] == SOURCE.path(3)
+        np.testing.assert_array_equal(np.array(table.column("features").to_pylist()), index.values)
+
+
+def test_pools_unit_length_and_half_precision(encoder, tmp_path):
+    t = encoder.tokens(list(SOURCE.images()))
+    for pool, expected in {
+        "class": t.prefix[:, 0], "mean": t.patches.mean(1),
+        "both": torch.cat([t.prefix[:, 0], t.patches.mean(1)], 1),
+    }.items():  # fmt: skip
+        index = embed(encoder, SOURCE, tmp_path / f"{pool}.npy", options=Options(pool=pool))
+        np.testing.assert_allclose(index.values, expected.numpy(), atol=1e-5)
+    index = embed(encoder, SOURCE, tmp_path / "n.npy", options=Options(normalize=True, half=True))
+    assert index.values.dtype == np.float16
+    np.testing.assert_allclose(np.linalg.norm(index.values.astype("f4"), axis=1), 1.0, atol=2e-3)
+    with pytest.raises(UsageError, match="no class token"):
+        embed(
+            nl.load("random:resnet_nano"), SOURCE, tmp_path / "r.npy", options=Options(pool="class")
+        )
+
+
+class Stops:
+    """A source that is interrupted after some images, and cannot read one of them."""
+
+    in_memory = False
+    name, labels, classes = "stops", None, ()
+
+    def __init__(self, after):
+        self.after, self.seen = after, []
+
+    def __len__(self):
+        return 40
+
+    def path(self, i, /):
+        return f"stops/{i}"
+
+    def read(self, i, /):
+        if self.after is not None and i >= self.after:
+            raise KeyboardInterrupt
+        if i == 5:
+            raise BadImage(self.path(i), "broken")
+        self.seen.append(i)
+        return SOURCE.read(i)
+
+
+def test_an_interrupted_embedding_goes_on_and_ends_the_same(encoder, tmp_path):
+    o = Options(batch_size=8)
+    whole = embed(encoder, Stops(None), tmp_path / "whole.npy", options=o)
+    with pytest.raises(KeyboardInterrupt):
+        embed(encoder, Stops(24), tmp_path / "f.npy", options=o)
+    assert json.loads((tmp_path / "f.npy.partial.json").read_text())["done"] in (8, 16, 24)
+    with pytest.raises(UsageError, match="not finished"):
+        open_index(tmp_path / "f.npy")
+    with pytest.raises(UsageError, match="begun with another pool"):
+        embed(encoder, Stops(None), tmp_path / "f.npy", options=Options(pool="mean", batch_size=8))
+    rest = Stops(None)
+    index = embed(encoder, rest, tmp_path / "f.npy", options=o)
+    assert min(rest.seen) >= 8  # what was done is not done again
+    np.testing.assert_array_equal(index.values, whole.values)
+    assert index.about["skipped"] == [["stops/5", "broken"]]
+    assert np.isnan(index.values[5]).all() and not np.isnan(index.values[4]).any()
+    with pytest.raises(UsageError, match="--overwrite"):
+        embed(encoder, Stops(None), tmp_path / "f.npy", options=o)
+
+
+def test_parts_together_are_the_whole(encoder, tmp_path):
+    assert [list(part(f"{i}/3", 10)) for i in (1, 2, 3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+    parts = [
+        embed(encoder, SOURCE, tmp_path / f"{i}.npy", options=Options(shard=f"{i}/3")).values
+        for i in (1, 2, 3)
+    ]
+    np.testing.assert_allclose(np.concatenate(parts), extract(encoder, SOURCE).values, atol=1e-6)
+    for wrong in ("0/3", "4/3", "a/b", "3"):
+        with pytest.raises(UsageError, match="I/N"):
+            Options(shard=wrong)
+
+
+def test_search_finds_what_a_sort_finds_and_passes_over_missing_rows(encoder, tmp_path):
+    source = Stops(None)
+    index = embed(encoder, source, tmp_path / "f.npy")
+    image = SOURCE.read(60).image
+    hits = search(index, encoder, image, k=39)
+    z = extract(encoder, SOURCE).values[:40]
+    z = torch.nn.functional.normalize(z, dim=1)
+    q = torch.nn.functional.normalize(encoder.embed([image]), dim=1)[0]
+    expected = [i for i in (z @ q).argsort(descending=True).tolist() if i != 5]
+    assert list(hits.rows) == expected
+    assert search(index, encoder, SOURCE.read(7).image, k=1).rows == (7,)
+    assert len(search(index, encoder, image, k=1000).rows) == 39
+    picture = draw(hits, source, image)[0]
+    assert picture.image.ndim == 3 and picture.numbers["nearest"] == hits.similarity[0]
+
+
+def test_features_of_another_encoder_and_words_without_a_text_tower_are_refused(encoder, tmp_path):
+    index = embed(encoder, SOURCE, tmp_path / "f.npy")
+    with pytest.raises(UsageError, match="different encoders"):
+        search(index, nl.load("random:resnet_nano"), SOURCE.read(0).image)
+    with pytest.raises(UsageError, match="no text tower"):
+        search(index, encoder, "a red bird")
+    with pytest.raises(UsageError, match="k must be"):
+        search(index, encoder, SOURCE.read(0).image, k=0)
+    (tmp_path / "f.npy.json").write_text("{")
+    with pytest.raises(FileDamaged, match="description"):
+        open_index(tmp_path / "f.npy")
+    with pytest.raises(UsageError, match="ending"):
+        embed(encoder, SOURCE, tmp_path / "f.csv")
+
+
+def test_a_set_without_a_readable_image_is_an_error(encoder, tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="No image"):
+        embed(encoder, open_source(str(tmp_path)), tmp_path / "f.npy")
+
+
+def test_the_verbs_embed_search_and_draw_with_an_image_and_with_words(tmp_path, capsys):
+    run = nl.pretrain(
+        "clip", data=Creatures(count=64), backbone="vit_pico", steps=2, batch_size=32, quiet=True,
+        precision="fp32", out=tmp_path / "clip",
+    )  # fmt: skip
+    given = ["--encoder", str(run.folder)]
+    out = str(tmp_path / "f.npy")
+    assert main(["embed", *given, "--data", "creatures:test", "--out", out]) == 0
+    assert "2,000 x 64 float32" in capsys.readouterr().out
+    Image.fromarray(Creatures("test").read(11).image).save(tmp_path / "query.png")
+    query = ["--index", out, *given, "--query", str(tmp_path / "query.png"), "--k", "3"]
+    told = ["--out", str(tmp_path / "drawn"), "--json", str(tmp_path / "found.json")]
+    assert main(["search", *query, *told]) == 0
+    assert (tmp_path / "drawn" / "search.png").is_file()
+    found = json.loads((tmp_path / "found.json").read_text())["found"]
+    assert found[0]["row"] == 11 and found[0]["name"] == "creatures:test/00011"
+    words = ["search", "--index", out, *given, "--query", "a red bird on a dark ground"]
+    assert main(words) == 0
+    assert "nearest to 'a red bird" in capsys.readouterr().out
