@@ -23,6 +23,7 @@ VERBS = {
     "embed": "--encoder ENC --data SRC --out FILE: the features of a whole set, to be continued",
     "search": "--index FILE --encoder ENC --query IMAGE_OR_TEXT: the nearest images",
     "import": "FILE --as LAYOUT: a published checkpoint becomes an encoder",
+    "export": "--encoder ENC --to timm|hf|onnx --out DIR: for other libraries, with the proof",
     "report": "DIR: one offline HTML file about a run, with a verdict first",
     "list": "methods | backbones | datasets | protocols | pictures: what there is",
 }
@@ -88,6 +89,7 @@ def _run(args: list[str]) -> int:
         about = {
             "scan": cli_data.scan_, "pack": cli_data.pack_, "bench": cli_data.bench_,
             "ablate": cli_data.ablate_, "import": cli_weights.import_,
+            "export": cli_weights.export_,
             "embed": cli_apps.embed_, "search": cli_apps.search_,
         }  # fmt: skip
         about[args[0]](args[1:], VERBS[args[0]])

@@ -63,3 +63,26 @@ def import_(args: list[str], about: str) -> None:
         print(f"wrote {path}")
     print(f"use it as --encoder {out}")
     write_json(given.json, numbers)
+
+
+def export_(args: list[str], about: str) -> None:
+    """`nolabel export`."""
+    from nolabel.weights import load
+    from nolabel.weights.export import export
+
+    @dataclass(frozen=True, kw_only=True)
+    class Export:
+        encoder: str  # ENC
+        to: str  # timm, hf (transformers) or onnx
+        out: str  # a folder
+        image_size: int | None = None  # side in pixels; default: the encoder's own
+        overwrite: bool = False  # replace what is in the folder
+        json: str | None = None  # write what was done to this file
+
+    given = flags(Export, args, "nolabel export", about)
+    encoder = load(given.encoder, image_size=given.image_size, device="cpu")
+    told = export(encoder, given.to, given.out, overwrite=given.overwrite)
+    print(f"wrote {told['folder']}: {', '.join(told['files'])}")
+    print(f"read back: largest difference of a feature {told['largest_difference']:.1e}")
+    print(f"load it: {told['loading']}")
+    write_json(given.json, told)

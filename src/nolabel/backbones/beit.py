@@ -66,7 +66,7 @@ class BEiT(Backbone):
             if mask_token is None:
                 raise UsageError("A mask needs the mask_token that stands in for hidden patches.")
             x = torch.where(mask.unsqueeze(-1), mask_token.to(x.dtype).view(1, 1, -1), x)
-        x = torch.cat([net.cls_token.expand(len(x), -1, -1).to(x.dtype), x], 1)
+        x = torch.cat([net.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
         if net.pos_embed is not None:
             x = x + net.pos_embed
         bias = None if net.rel_pos_bias is None else net.rel_pos_bias()

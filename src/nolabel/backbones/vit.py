@@ -136,7 +136,7 @@ class ViT(Backbone):
                 front = front + net.pos_embed[:, :skip]
         if keep is not None:
             x = x.gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        x = torch.cat([front.expand(len(x), -1, -1).to(x.dtype), x], 1)
+        x = torch.cat([front.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
         return net.norm_pre(net.pos_drop(x)), grid
 
     def _tokens(self, x: Tensor, grid: tuple[int, int]) -> Tokens:
