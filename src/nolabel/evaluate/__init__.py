@@ -41,7 +41,7 @@ class Protocol(NamedTuple):
     name: str
     function: str  # module:function(encoder, train, test, *, features=None, **options) -> Report
     # "train": a set to learn from; "labels": of both sets; "features": judges frozen features
-    # alone; "text": an encoder with a text tower; "masks": images or videos with masks
+    # alone; "text": an encoder with a text tower; "own": opens its test set itself
     needs: tuple[str, ...]
     paper: str
     description: str
@@ -89,16 +89,23 @@ PROTOCOLS: dict[str, Protocol] = {
             "images find those of their group or class, or landmarks (gnd_NAME.pkl); no --train",
         ),
         Protocol(
+            "copies",
+            "nolabel.evaluate.copies:run_copies",
+            ("own",),
+            "Douze et al., Evaluation of GIST descriptors for web-scale image search, 2009",
+            "altered copies find their original (any set, Copydays); no --train",
+        ),
+        Protocol(
             "attention",
             "nolabel.evaluate.attention:run_attention",
-            ("masks",),
+            ("own",),
             "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
             "the class token's attention against figures' masks (creatures, VOC); no --train",
         ),
         Protocol(
             "video",
             "nolabel.evaluate.video:run_video",
-            ("masks",),
+            ("own",),
             "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
             "masks carried through videos by similar patches (creatures, DAVIS-2017); no --train",
         ),

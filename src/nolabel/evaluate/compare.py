@@ -130,8 +130,8 @@ def compare(
                     extract(encoder, train_set, batch_size=batch_size),
                     extract(encoder, test_set, batch_size=batch_size),
                 )
-            masks = "masks" in find(name).needs  # data with masks are opened in their own way
-            judged = open_test(name, encoder, train if test is None else test) if masks else None
+            own = "own" in find(name).needs  # the set is opened in the protocol's own way
+            judged = open_test(name, encoder, train if test is None else test) if own else None
             reports.append(
                 run(name, encoder, train_set, judged or test_set, options=chosen[name],
                     features=features)
