@@ -168,11 +168,15 @@ def _evaluate(args: list[str]) -> None:
     from nolabel.evaluate import PROTOCOLS, evaluate, options_of
 
     names = list(PROTOCOLS)
-    name = first(args, "evaluate", "PROTOCOL", names, VERBS["evaluate"])
+    name = first(args, "evaluate", "PROTOCOL", [*names, "all"], VERBS["evaluate"])
     if name is None:
         return
+    if name == "all":
+        from nolabel.cli_apps import evaluate_all_
+
+        return evaluate_all_(args[1:])
     if name not in names:
-        raise unknown("protocol", name, names)
+        raise unknown("protocol", name, [*names, "all"])
     import tyro
 
     kind, learns = options_of(name), "train" in PROTOCOLS[name].needs

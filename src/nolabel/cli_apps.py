@@ -6,6 +6,23 @@ from typing import Annotated, Any
 from nolabel.flags import flags, write_json
 
 
+def evaluate_all_(args: list[str]) -> None:
+    """`nolabel evaluate all`."""
+    from nolabel.evaluate.every import evaluate_all
+
+    @dataclass(frozen=True, kw_only=True)
+    class Evaluate:
+        encoder: str  # ENC: a run's folder, timm:NAME, pixels, ...
+        train: str  # SRC with labels, to learn from
+        test: str | None = None  # SRC with labels; default: the set's test split, or a fifth
+        json: str | None = None  # write the tables to this file
+
+    given = flags(Evaluate, args, "nolabel evaluate all", "Every protocol that suits.")
+    found = evaluate_all(given.encoder, given.train, given.test)
+    print(found)
+    write_json(given.json, found.to_json())
+
+
 def embed_(args: list[str], about: str) -> None:
     """`nolabel embed`."""
     import tyro

@@ -1,7 +1,7 @@
 """Lists of images in a file: plain lists of paths, and tables (CSV, TSV, Parquet).
 
-A table has the column `path` and, if wanted, `label`, `text` and `group`; other columns are left
-alone.  Relative paths start from the folder of the file that lists them.
+A table has the column `path` and, if wanted, `label`, `text`, `group` and `domain`; other columns
+are left alone.  Relative paths start from the folder of the file that lists them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from nolabel.types import Sample
 
 LISTS = (".txt", ".lst", ".list")
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
-COLUMNS = ("path", "label", "text", "group")
+_KEPT = "manifest 2"  # the cache's name; another one when what is kept changes
+COLUMNS = ("path", "label", "text", "group", "domain")
 
 
 class Manifest:
@@ -29,7 +30,8 @@ class Manifest:
 
     Labels count when every row has one.  If all of them are whole numbers, classes are in the
     order of the numbers, else in that of the names.  `groups`, int64 [N] or None, numbers the
-    values of the column `group` (of one patient, one video) in the same way.
+    values of the column `group` (of one patient, one video) in the same way, and `domains` those of
+    the column `domain` (of one camera, one style), which `domain_names` tells.
 
     What was read is kept in the user's cache and read again when the file's size or time changes.
 
@@ -47,10 +49,10 @@ class Manifest:
         self.folder = os.path.dirname(os.path.abspath(self.name))
         try:
             key = names.fingerprint(self.name)
-            arrays = names.kept("manifest", key)
+            arrays = names.kept(_KEPT, key)
             if arrays is None:
                 arrays = _pack(_columns(self.name))
-                names.keep("manifest", key, arrays)
+                names.keep(_KEPT, key, arrays)
         except OSError as error:
             raise DataError(f"Cannot read {self.name!r}: {error.strerror or error}.") from None
         except (UnicodeDecodeError, csv.Error) as error:
@@ -66,6 +68,10 @@ class Manifest:
             tuple(names.Strings.among(arrays, "classes")) if "classes.ends" in arrays else ()
         )
         self.groups: np.ndarray | None = arrays.get("groups")
+        self.domains: np.ndarray | None = arrays.get("domains")
+        self.domain_names = (
+            tuple(names.Strings.among(arrays, "domains_of")) if "domains_of.ends" in arrays else ()
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -132,7 +138,7 @@ def _places(file: str, header: list[str]) -> dict[str, int]:
         raise UsageError(
             f"{file!r} has no column 'path'.{did_you_mean('path', header)}  It has: "
             f"{', '.join(header) or 'none'}.  The first row must name the columns: path, and if "
-            "wanted label, text, group."
+            "wanted label, text, group, domain."
         )
     return {name: header.index(name) for name in COLUMNS if name in header}
 
@@ -166,11 +172,13 @@ def _pack(columns: dict[str, list[str]]) -> dict[str, np.ndarray]:
     for name in ("path", "text"):
         if name in columns:
             out |= names.Strings.of(columns[name]).arrays(name)
-    for name, numbers in (("label", "labels"), ("group", "groups")):
+    for name, numbers in (("label", "labels"), ("group", "groups"), ("domain", "domains")):
         values = columns.get(name)
         if not values or not all(values):
             continue
         distinct, out[numbers] = names.number(values)
         if name == "label":
             out |= names.Strings.of(distinct).arrays("classes")
+        elif name == "domain":
+            out |= names.Strings.of(distinct).arrays("domains_of")
     return out

@@ -81,6 +81,21 @@ PROTOCOLS: dict[str, Protocol] = {
             "classes named by words, and images and captions that find each other; no --train",
         ),
         Protocol(
+            "robustness",
+            "nolabel.evaluate.robustness:run_robustness",
+            ("train", "labels", "features"),
+            "Taori et al., Measuring Robustness to Natural Distribution Shifts in Image "
+            "Classification, 2020",
+            "one head over corruptions and other domains (--domains NAME=SRC, column domain)",
+        ),
+        Protocol(
+            "transfer",
+            "nolabel.evaluate.transfer:run_transfer",
+            ("own",),
+            "Kornblith et al., Do Better ImageNet Models Transfer Better?, 2018",
+            "k-NN and linear on several sets (--test A,B,C) and their mean; no --train",
+        ),
+        Protocol(
             "retrieval",
             "nolabel.evaluate.retrieval:run_retrieval",
             ("features",),

@@ -183,20 +183,9 @@ def run_linear(
     o = Options(**options)
     found, judged, names, notes = labelled_features(encoder, train, test, features, o.batch_size)
     assert found.labels is not None and judged.labels is not None  # noqa: S101
-    device = encoder.device
-    x, y = found.values.to(device), found.labels.to(device)
-    settings: dict[str, Any] = {
-        "classes": len(names),
-        "epochs": o.epochs,
-        "batch_size": o.features_per_step,
-        "batchnorm": o.batchnorm,
-        "seed": o.seed,
-    }
-    rate = o.lr[0]
-    if len(o.lr) > 1:
-        rate, note = _choose(x, y, Subset(train, found.keys.numpy()), o, settings)
-        notes = (*notes, note)
-    head = fit_heads(x, y, [rate], **settings)
+    head, rate, chosen = fitted(found, Subset(train, found.keys.numpy()), len(names), o,
+                                encoder.device)  # fmt: skip
+    notes, device = (*notes, *chosen), encoder.device
     ranked = [
         head(rows.to(device))[0].topk(min(TOP, len(names)), dim=1).indices.cpu()
         for rows in judged.values.split(max(1, _CHUNK_FLOATS // len(names)))
@@ -215,6 +204,36 @@ def run_linear(
         best=rows[0],
         notes=(*notes, deviation),
     )
+
+
+def fitted(
+    found: Features, kept: Subset, classes: int, o: Options, device: torch.device
+) -> tuple[Heads, float, tuple[str, ...]]:
+    """One classifier on features with labels: the rate chosen on held-out ones, then all of them.
+
+    Args:
+        found: Of train.
+        kept: Their images, for the division.
+        classes: Number of classes K.
+        o: The protocol's options.
+        device: Where it is fitted.
+
+    Returns:
+        The classifier (H = 1), its rate, and notes.
+    """
+    assert found.labels is not None  # noqa: S101 - asked of the source
+    x, y = found.values.to(device), found.labels.to(device)
+    settings: dict[str, Any] = {
+        "classes": classes,
+        "epochs": o.epochs,
+        "batch_size": o.features_per_step,
+        "batchnorm": o.batchnorm,
+        "seed": o.seed,
+    }
+    if len(o.lr) == 1:
+        return fit_heads(x, y, o.lr, **settings), o.lr[0], ()
+    rate, note = _choose(x, y, kept, o, settings)
+    return fit_heads(x, y, [rate], **settings), rate, (note,)
 
 
 def _choose(
