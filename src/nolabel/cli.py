@@ -43,7 +43,8 @@ def usage() -> str:
         "SRC  a folder; a list (.txt) or table (.csv, .tsv, .parquet) of paths; tar shards\n"
         "     ('shards/{000..127}.tar'); a video or a folder of them (clips@5: frames a second);\n"
         "     hf:owner/name; creatures, digits, fashion-mnist, cifar10, emoji (:train or :test)\n"
-        "ENC  a run's folder, an encoder.safetensors, timm:NAME, random:NAME, pixels\n\n"
+        "ENC  a run's folder, an encoder.safetensors, timm:NAME, openclip:NAME/TAG, random:NAME,\n"
+        "     pixels\n\n"
         "exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped by a guard, 75 stopped on request"
     )
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,15 +110,12 @@ def _blank(encoder: Encoder) -> np.ndarray:
 
 
 def _text_tower(encoder: Encoder, query: str) -> Any:
-    from nolabel.weights.text import TEXT_FILE, load_text
+    from nolabel.weights.text import text_of
 
-    folder = Path(encoder.meta.get("path", encoder.name)).parent
-    if not (folder / TEXT_FILE).is_file():
-        raise UsageError(
-            f"There is no file {query!r}, and {encoder.name!r} has no text tower that could take "
-            "it as words.  Give an image, or an encoder of clip or siglip."
-        )
-    return load_text(folder, device=encoder.device)
+    try:
+        return text_of(encoder)
+    except UsageError as error:
+        raise UsageError(f"There is no file {query!r}, and as words: {error}") from None
 
 
 def draw(hits: Hits, source: Any, query: Any = None) -> Pictures:

@@ -35,7 +35,7 @@ from nolabel.evaluate.scores import TOP, interval, wilson
 from nolabel.features import Features, extract
 from nolabel.types import Report
 from nolabel.weights.encoder import Encoder
-from nolabel.weights.text import TextEncoder, load_text
+from nolabel.weights.text import TextEncoder, text_of
 
 _CHUNK_FLOATS = 2**24  # similarities held at once
 
@@ -114,7 +114,7 @@ def run_zeroshot(
         DataError: The test set has neither labels nor texts, or an image without its text.
     """
     o = Options(**options)
-    text = load_text(_folder(encoder), device=encoder.device)
+    text = text_of(encoder)
     captioned = has_texts(test)
     if test.labels is None and not captioned:
         raise DataError(
@@ -220,13 +220,3 @@ def _captions(test: Source, found: Features) -> list[str]:
         if not text:
             raise DataError(f"{test.path(key)} has no text, while others of {test.name!r} have.")
     return [t or "" for t in texts]
-
-
-def _folder(encoder: Encoder) -> str:
-    path = encoder.meta.get("path")
-    if not path:
-        raise UsageError(
-            f"{encoder.name!r} has no text tower, which zero-shot needs.  Use the folder of a run "
-            "of clip or siglip."
-        )
-    return path

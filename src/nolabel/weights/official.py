@@ -85,12 +85,36 @@ def import_file(
         FileDamaged: The file is truncated or no checkpoint, or holds objects that could run code.
         DataError: Tensors are missing, left over, or of a layout that is not this family's.
     """
+    given = {
+        "branch": branch, "heads": heads, "text_heads": text_heads, "image_size": image_size,
+        "positions": positions, "pool": pool, "quick_gelu": quick_gelu, "mean": mean, "std": std,
+    }  # fmt: skip
     if family not in FAMILIES:
         raise unknown("layout", family, FAMILIES)
+    return import_state(read_checkpoint(path), family, name=str(path), **given)  # type: ignore
+
+
+def import_state(
+    value: dict[str, Any],
+    family: str,
+    *,
+    name: str,
+    branch: str = "",
+    heads: int | None = None,
+    text_heads: int | None = None,
+    image_size: int | None = None,
+    positions: str = "",
+    pool: str = "",
+    quick_gelu: bool = True,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Imported:
+    """As `import_file`, of what a file holds; `name` is for messages and tables."""
+    path = name
     if pool and pool not in POOLS:
         raise unknown("pool", pool, POOLS)
     f = FAMILIES[family]
-    state, taken = _tensors(read_checkpoint(path), f, branch, path)
+    state, taken = _tensors(value, f, branch, path)
     state, left = _encoder_of(state, f, path)
     found = _found(state, family, f, heads, text_heads, image_size, quick_gelu)
     kwargs = dict(found.kwargs)
@@ -110,7 +134,7 @@ def import_file(
     if image_size and "any_size" not in backbone.can:
         backbone = at_size(backbone, image_size)
     encoder = Encoder(
-        backbone.eval(), name=str(path), mean=mean or f.mean, std=std or f.std,
+        backbone.eval(), name=name, mean=mean or f.mean, std=std or f.std,
         image_size=image_size or found.image_size,
         meta={"source": str(path), "family": family},
     )  # fmt: skip

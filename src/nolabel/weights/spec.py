@@ -18,6 +18,7 @@ KINDS = (
     "a run folder",
     "an encoder file (.safetensors)",
     "timm:NAME[.TAG]",
+    "openclip:NAME/TAG",
     "random:NAME",
     "random:RUN",
     "pixels",
@@ -35,9 +36,9 @@ def load(
 
     Args:
         spec: A run folder, an encoder file, `timm:NAME[.TAG]` (published weights, fetched by
-            timm), `random:NAME` or `random:RUN` (that architecture with fresh weights, always the
-            same ones, initialised by timm or as the run's method starts), or `pixels` (32 px unless
-            told).  An encoder is returned as it is.
+            timm), `openclip:NAME/TAG` (by open_clip), `random:NAME` or `random:RUN` (that
+            architecture with fresh weights, always the same ones, initialised by timm or as the
+            run's method starts), or `pixels` (32 px unless told).  An encoder is returned as it is.
         image_size: Side in pixels at which it will be used; None is its own.
         device: "auto" takes a GPU when there is one.
         channels: Of the images, for `pixels` and `random:NAME`; others have their own.
@@ -61,6 +62,10 @@ def load(
         encoder = Encoder(backbone, name=text, **_statistics(channels))
     elif colon and kind == "timm":
         encoder = _published(rest, image_size)
+    elif colon and kind == "openclip":
+        from nolabel.weights.openclip import load_openclip
+
+        encoder = load_openclip(rest, image_size)
     elif colon and kind == "random":
         encoder = _fresh(rest, image_size, channels)
     else:
@@ -185,7 +190,7 @@ def _file_of(text: str) -> Path:
     allowed = f"Allowed: {', '.join(KINDS)}."
     kind, colon, _ = text.partition(":")
     if colon and os.sep not in kind:
-        kinds = ("timm", "random", "pixels")
+        kinds = ("timm", "openclip", "random", "pixels")
         raise UsageError(f"Unknown kind of encoder {kind!r}.{did_you_mean(kind, kinds)} {allowed}")
     from nolabel.backbones import PRESETS
 

@@ -93,6 +93,24 @@ class TextEncoder:
             yield
 
 
+def text_of(encoder: Any) -> TextEncoder:
+    """The text side of an encoder: of the same run, or of the same published model.
+
+    Raises:
+        UsageError: It has none.
+        FileDamaged: As `load_text`.
+    """
+    if isinstance(encoder.meta.get("text"), TextEncoder):
+        return encoder.meta["text"].to(encoder.device)
+    path = encoder.meta.get("path")
+    if not path or not (Path(path).parent / TEXT_FILE).is_file():
+        raise UsageError(
+            f"{encoder.name!r} has no text tower.  Use the folder of a run of clip or siglip, or "
+            "openclip:NAME/TAG."
+        )
+    return load_text(path, device=encoder.device)
+
+
 def save_text(
     path: str | os.PathLike[str], shared: SharedSpace, tokenizer: Tokenizer, *, method: str
 ) -> Path:
