@@ -32,7 +32,8 @@ class BEiT(Backbone):
 
     def __init__(self, net: Any, name: str, kwargs: dict[str, Any]):
         super().__init__()
-        if not isinstance(net, Beit):
+        kind: Any = Beit  # as a type, it would narrow the attributes below to what timm declares
+        if not isinstance(net, kind):
             raise UsageError(f"{name!r} is not a Beit of timm.")
         self.net, self.name, self.kwargs = net, name, dict(kwargs)
         self.dim, self.depth = net.embed_dim, len(net.blocks)

@@ -4,17 +4,13 @@ A folder holds `jpg/` and `gnd_roxford5k.pkl`, `gnd_rparis6k.pkl`, or the same a
 (`gnd_NAME.json`): `imlist` and `qimlist`, names without suffix, and `gnd`, for each query `easy`,
 `hard` and `junk`, numbers of database images, and `bbx`, the box of the query in pixels.
 
-The pickled form is read by an unpickler that makes lists, dictionaries, texts, numbers and arrays
-and refuses everything else.
+The second form is read without being opened as what it is (see `plain_values`).
 """
 
 from __future__ import annotations
 
-import importlib
-import io
 import json
 import os
-import pickle  # noqa: S403 - see `_Plain`
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +19,8 @@ from typing import Any
 import numpy as np
 
 from nolabel.data.items import Items
+from nolabel.data.plain_values import plain_values
 from nolabel.errors import DataError, FileDamaged
-
-_ARRAYS = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *((f"numpy.{c}.multiarray", n) for c in ("core", "_core") for n in ("_reconstruct", "scalar")),
-}
 
 
 @dataclass(frozen=True)
@@ -105,23 +96,11 @@ def _read(file: Path) -> Mapping[str, Any]:
         if file.suffix == ".json":
             value = json.loads(file.read_text(encoding="utf-8"))
         else:
-            value = _Plain(io.BytesIO(file.read_bytes()), encoding="latin1").load()
+            value = plain_values(file.read_bytes())
     except FileDamaged:
         raise
-    except Exception as error:  # unpickling what is damaged raises almost anything
+    except (OSError, ValueError) as error:
         raise FileDamaged(f"{str(file)!r} cannot be read ({error}).") from None
     if not isinstance(value, Mapping):
         raise FileDamaged(f"{str(file)!r} holds a {type(value).__name__}, not a dictionary.")
     return value
-
-
-class _Plain(pickle.Unpickler):
-    """Makes plain values and arrays of numbers; anything else is refused by name."""
-
-    def find_class(self, module: str, name: str, /) -> Any:
-        if (module, name) not in _ARRAYS:
-            raise FileDamaged(
-                f"The ground truth holds {module}.{name}, an object that could run code; lists, "
-                "numbers and arrays alone are read.  Save it as JSON."
-            )
-        return getattr(importlib.import_module(module), name)

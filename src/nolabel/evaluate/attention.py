@@ -111,7 +111,7 @@ def run_attention(
 
 def head_scores(encoder: Encoder, figures: Figures, o: Options) -> dict[str, np.ndarray]:
     """IoU of every image: heads [N, heads]; mean, ceiling and whole [N]."""
-    out: dict[str, list[np.ndarray]] = {"heads": [], "mean": [], "ceiling": [], "whole": []}
+    out: dict[str, list[Any]] = {"heads": [], "mean": [], "ceiling": [], "whole": []}
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
 

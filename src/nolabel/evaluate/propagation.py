@@ -97,5 +97,4 @@ def boundary_score(
 
 def _near(mask: np.ndarray, reach: int) -> np.ndarray:
     """Pixels within `reach` of one of the mask, which must not be empty."""
-    distance: np.ndarray = distance_transform_edt(~mask)
-    return distance <= reach
+    return np.asarray(distance_transform_edt(~mask)) <= reach

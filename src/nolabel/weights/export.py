@@ -204,7 +204,7 @@ class _Graph(nn.Module):
         if isinstance(self.backbone, BEiT):  # fused attention with a bias cannot be traced
             for module in self.backbone.modules():
                 if hasattr(module, "fused_attn"):
-                    module.fused_attn = False
+                    setattr(module, "fused_attn", False)  # noqa: B010 - Module types it
         self.register_buffer("mean", torch.tensor(encoder.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(encoder.std).view(1, -1, 1, 1))
 

@@ -200,7 +200,7 @@ def swin(state: State, image_size: int | None) -> Found:
 def resnet(state: State) -> Found:
     """A ResNet by torchvision's names, which are timm's."""
     stem = _needed(state, "conv1.weight")
-    blocks = tuple(count(state, rf"layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
+    blocks: Any = tuple(count(state, rf"layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
     three = "layer1.0.conv3.weight" in state
     name = _BLOCKS.get((*blocks, three))
     if name is None:

@@ -8,8 +8,8 @@ that names it.  Nothing is unpickled but tensors and plain values.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -122,7 +122,7 @@ def import_state(
         kwargs["global_pool"] = POOLS[pool]
         kwargs["use_fc_norm" if "use_abs_pos_emb" in kwargs else "fc_norm"] = False
     if "register_tokens" in state and f.positions == "dino":
-        f = Family(**{**vars(f), "positions": "timm"})  # DINOv2 with registers samples exactly
+        f = dataclasses.replace(f, positions="timm")  # DINOv2 with registers samples exactly
     chance = torch.get_rng_state()  # the weights come from the file: chance stays untouched
     try:
         backbone = build(found.name, kwargs=kwargs, positions=positions or f.positions)
@@ -130,7 +130,8 @@ def import_state(
         raise DataError(f"No network of the sizes in {str(path)!r} can be built: {error}") from None
     finally:
         torch.set_rng_state(chance)
-    _fill(backbone.net, found.tensors, path, family)
+    net: Any = backbone.net
+    _fill(net, found.tensors, path, family)
     if image_size and "any_size" not in backbone.can:
         backbone = at_size(backbone, image_size)
     encoder = Encoder(
@@ -174,18 +175,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         # Training checkpoints of the time keep their arguments as a Namespace, which is plain.
         with torch.serialization.safe_globals([argparse.Namespace]):
             value = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # reading what is damaged raises almost anything
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named is None:
+        if named and type(error).__name__ == "UnpicklingError":
             raise FileDamaged(
-                f"{str(path)!r} is truncated or no checkpoint.  Fetch it again."
+                f"{str(path)!r} holds {named.group(1)}, an object that could run code when opened; "
+                "nolabel opens tensors and plain values alone.  Ask its maker for the tensors by "
+                "themselves (a state dict, best as safetensors)."
             ) from None
-        raise FileDamaged(
-            f"{str(path)!r} holds {named.group(1)}, an object that could run code when opened; "
-            "nolabel opens tensors and plain values alone.  Ask its maker for the tensors by "
-            "themselves (a state dict, best as safetensors)."
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileDamaged(
             f"{str(path)!r} is truncated or no checkpoint ({reason}).  Fetch it again."
