@@ -59,8 +59,8 @@ def plain_values(data: bytes) -> Any:
         return items
 
     try:
-        for op, arg, _ in pickletools.genops(data):
-            name = op.name
+        for op, given, _ in pickletools.genops(data):
+            name, arg = op.name, given if given is not None else ""
             if name in _SILENT:
                 continue
             if name in _VALUES:

@@ -73,6 +73,13 @@ PROTOCOLS: dict[str, Protocol] = {
             "classifiers from k labelled images a class, over random draws of them",
         ),
         Protocol(
+            "finetune",
+            "nolabel.evaluate.finetune:run_finetune",
+            ("train", "labels"),
+            "He et al., Masked Autoencoders Are Scalable Vision Learners, 2021",
+            "the whole network learns the labels, early layers more slowly; --save keeps it",
+        ),
+        Protocol(
             "zeroshot",
             "nolabel.evaluate.zeroshot:run_zeroshot",
             ("text", "features"),

@@ -12,7 +12,10 @@ from nolabel.features import Features, extract
 from nolabel.types import Report
 from nolabel.weights import Encoder, load
 
-_LEFT_OUT = {"transfer": "it takes several sets"}
+_LEFT_OUT = {
+    "transfer": "it takes several sets",
+    "finetune": "it takes a training of its own; ask for it by name",
+}
 
 
 @dataclass(frozen=True)
