@@ -173,9 +173,10 @@ def fit(
         total = per_epoch * r.epochs
         warmup = min(round(r.warmup_epochs * per_epoch), total - 1)
         rng = np.random.default_rng(o.seed)
+        order = rng.permutation(n)
         with progress_bar(f"fine-tuning {encoder.name}", total, True) as advance:
             for step in range(total):
-                if step % per_epoch == 0:
+                if step and step % per_epoch == 0:
                     order = rng.permutation(n)
                 some = order[step % per_epoch * batch :][:batch]
                 x, y = _batch(train, labels, some, augment)
@@ -259,7 +260,7 @@ def augmentation(encoder: Encoder, r: Any) -> v2.Compose:
 
 def mixing(r: Any, classes: int) -> Any:
     """(images, labels) -> the same, mixed, with targets [B, K] where anything is mixed."""
-    kinds = []
+    kinds: list[Any] = []
     if r.mixup:
         kinds.append(v2.MixUp(alpha=r.mixup, num_classes=classes))
     if r.cutmix:
