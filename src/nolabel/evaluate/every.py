@@ -54,7 +54,7 @@ def evaluate_all(
     e: Any = encoder if hasattr(encoder, "backbone") else load(str(encoder))
     learned, judged, notes = open_sets(train, test, image_size=e.image_size, channels=e.channels)
     features: tuple[Features, Features] | None = None
-    reports, left_out = [], list(_LEFT_OUT.items())
+    reports, left_out = [], [(n, r) for n, r in _LEFT_OUT.items() if n in PROTOCOLS]
     for name, p in PROTOCOLS.items():
         if name in _LEFT_OUT:
             continue
