@@ -187,11 +187,12 @@ def test_a_run_folder_a_file_and_a_random_twin_load(file):
 
 def test_a_random_twin_starts_as_the_method_of_the_run_does(tmp_path):
     weights = {}
-    for method in ("dino", "simclr", "mine.py:Mine"):
+    for method in ("mocov3", "simclr", "mine.py:Mine"):
         path = write(tmp_path / "encoder.safetensors", build("vit_pico"), method=method)
         weights[method] = load(f"random:{path}", device="cpu").backbone.state_dict()
     qkv = "net.blocks.0.attn.qkv.weight"
-    assert weights["dino"][qkv].std() < 0.025 < 0.08 < weights["simclr"][qkv].std()
+    # MoCo v3 draws each third of qkv by itself, timm's start here all three together.
+    assert weights["mocov3"][qkv].std() > 0.11 > 0.1 > weights["simclr"][qkv].std()
     assert torch.equal(weights["simclr"][qkv], weights["mine.py:Mine"][qkv])
 
 

@@ -60,6 +60,11 @@ def test_pools_unit_length_and_half_precision(encoder, tmp_path):
     index = embed(encoder, SOURCE, tmp_path / "n.npy", options=Options(normalize=True, half=True))
     assert index.values.dtype == np.float16
     np.testing.assert_allclose(np.linalg.norm(index.values.astype("f4"), axis=1), 1.0, atol=2e-3)
+    coarse = embed(nl.load("random:vit_pico"), SOURCE, tmp_path / "b.npy",
+                   options=Options(precision="bf16"))  # fmt: skip
+    exact = extract(encoder, SOURCE).values.numpy()
+    error = np.abs(coarse.values - exact).max()
+    assert 0 < error < 0.1 and coarse.values.dtype == np.float32
     with pytest.raises(UsageError, match="no class token"):
         embed(
             nl.load("random:resnet_nano"), SOURCE, tmp_path / "r.npy", options=Options(pool="class")

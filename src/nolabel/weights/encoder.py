@@ -70,6 +70,7 @@ class Encoder:
             resize = round(self.image_size * _MARGIN) if wide else self.image_size
         self.resize = resize
         self.meta = dict(meta or {})
+        self.precision = "fp32"  # or bf16: products in bfloat16, features still float32
         self._device = torch.device("cpu")
         self._views: FastViews | None = None
         self._check_size()
@@ -236,13 +237,14 @@ class Encoder:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation and inference mode inside, every module's own mode again outside."""
+        """Evaluation and inference mode, at the encoder's precision, inside; every module's own
+        mode again outside."""
         modes = [(m, m.training) for m in self.backbone.modules()]
         self.backbone.eval()
         try:
             with (
                 torch.inference_mode(),
-                torch.autocast(self.device.type, enabled=False),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
             ):
                 yield
         finally:
