@@ -1,7 +1,12 @@
 """Every method, the same small networks, the same data, the same minutes, several seeds.
 
+    python benchmarks/methods.py --measure [--minutes M]   # how many steps fit into the minutes
     python benchmarks/methods.py [--minutes M] [--seeds N] [--data ...] [--methods ...] [--out DIR]
     python benchmarks/methods.py --render        # the table of docs/methods.md from the result file
+
+First a few steps of every method are measured (--measure, on a machine that does nothing else):
+how many fit into the minutes, and how many images a second that is.  Then each run takes so many
+steps, whatever else the machine does meanwhile, and all seeds take the same number.
 
 Each run is a process of its own, so that its peak memory is its own; --jobs of them go at a time,
 each with its share of the cores.  Labels only measure: k-NN (k = 20) and a linear probe on unseen
@@ -33,11 +38,13 @@ CONV = (  # methods that the field trains on ResNets too
 )  # fmt: skip
 GALLERY = 10_000  # labelled images at most, so that judging takes no longer than training
 K = {"knn": {"k": (20,)}}
+MEASURED, SKIPPED = 12, 4  # steps of a measurement, and those at its beginning that do not count
+NEAR = 0.12  # a row whose steps differ from the budget by less stands for it
 CAPTIONS = ("clip", "siglip")  # Fashion-MNIST has none
 
 
-def one(method: str, backbone: str, data: str, seed: int, minutes: float, out: Path) -> dict:
-    """Trains and measures one run; peak memory is this process's."""
+def one(method: str, backbone: str, data: str, seed: int, steps: int, out: Path) -> dict:
+    """Trains and measures one run; peak memory is this process's.  A few steps are only timed."""
     import numpy as np
 
     import nolabel as nl
@@ -48,15 +55,20 @@ def one(method: str, backbone: str, data: str, seed: int, minutes: float, out: P
     given: dict[str, Any] = {"backbone": backbone, "patch_size": 4} if "vit" in backbone else {}
     if kind := teacher(method):
         given["teacher"] = str(out.parent / "-".join((*kind, data, str(seed))))
-    given |= {"data": data, "backbone": backbone, "seed": seed, "minutes": minutes,
-              "image_size": 32, "workers": 0}  # fmt: skip
+    given |= {"data": data, "backbone": backbone, "seed": seed, "steps": steps,
+              "image_size": 32, "workers": 0, "precision": "fp32"}  # fmt: skip
+    if steps == MEASURED:
+        run = nl.pretrain(method, out=str(out) + "-measured", overwrite=True, quiet=True,
+                          log_every=1, **given)  # fmt: skip
+        lines = (run.folder / "metrics.jsonl").read_text().splitlines()[SKIPPED:]
+        rates = sorted(json.loads(line)["images_per_second"] for line in lines)
+        rate = rates[len(rates) // 2]
+        return {"images_per_second": rate, "batch": run.settings.batch_size}
     began = time.monotonic()
     run = nl.pretrain(method, out=str(out), overwrite=True, quiet=True, **given)
     seconds = time.monotonic() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     row: dict[str, Any] = {"seconds": seconds, "peak_bytes": peak, "steps": run.settings.steps}
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    row["images_per_second"] = json.loads(lines[-1])["images_per_second"]
     train, test = open_source(f"{data}:train", image_size=32), f"{data}:test"
     if len(train) > GALLERY:
         some = np.random.default_rng(0).choice(len(train), GALLERY, replace=False)
@@ -102,12 +114,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/methods"), help="folder of the runs")
     parser.add_argument("--json", type=Path, default=RESULTS, help="result file")
     parser.add_argument("--render", action="store_true", help="only write the table of the docs")
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", action="store_true", help="only count the steps that fit")
+    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        method, backbone, data, seed = args.one
+        method, backbone, data, seed, steps = args.one
         out = folder(args.out, (method, backbone, data, int(seed)))
-        print(json.dumps(one(method, backbone, data, int(seed), args.minutes, out)))
+        print(json.dumps(one(method, backbone, data, int(seed), int(steps), out)))
         return
     if not args.render:
         run_all(args)
@@ -124,15 +137,23 @@ def run_all(args: argparse.Namespace) -> None:
     asked = {"minutes": args.minutes, "threads": threads}
     if {k: found.setdefault(k, v) for k, v in asked.items()} != asked:
         sys.exit(f"{args.json} is of other settings than {asked}. Use another --json.")
-    found.setdefault("rows", {})
-    todo = [c for c in cells(args.methods, args.data, args.seeds) if key(c) not in found["rows"]]
+    rows, budgets = found.setdefault("rows", {}), found.setdefault("budgets", {})
+    wanted = cells(args.methods, args.data, args.seeds)
+    if args.measure:
+        todo = [c for c in wanted if c[3] == 0 and budget_key(c) not in budgets]
+    else:
+        missing = sorted({budget_key(c) for c in wanted if budget_key(c) not in budgets})
+        if missing:
+            sys.exit(f"{len(missing)} budgets are missing, first {missing[0]!r}. Use --measure.")
+        todo = [c for c in wanted if not done_already(rows.get(key(c)), budgets[budget_key(c)])]
     needed = {(*kind, c[2], c[3]) for c in todo if (kind := teacher(c[0]))}
     first = [c for c in sorted(needed) if c in todo or not folder(args.out, c).exists()]
     write = threading.Lock()
 
     def work(cell: tuple[str, str, str, int]) -> None:
-        command = [sys.executable, __file__, "--one", *map(str, cell), "--out", str(args.out),
-                   "--minutes", str(args.minutes)]  # fmt: skip
+        steps = MEASURED if args.measure else budgets[budget_key(cell)]["steps"]
+        command = [sys.executable, __file__, "--one", *map(str, cell), str(steps),
+                   "--out", str(args.out)]  # fmt: skip
         own = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=own)
         with write:
@@ -140,16 +161,32 @@ def run_all(args: argparse.Namespace) -> None:
                 print(f"{key(cell)} failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
                 return
             row = json.loads(done.stdout.strip().splitlines()[-1])
-            found["rows"][key(cell)] = row
+            if args.measure:
+                steps = max(int(args.minutes * 60 * row["images_per_second"] / row["batch"]), 1)
+                budgets[budget_key(cell)] = {**row, "steps": steps}
+                print(f"{budget_key(cell)}: {steps} steps", flush=True)
+            else:
+                rows[key(cell)] = row
+                print(f"{key(cell)}: k-NN {row['knn']:.1%} (random {row['random_knn']:.1%}), "
+                      f"linear {row['linear']:.1%}, {row['steps']} steps", flush=True)  # fmt: skip
             found["environment"] = environment()
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(found, indent=1) + "\n")
-            print(f"{key(cell)}: k-NN {row['knn']:.1%} (random {row['random_knn']:.1%}), linear "
-                  f"{row['linear']:.1%}, {row['steps']} steps", flush=True)  # fmt: skip
 
+    if args.measure:
+        first = []
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(work, first))  # the others learn from these
         list(pool.map(work, [c for c in todo if c not in first]))
+
+
+def budget_key(cell: tuple[str, str, str, int]) -> str:
+    return " ".join(cell[:3])
+
+
+def done_already(row: dict[str, Any] | None, budget: dict[str, Any]) -> bool:
+    """Whether a run took about as many steps as its budget says."""
+    return row is not None and abs(row["steps"] / budget["steps"] - 1) <= NEAR
 
 
 def key(cell: tuple[str, str, str, int]) -> str:
@@ -165,10 +202,15 @@ def render(found: dict[str, Any]) -> None:
     rows: dict[tuple[str, str], dict[str, list[dict]]] = {}
     for name, row in found["rows"].items():
         method, backbone, data, _ = name.split()
+        budget = found["budgets"][f"{method} {backbone} {data}"]
+        if not done_already(row, budget):
+            continue
+        row = {**row, "images_per_second": budget["images_per_second"]}
         rows.setdefault((data, backbone), {}).setdefault(method, []).append(row)
     threads, machine = found["threads"], found["environment"]["cpu"]
     lines = [
-        f"{found['minutes']:g} minutes and {threads} thread{'s' * (threads > 1)} of a CPU each "
+        f"As many steps as fit into {found['minutes']:g} minutes of {threads} "
+        f"thread{'s' * (threads > 1)} of a CPU, measured beforehand (± {NEAR:.0%}) "
         f"({machine}), images of 32 px. k-NN (k = 20) and linear probe: top-1 on unseen images, "
         f"with at most {GALLERY:,} labelled ones; ± is the standard deviation over the seeds.", "",
     ]  # fmt: skip
