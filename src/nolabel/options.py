@@ -52,6 +52,8 @@ class Settings:
     device: str = "auto"  # auto, cpu or cuda
     precision: str = "auto"  # auto (measured), fp32 or bf16
     init: str | None = None  # ENC: continue from these weights
+    warm_heads: int | None = None  # of --init: steps in which new heads alone learn; auto: 5 %
+    init_guard: str = "warn"  # of --init, when features are being destroyed: off, warn, rollback
     probe: str | None = None  # SRC with labels for a k-NN curve while training
     probe_every: int | None = None  # steps between probes
     recipe: str = "auto"  # auto (small data), paper, or a config.yaml to take settings from
@@ -277,6 +279,11 @@ def _check(s: Settings) -> None:
         raise UsageError("--mean and --std belong together: give both or neither.")
     if s.mean is not None and not len(s.mean) == len(s.std or ()) == s.channels:
         raise UsageError(f"--mean and --std need one number for each of {s.channels} channels.")
+    if s.init_guard not in ("off", "warn", "rollback"):
+        raise unknown("init-guard", s.init_guard, ("off", "warn", "rollback"))
+    if s.warm_heads is not None and (s.warm_heads < 0 or not s.init):
+        what = "without --init" if not s.init else "below 0"
+        raise UsageError(f"--warm-heads is {s.warm_heads} {what}; it is for runs with --init.")
     if s.views_on not in ("auto", "cpu", "device"):
         raise unknown("views-on", s.views_on, ("auto", "cpu", "device"))
     if not 0 <= s.max_bad <= 1:

@@ -9,7 +9,7 @@ import torch
 
 import nolabel as nl
 from nolabel.data.creatures import Creatures
-from nolabel.errors import UsageError
+from nolabel.errors import DataError, UsageError
 from nolabel.weights.text import text_of
 
 open_clip = pytest.importorskip("open_clip")
@@ -54,6 +54,23 @@ def test_zero_shot_takes_it(tiny):
         "zeroshot", f"openclip:ViT-tiny-test/{tiny[1]}", test=Creatures("test", count=50)
     )
     assert any(r["metric"] == "top1" for r in report.rows)
+
+
+def test_published_templates_and_names_of_a_file(tiny, tmp_path):
+    given = {"test": Creatures("test", count=30)}
+    spec = f"openclip:ViT-tiny-test/{tiny[1]}"
+    report = nl.evaluate("zeroshot", spec, templates="imagenet80", **given)
+    assert "10 classes, 80 templates" in report.rows[0]["setting"]
+    assert "and 72 more" in report.notes[0]
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(Creatures.classes))
+    same = nl.evaluate("zeroshot", spec, names=str(file), **given)
+    assert same.rows == nl.evaluate("zeroshot", spec, **given).rows
+    file.write_text("a\nb\n")
+    with pytest.raises(DataError, match="2 names, the test set 10 classes"):
+        nl.evaluate("zeroshot", spec, names=str(file), **given)
+    with pytest.raises(DataError, match="1000 names"):
+        nl.evaluate("zeroshot", spec, names="imagenet", **given)
 
 
 def test_unknown_names_and_tags_are_said_clearly():

@@ -96,27 +96,29 @@ def build_method(run: Run, extra: Companion = None) -> tuple[Method, ViewPlan]:
     method = kind(backbone, run.options, *([] if extra is None else [extra]))
     method.mean, method.std = plan.mean, plan.std
     if s.init:
-        _take_up(method, run)
+        method.continued = _take_up(method, run)
     return method, plan
 
 
-def _take_up(method: Method, run: Run) -> None:
-    """Continues a whole run of the same method: student, teacher, heads, centres, queues.
+def _take_up(method: Method, run: Run) -> bool:
+    """Whether it continues a whole run of its own kind: student, teacher, heads, centres, queues.
 
     So a last stage at a higher resolution is `--init RUN --image-size N`.  Where a tensor does not
     fit (other prototypes, another method), the encoder alone is what was taken.
     """
     folder = Path(str(run.settings.init))
     if not (folder / "config.yaml").is_file() or not (folder / "checkpoints").is_dir():
-        return
+        return False
     if read_yaml(folder / "config.yaml").get("method") != run.method:
-        return
+        return False
     state = load_checkpoint(folder).state["learner"]["method"]
     own = method.state_dict()
     if isinstance(method.encoder, ViT):
         state = fit_positions(state, own, method.encoder)
-    if own.keys() == state.keys() and all(own[k].shape == v.shape for k, v in state.items()):
+    fits = own.keys() == state.keys() and all(own[k].shape == v.shape for k, v in state.items())
+    if fits:
         method.load_state_dict(state)
+    return fits
 
 
 def load_method(folder: str | Path) -> tuple[Method, Run]:

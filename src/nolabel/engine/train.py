@@ -23,6 +23,7 @@ from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source, open_source, warm
 from nolabel.data.stages import why_starved
 from nolabel.engine import calibrate, probe
+from nolabel.engine import start as begin
 from nolabel.engine.build import build_method, companion, keep, load_method, plan_of
 from nolabel.engine.checkpoint import (
     SaveFailed,
@@ -38,7 +39,7 @@ from nolabel.engine.health import NonFiniteGuard, collapse, signals
 from nolabel.engine.log import MetricsLog, Progress, say
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm, set_rates
 from nolabel.engine.stop import StopRequest
-from nolabel.errors import DataError, Stopped, UsageError
+from nolabel.errors import DataError, GuardStop, Stopped, UsageError
 from nolabel.methods.base import Method
 from nolabel.options import Run, read_yaml, with_length
 from nolabel.schedules import learning_rate
@@ -90,6 +91,7 @@ def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
     method.to(device)
     warm(source)
     run = calibrate.resolve(run, method, plan, source, device, quiet=quiet)
+    run = _warm_heads(run, method, quiet)
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -102,6 +104,17 @@ def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
     method, plan = build_method(run, extra)
     _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
     return run
+
+
+def _warm_heads(run: Run, method: Method, quiet: bool) -> Run:
+    """Settles for how long new heads learn alone before a network that `--init` brought."""
+    s = run.settings
+    if not s.init or s.warm_heads is not None:
+        return run
+    steps = 0 if method.continued else max(round(begin.WARM * int(s.steps or 0)), 1)
+    if steps and not quiet:
+        say(f"init: the new heads alone learn in the first {steps} steps")
+    return dataclasses.replace(run, settings=dataclasses.replace(s, warm_heads=steps))
 
 
 def resume(folder: str | Path, *, quiet: bool = False) -> Run:
@@ -166,6 +179,11 @@ def _loop(
     log_every = s.log_every or max(total // 100, 1)
     probe_every = s.probe_every or max(total // 10, 1)
     prober = probe.Probe(s.probe, s.image_size, s.download, s.channels) if s.probe else None
+    frozen_for = int(s.warm_heads or 0)
+    network = {id(p) for p in begin.backbones(method)} if frozen_for else set()
+    watch = None
+    if s.init and s.init_guard != "off" and len(source) >= begin.LEAST:
+        watch = begin.StartGuard(folder, method.encoder, plan, source, prober)
     metrics = MetricsLog(folder / "metrics.jsonl", start)
     loader: Iterator[Batch] = iter(
         make_loader(
@@ -200,6 +218,20 @@ def _loop(
             bar.note(f"Could not save at step {step}; going on from the older checkpoint. {error}")
         saved_at = time.monotonic()
 
+    def destroyed(why: str, step: int) -> None:
+        """The network that --init named is being destroyed."""
+        advice = "Try a smaller --optim.lr or more --warm-heads."
+        if s.init_guard == "warn":
+            bar.note(f"Step {step}: the weights of --init are being destroyed: {why}. {advice}")
+            return
+        assert watch is not None  # noqa: S101 - it is who calls
+        back = watch.go_back(method.encoder)
+        export(run, method, plan)
+        raise GuardStop(
+            f"Stopped at step {step}: the weights of --init were being destroyed ({why}). The "
+            f"encoder in {folder} is that of step {back}. {advice}"
+        )
+
     line: dict[str, Any] = {}
     with StopRequest() as stop, Progress(total, start, enabled="off" if quiet else "auto") as bar:
         for step in range(start, total):
@@ -215,6 +247,10 @@ def _loop(
                     out = method.step(batch.to(device), clock)
                 (out.loss / s.accumulate).backward()
                 losses.append(out.loss.detach())
+            if step < frozen_for:  # new heads alone learn
+                for p in parameters:
+                    if id(p) in network:
+                        p.grad = None
             loss, norm = torch.stack(losses).mean(), gradient_norm(parameters)
             if guard.check(loss, norm):  # before the update and the moving averages
                 clip_gradients(method, run.optim)
@@ -250,6 +286,12 @@ def _loop(
                 if prober and (done % probe_every < log_every or done == total):
                     line["probe_knn"] = prober(method.encoder, plan)
                     bar.note(f"step {done}: k-NN {line['probe_knn']:.1%}")
+                if watch and (done % probe_every < log_every or done == total):
+                    seen = watch.look(done, method.encoder, line.get("probe_knn"))
+                    why = seen.pop("why")
+                    line |= seen
+                    if why:
+                        destroyed(why, done)
                 try:
                     metrics.write(line)
                 except OSError as error:  # a full disk loses a line, not the run

@@ -31,6 +31,7 @@ from torch import Tensor
 from nolabel.data.sources import Source
 from nolabel.data.texts import has_texts, texts_of
 from nolabel.errors import DataError, UsageError
+from nolabel.evaluate.prompts import names_of, templates_of
 from nolabel.evaluate.scores import TOP, interval, wilson
 from nolabel.features import Features, extract
 from nolabel.types import Report
@@ -44,11 +45,14 @@ _CHUNK_FLOATS = 2**24  # similarities held at once
 class Options:
     """Options of the zero-shot protocol."""
 
-    templates: tuple[str, ...] = ("{}", "a {}", "a photo of a {}")  # {} stands for the class
+    # {} stands for the class; imagenet80 and imagenet7 are the published sets of templates.
+    templates: tuple[str, ...] = ("{}", "a {}", "a photo of a {}")
+    names: str = ""  # of the classes: imagenet, or a file with one a line; default: their own
     batch_size: int = 256  # images or texts embedded at once
 
     def __post_init__(self) -> None:
         given = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
+        given = templates_of(given)
         object.__setattr__(self, "templates", given)
         wrong = [t for t in given if t.count("{}") != 1]
         if wrong or not given:
@@ -129,12 +133,13 @@ def run_zeroshot(
     rows, notes = [], []
     if test.labels is not None and found.labels is not None:
         names = test.classes or tuple(str(i) for i in range(int(test.labels.max()) + 1))
-        vectors = class_vectors(text, names, o.templates, o.batch_size)
+        vectors = class_vectors(text, names_of(o.names, names), o.templates, o.batch_size)
         rows += class_rows(
             f"{len(names)} classes, {len(o.templates)} templates",
             best_guesses(images, vectors), found.labels, len(names),
         )  # fmt: skip
-        notes.append("templates: " + ", ".join(repr(t) for t in o.templates))
+        more = f" and {len(o.templates) - 8} more" if len(o.templates) > 8 else ""
+        notes.append("templates: " + ", ".join(repr(t) for t in o.templates[:8]) + more)
     else:
         distinct = list(dict.fromkeys(captions))
         number = {name: i for i, name in enumerate(distinct)}
