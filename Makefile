@@ -28,7 +28,7 @@ demo: $(VENV)/.stamp  ## the main job on built-in data: train, compare, pictures
 	$(BIN)/nolabel demo --out demo --overwrite $(ARGS)
 
 test: $(VENV)/.stamp  ## all tests, without a GPU
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.stamp  ## formatter, linter, types, import floors, spelling, house rules
 	$(BIN)/ruff format --check .

@@ -67,6 +67,7 @@ def search_(args: list[str], about: str) -> None:
         encoder: str  # the ENC that made it
         query: str  # an image; or words, for encoders of clip and siglip
         k: int = 10  # images that are found
+        approximate: bool = False  # look into the nearest cells alone, for millions of rows (faiss)
         data: str | None = None  # SRC that was embedded, to draw the images with --out
         out: str | None = None  # folder for the picture of the images
         json: str | None = None  # write what was found to this file
@@ -74,7 +75,7 @@ def search_(args: list[str], about: str) -> None:
     given = flags(Search, args, "nolabel search", about)
     index = open_index(given.index)
     encoder = load(given.encoder, image_size=index.about["image_size"])
-    hits = search(index, encoder, given.query, k=given.k)
+    hits = search(index, encoder, given.query, k=given.k, approximate=given.approximate)
     print(hits)
     if given.out:
         for path in _drawn(index, encoder, hits, given).save(given.out):

@@ -143,6 +143,21 @@ def test_search_finds_what_a_sort_finds_and_passes_over_missing_rows(encoder, tm
     assert picture.image.ndim == 3 and picture.numbers["nearest"] == hits.similarity[0]
 
 
+def test_an_approximate_search_finds_the_same_and_keeps_its_cells(encoder, tmp_path):
+    pytest.importorskip("faiss")
+    source = Stops(None)
+    index = embed(encoder, source, tmp_path / "f.npy")
+    image = SOURCE.read(60).image
+    exact = search(index, encoder, image, k=39)
+    found = search(index, encoder, image, k=39, approximate=True)
+    assert set(found.rows) == set(exact.rows)  # few rows are one cell; row 5 has no image
+    np.testing.assert_allclose(found.similarity, exact.similarity, atol=1e-5)
+    assert (tmp_path / "f.npy.faiss").is_file()
+    assert search(index, encoder, image, k=3, approximate=True).rows == exact.rows[:3]
+    with pytest.raises(UsageError, match="k must be"):
+        search(index, encoder, image, k=0, approximate=True)
+
+
 def test_features_of_another_encoder_and_words_without_a_text_tower_are_refused(encoder, tmp_path):
     index = embed(encoder, SOURCE, tmp_path / "f.npy")
     with pytest.raises(UsageError, match="different encoders"):

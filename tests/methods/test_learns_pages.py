@@ -10,13 +10,13 @@ from nolabel.errors import NolabelError
 CREATURES = {
     "triplet": {"steps": 60, "batch_size": 128},
     "mocov2": {"steps": 150, "batch_size": 128},
-    "mocov3": {"steps": 120, "batch_size": 128},
+    "mocov3": {"steps": 100, "batch_size": 128},
     "barlow": {"steps": 100},
-    "obow": {"steps": 200},
-    "byol": {"steps": 400},
+    "obow": {"steps": 140},
+    "byol": {"steps": 250},
     "dino": {"steps": 320, "backbone": "vit_pico", "patch_size": 8},
     "ibot": {"steps": 300, "backbone": "vit_pico", "patch_size": 8},
-    "dinov2": {"steps": 130, "backbone": "vit_pico"},
+    "dinov2": {"steps": 100, "backbone": "vit_pico"},
 }
 
 

@@ -113,7 +113,7 @@ class BYOL(Method):
         options = cls.Options(
             hidden=512, projection=128,
             target_momentum=0.9 if small else 0.97,  # fewer steps: a target that can follow
-            scale=(0.3, 1.0) if small else (0.2, 1.0),
+            scale=(0.15, 1.0) if small else (0.2, 1.0),
             jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.2, 0.1),
             grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
             blur=(0.0, 0.0) if small else (1.0, 0.1),
