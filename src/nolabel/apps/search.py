@@ -109,12 +109,13 @@ def _nearest(values: np.ndarray, vector: Tensor, k: int, text: Any) -> tuple[Ten
 def _by_cells(index: Index, vector: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The same by faiss: the nearest among the cells that are nearest to the query."""
     try:
-        import faiss
+        import faiss as library
     except ImportError:
         raise UsageError(
             "--approximate needs faiss: pip install 'nolabel[search]'.  Without it every row is "
             "compared, which takes about a second for a million."
         ) from None
+    faiss: Any = library
     file = index.path.with_name(index.path.name + ".faiss")
     if file.is_file() and file.stat().st_mtime >= index.path.stat().st_mtime:
         cells = faiss.read_index(str(file))
@@ -136,7 +137,7 @@ def _cells(faiss: Any, values: np.ndarray) -> Any:
     chosen = np.random.default_rng(0).choice(n, min(n, 256 * count), replace=False)
     cells = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, count, faiss.METRIC_INNER_PRODUCT)
 
-    def unit(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def unit(some: np.ndarray) -> tuple[np.ndarray, Any]:
         x = np.array(some, dtype=np.float32)
         good = np.isfinite(x).all(1)
         x = x[good]
