@@ -81,7 +81,7 @@ class BEiT(Method):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Fresh weights as in the official code."""
+        """Fresh weights as in the official code; a narrow ViT's matrices as Xavier's."""
         if isinstance(backbone, ViT):
             init_like_beit(backbone.net)
 

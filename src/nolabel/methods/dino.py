@@ -127,7 +127,7 @@ class DINO(Method):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Fresh weights as in the official code."""
+        """Fresh weights as in the official code; a narrow ViT's matrices as Xavier's."""
         if isinstance(backbone, ViT):
             init_like_dino(backbone.net)
 

@@ -77,7 +77,7 @@ class EVA(Method):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Fresh weights as BEiT's, which EVA takes over."""
+        """Fresh weights as BEiT's, which EVA takes over; a narrow ViT's matrices as Xavier's."""
         if isinstance(backbone, ViT):
             init_like_beit(backbone.net)
 

@@ -110,7 +110,7 @@ class IBOT(Method):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Fresh weights as in the official code."""
+        """Fresh weights as in the official code; a narrow ViT's matrices as Xavier's."""
         if isinstance(backbone, ViT):
             init_like_dino(backbone.net)
 
