@@ -9,7 +9,8 @@ from nolabel.flags import first, flags, write_json
 
 def import_(args: list[str], about: str) -> None:
     """`nolabel import`."""
-    from nolabel.weights.official import FAMILIES, import_file, save_imported, some
+    from nolabel.weights.fit import some
+    from nolabel.weights.official import FAMILIES, import_file, save_imported
 
     file = first(args, "import", "FILE", ("a checkpoint: .pth, .pt, .bin, .safetensors",), about)
     if file is None:

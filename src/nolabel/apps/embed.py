@@ -119,7 +119,7 @@ def embed(
         raise UsageError(f"Part {o.shard} of {len(source)} images is empty.  Use fewer parts.")
     encoder.precision = o.precision
     pooled = pooling(encoder, o.pool)
-    width = pooled(encoder.prepare_pixels([_blank(encoder)])).shape[1]
+    width = width_of(encoder, o.pool)
     about: dict[str, Any] = {
         "format": 1, "encoder": encoder.name, "checksum": encoder.meta.get("checksum"),
         "image_size": encoder.image_size, "data": source.name, "first": numbers.start,
@@ -311,9 +311,10 @@ def _parquet(temporary: Path, path: Path, rows: np.memmap) -> None:
             writer.write_table(pyarrow.table([pyarrow.array(paths), features], schema=schema))
 
 
-def _blank(encoder: Encoder) -> np.ndarray:
-    side = encoder.image_size
-    return np.zeros((side, side, encoder.channels), np.uint8)
+def width_of(encoder: Encoder, pool: str) -> int:
+    """Numbers of a feature, seen on a black image.  Raises UsageError as `pooling`."""
+    blank = np.zeros((encoder.image_size, encoder.image_size, encoder.channels), np.uint8)
+    return pooling(encoder, pool)(encoder.prepare_pixels([blank])).shape[1]
 
 
 def _beside(path: Path, ending: str) -> Path:

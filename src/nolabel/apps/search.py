@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from nolabel.apps.embed import Index, open_index, pooling
+from nolabel.apps.embed import Index, open_index, pooling, width_of
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.pictures.paint import Pictures, sheet
 from nolabel.types import Picture
@@ -152,17 +152,12 @@ def _cells(faiss: Any, values: np.ndarray) -> Any:
 
 def _check(index: Index, encoder: Encoder) -> None:
     made, own = index.about.get("checksum"), encoder.meta.get("checksum")
-    width = pooling(encoder, index.about["pool"])(encoder.prepare_pixels([_blank(encoder)]))
-    if (made and own and made != own) or width.shape[1] != index.about["dim"]:
+    width = width_of(encoder, index.about["pool"])
+    if (made and own and made != own) or width != index.about["dim"]:
         raise UsageError(
             f"{str(index.path)!r} was made by {index.about['encoder']!r}, not by {encoder.name!r}; "
             "features of different encoders cannot be compared.  Give that encoder, or embed again."
         )
-
-
-def _blank(encoder: Encoder) -> np.ndarray:
-    side = encoder.image_size
-    return np.zeros((side, side, encoder.channels), np.uint8)
 
 
 def _text_tower(encoder: Encoder, query: str) -> Any:

@@ -95,15 +95,22 @@ def _davis(root: Path, name: str) -> Clip:
             "every frame needs a mask of its name."
         )
 
-    def frame(t: int) -> np.ndarray:
-        from nolabel.data.images import read_image
+    return Clip(
+        name,
+        len(frames),
+        lambda t: read_picture(frames[t], "A frame"),
+        lambda t: read_mask(masks[t]),
+    )
 
-        try:
-            return read_image(str(frames[t]))
-        except BadImage as error:
-            raise DataError(f"A frame cannot be read: {error}.") from None
 
-    return Clip(name, len(frames), frame, lambda t: read_mask(masks[t]))
+def read_picture(path: str | os.PathLike[str], what: str) -> np.ndarray:
+    """uint8 [H, W, 3] of a file that must be readable; `what` names it in the DataError."""
+    from nolabel.data.images import read_image
+
+    try:
+        return read_image(os.fspath(path))
+    except BadImage as error:
+        raise DataError(f"{what} cannot be read: {error}.") from None
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nolabel.data.clips import VOID, read_mask
+from nolabel.data.clips import VOID, read_mask, read_picture
 from nolabel.errors import DataError, UsageError
 
 CREATURES = 500  # of each split
@@ -99,13 +99,7 @@ class _Files:
         return len(self.pairs)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        from nolabel.data.images import read_image
-        from nolabel.errors import BadImage
-
-        try:
-            image = read_image(str(self.pairs[i][0]))
-        except BadImage as error:
-            raise DataError(f"An image cannot be read: {error}.") from None
+        image = read_picture(self.pairs[i][0], "An image")
         mask = read_mask(self.pairs[i][1])
         if mask.shape != image.shape[:2]:
             raise DataError(

@@ -243,16 +243,15 @@ def describe(
     """Class token (if there is one) and generalised mean of the patches, float32 [N, D or 2 D]."""
     p = encoder.backbone.patch_size
     side = max(side // p, 1) * p
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (encoder.mean, encoder.std))
     out = []
     for start in range(0, len(images), batch):
         some = [
             np.array(Image.fromarray(x).resize((side, side), Image.Resampling.BICUBIC))
             for x in images[start : start + batch]
         ]
-        x = torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2).float() / 255
+        x = encoder.normalise(np.stack(some))
         with encoder.evaluating():
-            t = encoder.backbone.tokens(((x - mean) / std).to(encoder.device))
+            t = encoder.backbone.tokens(x)
             pooled = t.patches.float().clamp_min(1e-6).pow(power).mean(1).pow(1 / power)
             has = t.prefix is not None and t.prefix.shape[1]
             parts = [t.prefix[:, 0].float(), pooled] if has and t.prefix is not None else [pooled]

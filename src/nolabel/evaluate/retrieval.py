@@ -217,7 +217,6 @@ def whole_images(
     Raises:
         BadImage: An image cannot be read: a ranking without it would be another one.
     """
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (encoder.mean, encoder.std))
     out = []
     with progress_bar(f"{encoder.name} on {source.name}", len(source), True) as advance:
         for i in range(len(source)):
@@ -225,8 +224,7 @@ def whole_images(
             if boxes is not None and boxes[i, 2] > boxes[i, 0]:
                 image = image.crop(tuple(float(v) for v in boxes[i]))  # type: ignore[arg-type]
             image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-            x = torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1)[None]
-            x = (x - mean) / std
+            x = encoder.normalise(np.array(image)[None])
             parts = [encoder.forward(_whole_patches(_scaled(x, s), encoder)) for s in scales]
             out.append(torch.stack(parts).mean(0))
             advance(1)
@@ -248,7 +246,7 @@ def _whole_patches(x: Tensor, encoder: Encoder) -> Tensor:
             f"An image of {x.shape[-1]} x {x.shape[-2]} pixels is smaller than a patch of {p}.  "
             "Leave such images out, or use a larger --longest."
         )
-    return x[..., :height, :width].to(encoder.device)
+    return x[..., :height, :width]
 
 
 def _groups(test: Source) -> tuple[np.ndarray, str]:

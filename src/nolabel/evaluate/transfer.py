@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nolabel.errors import UsageError, unknown
-from nolabel.evaluate import find, open_sets, run
+from nolabel.evaluate import open_sets, run
 from nolabel.features import Features, extract
 from nolabel.types import Report
 from nolabel.weights.encoder import Encoder
@@ -72,7 +72,6 @@ def run_transfer(
     for learned, judged, said in opened:
         pair = tuple(extract(encoder, s, batch_size=o.batch_size) for s in (learned, judged))
         for name in o.judges:
-            find(name)
             report = run(name, encoder, learned, judged, features=pair)  # type: ignore[arg-type]
             row = dict(report.best)
             row["metric"] = f"{name} {row['setting']}"

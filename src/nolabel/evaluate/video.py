@@ -144,8 +144,7 @@ def segment(encoder: Encoder, clip: Clip, side: int, o: Options) -> Any:
     patches, size = frame_patches(encoder, clip.frame(0), side)
     h, w, _ = patches.shape
     small = np.array(Image.fromarray(truth).resize((w, h), Image.Resampling.NEAREST))
-    classes = int(small[small != VOID].max(initial=0)) + 1
-    classes = max(classes, int(truth[truth != VOID].max(initial=0)) + 1)
+    classes = int(truth[truth != VOID].max(initial=0)) + 1
     label = torch.from_numpy(np.stack([small == c for c in range(classes)]).astype(np.float32)).to(
         patches.device
     )  # [C, h, w]
@@ -156,9 +155,9 @@ def segment(encoder: Encoder, clip: Clip, side: int, o: Options) -> Any:
             new, torch.stack([p for p, _ in memory]), torch.stack([s for _, s in memory]),
             window=o.window, topk=o.topk, temperature=o.temperature,
         )  # fmt: skip
-        memory = [memory[0], *memory[1:], (new, guess)]
+        memory.append((new, guess))
         if len(memory) > 1 + o.context:
-            memory = [memory[0], *memory[len(memory) - o.context :]]
+            del memory[1]  # the oldest but the first
         yield enlarged(guess, size, (truth.shape[0], truth.shape[1]))
 
 
@@ -190,9 +189,8 @@ def frame_patches(encoder: Encoder, frame: np.ndarray, side: int) -> tuple[Tenso
     image = Image.fromarray(frame)
     if (height, width) != (h, w):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (encoder.mean, encoder.std))
-    x = torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1)[None]
+    x = encoder.normalise(np.array(image)[None])
     with encoder.evaluating():
-        t = encoder.backbone.tokens(((x - mean) / std).to(encoder.device))
+        t = encoder.backbone.tokens(x)
         patches = F.normalize(t.patches[0].float(), dim=-1).unflatten(0, t.grid)
     return patches.clone(), (height, width)

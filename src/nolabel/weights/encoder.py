@@ -149,6 +149,13 @@ class Encoder:
             self._views = FastViews(plan, device=self.device)
         return self._views(pixels, np.arange(len(pixels)), 0)["image"][0]
 
+    def normalise(self, pixels: np.ndarray) -> Tensor:
+        """uint8 [N, H, W, C] to float32 [N, C, H, W] on the encoder's device, only normalised: in
+        the size and shape that they have."""
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        return ((x - mean) / std).to(self.device)
+
     def embed(self, images: Any, *, normalize: bool = False, batch_size: int = 64) -> Tensor:
         """Embeds images.
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from nolabel.backbones.base import Backbone
 from nolabel.errors import DataError, FileDamaged, UsageError, unknown
+from nolabel.weights.fit import misfits
 
 if TYPE_CHECKING:
     from nolabel.weights.encoder import Encoder
@@ -314,21 +315,8 @@ def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], path: str | os.Path
     """Puts the tensors into the network, all of them or none."""
     net: Any = backbone.net
     own: dict[str, Tensor] = net.state_dict()
-    shapes = [
-        f"{n} is {list(tensors[n].shape)}, not {list(own[n].shape)}"
-        for n in own
-        if n in tensors and tensors[n].shape != own[n].shape
-    ]
-    problems = [
-        f"{kind}: {_some(names)}"
-        for kind, names in (
-            ("missing", [n for n in own if n not in tensors]),
-            ("unexpected", [n for n in tensors if n not in own]),
-            ("of another shape", shapes),
-        )
-        if names
-    ]
-    if problems:
+    shape = "{name} is {got}, not {own}"
+    if problems := misfits(own, tensors, "unexpected", shape):
         raise FileDamaged(
             f"{_said(path)} does not fit its own architecture {backbone.name!r}: tensors "
             f"{'; '.join(problems)}.  Another version of timm may have renamed them; the header "
@@ -361,11 +349,6 @@ def _impostor(path: Path) -> str:
 
 def _said(path: str | os.PathLike[str]) -> str:
     return f"The file {os.fspath(path)!r}"
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _json(value: Any) -> bytes:

@@ -26,6 +26,7 @@ from nolabel.errors import DataError, FileDamaged, UsageError, unknown
 from nolabel.weights import layouts
 from nolabel.weights.encoder import Encoder
 from nolabel.weights.families import FAMILIES, Family
+from nolabel.weights.fit import misfits, some
 from nolabel.weights.layouts import Found, State
 
 _WRAPPERS = ("module.", "_orig_mod.")  # of parallel and compiled training
@@ -51,47 +52,22 @@ class Imported:
     left_out: tuple[str, ...]
 
 
-def import_file(
-    path: str | os.PathLike[str],
-    family: str,
-    *,
-    branch: str = "",
-    heads: int | None = None,
-    text_heads: int | None = None,
-    image_size: int | None = None,
-    positions: str = "",
-    pool: str = "",
-    quick_gelu: bool = True,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Imported:
+def import_file(path: str | os.PathLike[str], family: str, **options: Any) -> Imported:
     """Reads a checkpoint in the official layout of a family.
 
     Args:
         path: The file: a pickle that holds tensors and plain values alone, or safetensors.
         family: A name in `FAMILIES`.
-        branch: Of a training checkpoint: "teacher" or "student"; "" takes what is published.
-        heads: Attention heads; None takes the published number for that width.
-        text_heads: Those of CLIP's text tower.
-        image_size: Side in pixels at which it will be used; None is its own.
-        positions: "dino", "mae" or "timm": how position embeddings are resized; "" is the family's.
-        pool: "class" or "mean" (of patches): the embedding; "" is the class token, and for BEiT,
-            whose class token learns nothing, the mean.
-        quick_gelu: Of CLIP: OpenAI's weights want it, most of OpenCLIP's do not.
-        mean, std: Of the images that it was trained on; None is the family's.
+        **options: As for `import_state`.
 
     Raises:
         UsageError: No such file or family, or sizes that do not fit.
         FileDamaged: The file is truncated or no checkpoint, or holds objects that could run code.
         DataError: Tensors are missing, left over, or of a layout that is not this family's.
     """
-    given = {
-        "branch": branch, "heads": heads, "text_heads": text_heads, "image_size": image_size,
-        "positions": positions, "pool": pool, "quick_gelu": quick_gelu, "mean": mean, "std": std,
-    }  # fmt: skip
     if family not in FAMILIES:
         raise unknown("layout", family, FAMILIES)
-    return import_state(read_checkpoint(path), family, name=str(path), **given)  # type: ignore
+    return import_state(read_checkpoint(path), family, name=str(path), **options)
 
 
 def import_state(
@@ -109,7 +85,25 @@ def import_state(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Imported:
-    """As `import_file`, of what a file holds; `name` is for messages and tables."""
+    """As `import_file`, of what a file holds.
+
+    Args:
+        value: What the file holds.
+        family: A name in `FAMILIES`.
+        name: For messages and tables.
+        branch: Of a training checkpoint: "teacher" or "student"; "" takes what is published.
+        heads: Attention heads; None takes the published number for that width.
+        text_heads: Those of CLIP's text tower.
+        image_size: Side in pixels at which it will be used; None is its own.
+        positions: "dino", "mae" or "timm": how position embeddings are resized; "" is the family's.
+        pool: "class" or "mean" (of patches): the embedding; "" is the class token, and for BEiT,
+            whose class token learns nothing, the mean.
+        quick_gelu: Of CLIP: OpenAI's weights want it, most of OpenCLIP's do not.
+        mean, std: Of the images that it was trained on; None is the family's.
+
+    Raises:
+        UsageError, DataError: As `import_file`.
+    """
     path = name
     if pool and pool not in POOLS:
         raise unknown("pool", pool, POOLS)
@@ -250,7 +244,7 @@ def _encoder_of(state: State, f: Family, path: str | os.PathLike[str]) -> tuple[
     if strange:
         raise DataError(
             f"{str(path)!r} has tensors that belong to no known part of this layout: "
-            f"{some(strange)}.  Is --as right?"
+            f"{some(strange, 6)}.  Is --as right?"
         )
     return kept, left
 
@@ -271,40 +265,21 @@ def _found(
     kinds = {"vit": "a ViT", "swin": "a Swin", "resnet": "a ResNet of torchvision's names"}
     raise DataError(
         f"This is not {' or '.join(kinds[k] for k in f.kinds)}, as {family} has.  The first names "
-        f"are: {some(list(state))}.  Is --as right?"
+        f"are: {some(list(state), 6)}.  Is --as right?"
     )
 
 
 def _fill(net: torch.nn.Module, tensors: State, path: str | os.PathLike[str], family: str) -> None:
     """Puts the tensors into the network, all of them or none."""
     own = net.state_dict()
-    computed = [n for n in own if n.endswith("num_batches_tracked") and n not in tensors]
-    shapes = [
-        f"{n} ({list(tensors[n].shape)} in the file, {list(own[n].shape)} expected)"
-        for n in own
-        if n in tensors and tensors[n].shape != own[n].shape
-    ]
-    problems = [
-        f"{kind}: {some(names)}"
-        for kind, names in (
-            ("missing", [n for n in own if n not in tensors and n not in computed]),
-            ("left over", [n for n in tensors if n not in own]),
-            ("of another shape", shapes),
-        )
-        if names
-    ]
-    if problems:
+    computed = {n: own[n] for n in own if n.endswith("num_batches_tracked") and n not in tensors}
+    shape = "{name} ({got} in the file, {own} expected)"
+    if problems := misfits(own, {**computed, **tensors}, "left over", shape, 6):
         raise DataError(
             f"{str(path)!r} does not fit the layout of {family}; tensors {'; '.join(problems)}.  "
             "Is --as right?"
         )
-    net.load_state_dict({**{n: own[n] for n in computed}, **tensors})
-
-
-def some(names: Sequence[str], most: int = 6) -> str:
-    """The first few names and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    net.load_state_dict({**computed, **tensors})
 
 
 def save_imported(
