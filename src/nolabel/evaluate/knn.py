@@ -25,6 +25,7 @@ from nolabel.data.sources import Source
 from nolabel.errors import UsageError
 from nolabel.evaluate.scores import TOP, accuracy_rows, labelled_features
 from nolabel.features import Features
+from nolabel.ops.nearest import largest
 from nolabel.types import Report
 from nolabel.weights.encoder import Encoder
 
@@ -79,8 +80,11 @@ def knn_predict(
     labels = train_labels.to(train.device)
     kept = sorted({min(k, len(train)) for k in ks})
     guesses: dict[int, list[Tensor]] = {k: [] for k in kept}
-    for rows in test.split(max(1, _CHUNK_FLOATS // max(len(train), classes))):
-        sims, index = (rows @ train.T).topk(kept[-1], dim=1)  # [m, k], most similar first
+    step = max(1, _CHUNK_FLOATS // max(len(train), classes))
+    room = test.new_empty(min(step, len(test)), len(train))  # one for all: fresh memory is slow
+    for rows in test.split(step):
+        similar = torch.mm(rows, train.T, out=room[: len(rows)])
+        sims, index = largest(similar, kept[-1])  # [m, k], most similar first
         near = labels[index]
         # Relative to the nearest: every vote of a row scales alike, and nothing overflows.
         weights = ((sims - sims[:, :1]) / temperature).exp()

@@ -34,6 +34,7 @@ from nolabel.errors import DataError, UsageError
 from nolabel.evaluate.prompts import names_of, templates_of
 from nolabel.evaluate.scores import TOP, interval, wilson
 from nolabel.features import Features, extract
+from nolabel.ops.nearest import largest
 from nolabel.types import Report
 from nolabel.weights.encoder import Encoder
 from nolabel.weights.text import TextEncoder, text_of
@@ -83,7 +84,7 @@ def class_vectors(
 def best_guesses(queries: Tensor, candidates: Tensor, most: int = TOP) -> Tensor:
     """The candidates [N, E] most similar to each query [M, E]: int64 [M, min(most, N)]."""
     rows = queries.split(max(1, _CHUNK_FLOATS // max(len(candidates), 1)))
-    found = [(r @ candidates.T).topk(min(most, len(candidates)), dim=1).indices for r in rows]
+    found = [largest(r @ candidates.T, min(most, len(candidates)))[1] for r in rows]
     return torch.cat(found)
 
 

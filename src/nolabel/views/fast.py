@@ -45,8 +45,8 @@ from torch import Tensor
 from nolabel.views.blur import blur, blur_matrices, gaussian
 from nolabel.views.colour import Colour
 from nolabel.views.draw import Params, draw
+from nolabel.views.images import Images, image_list, key_array
 from nolabel.views.plan import View, ViewPlan
-from nolabel.views.reference import Images, image_list, key_array
 
 # On the CPU a view is made by matrices up to this many multiplications per pixel and channel of
 # the output (H * W / size + W of them); beyond, by cropping first.  The second term is what the

@@ -21,6 +21,7 @@ from nolabel.errors import (
 )
 from nolabel.types import Tokens
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, FastViews, evaluation_plan
+from nolabel.views.images import sharable
 
 _SMALL = 96  # pixels; below, cutting off the border costs more than it helps
 _MARGIN = 256 / 224  # the field's usual ratio of the shorter side to the cut centre
@@ -144,17 +145,27 @@ class Encoder:
         if not len(pixels):
             side = self.image_size
             return torch.empty(0, self.channels, side, side, device=self.device)
+        if self._prepared_already(pixels):
+            return self.normalise(np.ascontiguousarray(pixels))
         if self._views is None or self._views.device != self.device:
             plan = evaluation_plan(self.image_size, self.resize, mean=self.mean, std=self.std)
             self._views = FastViews(plan, device=self.device)
         return self._views(pixels, np.arange(len(pixels)), 0)["image"][0]
 
+    def _prepared_already(self, pixels: np.ndarray | Sequence[np.ndarray]) -> bool:
+        """Whether nothing but the normalisation is missing."""
+        shape = (self.image_size, self.image_size, self.channels)
+        return self.resize == self.image_size and all(
+            p.shape == shape and p.dtype == np.uint8 for p in pixels
+        )
+
     def normalise(self, pixels: np.ndarray) -> Tensor:
         """uint8 [N, H, W, C] to float32 [N, C, H, W] on the encoder's device, only normalised: in
         the size and shape that they have."""
-        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
-        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        return ((x - mean) / std).to(self.device)
+        mean, std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1)
+                     for v in (self.mean, self.std))  # fmt: skip
+        x = torch.from_numpy(sharable(pixels)).to(self.device).permute(0, 3, 1, 2)
+        return x.contiguous().float().mul_(1 / (255 * std)).sub_(mean / std)
 
     def embed(self, images: Any, *, normalize: bool = False, batch_size: int = 64) -> Tensor:
         """Embeds images.
