@@ -76,7 +76,9 @@ def test_knn_is_the_same_in_chunks_and_at_an_extreme_temperature(monkeypatch):
     o = load_file(ORACLE)
     args = {"ks": (10,), "classes": 10}
     whole = knn_predict(o["train"], o["train_labels"], o["test"], temperature=0.07, **args)[10]
-    monkeypatch.setattr("nolabel.evaluate.knn._CHUNK_FLOATS", 3000)
+    monkeypatch.setattr("nolabel.evaluate.knn._CHUNK_FLOATS", 300)
+    monkeypatch.setattr("nolabel.ops.nearest._QUERIES", 7)
+    monkeypatch.setattr("nolabel.ops.nearest._ROWS", 90)
     parts = knn_predict(o["train"], o["train_labels"], o["test"], temperature=0.07, **args)[10]
     assert torch.equal(whole, parts)
     cold = knn_predict(o["train"], o["train_labels"], o["test"], temperature=1e-4, **args)[10]

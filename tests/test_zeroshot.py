@@ -18,12 +18,12 @@ from nolabel.errors import DataError, FileDamaged, UsageError
 from nolabel.evaluate.scores import wilson
 from nolabel.evaluate.zeroshot import (
     Options,
-    best_guesses,
     chance_of_hit,
     class_rows,
     class_vectors,
     retrieval_rows,
 )
+from nolabel.ops.nearest import nearest
 from nolabel.weights import load, load_encoder_file, load_text
 from nolabel.weights.text import save_text
 
@@ -111,20 +111,10 @@ def test_random_vectors_score_at_chance():
     captions = [f"text {i % 300}" for i in range(1500)]
     labels = torch.arange(1500) % 12
     rows = retrieval_rows(images, texts, captions)
-    rows += class_rows("classes", best_guesses(images, texts[:12]), labels, 12)
+    rows += class_rows("classes", nearest(images, texts[:12], 5)[1], labels, 12)
     for row in rows:
         slack = 4 * math.sqrt(row["chance"] / 1500)
         assert abs(row["value"] - row["chance"]) < slack, row
-
-
-def test_guesses_do_not_depend_on_the_chunks(monkeypatch):
-    from nolabel.evaluate import zeroshot
-
-    a, b = torch.randn(50, 4), torch.randn(30, 4)
-    whole = best_guesses(a, b)
-    monkeypatch.setattr(zeroshot, "_CHUNK_FLOATS", 100)
-    assert torch.equal(best_guesses(a, b), whole)
-    assert torch.equal(whole[:, 0], (a @ b.T).argmax(1))
 
 
 @pytest.mark.parametrize("templates", [(), ("a photo",), ("{} and {}",)])

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nolabel.ops.nearest import largest
+from nolabel.ops import nearest as module
+from nolabel.ops.nearest import largest, nearest
 
 
 @pytest.mark.parametrize("n", [1, 15, 16, 200, 1000, 1007, 4096])
@@ -31,3 +32,21 @@ def test_long_rows_take_the_short_way_and_short_ones_the_plain_one():
     x = torch.randn(2, 16 * 4 * 3 + 16, generator=torch.Generator().manual_seed(0))
     for k in (3, 4):  # 13 groups: more than four times 3, not than four times 4
         assert torch.equal(largest(x, k)[0], x.topk(k, dim=1).values)
+
+
+@pytest.mark.parametrize("k", [1, 7, 500])
+def test_the_nearest_rows_do_not_depend_on_the_blocks(k, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(50, 4, generator=g).double(), torch.randn(30, 4, generator=g).double()
+    products = a @ b.T
+    order = products.argsort(1, descending=True)[:, :k]
+    monkeypatch.setattr(module, "_QUERIES", 8)
+    monkeypatch.setattr(module, "_ROWS", 11)
+    values, index = nearest(a, b, k)
+    assert torch.equal(index, order)
+    assert torch.allclose(values, products.gather(1, order), rtol=1e-12)
+
+
+def test_no_queries_have_no_neighbours():
+    values, index = nearest(torch.empty(0, 3), torch.randn(5, 3), 2)
+    assert values.shape == index.shape == (0, 2)

@@ -25,12 +25,12 @@ from nolabel.data.sources import Source
 from nolabel.errors import UsageError
 from nolabel.evaluate.scores import TOP, accuracy_rows, labelled_features
 from nolabel.features import Features
-from nolabel.ops.nearest import largest
+from nolabel.ops.nearest import nearest
 from nolabel.types import Report
 from nolabel.weights.encoder import Encoder
 
 USUAL_K = 20  # the one that papers quote
-_CHUNK_FLOATS = 2**24  # similarities held at once
+_CHUNK_FLOATS = 2**24  # votes held at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +80,13 @@ def knn_predict(
     labels = train_labels.to(train.device)
     kept = sorted({min(k, len(train)) for k in ks})
     guesses: dict[int, list[Tensor]] = {k: [] for k in kept}
-    step = max(1, _CHUNK_FLOATS // max(len(train), classes))
-    room = test.new_empty(min(step, len(test)), len(train))  # one for all: fresh memory is slow
-    for rows in test.split(step):
-        similar = torch.mm(rows, train.T, out=room[: len(rows)])
-        sims, index = largest(similar, kept[-1])  # [m, k], most similar first
-        near = labels[index]
+    sims, index = nearest(test, train, kept[-1])
+    step = max(1, _CHUNK_FLOATS // classes)
+    for sim, near in zip(sims.split(step), labels[index].split(step), strict=True):
         # Relative to the nearest: every vote of a row scales alike, and nothing overflows.
-        weights = ((sims - sims[:, :1]) / temperature).exp()
+        weights = ((sim - sim[:, :1]) / temperature).exp()
         for k in kept:
-            votes = weights.new_full((len(rows), classes), 0.0)
+            votes = weights.new_full((len(sim), classes), 0.0)
             votes.scatter_add_(1, near[:, :k], weights[:, :k])
             voted = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, near[:, :k], True)
             best = votes.masked_fill(~voted, -1).topk(min(TOP, classes), dim=1).indices

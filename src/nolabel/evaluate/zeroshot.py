@@ -34,12 +34,10 @@ from nolabel.errors import DataError, UsageError
 from nolabel.evaluate.prompts import names_of, templates_of
 from nolabel.evaluate.scores import TOP, interval, wilson
 from nolabel.features import Features, extract
-from nolabel.ops.nearest import largest
+from nolabel.ops.nearest import nearest
 from nolabel.types import Report
 from nolabel.weights.encoder import Encoder
 from nolabel.weights.text import TextEncoder, text_of
-
-_CHUNK_FLOATS = 2**24  # similarities held at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +77,6 @@ def class_vectors(
     prompts = [t.replace("{}", name) for name in spoken for t in templates]
     z = text.embed(prompts, batch_size=batch_size).unflatten(0, (len(names), len(templates)))
     return F.normalize(F.normalize(z, dim=-1).mean(1), dim=-1)
-
-
-def best_guesses(queries: Tensor, candidates: Tensor, most: int = TOP) -> Tensor:
-    """The candidates [N, E] most similar to each query [M, E]: int64 [M, min(most, N)]."""
-    rows = queries.split(max(1, _CHUNK_FLOATS // max(len(candidates), 1)))
-    found = [largest(r @ candidates.T, min(most, len(candidates)))[1] for r in rows]
-    return torch.cat(found)
 
 
 def chance_of_hit(equal: np.ndarray, pool: int, k: int) -> float:
@@ -137,7 +128,7 @@ def run_zeroshot(
         vectors = class_vectors(text, names_of(o.names, names), o.templates, o.batch_size)
         rows += class_rows(
             f"{len(names)} classes, {len(o.templates)} templates",
-            best_guesses(images, vectors), found.labels, len(names),
+            nearest(images, vectors, TOP)[1], found.labels, len(names),
         )  # fmt: skip
         more = f" and {len(o.templates) - 8} more" if len(o.templates) > 8 else ""
         notes.append("templates: " + ", ".join(repr(t) for t in o.templates[:8]) + more)
@@ -146,7 +137,7 @@ def run_zeroshot(
         number = {name: i for i, name in enumerate(distinct)}
         labels = torch.tensor([number[c] for c in captions])
         vectors = text.embed(distinct, batch_size=o.batch_size)
-        guesses = best_guesses(images, vectors)
+        guesses = nearest(images, vectors, TOP)[1]
         rows += class_rows(f"{len(distinct)} distinct texts", guesses, labels, len(distinct))
         notes.append("there are no labels: each distinct text of the test set is a class")
     if captioned:
@@ -202,7 +193,7 @@ def retrieval_rows(images: Tensor, texts: Tensor, captions: Sequence[str]) -> li
     equal = np.array([counts[c] for c in captions])
     rows = []
     for setting, a, b in (("image to text", images, texts), ("text to image", texts, images)):
-        hits = own[best_guesses(a, b)] == own[:, None]
+        hits = own[nearest(a, b, TOP)[1]] == own[:, None]
         for k in (1, TOP):
             chance = chance_of_hit(equal, len(captions), k)
             right = int(hits[:, :k].any(1).sum())
