@@ -58,7 +58,7 @@ def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         best = x.topk(k, dim=1)
         return best.values, best.indices
     whole = x[:, : width * _GROUPS].unflatten(1, (_GROUPS, width))
-    groups = whole.amax(1).topk(k, dim=1).indices  # [M, k]
+    groups = whole.amax(1).topk(k, dim=1, sorted=False).indices  # [M, k]
     rows = groups[:, None].expand(-1, _GROUPS, -1)
     tail = torch.arange(width * _GROUPS, n, device=x.device).expand(len(x), -1)
     found = torch.cat([whole.gather(2, rows).flatten(1), x[:, width * _GROUPS :]], 1)
