@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nolabel.backbones.depth import is_plain, layer_numbers
 from nolabel.errors import unknown
 from nolabel.schedules import learning_rate, weight_decay
 from nolabel.types import Clock, Optim
@@ -73,21 +73,21 @@ class Lars(Optimizer):
 
 
 def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
-    """Groups by decay (matrices and tokens) or none (1-D tensors and biases, tables of biases
-    of relative positions too) and by rate.
+    """Groups by decay (matrices and tokens) or none (`is_plain`) and by rate, which may grow from
+    layer to layer (`layer_numbers`).
 
     Raises:
         UsageError: unknown optimiser.
     """
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     named = [(n, p) for n, p in method.named_parameters() if p.requires_grad]
-    blocks = sorted({key for n, _ in named if (key := _block(n))})
-    number = {key: i for i, key in enumerate(blocks)}
+    layers, last = layer_numbers(n for n, _ in named)
     for name, p in named:
-        plain = p.ndim < 2 or name.endswith((".bias", ".relative_position_bias_table"))
+        plain = is_plain(name, p)
         decay = optim.decay_all or not plain
         scale = optim.lr_plain / optim.lr if plain and optim.lr_plain is not None else 1.0
-        scale *= _layer_scale(name, number, optim)
+        scale *= optim.lr_patch if ".patch_embed." in name else 1.0
+        scale *= optim.layer_decay ** (last - layers[name])
         new = {"params": [], "decay": decay, "scale": scale,
                "weight_decay": optim.weight_decay if decay else 0.0}  # fmt: skip
         groups.setdefault((decay, scale), new)["params"].append(p)
@@ -102,31 +102,6 @@ def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
     if optim.name in ("lars", "larc"):
         return Lars(given, lr=lr, momentum=beta, larc=optim.name == "larc")
     raise unknown("optimiser", optim.name, NAMES)
-
-
-def _block(name: str) -> tuple[int, int] | None:
-    """(stage, block) that a parameter of a ViT or Swin belongs to, None for none."""
-    found = re.search(r"(?:^|\.)net\.(?:layers\.(\d+)\.)?blocks\.(\d+)\.", name)
-    return (int(found[1] or 0), int(found[2])) if found else None
-
-
-def _layer_scale(name: str, number: Mapping[Any, int], optim: Optim) -> float:
-    """Layer-wise decay of the rate: tokens and patches are layer 0, the block of number i is i + 1
-    as is the merging behind it, what comes after the last block (norm, heads) has the full rate.
-    """
-    scale = optim.lr_patch if ".patch_embed." in name else 1.0
-    if optim.layer_decay == 1.0:
-        return scale
-    block, depth = _block(name), len(number)
-    merging = re.search(r"net\.layers\.(\d+)\.downsample\.", name)
-    front = re.search(r"net\.(patch_embed|pos_embed|cls_token|reg_token)", name)
-    if block:
-        layer = number[block] + 1
-    elif merging:  # timm's stage starts with it
-        layer = number[int(merging[1]), 0]
-    else:
-        layer = 0 if front or "mask_token" in name else depth + 1
-    return scale * optim.layer_decay ** (depth + 1 - layer)
 
 
 def set_rates(optimiser: Optimizer, optim: Optim, clock: Clock) -> None:

@@ -17,9 +17,7 @@ last norm, where MAE puts a new norm behind the mean.
 from __future__ import annotations
 
 import copy
-import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +29,13 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from nolabel.backbones.base import Backbone
+from nolabel.backbones.depth import is_plain, layer_numbers
 from nolabel.data.progress import progress_bar
 from nolabel.data.sources import Source, require_labels
 from nolabel.errors import BadImage, DataError, UsageError, unknown
 from nolabel.evaluate.scores import TOP, accuracy_rows, class_names, matching
 from nolabel.features import Features, chunks
+from nolabel.schedules import warmup_cosine
 from nolabel.types import Report
 from nolabel.weights.encoder import Encoder
 
@@ -200,44 +200,20 @@ def fit(
 
 def rate(step: int, total: int, warmup: int) -> float:
     """Factor of the rate: linear up to 1, then half a cosine down to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+    return warmup_cosine(1 / max(warmup, 1), 1.0, 0.0, step, warmup, total)
 
 
 def groups(model: Classifier, lr: float, decay: float, weight_decay: float) -> list[dict[str, Any]]:
     """Groups of parameters by layer and by whether they decay; `peak` is a group's rate."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    keys = sorted({k for n, _ in named if (k := _layer(n)) is not None})
-    number = {key: i + 1 for i, key in enumerate(keys)}
+    layers, last = layer_numbers(n for n, _ in named)
     out: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, p in named:
-        key = _layer(name)
-        if key is not None:
-            layer = number[key]
-        elif re.search(r"net\.(patch_embed|pos_embed|cls_token|reg_token|conv1|bn1)", name):
-            layer = 0
-        else:
-            layer = len(keys) + 1
-        peak = lr * decay ** (len(keys) + 1 - layer)
-        decays = p.ndim > 1 and not name.endswith(("bias", "relative_position_bias_table"))
+        peak, plain = lr * decay ** (last - layers[name]), is_plain(name, p)
         new: dict[str, Any] = {"params": [], "peak": peak, "lr": peak,
-                               "weight_decay": weight_decay if decays else 0.0}  # fmt: skip
-        out.setdefault((peak, decays), new)["params"].append(p)
+                               "weight_decay": 0.0 if plain else weight_decay}  # fmt: skip
+        out.setdefault((peak, plain), new)["params"].append(p)
     return list(out.values())
-
-
-def _layer(name: str) -> tuple[int, int] | None:
-    """Which block of a ViT, a Swin or a ResNet a parameter belongs to."""
-    if m := re.search(r"net\.blocks\.(\d+)\.", name):
-        return 0, int(m.group(1))
-    if m := re.search(r"net\.layers\.(\d+)\.blocks\.(\d+)\.", name):
-        return int(m.group(1)), int(m.group(2))
-    if m := re.search(r"net\.layers\.(\d+)\.downsample\.", name):
-        return int(m.group(1)), 0
-    if m := re.search(r"net\.layer(\d)\.(\d+)\.", name):
-        return int(m.group(1)), int(m.group(2))
-    return None
 
 
 def augmentation(encoder: Encoder, r: Any) -> v2.Compose:

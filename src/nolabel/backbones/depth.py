@@ -1,0 +1,55 @@
+"""How deep in a network each parameter lies, and which of them weight decay leaves alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from torch import Tensor
+
+# The names of timm's networks: (stage, block) of a block of a ViT, a Swin or a ResNet, and the
+# merging of patches with which timm's stages of a Swin begin.
+_BLOCKS = (
+    re.compile(r"(?:^|\.)net\.(?:layers\.(\d+)\.)?blocks\.(\d+)\."),
+    re.compile(r"(?:^|\.)net\.layer(\d)\.(\d+)\."),
+)
+_MERGING = re.compile(r"(?:^|\.)net\.layers\.(\d+)\.downsample\.")
+_FRONT = re.compile(
+    r"(?:^|\.)net\.(patch_embed|pos_embed|cls_token|reg_token|conv1|bn1)|mask_token"
+)
+
+
+def layer_numbers(names: Iterable[str]) -> tuple[dict[str, int], int]:
+    """The layer of each parameter, and the number of the last layer, for layer-wise decay of rates
+    (Bao et al., "BEiT", 2021; Clark et al., "ELECTRA", 2020).
+
+    Patches, tokens and positions are layer 0, the block of number i is i + 1 as is the merging in
+    front of it, and what comes after the last block (norm, heads) is one more.
+
+    Args:
+        names: Of parameters, as timm calls them, behind any prefix that ends in `net.`.
+    """
+    places = {name: _place(name) for name in names}
+    number = {place: i + 1 for i, place in enumerate(sorted({p for p in places.values() if p}))}
+    last = len(number) + 1
+
+    def layer(name: str, place: tuple[int, int] | None) -> int:
+        if place:
+            return number[place]
+        return 0 if _FRONT.search(name) else last
+
+    return {name: layer(name, place) for name, place in places.items()}, last
+
+
+def _place(name: str) -> tuple[int, int] | None:
+    for pattern in _BLOCKS:
+        if found := pattern.search(name):
+            return int(found[1] or 0), int(found[2])
+    found = _MERGING.search(name)
+    return (int(found[1]), 0) if found else None
+
+
+def is_plain(name: str, p: Tensor) -> bool:
+    """Whether weight decay leaves a parameter alone: 1-D ones, biases, tables of the biases of
+    relative positions."""
+    return p.ndim < 2 or name.endswith(("bias", ".relative_position_bias_table"))
