@@ -10,12 +10,13 @@ from nolabel.engine.health import collapse
 
 EQUAL = {"teacher_temperature": 0.1, "warmup_teacher_temperature": 0.1}  # as the student's
 ZERO = {"teacher_temperature": 1e-4, "warmup_teacher_temperature": 1e-4}
+UNSTOPPED = {"stop_gradient": False, "projection_norm": False}  # the norm alone keeps a spread
 CASES = {
     "dino": ("dino", {}, None),
     "dino without centring and sharpening": ("dino", {"centring": "none", **EQUAL}, "the targets"),
     "dino with a temperature of zero": ("dino", ZERO, "share"),
     "byol": ("byol", {}, None),
-    "byol without the stop of the gradient": ("byol", {"stop_gradient": False}, "embeddings"),
+    "byol without the stop of the gradient": ("byol", UNSTOPPED, "embeddings"),
     "simclr": ("simclr", {}, None),
 }
 

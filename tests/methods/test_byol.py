@@ -52,6 +52,16 @@ def test_step_adds_both_directions_of_the_prediction():
     assert m.step(data, CLOCK).loss.item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_norm_of_the_small_recipe_stands_behind_both_projectors():
+    m = make(projection_norm=True)
+    z = m.online(batch().views["view"][0])
+    assert torch.allclose(z.mean(0), torch.zeros(16), atol=1e-5)
+    assert torch.allclose(z.std(0, correction=0), torch.ones(16), atol=1e-2)
+    assert torch.allclose(m.target(batch().views["view"][0]), z, atol=1e-5)
+    assert BYOL.recipe("auto", Facts(image_size=32, images=1000)).options.projection_norm
+    assert not BYOL.recipe("paper", Facts(image_size=224, images=1000)).options.projection_norm
+
+
 def test_target_starts_equal_and_gets_no_gradient():
     m = make()
     for a, b in zip(m.online.parameters(), m.target.parameters(), strict=True):

@@ -54,6 +54,7 @@ class BYOL(Method):
 
         hidden: int = 4096  # width of the hidden layer of projector and predictor
         projection: int = 256  # width of z and q
+        projection_norm: bool = False  # batch norm behind the projector's last layer (as SimSiam)
         target_momentum: float = 0.996  # tau_0 (0.99 for 300 epochs and less); 1 at the end
         stop_gradient: bool = True  # False lets gradient into the target: collapse, for study
         scale: tuple[float, float] = (0.08, 1.0)  # area of the crops
@@ -66,7 +67,8 @@ class BYOL(Method):
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
         o = options
-        projector = mlp((backbone.dim, o.hidden, o.projection), last_bias=False)
+        widths = (backbone.dim, o.hidden, o.projection)
+        projector = mlp(widths, last_bias=False, last_norm=o.projection_norm)
         self.online: Any = nn.Sequential(backbone, projector)
         self.target = Ema(self.online)  # equal at birth
         self.predictor = mlp((o.projection, o.hidden, o.projection), last_bias=False)
@@ -112,6 +114,7 @@ class BYOL(Method):
         batch = facts.batch_size or max(min(64 if small else 256, facts.images // 4), 2)
         options = cls.Options(
             hidden=512, projection=128,
+            projection_norm=small,  # in hundreds of steps few directions are learnt without
             target_momentum=0.9 if small else 0.97,  # fewer steps: a target that can follow
             scale=(0.15, 1.0) if small else (0.2, 1.0),
             jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.2, 0.1),
@@ -121,7 +124,7 @@ class BYOL(Method):
             blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
         )  # fmt: skip
         optim = Optim(
-            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
+            lr=3e-3 if facts.conv or small else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
             weight_decay=0.05,
         )  # fmt: skip
         return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
