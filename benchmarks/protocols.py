@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "protocols.json"
 DATA = ("creatures", "fashion-mnist")
 TRAINED = ("dino", "ibot", "dinov2", "mae", "simclr", "clip")
 ENCODERS = ("pixels", "random", *TRAINED, "supervised")
-GALLERY = 10_000  # labelled images at most
+GALLERY, JUDGED = 10_000, 2_000  # labelled images to learn from, and to judge on, at most
 TUNED = {"epochs": 3, "batch": 64}  # of fine-tuning, on a fifth of the gallery
 # Protocol, its options, and which row stands for it.
 COLUMNS: tuple[tuple[str, dict[str, Any], str], ...] = (
@@ -56,6 +56,8 @@ def one(name: str, data: str, seed: int, runs: Path) -> dict[str, Any]:
     few = Subset(train, np.sort(order[: min(len(train), GALLERY) // 5]))
     if len(train) > GALLERY:
         train = Subset(train, np.sort(order[:GALLERY]))
+    if len(test) > JUDGED:
+        test = Subset(test, np.sort(np.random.default_rng(0).permutation(len(test))[:JUDGED]))
     dino = runs / f"dino-vit_pico-{data}-{seed}"
     spec = {"pixels": "pixels", "random": f"random:{dino}", "supervised": f"random:{dino}"}.get(
         name, str(runs / f"{name}-vit_pico-{data}-{seed}")
