@@ -36,11 +36,11 @@ def test_heads_come_last_and_a_mask_token_first():
     assert layers == {"mask_token": 0, "net.blocks.0.x": 1, "head.mlp.0.weight": 2} and last == 2
 
 
-def test_merging_of_patches_belongs_to_the_block_behind_it():
+def test_merging_of_patches_belongs_to_the_block_in_front_of_it():
     names = ["net.layers.0.blocks.0.a", "net.layers.0.blocks.1.a", "net.layers.1.downsample.norm.a",
              "net.layers.1.blocks.0.a"]  # fmt: skip
     layers, last = layer_numbers(names)
-    assert list(layers.values()) == [1, 2, 3, 3] and last == 4
+    assert list(layers.values()) == [1, 2, 2, 3] and last == 4
 
 
 def test_vectors_biases_and_tables_of_relative_positions_are_plain():

@@ -106,6 +106,21 @@ class Backbone(nn.Module):
         return self.tokens(x).pooled
 
 
+def layer_number(backbone: Backbone, layer: int) -> int:
+    """A layer counted from the front; -1 is the last.
+
+    Raises:
+        UsageError: There is no such layer.
+    """
+    depth = backbone.depth
+    if not -depth <= layer < depth:
+        raise UsageError(
+            f"Layer {layer} does not exist: {backbone.name!r} has layers 0 to {depth - 1} (-1 is "
+            "the last)."
+        )
+    return layer % depth
+
+
 def require(backbone: Backbone, needs: Iterable[str], who: str) -> None:
     """Refuses a backbone that cannot do what `who` needs.
 

@@ -17,7 +17,7 @@ from timm.layers import DropPath
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from nolabel.backbones.base import Backbone, require
+from nolabel.backbones.base import Backbone, layer_number, require
 from nolabel.errors import UsageError, unknown
 from nolabel.types import Tokens
 
@@ -102,13 +102,8 @@ class BEiT(Backbone):
 
     def _walk(self, x: Tensor, layer: int) -> tuple[Tensor, Any, tuple[int, int]]:
         """What enters a layer, the shared bias and the grid."""
-        if not -self.depth <= layer < self.depth:
-            raise UsageError(
-                f"Layer {layer} does not exist: {self.name!r} has layers 0 to {self.depth - 1} "
-                "(-1 is the last)."
-            )
         x, bias, grid = self._embed(x)
-        for block in self.net.blocks[: layer % self.depth]:
+        for block in self.net.blocks[: layer_number(self, layer)]:
             x = block(x, shared_rel_pos_bias=bias)
         return x, bias, grid
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-# The names of timm's networks: (stage, block) of a block of a ViT, a Swin or a ResNet, and the
-# merging of patches with which timm's stages of a Swin begin.
+# The names of timm's networks: stage and block of a ViT, a Swin or a ResNet, and the merging of
+# patches with which timm's stages of a Swin begin (the published ones end with it).
 _BLOCKS = (
     re.compile(r"(?:^|\.)net\.(?:layers\.(\d+)\.)?blocks\.(\d+)\."),
     re.compile(r"(?:^|\.)net\.layer(\d)\.(\d+)\."),
@@ -23,30 +23,33 @@ def layer_numbers(names: Iterable[str]) -> tuple[dict[str, int], int]:
     """The layer of each parameter, and the number of the last layer, for layer-wise decay of rates
     (Bao et al., "BEiT", 2021; Clark et al., "ELECTRA", 2020).
 
-    Patches, tokens and positions are layer 0, the block of number i is i + 1 as is the merging in
-    front of it, and what comes after the last block (norm, heads) is one more.
+    Patches, tokens and positions are layer 0, the block of number i is i + 1 as is the merging
+    behind it (Xie et al., "SimMIM", 2021), what comes after the last block (norm, heads) one more.
 
     Args:
         names: Of parameters, as timm calls them, behind any prefix that ends in `net.`.
     """
-    places = {name: _place(name) for name in names}
-    number = {place: i + 1 for i, place in enumerate(sorted({p for p in places.values() if p}))}
+    names = list(names)
+    blocks = {name: place for name in names if (place := _block(name))}
+    number = {place: i + 1 for i, place in enumerate(sorted(set(blocks.values())))}
     last = len(number) + 1
 
-    def layer(name: str, place: tuple[int, int] | None) -> int:
-        if place:
-            return number[place]
+    def layer(name: str) -> int:
+        if name in blocks:
+            return number[blocks[name]]
+        if merging := _MERGING.search(name):
+            return number[int(merging[1]), 0] - 1
         return 0 if _FRONT.search(name) else last
 
-    return {name: layer(name, place) for name, place in places.items()}, last
+    return {name: layer(name) for name in names}, last
 
 
-def _place(name: str) -> tuple[int, int] | None:
+def _block(name: str) -> tuple[int, int] | None:
+    """(stage, block)."""
     for pattern in _BLOCKS:
         if found := pattern.search(name):
             return int(found[1] or 0), int(found[2])
-    found = _MERGING.search(name)
-    return (int(found[1]), 0) if found else None
+    return None
 
 
 def is_plain(name: str, p: Tensor) -> bool:

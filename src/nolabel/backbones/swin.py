@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from nolabel.backbones.base import Backbone, require
+from nolabel.backbones.base import Backbone, layer_number, require
 from nolabel.errors import UsageError, unknown
 from nolabel.types import Tokens
 
@@ -177,13 +177,9 @@ class Swin(Backbone):
     def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
         if which not in FACETS:
             raise unknown("facet", which, FACETS)
-        if not -self.depth <= layer < self.depth:
-            raise UsageError(
-                f"Layer {layer} does not exist: {self.name!r} has layers 0 to {self.depth - 1} "
-                f"(-1 is the last)."
-            )
+        deep = layer_number(self, layer)
         for i, (block, before, after) in enumerate(self._blocks(self._embed(x))):
-            if i == layer % self.depth:
+            if i == deep:
                 if which == "token":
                     return self._as_tokens(after)
                 qkv = block.attn.qkv(block.norm1(before)).chunk(3, -1)

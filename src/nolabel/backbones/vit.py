@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
-from nolabel.backbones.base import Backbone
+from nolabel.backbones.base import Backbone, layer_number
 from nolabel.errors import UsageError, unknown
 from nolabel.types import Tokens
 
@@ -168,7 +168,7 @@ class ViT(Backbone):
 
     def _qkv(self, x: Tensor, layer: int) -> tuple[Any, Tensor, tuple[int, int]]:
         """Walks to one layer; its block, its qkv [3, N, heads, T, D/heads] and the grid."""
-        layer = self._layer(layer)
+        layer = layer_number(self, layer)
         x, grid = self._embed(x)
         for block in self.net.blocks[:layer]:
             x = block(x)
@@ -176,14 +176,6 @@ class ViT(Backbone):
         a = block.attn
         qkv = a.qkv(block.norm1(x))
         return block, qkv.unflatten(-1, (3, a.num_heads, -1)).permute(2, 0, 3, 1, 4), grid
-
-    def _layer(self, layer: int) -> int:
-        if not -self.depth <= layer < self.depth:
-            raise UsageError(
-                f"Layer {layer} does not exist: {self.name!r} has layers 0 to {self.depth - 1} "
-                f"(-1 is the last)."
-            )
-        return layer % self.depth
 
     def attention(self, x: Tensor, layer: int = -1) -> Tensor:
         block, (q, k, _), _ = self._qkv(x, layer)
@@ -196,7 +188,7 @@ class ViT(Backbone):
         r = self.net.num_prefix_tokens
         if which == "token":
             x, grid = self._embed(x)
-            for block in self.net.blocks[: self._layer(layer) + 1]:
+            for block in self.net.blocks[: layer_number(self, layer) + 1]:
                 x = block(x)
             out = x
         else:

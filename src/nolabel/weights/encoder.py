@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.backbones.base import Backbone, require
+from nolabel.backbones.base import Backbone, layer_number, require
 from nolabel.errors import (
     BadImage,
     DataError,
@@ -201,7 +201,7 @@ class Encoder:
         Raises:
             UsageError: No such layer, or no images.
         """
-        deep = self._layer(layer)
+        deep = layer_number(self.backbone, layer)
         parts = []
         for x in self._batches(images, batch_size):
             with self.evaluating():
@@ -241,7 +241,7 @@ class Encoder:
         require(self.backbone, ["attention"], "Attention")
         if getattr(self.backbone.net, "cls_token", True) is None:
             raise UsageError(f"{self.backbone.name!r} has no class token whose attention to show.")
-        deep = self._layer(layer)
+        deep = layer_number(self.backbone, layer)
         parts = []
         for x in self._batches(images, batch_size):
             with self.evaluating():
@@ -268,15 +268,6 @@ class Encoder:
         finally:
             for module, training in modes:
                 module.training = training
-
-    def _layer(self, layer: int) -> int:
-        depth = self.backbone.depth
-        if not -depth <= layer < depth:
-            raise UsageError(
-                f"Layer {layer} does not exist: {self.name!r} has layers 0 to {depth - 1} "
-                "(-1 is the last)."
-            )
-        return layer % depth
 
     def _batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
         if batch_size < 1:
