@@ -7,6 +7,7 @@ A method, an evaluator or a picture sees only this.  What a backbone is able to 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ ABILITIES = {
     "drop": "leave patches out and run on the visible ones only",
     "any_size": "take images of another size than it was built for",
     "attention": "show the attention of its class token",
+    "stride": "cut patches that overlap",
 }
 
 
@@ -84,8 +86,20 @@ class Backbone(nn.Module):
         """Features of the last n layers, shallow to deep, each through the final norm."""
         raise NotImplementedError
 
-    def attention(self, x: Tensor, layer: int = -1) -> Tensor:
-        """Attention [N, heads, R + P, R + P] of one layer, rows sum to 1 (needs "attention")."""
+    def attention(self, x: Tensor, layer: int = -1, rows: slice = slice(None)) -> Tensor:
+        """Attention [N, heads, T, R + P] of one layer, rows sum to 1 (needs "attention").
+
+        Args:
+            rows: the T tokens that look, of R prefix tokens and P patches; all by default.  Few are
+                cheap: no more than asked for is computed in that layer, and no layer after it.
+        """
+        raise NotImplementedError
+
+    def finer(self, stride: int) -> AbstractContextManager[None]:
+        """Inside, patches are cut every `stride` pixels, a divisor of `patch_size`, so that they
+        overlap: the grid has 1 + (H - patch_size) // stride rows (needs "stride"; Amir et al.,
+        "Deep ViT Features as Dense Visual Descriptors", 2021)."""
+        require(self, ["stride"], f"A stride of {stride} px")
         raise NotImplementedError
 
     def facets(self, x: Tensor, layer: int, which: str) -> Tokens:

@@ -115,15 +115,15 @@ class BEiT(Backbone):
         qkv = F.linear(block.norm1(x), a.qkv.weight, bias)
         return qkv.unflatten(-1, (3, a.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
-    def attention(self, x: Tensor, layer: int = -1) -> Tensor:
+    def attention(self, x: Tensor, layer: int = -1, rows: slice = slice(None)) -> Tensor:
         x, bias, _ = self._walk(x, layer)
         q, k, _ = self._qkv(x, layer)
         a = self.net.blocks[layer].attn
-        scores = (q * a.scale) @ k.transpose(-2, -1)
+        scores = (q[:, :, rows] * a.scale) @ k.transpose(-2, -1)
         if a.relative_position_bias_table is not None:
-            scores = scores + a._get_rel_pos_bias()
+            scores = scores + a._get_rel_pos_bias()[:, :, rows]
         if bias is not None:
-            scores = scores + bias
+            scores = scores + bias[..., rows, :]
         return scores.softmax(-1)
 
     def facets(self, x: Tensor, layer: int, which: str) -> Tokens:

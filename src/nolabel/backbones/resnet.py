@@ -75,7 +75,7 @@ class ResNet(Backbone):
     def layers(self, x: Tensor, n: int) -> list[Tokens]:
         return [self._as_tokens(m) for m in self._maps(x)[-n:]]
 
-    def attention(self, x: Tensor, layer: int = -1) -> Tensor:
+    def attention(self, x: Tensor, layer: int = -1, rows: slice = slice(None)) -> Tensor:
         require(self, ["attention"], "attention")
         raise NotImplementedError  # require has already refused
 

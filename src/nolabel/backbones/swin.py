@@ -170,7 +170,7 @@ class Swin(Backbone):
         maps[last:] = [self.net.norm(m) for m in maps[last:]]
         return [self._as_tokens(m) for m in maps[-n:]]
 
-    def attention(self, x: Tensor, layer: int = -1) -> Tensor:
+    def attention(self, x: Tensor, layer: int = -1, rows: slice = slice(None)) -> Tensor:
         require(self, ["attention"], "attention")
         raise NotImplementedError  # require has already refused
 

@@ -7,8 +7,9 @@ layer's attention.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import timm
@@ -87,7 +88,7 @@ def fit_positions(
 class ViT(Backbone):
     """A VisionTransformer of any width, depth, patch and image size."""
 
-    can = frozenset({"mask", "drop", "any_size", "attention"})
+    can = frozenset({"mask", "drop", "any_size", "attention", "stride"})
     net: Any  # timm's VisionTransformer; its layers are made by name
     sample_drop = 0.0  # share of the samples that each branch of a block leaves out
 
@@ -101,7 +102,18 @@ class ViT(Backbone):
         self.name, self.kwargs, self.positions = name, dict(kwargs), positions
         self.dim, self.depth = net.embed_dim, len(net.blocks)
         self.image_size = net.patch_embed.img_size[0]
-        self.patch_size = net.patch_embed.patch_size[0]
+        self.patch_size = self.stride = net.patch_embed.patch_size[0]
+
+    @contextlib.contextmanager
+    def finer(self, stride: int) -> Iterator[None]:
+        p, conv = self.patch_size, self.net.patch_embed.proj
+        if stride < 1 or p % stride:
+            raise UsageError(f"The stride must divide the patch of {p} px, got {stride}.")
+        try:
+            self.stride, conv.stride = stride, (stride, stride)
+            yield
+        finally:
+            self.stride, conv.stride = p, (p, p)
 
     def _embed(
         self,
@@ -113,12 +125,15 @@ class ViT(Backbone):
         """Patches, positions and prefix tokens: [N, R + P, D] before the first block."""
         net, p = self.net, self.patch_size
         height, width = x.shape[-2:]
-        if height % p or width % p or not height or not width:
+        if self.stride < p:
+            grid = (1 + (height - p) // self.stride, 1 + (width - p) // self.stride)
+        elif height % p or width % p or not height or not width:
             raise UsageError(
                 f"Image of {height} x {width} pixels does not divide into patches of {p} x {p}. "
                 f"Use sides that are multiples of {p}, or a smaller --patch-size."
             )
-        grid = (height // p, width // p)
+        else:
+            grid = (height // p, width // p)
         x = net.patch_embed.norm(net.patch_embed.proj(x).flatten(2).transpose(1, 2))
         if mask is not None:
             if mask_token is None:
@@ -177,10 +192,10 @@ class ViT(Backbone):
         qkv = a.qkv(block.norm1(x))
         return block, qkv.unflatten(-1, (3, a.num_heads, -1)).permute(2, 0, 3, 1, 4), grid
 
-    def attention(self, x: Tensor, layer: int = -1) -> Tensor:
+    def attention(self, x: Tensor, layer: int = -1, rows: slice = slice(None)) -> Tensor:
         block, (q, k, _), _ = self._qkv(x, layer)
         a = block.attn
-        return ((a.q_norm(q) * a.scale) @ a.k_norm(k).transpose(-2, -1)).softmax(-1)
+        return ((a.q_norm(q[:, :, rows]) * a.scale) @ a.k_norm(k).transpose(-2, -1)).softmax(-1)
 
     def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
         if which not in FACETS:

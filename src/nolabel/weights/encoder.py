@@ -245,10 +245,10 @@ class Encoder:
         parts = []
         for x in self._batches(images, batch_size):
             with self.evaluating():
-                a = self.backbone.attention(x, deep)  # [N, heads, R + P, R + P]
+                a = self.backbone.attention(x, deep, slice(0, 1))[:, :, 0]  # [N, heads, R + P]
             p = self.backbone.patch_size
             patches = (x.shape[-2] // p) * (x.shape[-1] // p)
-            parts.append(a[:, :, 0, a.shape[-1] - patches :].float().cpu())
+            parts.append(a[:, :, a.shape[-1] - patches :].float().cpu())
         if not parts:
             raise UsageError("No images were given.")
         return torch.cat(parts)

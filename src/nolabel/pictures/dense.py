@@ -1,0 +1,165 @@
+"""Dense descriptors: a vector for every patch of an image, on a grid as fine as asked for.
+
+Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021, arXiv 2112.05814.  Keys of a
+layer, heads side by side; patches that overlap; optionally each with its neighbourhood in bins of
+growing size.  The saliency is the attention that the class token of the last layer pays.
+
+Differs from the original: the saliency is the mean of all heads (there: four heads chosen for one
+checkpoint).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nolabel.pictures.paint import to_pixels
+from nolabel.types import Sample
+from nolabel.weights import Encoder
+
+FACETS = ("auto", "key", "query", "value", "token")
+_BATCH = 8  # images at once: fine grids have thousands of tokens
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Descriptors of N images.
+
+    Attributes:
+        values: float32 [N, P, D] on the CPU, patches row by row.
+        grid: rows and columns (h, w), P = h * w.
+        pixels: uint8 [N, H, W, 3], the images as the encoder saw them.
+        centres: float [P, 2], x and y of each patch's middle in pixels.
+        saliency: float32 [N, P] from 0 to 1, the class token's attention; None without one.
+        facet: what they are.
+    """
+
+    values: Tensor
+    grid: tuple[int, int]
+    pixels: np.ndarray
+    centres: np.ndarray
+    saliency: Tensor | None
+    facet: str
+
+    def map(self, values: Any) -> np.ndarray:
+        """Numbers of the patches [..., P] on their grid [..., h, w]."""
+        return np.asarray(values).reshape(*np.shape(values)[:-1], *self.grid)
+
+    def at(self, truth: np.ndarray) -> np.ndarray:
+        """The pixel in the middle of each patch, [N, P], of maps [N, H, W]."""
+        x, y = self.centres.astype(int).T
+        return truth[:, y, x]
+
+
+def dense(
+    encoder: Encoder,
+    images: Any,
+    *,
+    layer: int = -1,
+    facet: str = "auto",
+    stride: int = 0,
+    bins: bool = False,
+) -> Dense:
+    """Describes every patch of some images.
+
+    Args:
+        encoder: does the work on its own device.
+        images: anything `Encoder.prepare` takes, or Samples.
+        layer: which layer; -1 is the last.
+        facet: key, query, value or token; auto is key, or token of a network without keys.
+        stride: pixels from patch to patch, a divisor of the patch; 0 is the patch itself.
+        bins: whether each descriptor is joined by its neighbourhood's (`log_bins`): 17 times as
+            long.
+
+    Raises:
+        UsageError: no such layer or facet, or a network that cannot.
+    """
+    x = encoder.prepare(plain(images))
+    b, p = encoder.backbone, encoder.backbone.patch_size
+    keys = "attention" in b.can
+    which = ("key" if keys else "token") if facet == "auto" else facet
+    values, saliency, grid = [], [], (0, 0)
+    finer = b.finer(stride) if stride not in (0, p) else nullcontext()
+    with encoder.evaluating(), finer:
+        for some in x.split(_BATCH):
+            t = b.facets(some, layer, which)
+            values.append(t.patches.float().cpu())
+            grid = t.grid
+            if keys and t.prefix is not None and t.prefix.shape[1]:
+                a = b.attention(some, -1, slice(0, 1))[:, :, 0].float().mean(1)
+                saliency.append(a[:, a.shape[1] - grid[0] * grid[1] :].cpu())
+    z = torch.cat(values)
+    if bins:
+        z = log_bins(z, grid)
+    seen = torch.cat(saliency).clone() if saliency else None
+    if seen is not None:
+        low, high = seen.amin(1, keepdim=True), seen.amax(1, keepdim=True)
+        seen = (seen - low) / (high - low).clamp_min(1e-12)
+    h, w = x.shape[-2:]
+    steps = (
+        [(stride or p, p)] * 2
+        if keys
+        else [(n / g, n / g) for n, g in ((h, grid[0]), (w, grid[1]))]
+    )
+    rows, columns = (
+        np.arange(g) * step + first / 2 for g, (step, first) in zip(grid, steps, strict=True)
+    )
+    centres = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
+    pixels = to_pixels(x.cpu().numpy(), encoder.mean, encoder.std)
+    return Dense(z.clone(), grid, pixels, centres, seen, which)
+
+
+def plain(images: Any) -> Any:
+    """The images of Samples; anything else as it is."""
+    some = isinstance(images, Sequence) and images and isinstance(images[0], Sample)
+    return [s.image for s in images] if some else images
+
+
+def truth(images: Any, what: str, side: int) -> np.ndarray | None:
+    """What Samples know ("mask" or "parts"), uint8 [N, side, side]; None if one does not, or not
+    at this size."""
+    if not (isinstance(images, Sequence) and images and isinstance(images[0], Sample)):
+        return None
+    found = [getattr(s, what) for s in images]
+    whole = all(f is not None and f.shape == (side, side) for f in found)
+    return np.stack(found) if whole else None
+
+
+def colours(pixels: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    """The baseline that needs no network: the mean colour about each patch, [N, P, 3]."""
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    return F.adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2).contiguous()
+
+
+def log_bins(values: Tensor, grid: tuple[int, int], levels: int = 2) -> Tensor:
+    """Each descriptor with its neighbourhood, float [N, P, (1 + 8 * levels) * D].
+
+    Level k averages squares of 3^k patches, 3^k patches apart: the nine around the patch at level
+    0, the eight around those at level 1, and so on.  Beyond the border the nearest inside counts.
+
+    Args:
+        values: float [N, P, D].
+        grid: (h, w).
+        levels: at least 1.
+    """
+    h, w = grid
+    x = values.unflatten(1, grid).permute(0, 3, 1, 2)
+    out = []
+    for k in range(levels):
+        side = 3**k
+        mean = F.avg_pool2d(x, side, 1, side // 2, count_include_pad=False)
+        for dy in (-side, 0, side):
+            for dx in (-side, 0, side):
+                if k and not dy and not dx:
+                    continue  # the middle is level 0's
+                rows = (torch.arange(h) + dy).clamp(0, h - 1)
+                columns = (torch.arange(w) + dx).clamp(0, w - 1)
+                out.append(mean[:, :, rows][:, :, :, columns])
+    return torch.cat(out, 1).flatten(2).transpose(1, 2).contiguous()
