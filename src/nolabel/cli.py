@@ -227,32 +227,42 @@ def _compare(args: list[str]) -> None:
 
 
 def _show(args: list[str]) -> None:
-    from nolabel.pictures import NAMES
+    from nolabel.pictures import NAMES, options_of
 
-    name = first(args, "show", "WHAT", [n.name for n in NAMES], VERBS["show"])
+    names = {n.name: n for n in NAMES}
+    name = first(args, "show", "WHAT", list(names), VERBS["show"])
     if name is None:
         return
-    if name not in [n.name for n in NAMES]:
-        raise unknown("picture", name, [n.name for n in NAMES])
+    if name not in names:
+        raise unknown("picture", name, names)
+    import tyro
 
-    @dataclass(frozen=True, kw_only=True)
-    class Show:
-        encoder: str  # ENC; a run's folder for reconstruct and views
-        data: str  # SRC
-        out: str = "pictures"  # folder for the pictures and their numbers
-        count: int = 8  # images shown
-        layer: int = -1  # layer looked at; -1 is the last
-        mass: float = 0.6  # share of the attention kept by the thresholded maps
-        seed: int = 0  # which patches are hidden, which crops are drawn
-        json: str | None = None  # write the numbers to this file
-
-    given = flags(Show, args[1:], f"nolabel show {name}", VERBS["show"])
+    text, told = str, tyro.conf.arg
+    of = "a run's folder" if names[name].of_run else "ENC: a run's folder, timm:NAME, ..."
+    options = options_of(name)
+    fields: list[Any] = [
+        ("encoder", Annotated[text, told(help=of)]),
+        ("data", Annotated[text, told(help="SRC")]),
+        (
+            "out",
+            Annotated[text, told(help="folder for the pictures, numbers and data")],
+            "pictures",
+        ),
+        ("count", Annotated[int, told(help="images shown")], 8),
+        ("label", Annotated[str | None, told(help="the class whose images are shown")], None),
+        *((o.name, Annotated[o.kind, told(help=o.help)], o.default) for o in options),
+        ("json", Annotated[str | None, told(help="write the numbers to this file")], None),
+    ]
+    kind = make_dataclass("Show", fields, frozen=True, kw_only=True)
+    given = flags(kind, args[1:], f"nolabel show {name}", names[name].description)
     from nolabel.show import show
 
     pictures = show(
-        name, given.encoder, given.data, count=given.count, layer=given.layer, mass=given.mass,
-        seed=given.seed,
+        name, given.encoder, given.data, count=given.count, label=given.label,
+        **{o.name: getattr(given, o.name) for o in options},
     )  # fmt: skip
+    for picture in pictures:
+        print(picture.caption)
     for path in pictures.save(given.out):
         print(path)
     write_json(given.json, pictures.numbers)

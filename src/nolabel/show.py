@@ -11,7 +11,7 @@ import numpy as np
 from nolabel.callable import CallableModule
 from nolabel.data.sources import Source, open_source
 from nolabel.errors import BadImage, DataError, UsageError, unknown
-from nolabel.pictures import NAMES
+from nolabel.pictures import NAMES, function_of, options_of
 from nolabel.pictures.paint import Pictures
 from nolabel.types import Sample
 from nolabel.weights import Encoder, load
@@ -23,44 +23,42 @@ def show(
     data: Any,
     *,
     count: int = 8,
-    layer: int = -1,
-    mass: float = 0.6,
-    seed: int = 0,
+    label: str | None = None,
+    **options: Any,
 ) -> Pictures:
     """One kind of picture of an encoder on some images.
 
     Args:
-        what: attention, pca, reconstruct or views.
+        what: a name of `nolabel list pictures`.
         encoder: an ENC, or for reconstruct and views the folder of a run.
         data: a SRC, or a list of images.
         count: images shown.
-        layer: layer looked at (attention, pca).
-        mass: share of attention kept (attention).
-        seed: hidden patches (reconstruct), crops (views).
+        label: the class whose images are shown; by default of all, but correspond and parts take
+            images that belong together, if the source knows.
+        **options: of the picture (`nolabel show WHAT --help`).
 
     Raises:
-        UsageError: unknown picture, or an encoder that cannot serve it.
+        UsageError: unknown picture or option, or an encoder that cannot serve it.
+        DataError: no image can be read, or there is no such class.
     """
-    if what not in [n.name for n in NAMES]:
-        raise unknown("picture", what, [n.name for n in NAMES])
-    if what in ("reconstruct", "views"):
-        return _of_run(what, encoder, data, count, seed)
+    known = {n.name: n for n in NAMES}
+    if what not in known:
+        raise unknown("picture", what, known)
+    allowed = [o.name for o in options_of(what)]
+    for name in options:
+        if name not in allowed:
+            raise unknown(f"option of show {what}", name, allowed)
+    if known[what].of_run:
+        return _of_run(what, encoder, data, count, label, options)
     enc = encoder if isinstance(encoder, Encoder) else load(str(encoder))
-    samples = _samples(open_source(data, image_size=enc.image_size, channels=enc.channels), count)
-    images = [s.image for s in samples]
-    if what == "pca":
-        from nolabel.pictures.pca import pca
-
-        return pca(enc, images, layer=layer)
-    from nolabel.pictures.attention import attention
-
-    size = (enc.image_size, enc.image_size)
-    masks = [s.mask for s in samples if s.mask is not None and s.mask.shape == size]
-    truth = np.stack(masks) if len(masks) == len(samples) else None
-    return attention(enc, images, layer=layer, mass=mass, masks=truth)
+    source = open_source(data, image_size=enc.image_size, channels=enc.channels)
+    samples = _samples(source, count, label, known[what].alike)
+    return function_of(what)(enc, samples, **options)
 
 
-def _of_run(what: str, folder: Any, data: Any, count: int, seed: int) -> Pictures:
+def _of_run(
+    what: str, folder: Any, data: Any, count: int, label: str | None, options: dict[str, Any]
+) -> Pictures:
     if not (Path(str(folder)) / "config.yaml").is_file():
         raise UsageError(f"show {what} needs the folder of a run, got {folder!s}.")
     from nolabel.engine.train import load_method, plan_of
@@ -68,31 +66,42 @@ def _of_run(what: str, folder: Any, data: Any, count: int, seed: int) -> Picture
     method, run = load_method(str(folder))
     size = int(run.settings.image_size or 224)
     source = open_source(data, image_size=size, channels=run.settings.channels)
-    images = [s.image for s in _samples(source, count)]
+    images = [s.image for s in _samples(source, count, label, 0)]
     plan = plan_of(run)
     if what == "views":
-        from nolabel.pictures.views import views
-
-        return views(plan, images, seed=seed)
+        return function_of(what)(plan, images, **options)
     if not hasattr(method, "reconstruct"):
         raise UsageError(
             f"{run.method} predicts no pixels; there is nothing to reconstruct. Use a run of a "
             "generative method, such as mae, vqvae or autoencoder."
         )
-    from nolabel.pictures.reconstruct import reconstruct
-
     x = Encoder(method.encoder, mean=plan.mean, std=plan.std).prepare(images)
-    return reconstruct(method, x, mean=plan.mean, std=plan.std, seed=seed)  # type: ignore[arg-type]
+    return function_of(what)(method, x, mean=plan.mean, std=plan.std, **options)
 
 
-def _samples(source: Source, count: int) -> list[Sample]:
-    """`count` readable images, spread over the source."""
+def _samples(source: Source, count: int, label: str | None, alike: int) -> list[Sample]:
+    """`count` readable images, spread over the source, or over what belongs together in it."""
+    places = [np.arange(len(source))]
+    labels = source.labels
+    if label is not None:
+        names = list(source.classes or [])
+        if labels is None or label not in names:
+            raise DataError(f"{source.name} has no class {label!r}; it has {names or 'no labels'}.")
+        places = [np.flatnonzero(labels == names.index(label))]
+    elif alike and labels is not None:
+        groups = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+        places = [g for g in groups if len(g) >= 2][: count // 2 if alike == 2 else 1] or places
+    each = -(-count // len(places)) if alike != 2 else max(count // len(places) // 2 * 2, 2)
     out: list[Sample] = []
-    for i in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
-        try:
-            out.append(source.read(int(i)))
-        except BadImage:
-            continue
+    for some in places:
+        for i in some[np.linspace(0, len(some) - 1, min(each, len(some))).astype(int)]:
+            try:
+                out.append(source.read(int(i)))
+            except BadImage:
+                if alike == 2:  # its partner goes too
+                    raise DataError(
+                        f"An image of {source.name} cannot be read: {source.path(int(i))}."
+                    ) from None
     if not out:
         raise DataError(f"None of the images tried in {source.name} can be read.")
     return out

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from nolabel.backbones.base import require
+from nolabel.evaluate.attention import areas, ceiling, iou
 from nolabel.ops.patches import mass_mask
+from nolabel.pictures.dense import plain, truth
 from nolabel.pictures.paint import HEAD_COLOURS, Pictures, enlarge, heat, sheet, to_pixels
 from nolabel.types import Picture
 from nolabel.weights import Encoder
@@ -25,7 +27,7 @@ def attention(
 
     Args:
         encoder: one whose backbone has a class token.
-        images: up to 8 or so, anything `Encoder.prepare` takes.
+        images: up to 8 or so, anything `Encoder.prepare` takes, or Samples.
         layer: block looked at; -1 is the last.
         mass: share of the attention that a thresholded map keeps.
         masks: uint8 or bool [N, H, W], the true figures at the prepared size; adds IoU.
@@ -34,7 +36,9 @@ def attention(
         UsageError: the backbone shows no attention.
     """
     require(encoder.backbone, {"attention"}, "show attention")
-    x = encoder.prepare(images)
+    x = encoder.prepare(plain(images))
+    if masks is None:
+        masks = truth(images, "mask", x.shape[-1])
     a = encoder.attention(x, layer)  # [N, heads, P]
     h, w = (s // encoder.backbone.patch_size for s in x.shape[-2:])
     maps = a.unflatten(-1, (h, w)).numpy()
@@ -85,21 +89,12 @@ def _coloured(image: np.ndarray, maps: np.ndarray, kept: np.ndarray) -> np.ndarr
     return (grey * (1 - alpha) + big * alpha).clip(0, 255).astype(np.uint8)
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union over the last two axes; empty against empty is 1."""
-    union = (a | b).sum((-1, -2))
-    return np.where(union == 0, 1.0, (a & b).sum((-1, -2)) / np.maximum(union, 1))
-
-
 def _overlap(kept: np.ndarray, mean: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    truth = masks.astype(bool)
-    size = truth.shape[-1] // kept.shape[-1]
-    large = np.ones((size, size), dtype=bool)
-    per_head = _iou(np.kron(kept, large), truth[:, None])
-    cells = truth.reshape(len(truth), kept.shape[-2], size, kept.shape[-1], size).mean((2, 4))
-    best = np.max([_iou(np.kron(cells > t, large), truth) for t in (0.3, 0.4, 0.5, 0.6)], 0)
+    cells = [areas(mask.astype(np.uint8), masks.shape[-1] // kept.shape[-1]) for mask in masks]
     return {
-        "iou_head_mean": float(_iou(np.kron(mean, large), truth).mean()),
-        "iou_best_head": float(per_head.max(1).mean()),
-        "iou_ceiling": float(best.mean()),
+        "iou_head_mean": float(np.mean([iou(m, *c) for m, c in zip(mean, cells, strict=True)])),
+        "iou_best_head": float(
+            np.mean([iou(k, *c).max() for k, c in zip(kept, cells, strict=True)])
+        ),
+        "iou_ceiling": float(np.mean([ceiling(*c) for c in cells])),
     }

@@ -52,6 +52,21 @@ class Dense:
         """Numbers of the patches [..., P] on their grid [..., h, w]."""
         return np.asarray(values).reshape(*np.shape(values)[:-1], *self.grid)
 
+    def areas(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels of figure (1) and of ground (0) of a mask [H, W] that are nearest to each patch,
+        int [h, w] each, as `evaluate.attention.iou` takes them."""
+        sides = []
+        for size, count, axis in zip(mask.shape, self.grid, (1, 0), strict=True):
+            middles = np.unique(self.centres[:, axis])
+            edges = (middles[1:] + middles[:-1]) / 2
+            sides.append(np.searchsorted(edges, np.arange(size) + 0.5, side="right"))
+            assert len(middles) == count  # noqa: S101
+        patch = sides[0][:, None] * self.grid[1] + sides[1]
+        inside, outside = (
+            np.bincount(patch[mask == v], minlength=self.grid[0] * self.grid[1]) for v in (1, 0)
+        )
+        return inside.reshape(self.grid), outside.reshape(self.grid)
+
     def at(self, truth: np.ndarray) -> np.ndarray:
         """The pixel in the middle of each patch, [N, P], of maps [N, H, W]."""
         x, y = self.centres.astype(int).T

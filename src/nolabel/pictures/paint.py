@@ -108,6 +108,36 @@ def sheet(
     return np.asarray(canvas)
 
 
+def dots(image: np.ndarray, points: np.ndarray, side: int = 192) -> np.ndarray:
+    """The image enlarged, with numbered discs at points [M, 2] (x, y in its pixels); the same
+    number has the same colour everywhere."""
+    canvas = Image.fromarray(enlarge(image, side))
+    draw = ImageDraw.Draw(canvas)
+    for i, (x, y) in enumerate(points):
+        x, y = x * side / image.shape[1], y * side / image.shape[0]
+        colour = colour_of(i)
+        draw.ellipse((x - 7, y - 7, x + 7, y + 7), fill=colour, outline=(255, 255, 255))
+        draw.text((x, y), str(i + 1), fill=(255, 255, 255), anchor="mm")
+    return np.asarray(canvas)
+
+
+def colour_of(i: int) -> tuple[int, int, int]:
+    """The i-th of twenty colours that people can tell apart, then again from the first."""
+    r, g, b = matplotlib.colormaps["tab20"](i * 2 % 20 + i // 10 % 2)[:3]
+    return int(255 * r), int(255 * g), int(255 * b)
+
+
+def tinted(image: np.ndarray, groups: np.ndarray, strength: float = 0.6) -> np.ndarray:
+    """The image in grey below the colours of groups int [h, w]; -1 stays dim."""
+    palette = np.array([colour_of(i) for i in range(max(int(groups.max()) + 1, 1))], np.uint8)
+    flat = np.where(groups[..., None] >= 0, palette[groups.clip(0)], 235).astype(np.uint8)
+    grey = np.repeat(image.mean(-1, keepdims=True), 3, -1)
+    over = np.asarray(
+        Image.fromarray(flat).resize(image.shape[1::-1], Image.Resampling.NEAREST), np.float32
+    )
+    return (grey * (1 - strength) + over * strength).astype(np.uint8)
+
+
 def to_pixels(x: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Normalised [N, C, H, W] back to uint8 [N, H, W, 3].
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nolabel.pictures.dense import plain
 from nolabel.pictures.paint import Pictures, sheet, to_pixels
 from nolabel.types import Picture
 from nolabel.weights import Encoder
@@ -32,10 +33,12 @@ def pca(encoder: Encoder, images: Any, *, layer: int = -1, facet: str = "token")
     """Three components of the patch features as red, green and blue, one basis for all images.
 
     Args:
+        encoder: any.
+        images: anything `Encoder.prepare` takes, or Samples.
         layer: which layer; -1 is the last (for "token" through the final norm).
         facet: token, query, key or value.
     """
-    x = encoder.prepare(images)
+    x = encoder.prepare(plain(images))
     if facet == "token":
         t = encoder.tokens(x, layer)
     else:

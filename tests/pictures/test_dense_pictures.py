@@ -1,0 +1,215 @@
+"""Correspondences, cuts, parts and similarities: near perfect on features that know the answer, at
+chance on random ones, and by hand on small cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nolabel.data.creatures import Creatures
+from nolabel.errors import DataError, UsageError
+from nolabel.evaluate.attention import ceiling, iou
+from nolabel.pictures.correspond import buddies, correspond, pck, spread
+from nolabel.pictures.dense import Dense
+from nolabel.pictures.objects import normalised_cut, objects
+from nolabel.pictures.parts import agreement, clusters, foreground, overlap, parts, segment
+from nolabel.pictures.similarity import part_auroc, similarity
+from nolabel.weights import load
+
+SIDE, GRID = 64, (32, 32)
+VIT = load("random:vit_pico")
+
+
+def creatures(n, label=None):
+    source = Creatures("test", size=SIDE, count=400)
+    some = np.flatnonzero(source.labels == label) if label is not None else np.arange(n)
+    return [source.read(int(i)) for i in some[:n]]
+
+
+def knowing(samples, what="parts", noise=0.05):
+    """Descriptors that say what lies in the middle of each patch."""
+    step = SIDE // GRID[0]
+    middles = np.arange(GRID[0]) * step + step / 2
+    centres = np.stack(np.meshgrid(middles, middles), -1).reshape(-1, 2)
+    d = Dense(torch.zeros(len(samples), 1, 1), GRID, np.stack([s.image for s in samples]), centres,
+              None, "token")  # fmt: skip
+    own = d.at(np.stack([getattr(s, what) for s in samples])).astype(np.int64)
+    z = F.one_hot(torch.from_numpy(own), 12).float()
+    z = z + noise * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    saliency = torch.from_numpy((own > 0).astype(np.float32))
+    return Dense(z, GRID, d.pixels, centres, saliency, "token"), own
+
+
+def chance(d):
+    z = torch.randn(d.values.shape, generator=torch.Generator().manual_seed(1))
+    return Dense(z, d.grid, d.pixels, d.centres, d.saliency, "token")
+
+
+def test_areas_are_those_of_the_nearest_patch():
+    d, _ = knowing(creatures(1))
+    mask = creatures(1)[0].mask.copy()
+    mask[:3] = 255
+    inside, outside = d.areas(mask)
+    cells = mask.reshape(32, 2, 32, 2)
+    assert np.array_equal(inside, (cells == 1).sum((1, 3)))
+    assert np.array_equal(outside, (cells == 0).sum((1, 3)))
+
+
+def test_buddies_are_mutual_symmetric_and_all_of_an_image_with_itself():
+    g = torch.Generator().manual_seed(0)
+    a, b = (F.normalize(torch.randn(n, 8, generator=g), dim=1) for n in (30, 40))
+    one, other, cos = buddies(a, b)
+    whole = a @ b.T
+    expected = {
+        (i, j) for i in range(30) for j in range(40)
+        if whole[i].argmax() == j and whole[:, j].argmax() == i
+    }  # fmt: skip
+    assert set(zip(one.tolist(), other.tolist(), strict=True)) == expected
+    assert torch.equal(cos, cos.sort(descending=True).values)
+    back = buddies(b, a)
+    assert set(zip(back[1].tolist(), back[0].tolist(), strict=True)) == expected
+    same = buddies(a, a)
+    assert torch.equal(same[0], same[1]) and len(same[0]) == 30
+    salient = torch.zeros(30, dtype=torch.bool)
+    salient[:5] = True
+    assert set(buddies(a, b, salient, None)[0].tolist()) <= set(range(5))
+    assert not len(buddies(a, b, ~(salient | True), None)[0])
+
+
+def test_a_few_pairs_are_spread_over_the_clusters_and_the_heaviest_of_each():
+    pairs = torch.cat([torch.randn(10, 2) * 0.01 + 10 * i for i in range(3)])
+    weight = torch.rand(30)
+    some = spread(pairs, weight, 3, 0)
+    assert some.tolist() == [int(weight[10 * i : 10 * i + 10].argmax()) + 10 * i for i in range(3)]
+    assert spread(pairs[:2], weight, 3, 0).tolist() == [0, 1]
+
+
+def test_keypoints_are_found_by_features_that_know_them_and_not_by_chance():
+    samples = creatures(40, label=1)
+    marks = [s.keypoints for s in samples]
+    d, _ = knowing(samples)
+    # What a point is: how far it lies from each keypoint, as far as the kind has it.
+    z = []
+    for m in marks:
+        away = np.linalg.norm(d.centres[:, None] - m[None, :, :2], axis=-1)
+        z.append(np.exp(-np.square(away / 4)) * (m[:, 2] > 0))
+    seen = F.pad(torch.tensor(np.stack(z)).float(), (0, 1), value=0.3)  # far is not a direction
+    known = Dense(seen, GRID, d.pixels, d.centres, None, "")
+    top = pck(known, samples, marks, cheat=True)
+    assert top > 0.95 and pck(known, samples, marks) > 0.9 * top
+    # A random patch lies within 0.1 of the box of a point with a chance of pi 0.1^2 box^2 / side^2.
+    boxes = [np.ptp(np.nonzero(s.mask), axis=1).max() + 1 for s in samples[1::2]]
+    expected = np.mean(np.pi * (0.1 * np.array(boxes)) ** 2 / SIDE**2)
+    assert abs(pck(chance(d), samples, marks) - expected) < 0.06
+    assert pck(None, [samples[0]] * 2, [marks[0]] * 2) == 1.0
+
+
+def test_a_cut_finds_the_figure_that_features_know_and_chance_does_not():
+    samples = creatures(6)
+    masks = np.stack([s.mask for s in samples])
+    d, _ = knowing(samples, "mask")
+    areas = [d.areas(m) for m in masks]
+    top = np.mean([ceiling(*a) for a in areas])
+    found = [normalised_cut(z, GRID)[1] for z in d.values]
+    assert np.mean([iou(k, *a) for k, a in zip(found, areas, strict=True)]) > 0.9 * top
+    noise = [normalised_cut(z, GRID)[1] for z in chance(d).values]
+    assert np.mean([iou(k, *a) for k, a in zip(noise, areas, strict=True)]) < 0.4
+
+
+def test_a_cut_equals_the_eigenvector_of_the_normalised_laplacian():
+    g = torch.Generator().manual_seed(0)
+    z = torch.cat([torch.randn(20, 5, generator=g) + 2, torch.randn(16, 5, generator=g) - 1])
+    vector, kept = normalised_cut(z, (6, 6), 0.1)
+    unit = F.normalize(z.double(), dim=1).numpy()
+    w = np.where(unit @ unit.T > 0.1, 1.0, 1e-5)
+    root = 1 / np.sqrt(w.sum(1))
+    values, vectors = np.linalg.eigh(np.eye(36) - root[:, None] * w * root)
+    expected = root * vectors[:, 1]
+    cosine = expected @ vector.ravel() / np.linalg.norm(expected) / np.linalg.norm(vector)
+    assert abs(cosine) == pytest.approx(1, abs=1e-6)
+    first = np.abs(vector).argmax()
+    assert vector.ravel()[first] > 0 and kept.ravel()[first]
+
+
+def test_foreground_and_parts_are_those_that_features_know_and_not_those_of_chance():
+    samples = creatures(8, label=0)
+    masks = np.stack([s.mask for s in samples])
+    d, own = knowing(samples)
+    kinds = len(np.unique(own[own > 0]))
+    front, groups = segment(d.values, d.saliency, kinds)
+    top = np.mean([ceiling(*d.areas(m)) for m in masks])
+    assert overlap(d, front, masks) > 0.95 * top
+    scores = agreement(groups, own)
+    assert scores["nmi"] > 0.95 and scores["ari"] > 0.95
+    noise = agreement(segment(chance(d).values, d.saliency, kinds)[1], own)
+    assert abs(noise["ari"]) < 0.03 and noise["nmi"] < 0.03
+
+
+def test_the_number_of_clusters_stops_where_one_more_hardly_helps():
+    g = np.random.default_rng(0)
+    z = np.repeat(np.eye(5), 30, 0) + 0.01 * g.normal(size=(150, 5))
+    assert 5 <= len(np.unique(clusters(z))) <= 14
+    found = clusters(z)
+    assert all(len(np.unique(found[own])) >= 1 for own in np.arange(150).reshape(5, 30))
+    assert len({(i // 30, int(v)) for i, v in enumerate(found)}) == len(np.unique(found))
+    assert len(np.unique(clusters(np.ones((4, 3))))) == 1
+
+
+def test_foreground_is_what_most_images_look_at():
+    groups = np.array([[0, 0, 1, 2], [0, 0, 1, 2], [0, 0, 1, 1], [0, 0, 1, 1]])
+    saliency = np.array([[0.1, 0.1, 0.9, 0.9], [0.1, 0.1, 0.9, 0.1]] + [[0.1, 0.1, 0.9, 0.9]] * 2)
+    assert foreground(groups, saliency).tolist() == [1]  # 2 is looked at in one of two images
+
+
+def test_similarity_tells_parts_where_features_know_them():
+    samples = creatures(5)
+    d, own = knowing(samples)
+    at = int(np.flatnonzero(own[0] > 0)[0])
+    for z, low, high in ((d.values, 0.99, 1.0), (chance(d).values, 0.4, 0.6)):
+        unit = F.normalize(z, dim=-1)
+        assert low <= part_auroc(unit @ unit[0, at], own == own[0, at]) <= high
+
+
+@pytest.mark.parametrize("name", ["random:vit_pico", "random:resnet_nano", "pixels"])
+def test_each_picture_is_drawn_with_its_numbers_and_baselines(name):
+    encoder = load(name, image_size=SIDE)
+    samples = creatures(4, label=2)
+    (p,) = similarity(encoder, samples, point=(0.5, 0.5))
+    assert {"auroc", "auroc_colour"} <= p.numbers.keys()
+    (p,) = correspond(encoder, samples, points=6)
+    assert {"pck", "pck_colour", "pck_same_place", "pck_ceiling"} <= p.numbers.keys()
+    assert p.numbers["pck_ceiling"] >= p.numbers["pck"] >= 0
+    assert len(p.data["points_0"]) == len(p.data["points_1"]) <= 6
+    (p,) = objects(encoder, samples)
+    assert {"iou", "iou_colour", "iou_whole", "iou_ceiling"} <= p.numbers.keys()
+    if name == "random:vit_pico":
+        (p,) = parts(encoder, samples, number=3, stride=2)
+        assert {"iou", "iou_saliency", "nmi", "ari", "ari_colour"} <= p.numbers.keys()
+        assert p.data["parts"].shape == (4, 31, 31) and p.data["parts"].max() <= 2
+    else:
+        with pytest.raises(UsageError, match="no class token"):
+            parts(encoder, samples)
+    plain = [s.image for s in samples]  # without truth: a picture without scores
+    assert not similarity(encoder, plain)[0].numbers and not objects(encoder, plain)[0].numbers
+    with pytest.raises(UsageError, match="pairs of images"):
+        correspond(encoder, plain[:3])
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        similarity(encoder, plain, point=(0.5, 3))
+
+
+def test_show_takes_images_that_belong_together_and_refuses_unknown_options():
+    from nolabel.show import _samples, show
+
+    source = Creatures("test", size=32)
+    for alike, own in ((2, [0, 0, 1, 1]), (1, [0, 0, 0, 0]), (0, None)):
+        samples = _samples(source, 4, None, alike)
+        assert own is None or [s.label for s in samples] == own
+        assert len(samples) == 4
+    (p,) = show("objects", VIT, "creatures:test", count=3, label="fish", tau=0.1)
+    assert p.data["object"].shape[0] == 3
+    with pytest.raises(DataError, match="no class 'unicorn'"):
+        show("objects", VIT, "creatures:test", label="unicorn")
+    with pytest.raises(UsageError, match="Unknown option of show objects 'mass'"):
+        show("objects", VIT, "creatures:test", mass=0.5)
