@@ -242,7 +242,9 @@ def _show(args: list[str]) -> None:
     options = options_of(name)
     fields: list[Any] = [
         ("encoder", Annotated[text, told(help=of)]),
-        ("data", Annotated[text, told(help="SRC")]),
+        ("data", Annotated[text, told(help="SRC")])
+        if names[name].looks
+        else ("data", Annotated[str | None, told(help="not looked at")], None),
         (
             "out",
             Annotated[text, told(help="folder for the pictures, numbers and data")],

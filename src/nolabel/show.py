@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 
 from nolabel.callable import CallableModule
-from nolabel.data.sources import Source, open_source
+from nolabel.data.sources import Source, Subset, open_source
 from nolabel.errors import BadImage, DataError, UsageError, unknown
 from nolabel.pictures import NAMES, function_of, options_of
 from nolabel.pictures.paint import Pictures
 from nolabel.types import Sample
 from nolabel.weights import Encoder, load
 
+GALLERY = 2_000  # images of a set that neighbours and maps look at, at most
+
 
 def show(
     what: str,
     encoder: Encoder | str | Path,
-    data: Any,
+    data: Any = None,
     *,
     count: int = 8,
     label: str | None = None,
@@ -31,7 +33,7 @@ def show(
     Args:
         what: a name of `nolabel list pictures`.
         encoder: an ENC, or for reconstruct and views the folder of a run.
-        data: a SRC, or a list of images.
+        data: a SRC, or a list of images; filters and positions need none.
         count: images shown.
         label: the class whose images are shown; by default of all, but correspond and parts take
             images that belong together, if the source knows.
@@ -48,11 +50,18 @@ def show(
     for name in options:
         if name not in allowed:
             raise unknown(f"option of show {what}", name, allowed)
+    if data is None and known[what].looks:
+        raise UsageError(f"show {what} needs images: give a SRC.")
     if known[what].of_run:
         return _of_run(what, encoder, data, count, label, options)
     enc = encoder if isinstance(encoder, Encoder) else load(str(encoder))
+    if not known[what].looks:
+        return function_of(what)(enc, **options)
     source = open_source(data, image_size=enc.image_size, channels=enc.channels)
     samples = _samples(source, count, label, known[what].alike)
+    if known[what].looks == "gallery":
+        some = np.random.default_rng(0).permutation(len(source))[:GALLERY]
+        options["gallery"] = Subset(source, np.sort(some), source.name)
     return function_of(what)(enc, samples, **options)
 
 

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 
 class Named(NamedTuple):
-    """One line of `nolabel list pictures`; its function has its name, in the module of its name."""
+    """One line of `nolabel list pictures`; its function has its name (_ for -), as has its file."""
 
     name: str
     description: str
     of_run: bool = False  # needs the folder of a run, not any encoder
     alike: int = 0  # images of one class that belong together: 2 are pairs, 1 are all of them
+    looks: str = "images"  # at some; "gallery": at many of the source too; "": at none
 
 
 NAMES: tuple[Named, ...] = (
@@ -27,6 +28,11 @@ NAMES: tuple[Named, ...] = (
     Named("correspond", "which patch of one image is which of another (pairs of images)", alike=2),
     Named("parts", "the foreground that images have in common, and its parts (ViT)", alike=1),
     Named("objects", "the object of each image by a normalised cut of its patches"),
+    Named("neighbours", "the images of a set that are nearest to some", looks="gallery"),
+    Named("tsne", "a map of a set, coloured by class", looks="gallery"),
+    Named("filters", "the filters of the first layer and their components", looks=""),
+    Named("positions", "how alike a ViT's position embeddings are", looks=""),
+    Named("attention-distance", "how far each head of each layer looks (ViT)"),
     Named(
         "reconstruct",
         "what a generative run rebuilds: of the whole image, or of 75, 85 and 95 % hidden patches",
@@ -35,7 +41,7 @@ NAMES: tuple[Named, ...] = (
     Named("views", "the crops that a run's view plan makes of each image", of_run=True),
 )
 # What `show` knows itself.
-_GIVEN = ("masks", "mean", "std")
+_GIVEN = ("masks", "mean", "std", "gallery")
 
 
 class Option(NamedTuple):
@@ -49,7 +55,8 @@ class Option(NamedTuple):
 
 def function_of(name: str) -> Callable[..., Any]:
     """The function that draws a picture of `NAMES`."""
-    return getattr(importlib.import_module(f"nolabel.pictures.{name}"), name)
+    plain = name.replace("-", "_")
+    return getattr(importlib.import_module(f"nolabel.pictures.{plain}"), plain)
 
 
 def options_of(name: str) -> tuple[Option, ...]:

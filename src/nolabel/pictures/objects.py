@@ -92,8 +92,8 @@ def normalised_cut(
     z = F.normalize(z.double(), dim=-1)
     weights = np.where((z @ z.T).numpy() > tau, JOINED, APART)
     degree = np.diag(weights.sum(1))
-    _, vectors = eigh(degree - weights, degree, subset_by_index=[1, 1])
-    vector = vectors[:, 0]
+    solved: Any = eigh(degree - weights, degree, subset_by_index=[1, 1])
+    vector = solved[1][:, 0]
     first = int(np.abs(vector).argmax())
     if vector[first] <= vector.mean():
         vector = -vector

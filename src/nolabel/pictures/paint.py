@@ -108,6 +108,34 @@ def sheet(
     return np.asarray(canvas)
 
 
+def chart(
+    series: Sequence[tuple[str, Any, Any, str]],
+    across: str,
+    up: str,
+    *,
+    ticks: bool = True,
+    side: float = 4.5,
+) -> np.ndarray:
+    """Points and lines as a picture: (name, x, y, style of matplotlib) each; side in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(side * 1.35, side), dpi=100)
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    for i, (name, x, y, style) in enumerate(series):
+        colour = tuple(v / 255 for v in colour_of(i))
+        axes.plot(x, y, style, label=name or None, color=colour, markersize=4, alpha=0.8)
+    axes.set(xlabel=across, ylabel=up)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if not ticks:
+        axes.set(xticks=[], yticks=[])
+    if any(name for name, *_ in series):
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.tight_layout()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def dots(image: np.ndarray, points: np.ndarray, side: int = 192) -> np.ndarray:
     """The image enlarged, with numbered discs at points [M, 2] (x, y in its pixels); the same
     number has the same colour everywhere."""

@@ -1,0 +1,69 @@
+"""How far each head looks: the mean distance between a patch and those that it attends to.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words", 2020, figure 11; Raghu et al., "Do Vision
+Transformers See Like Convolutional Neural Networks?", 2021.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from nolabel.backbones.base import require
+from nolabel.pictures.dense import plain
+from nolabel.pictures.paint import Pictures, chart
+from nolabel.types import Picture
+from nolabel.weights import Encoder
+
+
+def attention_distance(encoder: Encoder, images: Any) -> Pictures:
+    """Mean attention distance in pixels of every head, layer by layer, and its entropy.
+
+    Args:
+        encoder: one that shows its attention.
+        images: anything `Encoder.prepare` takes, or Samples.
+
+    Raises:
+        UsageError: the network shows no attention.
+    """
+    b = encoder.backbone
+    require(b, ["attention"], "Attention distance")
+    x, cell = encoder.prepare(plain(images)), b.patch_size
+    h, w = (side // cell for side in x.shape[-2:])
+    where = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), -1).reshape(-1, 2)
+    away = np.linalg.norm(where[:, None] - where[None], axis=-1) * cell
+    far, spread = [], []
+    for layer in range(b.depth):
+        with encoder.evaluating():
+            a = torch.cat([b.attention(some, layer)[:, :, -h * w :, -h * w :].float().cpu()
+                           for some in x.split(4)]).double().numpy()  # fmt: skip
+        a = a / np.maximum(a.sum(-1, keepdims=True), 1e-12)
+        far.append((a * away).sum(-1).mean((0, 2)))
+        entropy = -(a * np.log(np.maximum(a, 1e-12))).sum(-1) / np.log(max(h * w, 2))
+        spread.append(entropy.mean((0, 2)))
+    distance, even = np.stack(far), float(away.mean())  # [layers, heads]
+    layers = np.repeat(np.arange(b.depth), distance.shape[1])
+    image = chart(
+        [
+            ("heads", layers, distance.ravel(), "o"),
+            ("mean", np.arange(b.depth), distance.mean(1), "-"),
+            ("even attention", np.arange(b.depth), np.full(b.depth, even), "--"),
+        ],
+        "layer",
+        "distance in pixels",
+    )
+    numbers = {
+        "first_layer": float(distance[0].mean()), "last_layer": float(distance[-1].mean()),
+        "even": even, "entropy_share_last": float(spread[-1].mean()),
+    }  # fmt: skip
+    caption = (
+        f"Mean distance of attention of {encoder.name}: {numbers['first_layer']:.1f} px in the "
+        f"first layer, {numbers['last_layer']:.1f} px in the last; attention that is the same "
+        f"everywhere has {even:.1f} px."
+    )
+    return Pictures(
+        [Picture(name="attention-distance", image=image, caption=caption, numbers=numbers,
+                 data={"distance": distance, "entropy_share": np.stack(spread)})]
+    )  # fmt: skip
