@@ -191,7 +191,11 @@ def rows(trained, pixels, random):
     [
         (rows(0.7, 0.4, 0.2), [{"step": 1, "feature_std": 0.9}], "Learned"),
         (rows(0.41, 0.4, 0.2), [{"step": 1, "feature_std": 0.9}], "Inconclusive"),
-        (rows(0.7, 0.4, 0.2), [{"step": 1, "feature_std": 0.01}], "Collapsed"),
+        (
+            rows(0.7, 0.4, 0.2),
+            [{"step": s, "feature_std": 0.01} for s in (20, 60, 90)],
+            "Collapsed",
+        ),
         ([], [{"step": 1, "feature_std": 0.9, "effective_rank": 9.0}], "Not measured"),
         ([], [], "Not measured"),
     ],

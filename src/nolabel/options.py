@@ -54,6 +54,7 @@ class Settings:
     init: str | None = None  # ENC: continue from these weights
     warm_heads: int | None = None  # of --init: steps in which new heads alone learn; auto: 5 %
     init_guard: str = "warn"  # of --init, when features are being destroyed: off, warn, rollback
+    on_collapse: str = "warn"  # or stop, with exit code 3, when the signals show a collapse
     probe: str | None = None  # SRC with labels for a k-NN curve while training
     probe_every: int | None = None  # steps between probes
     recipe: str = "auto"  # auto (small data), paper, or a config.yaml to take settings from
@@ -281,6 +282,8 @@ def _check(s: Settings) -> None:
         raise UsageError(f"--mean and --std need one number for each of {s.channels} channels.")
     if s.init_guard not in ("off", "warn", "rollback"):
         raise unknown("init-guard", s.init_guard, ("off", "warn", "rollback"))
+    if s.on_collapse not in ("warn", "stop"):
+        raise unknown("on-collapse", s.on_collapse, ("warn", "stop"))
     if s.warm_heads is not None and (s.warm_heads < 0 or not s.init):
         what = "without --init" if not s.init else "below 0"
         raise UsageError(f"--warm-heads is {s.warm_heads} {what}; it is for runs with --init.")

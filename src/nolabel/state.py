@@ -20,6 +20,7 @@ class Ema(nn.Module):
     """A teacher: equal to its student at birth, without gradient, moved once an update."""
 
     module: Any  # the frozen copy, of the student's class
+    followed: tuple[nn.Module, ...] = ()  # whom it followed last; a tuple, so no child of its own
 
     def __init__(self, student: nn.Module):
         super().__init__()
@@ -31,6 +32,20 @@ class Ema(nn.Module):
         mine: list[Tensor] = [p.detach() for p in self.module.parameters()]
         theirs: list[Tensor] = [p.detach() for p in student.parameters()]
         torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
+        self.followed = (student,)
+
+    @torch.no_grad()
+    def distance(self) -> Tensor | None:
+        """|teacher - student| / |student| over all parameters; None before it followed anyone."""
+        if not self.followed:
+            return None
+        theirs: list[Tensor] = [p.detach() for p in self.followed[0].parameters()]
+        mine: list[Tensor] = [p.detach() for p in self.module.parameters()]
+        apart, size = (
+            torch.stack(torch._foreach_norm(some)).norm()
+            for some in (torch._foreach_sub(mine, theirs), theirs)
+        )
+        return apart / size.clamp_min(1e-12)
 
     def forward(self, *args: Tensor) -> Tensor:
         with torch.no_grad():

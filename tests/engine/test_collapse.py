@@ -32,7 +32,7 @@ def test_a_forced_failure_is_recognised_and_a_healthy_run_is_not(case, tmp_path)
     )  # fmt: skip
     last = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
     why = collapse(last)
-    assert (why is None) if sign is None else (why is not None and sign in why), (why, last)
+    assert (why is None) if sign is None else (why is not None and sign in why.why), (why, last)
 
 
 def test_every_sign_of_collapse_has_a_limit_and_absent_signals_say_nothing():

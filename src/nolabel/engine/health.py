@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -36,30 +36,50 @@ def signals(features: Tensor) -> dict[str, float]:
     return {"feature_std": feature_std(z), "effective_rank": effective_rank(z)}
 
 
-def collapse(line: Mapping[str, Any]) -> str | None:
-    """Why a line of metrics.jsonl shows a collapse; None if it does not.
+class Collapse(NamedTuple):
+    """A sign of collapse."""
+
+    sign: str  # features, embeddings, targets or prototypes
+    why: str
+
+
+def collapse(line: Mapping[str, Any]) -> Collapse | None:
+    """The sign of collapse that a line of metrics.jsonl shows; None if it shows none.
 
     The limits lie between forced failures and healthy runs of minutes on small pictures.  Without
-    centring and sharpening DINO's targets carried 0.03 to 0.05 nats, healthy ones 0.5 to 1; with a
-    teacher temperature of zero they used 3 prototypes, healthy ones 100 and more; without the stop
-    of the gradient BYOL's embeddings of different pictures agreed by 0.995, healthy ones by 0.3.
-    In the first steps of a healthy run the signals may look the same: judge later ones.
+    centring and sharpening DINO's targets carried 0.03 to 0.05 nats, those of runs that learn 0.1
+    to 1; with a teacher temperature of zero they used 3 prototypes, healthy ones 100 and more;
+    without the stop of the gradient BYOL's embeddings of different pictures agreed by 0.995,
+    healthy ones by 0.3.  In the first steps of a healthy run the signals may look the same: judge
+    later ones (`doctor`).
     """
     names = ("feature_std", "target_entropy", "target_information", "agreement_others", "agreement")
     values = (math.nan if line.get(name) is None else float(line[name]) for name in names)
     spread, entropy, information, others, own = values  # absent or not finite: no sign
     if spread < 0.1:
-        return (f"the features of different images are nearly the same (spread {spread:.2f}, "
-                "healthy runs are near 1)")  # fmt: skip
+        return Collapse(
+            "features",
+            f"the features of different images are nearly the same (spread {spread:.2f}, healthy "
+            "runs are near 1)",
+        )
     if others > 0.95:
-        return (f"the embeddings of different images are nearly the same (their mean cosine is "
-                f"{others:.3f}, that of an image's own views {own:.3f})")  # fmt: skip
-    if information < 0.15:
-        return (f"the targets are nearly the same for all images (they tell {information:.2f} nats "
-                "of the image)")  # fmt: skip
+        return Collapse(
+            "embeddings",
+            f"the embeddings of different images are nearly the same (their mean cosine is "
+            f"{others:.3f}, that of an image's own views {own:.3f})",
+        )
+    if information < 0.075:
+        return Collapse(
+            "targets",
+            f"the targets are nearly the same for all images (they tell {information:.2f} nats of "
+            "the image)",
+        )
     if entropy + information < math.log(4):
-        return (f"nearly all images share {math.exp(entropy + information):.1f} prototypes "
-                "(the perplexity of the mean target)")  # fmt: skip
+        return Collapse(
+            "prototypes",
+            f"nearly all images share {math.exp(entropy + information):.1f} prototypes (the "
+            "perplexity of the mean target)",
+        )
     return None
 
 

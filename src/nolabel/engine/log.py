@@ -67,6 +67,19 @@ class MetricsLog:
         self.close()
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl; what a crash cut short is passed over."""
+    out: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            read = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(read, dict) and isinstance(read.get("step"), int):
+            out.append(read)
+    return out
+
+
 def _strict(value: Any) -> Any:
     """The value as strict JSON knows it: scalars of torch and numpy as numbers, no NaN."""
     if isinstance(value, Mapping):

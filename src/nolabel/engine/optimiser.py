@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from nolabel.backbones.depth import is_plain, layer_numbers
 from nolabel.errors import unknown
 from nolabel.schedules import learning_rate, weight_decay
+from nolabel.state import Ema
 from nolabel.types import Clock, Optim
 
 NAMES = ("adamw", "sgd", "lars", "larc")
@@ -151,6 +152,31 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     if not grads:
         return torch.zeros(())
     return torch.linalg.vector_norm(torch.stack(_norms(grads)))
+
+
+class UpdateSize:
+    """How far an update moves the parameters, relative to their size: made before, asked after."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]):
+        self.parameters = list(parameters)
+        self.before = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def __call__(self) -> Tensor:
+        """|after - before| / |before| over all parameters, a scalar."""
+        after = [p.detach() for p in self.parameters]
+        away, size = (
+            torch.linalg.vector_norm(torch.stack(_norms(some)))
+            for some in (list(torch._foreach_sub(after, self.before)), self.before)
+        )
+        return away / size.clamp_min(1e-12)
+
+
+def moved(method: nn.Module, size: UpdateSize | None) -> dict[str, float]:
+    """What to log of a step: the update's size, and how far a teacher is from its student."""
+    out = {} if size is None or not size.before else {"update_size": float(size())}
+    apart = [d for m in method.modules() if isinstance(m, Ema) and (d := m.distance()) is not None]
+    return out | ({"momentum_distance": float(torch.stack(apart).max())} if apart else {})
 
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:

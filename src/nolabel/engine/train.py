@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -34,10 +33,19 @@ from nolabel.engine.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
+from nolabel.engine.doctor import Doctor, examine
 from nolabel.engine.environment import environment
-from nolabel.engine.health import NonFiniteGuard, collapse, signals
-from nolabel.engine.log import MetricsLog, Progress, say
-from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm, set_rates
+from nolabel.engine.health import NonFiniteGuard, signals
+from nolabel.engine.log import MetricsLog, Progress, read_metrics, say
+from nolabel.engine.optimiser import (
+    UpdateSize,
+    build_optimiser,
+    clip_gradients,
+    gradient_norm,
+    moved,
+    set_rates,
+)
+from nolabel.engine.skipped import Skipped
 from nolabel.engine.stop import StopRequest
 from nolabel.errors import DataError, GuardStop, Stopped, UsageError
 from nolabel.methods.base import Method
@@ -168,7 +176,7 @@ def _loop(
     method.train()
     optimiser = build_optimiser(method, run.optim)
     guard = NonFiniteGuard()
-    skipped = _Skipped(folder / "skipped.jsonl", len(source), s.max_bad)
+    skipped = Skipped(folder / "skipped.jsonl", len(source), s.max_bad)
     if state is None:
         torch.manual_seed(s.seed + 1)
     else:
@@ -176,7 +184,7 @@ def _loop(
         set_rng_state(state["rng"])
         guard.consecutive = int(state["guard"])
     parameters = [p for p in method.parameters() if p.requires_grad]
-    log_every = s.log_every or max(total // 100, 1)
+    log_every = s.log_every or max(min(total // 100, 100), 1)
     probe_every = s.probe_every or max(total // 10, 1)
     prober = probe.Probe(s.probe, s.image_size, s.download, s.channels) if s.probe else None
     frozen_for = int(s.warm_heads or 0)
@@ -185,6 +193,9 @@ def _loop(
     if s.init and s.init_guard != "off" and len(source) >= begin.LEAST:
         watch = begin.StartGuard(folder, method.encoder, plan, source, prober)
     metrics = MetricsLog(folder / "metrics.jsonl", start)
+    doctor, alarm = Doctor(total), None
+    for old in read_metrics(folder / "metrics.jsonl"):
+        alarm = doctor.look(old)
     loader: Iterator[Batch] = iter(
         make_loader(
             source,
@@ -232,7 +243,6 @@ def _loop(
             f"encoder in {folder} is that of step {back}. {advice}"
         )
 
-    line: dict[str, Any] = {}
     with StopRequest() as stop, Progress(total, start, enabled="off" if quiet else "auto") as bar:
         for step in range(start, total):
             clock = Clock(step, total, run.steps_per_epoch)
@@ -252,6 +262,8 @@ def _loop(
                     if id(p) in network:
                         p.grad = None
             loss, norm = torch.stack(losses).mean(), gradient_norm(parameters)
+            due_line = (step + 1) % log_every == 0 or step + 1 == total
+            size = UpdateSize(parameters) if due_line else None
             if guard.check(loss, norm):  # before the update and the moving averages
                 clip_gradients(method, run.optim)
                 method.before_update(clock)
@@ -267,7 +279,7 @@ def _loop(
                 starved = True  # said once
                 why = why_starved(source, plan, device=device, workers=int(s.workers or 0))
                 bar.note(f"Waiting for data takes {bar.data_wait:.0%} of the time.  {why}")
-            if done % log_every == 0 or done == total:
+            if due_line:
                 rates = {g["decay"]: g for g in optimiser.param_groups}
                 line = {
                     "step": done,
@@ -280,6 +292,7 @@ def _loop(
                     "data_wait": bar.data_wait,
                     "seconds": time.monotonic() - began,
                     **{k: float(v) for k, v in out.logs.items()},
+                    **moved(method, size),
                 }
                 if out.features is not None:
                     line |= signals(out.features)
@@ -292,6 +305,11 @@ def _loop(
                     line |= seen
                     if why:
                         destroyed(why, done)
+                before, alarm = alarm, doctor.look(line)
+                if alarm:
+                    line["verdict"] = alarm.state
+                    if before is None or before.state != alarm.state:
+                        bar.note(f"Step {done}: {alarm}")
                 try:
                     metrics.write(line)
                 except OSError as error:  # a full disk loses a line, not the run
@@ -299,6 +317,10 @@ def _loop(
             due = done % s.checkpoint_every == 0 if s.checkpoint_every else (
                 time.monotonic() - saved_at > CHECKPOINT_SECONDS
             )  # fmt: skip
+            if due_line and alarm and alarm.state == "collapsed" and s.on_collapse == "stop":
+                save(done, final=True)
+                metrics.close()
+                raise GuardStop(f"Stopped at step {done} of {total}; everything is saved. {alarm}")
             if stop.requested and done < total:
                 save(done, final=True)
                 metrics.close()
@@ -314,8 +336,7 @@ def _loop(
         images = (total - first) * batch_size
         spent = time.monotonic() - began
         say(f"Done: {total} steps, {images:,} images in {spent:.0f} s. Encoder: {folder}")
-        if why := collapse(line):
-            say(f"It looks collapsed: {why}.")
+        say(str(examine(read_metrics(folder / "metrics.jsonl"), total)))
 
 
 def export(run: Run, method: Method, plan: ViewPlan) -> None:
@@ -346,36 +367,6 @@ def autocast(precision: str, device: torch.device) -> Any:
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
-
-
-class _Skipped:
-    """Unreadable files: each listed once in skipped.jsonl, and counted against the limit."""
-
-    def __init__(self, path: Path, images: int, max_bad: float):
-        self.path, self.images, self.max_bad = path, images, max_bad
-        self.seen: set[str] = set()
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, KeyError):
-                    self.seen.add(json.loads(line)["path"])
-
-    def add(self, skipped: tuple[tuple[str, str], ...]) -> None:
-        new = [(p, r) for p, r in dict(skipped).items() if p not in self.seen]
-        if not new:
-            return
-        self.seen |= {path for path, _ in new}
-        lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new)
-        # A full disk costs the list, not the run: the files are counted all the same.
-        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
-        if len(self.seen) > self.max_bad * self.images:
-            path, reason = new[-1]
-            raise DataError(
-                f"{len(self.seen)} of {self.images} files cannot be read, more than "
-                f"{self.max_bad:.1%} (the last: {path}: {reason}). They are listed in "
-                f"{self.path}. Mend or remove them, or allow more with --max-bad "
-                f"{math.ceil(len(self.seen) / self.images * 110) / 100:.2f}."
-            )
 
 
 __all__ = ["build_method", "export", "load_method", "plan_of", "pretrain", "resume", "with_length"]

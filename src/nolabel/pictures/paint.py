@@ -119,6 +119,7 @@ def chart(
     """Points and lines as a picture: (name, x, y, style of matplotlib) each; side in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(side * 1.35, side), dpi=100)
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
@@ -126,7 +127,7 @@ def chart(
         colour = tuple(v / 255 for v in colour_of(i))
         axes.plot(x, y, style, label=name or None, color=colour, markersize=4, alpha=0.8)
     axes.set(xlabel=across, ylabel=up)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not ticks:
         axes.set(xticks=[], yticks=[])
     if any(name for name, *_ in series):

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nolabel.engine.health import collapse
+import yaml
+
+from nolabel.engine.doctor import examine
+from nolabel.engine.log import read_metrics
 from nolabel.errors import UsageError
 
 CURVES = (
@@ -20,6 +23,9 @@ CURVES = (
     ("effective_rank", "Effective rank of features (RankMe)"),
     ("target_entropy", "Entropy of the targets (nats)"),
     ("target_information", "What targets tell of the image (nats, 0 = collapsed)"),
+    ("update_size", "Update of the weights, relative to their size"),
+    ("momentum_distance", "Distance of the teacher from its student, relative"),
+    ("gradient_norm", "Norm of the gradient"),
     ("agreement", "Agreement of two views of a picture (cosine)"),
     ("agreement_others", "Agreement of different pictures (cosine, near agreement = collapsed)"),
     ("lr", "Learning rate"),
@@ -63,14 +69,14 @@ def build_report(
     if rows is None:
         raw = _json(folder / "comparison.json") or {}
         rows = raw.get("rows", []) if isinstance(raw, dict) else []
-    metrics = _metrics(folder / "metrics.jsonl")
+    metrics = read_metrics(folder / "metrics.jsonl")
     config = (folder / "config.yaml").read_text("utf-8")
     path = Path(out) if out else folder / "report.html"
     skipped = folder / "skipped.jsonl"
     bad = len(skipped.read_text("utf-8").splitlines()) if skipped.exists() else 0
     body = [
         f"<h1>{_e(folder.name)}</h1>",
-        f'<p class="verdict">{_e(verdict(rows, metrics))}</p>',
+        f'<p class="verdict">{_e(verdict(rows, metrics, _steps(config)))}</p>',
         _table(rows),
         _pictures(folder / "pictures"),
         "<h2>While it trained</h2>",
@@ -94,12 +100,28 @@ def build_report(
     return path
 
 
-def verdict(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]]) -> str:
-    """One plain sentence from the numbers: learned, inconclusive, collapsed, or not measured."""
-    last = metrics[-1] if metrics else {}
+def verdict(
+    rows: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], total: int = 0
+) -> str:
+    """What the numbers say in plain words: learned, inconclusive, not measured; and the doctor's
+    verdict where it is another than learning.
+
+    Args:
+        rows: a comparison.
+        metrics: lines of metrics.jsonl.
+        total: steps of the run; 0 is as far as the lines go.
+    """
+    if not metrics:
+        return "Not measured: no metrics yet."
+    found = examine(metrics, total or int(metrics[-1]["step"]))
+    if found.state in ("collapsed", "diverging"):
+        return str(found)
+    said = _learned(rows, metrics[-1])
+    return said if found.state in ("learning", "early") else f"{said} {found}"
+
+
+def _learned(rows: Sequence[Mapping[str, Any]], last: Mapping[str, Any]) -> str:
     spread, rank = last.get("feature_std"), last.get("effective_rank")
-    if why := collapse(last):
-        return f"Collapsed: {why}. Try a lower learning rate or a longer warm-up."
     score = {str(r["encoder"]): r for r in rows if r.get("metric", "top1") == "top1"}
     others = {k: r for k, r in score.items() if k == "pixels" or k.startswith("random:")}
     trained = [r for k, r in score.items() if k not in others]
@@ -118,7 +140,15 @@ def verdict(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, An
             f"Not measured against labels. The features are spread ({spread:.2f}, 1 = everywhere) "
             f"with an effective rank of {rank:.0f}; give --probe or run `nolabel compare`."
         )
-    return "Not measured: no metrics yet."
+    return "Not measured against labels; give --probe or run `nolabel compare`."
+
+
+def _steps(config: str) -> int:
+    """The steps of a run from its configuration; 0 where they cannot be read."""
+    try:
+        return int(yaml.safe_load(config)["settings"]["steps"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        return 0
 
 
 def _e(text: str) -> str:
@@ -134,19 +164,6 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; a last line cut short is passed over."""
-    out = []
-    for line in _text(path).splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            out.append(value)
-    return out
 
 
 def _method(config: str) -> str:
