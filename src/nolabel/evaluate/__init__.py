@@ -125,6 +125,14 @@ PROTOCOLS: dict[str, Protocol] = {
             "the class token's attention against figures' masks (creatures, VOC); no --train",
         ),
         Protocol(
+            "labelfree",
+            "nolabel.evaluate.labelfree:run_labelfree",
+            (),
+            "Garrido et al., RankMe: Assessing the Downstream Performance of Pretrained "
+            "Self-Supervised Representations by Their Rank, 2023",
+            "RankMe, LiDAR, alpha-ReQ and self-retrieval: to choose without labels; no --train",
+        ),
+        Protocol(
             "video",
             "nolabel.evaluate.video:run_video",
             ("own",),

@@ -1,0 +1,72 @@
+"""Components through the layers: linked colours, and curves that know place and part."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nolabel.data.creatures import Creatures
+from nolabel.errors import UsageError
+from nolabel.pictures.dense import Dense
+from nolabel.pictures.pca import part_accuracy, pca, place_r2, turned
+from nolabel.weights import load
+
+SAMPLES = [Creatures("test", size=32).read(i) for i in range(8)]
+
+
+def given(values, parts=None):
+    n, p, _ = values.shape
+    side = int(p**0.5)
+    middles = np.arange(side) * 4 + 2.0
+    centres = np.stack(np.meshgrid(middles, middles), -1).reshape(-1, 2)
+    return Dense(values, (side, side), np.zeros((n, 4 * side, 4 * side, 3), np.uint8), centres,
+                 None, "token")  # fmt: skip
+
+
+def test_a_turn_undoes_rotation_mirror_and_scale():
+    a = np.random.default_rng(0).normal(size=(2, 4, 4, 3))
+    q, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
+    a = (a.reshape(-1, 3) - a.reshape(-1, 3).mean(0)).reshape(a.shape)
+    u, _, vt = np.linalg.svd(a.reshape(-1, 3), full_matrices=False)
+    white = (u * np.sqrt(len(u))).reshape(a.shape)  # components of unit deviation
+    found = turned(white @ q, white)
+    np.testing.assert_allclose(found, white, atol=1e-6)
+    assert vt.shape == (3, 3)
+
+
+def test_place_is_read_from_features_that_hold_it_and_not_from_chance():
+    g = torch.Generator().manual_seed(0)
+    d = given(torch.randn(6, 64, 5, generator=g))
+    assert place_r2(d) < 0.1
+    known = torch.cat([torch.tensor(d.centres).float().expand(6, -1, -1), d.values], -1)
+    assert place_r2(given(known)) > 0.95
+    assert np.isnan(place_r2(given(known[:1])))
+
+
+def test_part_is_read_from_features_that_hold_it_and_not_from_chance():
+    own = np.random.default_rng(0).integers(0, 5, (6, 8, 8)).repeat(4, 1).repeat(4, 2)
+    g = torch.Generator().manual_seed(0)
+    d = given(torch.randn(6, 64, 5, generator=g))
+    assert part_accuracy(d, own) == pytest.approx(0.25, abs=0.1)
+    labels = torch.from_numpy(d.at(own))
+    known = torch.nn.functional.one_hot(labels, 5).float() + 0.01 * d.values
+    assert part_accuracy(given(known), own) == 1.0
+
+
+@pytest.mark.parametrize("name", ["random:vit_pico", "random:resnet_nano"])
+def test_layers_stand_side_by_side_with_their_curves(name):
+    encoder = load(name, image_size=32)
+    p, curves = pca(encoder, SAMPLES, layers=3)
+    assert curves.name == "pca-layers" and {"place_last", "part_last"} <= curves.numbers.keys()
+    assert len(curves.data["layers"]) == 3
+    assert p.data["scores_2"].shape[0] == 8
+    with pytest.raises(UsageError, match="layers must be"):
+        pca(encoder, SAMPLES, layers=0)
+
+
+def test_a_foreground_of_its_own_leaves_the_rest_black():
+    (p,) = pca(load("random:vit_pico"), SAMPLES, foreground=True, facet="key", stride=2)
+    gone = np.isnan(p.data["scores"]).all(-1)
+    assert p.data["scores"].shape == (8, 15, 15, 3)
+    assert 0.5 <= gone.mean() < 1
