@@ -75,7 +75,7 @@ def pca(
     numbers: dict[str, float] = {}
     data: dict[str, np.ndarray] = {}
     places, parts = [], []
-    d = None
+    d, share = None, np.zeros(3)
     for i in deep:
         d = dense(encoder, images, layer=int(i), facet=facet, stride=stride)
         scores, share = _scores(d, foreground)
