@@ -34,19 +34,6 @@ class Ema(nn.Module):
         torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
         self.followed = (student,)
 
-    @torch.no_grad()
-    def distance(self) -> Tensor | None:
-        """|teacher - student| / |student| over all parameters; None before it followed anyone."""
-        if not self.followed:
-            return None
-        theirs: list[Tensor] = [p.detach() for p in self.followed[0].parameters()]
-        mine: list[Tensor] = [p.detach() for p in self.module.parameters()]
-        apart, size = (
-            torch.stack(torch._foreach_norm(some)).norm()
-            for some in (torch._foreach_sub(mine, theirs), theirs)
-        )
-        return apart / size.clamp_min(1e-12)
-
     def forward(self, *args: Tensor) -> Tensor:
         with torch.no_grad():
             return self.module(*args)

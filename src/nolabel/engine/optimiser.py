@@ -175,8 +175,21 @@ class UpdateSize:
 def moved(method: nn.Module, size: UpdateSize | None) -> dict[str, float]:
     """What to log of a step: the update's size, and how far a teacher is from its student."""
     out = {} if size is None or not size.before else {"update_size": float(size())}
-    apart = [d for m in method.modules() if isinstance(m, Ema) and (d := m.distance()) is not None]
+    apart = [teacher_distance(m) for m in method.modules() if isinstance(m, Ema) and m.followed]
     return out | ({"momentum_distance": float(torch.stack(apart).max())} if apart else {})
+
+
+@torch.no_grad()
+def teacher_distance(teacher: Ema) -> Tensor:
+    """|teacher - student| / |student| over all parameters, for the student that it followed last;
+    a scalar."""
+    theirs = [p.detach() for p in teacher.followed[0].parameters()]
+    mine = [p.detach() for p in teacher.module.parameters()]
+    away, size = (
+        torch.linalg.vector_norm(torch.stack(_norms(some)))
+        for some in (list(torch._foreach_sub(mine, theirs)), theirs)
+    )
+    return away / size.clamp_min(1e-12)
 
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:
