@@ -81,8 +81,7 @@ class Frozen:
         """
         self.module.to(x.device)
         own = (self.image_size, self.image_size)
-        wanted = size or (own if self.image_size else (x.shape[-2], x.shape[-1]))
-        if wanted != (x.shape[-2], x.shape[-1]):
+        if (wanted := size or (own if self.image_size else x.shape[-2:])) != x.shape[-2:]:
             x = F.interpolate(x, size=wanted, mode="bicubic", antialias=True)
         if self.given == (self.mean, self.std):
             return x
