@@ -68,7 +68,7 @@ def test_attention_of_the_true_figure_reaches_the_ceiling_of_the_grid():
         def prepare(self, x):
             return load("random:vit_pico").prepare(x)
 
-        def attention(self, x, layer):
+        def attention(self, x, layer, patch=None):
             cells = masks.reshape(4, 8, 4, 8, 4).mean((2, 4)) > 0.3
             a = torch.from_numpy(cells.reshape(4, 1, 64).astype(np.float32)) + 1e-6
             return a / a.sum(-1, keepdim=True)

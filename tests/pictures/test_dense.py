@@ -124,3 +124,22 @@ def test_each_patch_knows_its_place_and_what_lies_there(name):
     assert truth(samples, "mask", 64) is None and truth([samples[0].image], "mask", 32) is None
     flat = np.full((1, 32, 32, 3), 51, np.uint8)
     torch.testing.assert_close(colours(flat, (4, 4)), torch.full((1, 16, 3), 0.2))
+
+
+def test_a_patch_that_looks_has_its_own_row_of_the_attention():
+    from nolabel.pictures.attention import attention, patch_at
+
+    encoder = load("random:vit_pico")
+    x = encoder.prepare(Creatures(size=32, count=2).images(np.arange(2)))
+    whole = encoder.backbone.eval().attention(x, 2).detach()
+    for patch in (0, 17, 63):
+        found = encoder.attention(x, 2, patch=patch)
+        torch.testing.assert_close(found, whole[:, :, 1 + patch, 1:], atol=1e-6, rtol=1e-5)
+    with pytest.raises(UsageError, match="Patch 64 does not exist"):
+        encoder.attention(x, patch=64)
+    assert [patch_at(p, (4, 8)) for p in ((0, 0), (1, 1), (0.5, 0.3), (0.99, 0))] == [0, 31, 12, 7]
+    (p,) = attention(encoder, x, layer=2, point=(0.2, 0.3))
+    assert "patch 17" in p.caption and p.data["attention"].shape == (2, 4, 8, 8)
+    assert np.allclose(p.data["attention"].reshape(2, -1, 64), whole[:, :, 18, 1:], atol=1e-6)
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        attention(encoder, x, point=(2, 0))

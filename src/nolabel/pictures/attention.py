@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from nolabel.backbones.base import require
+from nolabel.errors import UsageError
 from nolabel.evaluate.attention import areas, ceiling, iou
 from nolabel.ops.patches import mass_mask
 from nolabel.pictures.dense import plain, truth
-from nolabel.pictures.paint import HEAD_COLOURS, Pictures, enlarge, heat, sheet, to_pixels
+from nolabel.pictures.paint import HEAD_COLOURS, Pictures, dots, enlarge, heat, sheet, to_pixels
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 
@@ -21,33 +22,40 @@ def attention(
     *,
     layer: int = -1,
     mass: float = 0.6,
+    point: tuple[float, float] | None = None,
     masks: np.ndarray | None = None,
 ) -> Pictures:
     """Head mean, every head, its mass-thresholded map, and all heads in colour.
 
     Args:
-        encoder: one whose backbone has a class token.
+        encoder: one whose backbone has a class token, or any ViT where a point is given.
         images: up to 8 or so, anything `Encoder.prepare` takes, or Samples.
         layer: block looked at; -1 is the last.
         mass: share of the attention that a thresholded map keeps.
+        point: x and y, from 0 to 1, of the patch that looks; by default the class token does.
         masks: uint8 or bool [N, H, W], the true figures at the prepared size; adds IoU.
 
     Raises:
-        UsageError: the backbone shows no attention.
+        UsageError: the backbone shows no attention, or a point outside the image.
     """
     require(encoder.backbone, {"attention"}, "show attention")
     x = encoder.prepare(plain(images))
     if masks is None:
         masks = truth(images, "mask", x.shape[-1])
-    a = encoder.attention(x, layer)  # [N, heads, P]
     h, w = (s // encoder.backbone.patch_size for s in x.shape[-2:])
+    patch = None if point is None else patch_at(point, (h, w))
+    a = encoder.attention(x, layer, patch=patch)  # [N, heads, P]
     maps = a.unflatten(-1, (h, w)).numpy()
     kept = mass_mask(a, mass).unflatten(-1, (h, w)).numpy()
     pixels = to_pixels(x.numpy(), encoder.mean, encoder.std)
     heads = maps.shape[1]
     rows = []
     for image, m, k in zip(pixels, maps, kept, strict=True):
-        rows.append([image, heat(m.mean(0)), _coloured(image, m, k)])
+        shown = image
+        if patch is not None:
+            middle = (np.array([[patch % w, patch // w]]) + 0.5) * encoder.backbone.patch_size
+            shown = dots(image, middle)
+        rows.append([shown, heat(m.mean(0)), _coloured(image, m, k)])
         rows[-1] += [heat(one) for one in m]
         rows[-1] += [_cut_out(image, one) for one in k]
     titles = ["image", "mean of heads", "heads in colour"]
@@ -55,7 +63,8 @@ def attention(
     p = maps.reshape(*maps.shape[:2], -1) + 1e-12
     p = p / p.sum(-1, keepdims=True)
     numbers = {"entropy_share": float((-(p * np.log(p)).sum(-1) / np.log(h * w)).mean())}
-    caption = f"Attention of the class token, layer {layer}, {encoder.name}"
+    looks = "the class token" if patch is None else f"patch {patch}"
+    caption = f"Attention of {looks}, layer {layer}, {encoder.name}"
     if masks is not None:
         numbers |= _overlap(kept, mass_mask(a.mean(1), mass).unflatten(-1, (h, w)).numpy(), masks)
         caption += (
@@ -68,6 +77,18 @@ def attention(
         [Picture(name="attention", image=sheet(rows, titles, 96), caption=caption + ".",
                  data=data, numbers=numbers)]
     )  # fmt: skip
+
+
+def patch_at(point: tuple[float, float], grid: tuple[int, int]) -> int:
+    """Number of the patch at x and y from 0 to 1, on a grid (h, w).
+
+    Raises:
+        UsageError: outside.
+    """
+    if min(point) < 0 or max(point) > 1:
+        raise UsageError(f"A point is x and y from 0 to 1, got {point}.")
+    h, w = grid
+    return min(int(point[1] * h), h - 1) * w + min(int(point[0] * w), w - 1)
 
 
 def _cut_out(image: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from nolabel.errors import UsageError
+from nolabel.pictures.attention import patch_at
 from nolabel.pictures.dense import colours, dense, truth
 from nolabel.pictures.paint import Pictures, dots, enlarge, heat, sheet
 from nolabel.types import Picture
@@ -43,14 +43,12 @@ def similarity(
         UsageError: a point outside the image, or see `dense`.
     """
     d = dense(encoder, images, layer=layer, facet=facet, stride=stride, bins=bins)
-    side = np.array(d.pixels.shape[2:0:-1])
     if point is None:
-        middle = np.array([0.5, 0.5]) * side
-        at = int(d.saliency[0].argmax()) if d.saliency is not None else _nearest(d.centres, middle)
-    elif min(point) < 0 or max(point) > 1:
-        raise UsageError(f"A point is x and y from 0 to 1, got {point}.")
+        at = patch_at((0.5, 0.5), d.grid)
+        if d.saliency is not None:
+            at = int(d.saliency[0].argmax())
     else:
-        at = _nearest(d.centres, np.array(point) * side)
+        at = patch_at(point, d.grid)
     z = F.normalize(d.values, dim=-1)
     cosines = z @ z[0, at]
     rows = [
@@ -85,7 +83,3 @@ def part_auroc(cosines: Tensor, same: np.ndarray) -> float:
     but the first; 0.5 where there is nothing to tell apart."""
     found, right = torch.as_tensor(cosines)[1:].flatten().numpy(), same[1:].ravel()
     return float(roc_auc_score(right, found)) if 0 < right.sum() < len(right) else 0.5
-
-
-def _nearest(centres: np.ndarray, point: np.ndarray) -> int:
-    return int(np.square(centres - point).sum(1).argmin())

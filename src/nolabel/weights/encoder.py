@@ -221,33 +221,41 @@ class Encoder:
         prefix = None if parts[0].prefix is None else joined("prefix")
         return Tokens(joined("pooled"), joined("patches"), parts[0].grid, prefix)
 
-    def attention(self, images: Any, layer: int = -1, *, batch_size: int = 64) -> Tensor:
-        """The class token's attention to the patches.
+    def attention(
+        self, images: Any, layer: int = -1, *, patch: int | None = None, batch_size: int = 64
+    ) -> Tensor:
+        """The class token's attention to the patches, or that of one patch.
 
-        Not renormalised: what it gives to itself and to registers is missing, so rows sum to at
-        most 1.
+        Not renormalised: what goes to the class token and to registers is missing, so rows sum to
+        at most 1.
 
         Args:
             images: As for `prepare`; one or more.
             layer: 0 is the first of `backbone.depth`, -1 the last.
+            patch: The patch that looks, from 0, row by row; None is the class token.
             batch_size: Images at once.
 
         Returns:
             float32 [N, heads, P] on the CPU, patches row by row.
 
         Raises:
-            UsageError: The backbone has no class token, or no such layer.
+            UsageError: The backbone has no class token, or no such layer or patch.
         """
         require(self.backbone, ["attention"], "Attention")
-        if getattr(self.backbone.net, "cls_token", True) is None:
+        if patch is None and getattr(self.backbone.net, "cls_token", True) is None:
             raise UsageError(f"{self.backbone.name!r} has no class token whose attention to show.")
         deep = layer_number(self.backbone, layer)
         parts = []
         for x in self._batches(images, batch_size):
-            with self.evaluating():
-                a = self.backbone.attention(x, deep, slice(0, 1))[:, :, 0]  # [N, heads, R + P]
             p = self.backbone.patch_size
             patches = (x.shape[-2] // p) * (x.shape[-1] // p)
+            rows = slice(0, 1)
+            if patch is not None:
+                if not 0 <= patch < patches:
+                    raise UsageError(f"Patch {patch} does not exist: there are 0 to {patches - 1}.")
+                rows = slice(patch - patches, patch - patches + 1 or None)  # patches come last
+            with self.evaluating():
+                a = self.backbone.attention(x, deep, rows)[:, :, 0]  # [N, heads, R + P]
             parts.append(a[:, :, a.shape[-1] - patches :].float().cpu())
         if not parts:
             raise UsageError("No images were given.")
