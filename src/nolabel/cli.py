@@ -239,9 +239,10 @@ def _show(args: list[str]) -> None:
 
     text, told = str, tyro.conf.arg
     of = "a run's folder" if names[name].of_run else "ENC: a run's folder, timm:NAME, ..."
+    of += "; several stand below each other"
     options = options_of(name)
     fields: list[Any] = [
-        ("encoder", Annotated[text, told(help=of)]),
+        ("encoder", Annotated[tuple[str, ...], told(help=of)]),
         ("data", Annotated[text, told(help="SRC")])
         if names[name].looks
         else ("data", Annotated[str | None, told(help="not looked at")], None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from nolabel.callable import CallableModule
 from nolabel.data.sources import Source, Subset, open_source
 from nolabel.errors import BadImage, DataError, UsageError, unknown
 from nolabel.pictures import NAMES, function_of, options_of
-from nolabel.pictures.paint import Pictures
+from nolabel.pictures.paint import Pictures, stacked
 from nolabel.types import Sample
 from nolabel.weights import Encoder, load
 
@@ -21,7 +22,7 @@ GALLERY = 2_000  # images of a set that neighbours and maps look at, at most
 
 def show(
     what: str,
-    encoder: Encoder | str | Path,
+    encoder: Encoder | str | Path | Sequence[Encoder | str | Path],
     data: Any = None,
     *,
     count: int = 8,
@@ -32,7 +33,8 @@ def show(
 
     Args:
         what: a name of `nolabel list pictures`.
-        encoder: an ENC, or for reconstruct and views the folder of a run.
+        encoder: an ENC, or for reconstruct and views the folder of a run; or several, whose
+            pictures of the same images stand below each other.
         data: a SRC, or a list of images; filters and positions need none.
         count: images shown.
         label: the class whose images are shown; by default of all, but correspond and parts take
@@ -50,6 +52,12 @@ def show(
     for name in options:
         if name not in allowed:
             raise unknown(f"option of show {what}", name, allowed)
+    if isinstance(encoder, Sequence) and not isinstance(encoder, str):
+        if not encoder:
+            raise UsageError("Give at least one encoder.")
+        made = [show(what, one, data, count=count, label=label, **options) for one in encoder]
+        names = [one.name if isinstance(one, Encoder) else str(one) for one in encoder]
+        return made[0] if len(made) == 1 else stacked(made, names)
     if data is None and known[what].looks:
         raise UsageError(f"show {what} needs images: give a SRC.")
     if known[what].of_run:

@@ -148,3 +148,17 @@ def test_every_option_of_every_picture_is_explained():
     for picture in NAMES:
         for option in options_of(picture.name):
             assert option.help, (picture.name, option.name)
+
+
+def test_several_encoders_stand_below_each_other_on_the_same_images():
+    both = ["random:vit_pico", "pixels"]
+    (p,) = show("neighbours", both, "creatures:test", count=2, k=3)
+    alone = [show("neighbours", e, "creatures:test", count=2, k=3)[0] for e in both]
+    assert p.image.shape[0] > sum(a.image.shape[0] for a in alone)
+    for i, a in enumerate(alone):
+        assert p.numbers[f"same_class.{i}"] == a.numbers["same_class"]
+        assert np.array_equal(p.data[f"rows.{i}"], a.data["rows"])
+    one = show("filters", ["random:vit_pico"])
+    assert "smoothness" in one[0].numbers
+    with pytest.raises(UsageError, match="at least one"):
+        show("filters", [])

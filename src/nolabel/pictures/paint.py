@@ -70,6 +70,28 @@ class Pictures:
         )
 
 
+def stacked(made: Sequence[Pictures], names: Sequence[str]) -> Pictures:
+    """The same pictures of several encoders, one below the other, with the encoder's name above.
+
+    Numbers and data are called NAME_OF_THE_NUMBER.0, .1, ... in the order of the encoders.
+    """
+    out = []
+    for same in zip(*made, strict=True):
+        width = max(p.image.shape[1] for p in same)
+        bands, data, numbers = [], {}, {}
+        for i, (p, name) in enumerate(zip(same, names, strict=True)):
+            title = Image.new("RGB", (width, TITLE), "white")
+            ImageDraw.Draw(title).text((GAP, 4), name, fill=(20, 20, 20))
+            side = ((0, 0), (0, width - p.image.shape[1]), (0, 0))
+            bands += [np.asarray(title), np.pad(p.image, side, constant_values=255)]
+            data |= {f"{k}.{i}": v for k, v in p.data.items()}
+            numbers |= {f"{k}.{i}": v for k, v in p.numbers.items()}
+        caption = " ".join(p.caption for p in same)
+        out.append(Picture(name=same[0].name, image=np.concatenate(bands), caption=caption,
+                           data=data, numbers=numbers))  # fmt: skip
+    return Pictures(out)
+
+
 def data_uri(image: np.ndarray) -> str:
     """A PNG as a data address."""
     buffer = io.BytesIO()
