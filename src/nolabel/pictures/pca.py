@@ -22,6 +22,7 @@ from nolabel.pictures.paint import Pictures, chart, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 
+_SHOWN = 12  # images that are drawn; all are measured
 _LOW, _HIGH = 1, 99  # percentiles that become black and full colour: one odd patch ruins no picture
 
 
@@ -59,7 +60,8 @@ def pca(
         layer: which layer; -1 is the last.
         facet: token, query, key or value.
         layers: columns, from the first layer to `layer`, each turned so that its colours are as
-            near as they can be to those on its left.
+            near as they can be to those on its left; with curves of what can be read from each,
+            which want dozens of images.
         stride: pixels from patch to patch; 0 is the patch itself.
         foreground: whether patches on the first component's smaller side alone are coloured, by
             components of their own.
@@ -90,7 +92,7 @@ def pca(
                 parts.append(part_accuracy(d, own))
     assert d is not None  # noqa: S101 - there is at least one layer
     numbers |= {f"explained_{i + 1}": float(v) for i, v in enumerate(share)}
-    rows = [[image, *(c[n] for c in columns)] for n, image in enumerate(d.pixels)]
+    rows = [[image, *(c[n] for c in columns)] for n, image in enumerate(d.pixels[:_SHOWN])]
     titles = ["image", *(f"layer {i}" for i in deep)] if len(deep) > 1 else ["image", "components"]
     caption = (
         f"Patch features ({d.facet}, layer {deep[-1]}) of {encoder.name}: three principal "
