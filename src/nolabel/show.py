@@ -115,7 +115,7 @@ def _samples(source: Source, count: int, label: str | None, alike: int) -> list[
             try:
                 out.append(source.read(int(i)))
             except BadImage:
-                if alike == 2:  # its partner goes too
+                if alike == 2:  # the pairs behind it would be others
                     raise DataError(
                         f"An image of {source.name} cannot be read: {source.path(int(i))}."
                     ) from None

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nolabel.engine.health import collapse
+from nolabel.engine.log import STARVED
 
 EARLY, LASTING, LINES = 60, 40, 3  # steps that prove nothing; that a sign must last; and its lines
 LOSS, GRADIENT = 3.0, 100.0  # times the first tenth's
 RECENT = 5  # lines whose median counts
-HUNGRY = 0.1  # share of the time spent waiting for data
 # The loss stays if in the last third it falls by less than this share of its whole way and by less
 # than this share of itself.
 FLAT, LITTLE = 0.01, 0.02
@@ -121,7 +121,7 @@ def examine(lines: Iterable[Mapping[str, Any]], total: int) -> Verdict:
         return Verdict("early", f"{EARLY} steps are needed for a verdict" if every else "")
     waits = [_number(line.get("data_wait")) for line in every[len(every) // 2 :]]
     waits = [w for w in waits if math.isfinite(w)]
-    if waits and statistics.median(waits) > HUNGRY:
+    if waits and statistics.median(waits) > STARVED:
         share = statistics.median(waits)
         return Verdict("starved", f"{share:.0%} of the time went by waiting for data",
                        ADVICE["starved"])  # fmt: skip
@@ -140,9 +140,9 @@ def _flat(lines: list[Mapping[str, Any]]) -> str:
     if len(probes) >= 6:
         late = len(probes) - len(probes) // 3
         before, after = (max(p for _, p in some) for some in (probes[:late], probes[late:]))
-        return f"the probe's best is {before:.1%}, of before step {probes[late][0]}" * (
-            after <= before
-        )
+        if after > before:
+            return ""
+        return f"the probe's best is {before:.1%}, of before step {probes[late][0]}"
     if len(lines) < SETTLED:
         return ""
     loss = [_number(x.get("loss")) for x in lines]

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from nolabel.errors import GuardStop
+from nolabel.ops.spectrum import effective_number
 
 
 def feature_std(z: Tensor) -> float:
@@ -23,9 +24,7 @@ def feature_std(z: Tensor) -> float:
 def effective_rank(z: Tensor) -> float:
     """RankMe (Garrido et al. 2023, arXiv 2210.02885): exp of the entropy of the normalised
     singular values of features [B, D]; between 1 and min(B, D)."""
-    s = torch.linalg.svdvals(z.float())
-    p = s / s.sum().clamp_min(1e-12)
-    return float(torch.exp(-torch.special.xlogy(p, p).sum()))
+    return effective_number(torch.linalg.svdvals(z.float()))
 
 
 def signals(features: Tensor) -> dict[str, float]:

@@ -164,12 +164,7 @@ class UpdateSize:
     @torch.no_grad()
     def __call__(self) -> Tensor:
         """|after - before| / |before| over all parameters, a scalar."""
-        after = [p.detach() for p in self.parameters]
-        away, size = (
-            torch.linalg.vector_norm(torch.stack(_norms(some)))
-            for some in (list(torch._foreach_sub(after, self.before)), self.before)
-        )
-        return away / size.clamp_min(1e-12)
+        return _apart([p.detach() for p in self.parameters], self.before)
 
 
 def moved(method: nn.Module, size: UpdateSize | None) -> dict[str, float]:
@@ -184,10 +179,14 @@ def teacher_distance(teacher: Ema) -> Tensor:
     """|teacher - student| / |student| over all parameters, for the student that it followed last;
     a scalar."""
     theirs = [p.detach() for p in teacher.followed[0].parameters()]
-    mine = [p.detach() for p in teacher.module.parameters()]
+    return _apart([p.detach() for p in teacher.module.parameters()], theirs)
+
+
+def _apart(these: list[Tensor], those: list[Tensor]) -> Tensor:
+    """|these - those| / |those| over all tensors, a scalar."""
     away, size = (
         torch.linalg.vector_norm(torch.stack(_norms(some)))
-        for some in (list(torch._foreach_sub(mine, theirs)), theirs)
+        for some in (list(torch._foreach_sub(these, those)), those)
     )
     return away / size.clamp_min(1e-12)
 

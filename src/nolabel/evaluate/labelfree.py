@@ -34,6 +34,7 @@ from nolabel.errors import DataError, UsageError
 from nolabel.evaluate.scores import wilson
 from nolabel.features import Features, chunks
 from nolabel.ops.nearest import nearest
+from nolabel.ops.spectrum import effective_number
 from nolabel.types import Report
 from nolabel.views import FastViews, View, ViewPlan
 from nolabel.weights.encoder import Encoder
@@ -75,7 +76,6 @@ def run_labelfree(
 
     Raises:
         DataError: Fewer than eight images can be read.
-        UsageError: Images of other channels than three, whose colour cannot be changed.
     """
     o = Options(**options)
     chosen = np.random.default_rng(o.seed).permutation(len(test))[: o.images]
@@ -133,7 +133,7 @@ def embed_views(encoder: Encoder, source: Source, o: Options) -> Tensor:
 
 def rankme(z: Tensor) -> float:
     """RankMe of features [N, D]: 1 to min(N, D)."""
-    return _effective(torch.linalg.svdvals(z.double()))
+    return effective_number(torch.linalg.svdvals(z.double()))
 
 
 def lidar(z: Tensor) -> float:
@@ -147,7 +147,7 @@ def lidar(z: Tensor) -> float:
     within = within + torch.eye(dim, dtype=z.dtype) * (DELTA * within.diagonal().mean() + EPS)
     values, vectors = torch.linalg.eigh(within)
     root = vectors * values.clamp_min(EPS).rsqrt()
-    return _effective(torch.linalg.eigvalsh(root.T @ between @ root).clamp_min(0))
+    return effective_number(torch.linalg.eigvalsh(root.T @ between @ root).clamp_min(0))
 
 
 def alpha_req(z: Tensor) -> float:
@@ -170,8 +170,3 @@ def self_retrieval(z: Tensor) -> int:
     a, b = (F.normalize(z[:, i], dim=1) for i in (0, 1))
     found = nearest(a, b, 1)[1][:, 0]
     return int((found == torch.arange(len(z))).sum())
-
-
-def _effective(values: Tensor) -> float:
-    p = values / values.sum().clamp_min(EPS)
-    return float(torch.exp(-torch.special.xlogy(p, p).sum()))

@@ -20,7 +20,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from nolabel.errors import UsageError
-from nolabel.pictures.dense import Dense, colours, dense
+from nolabel.pictures.dense import Dense, dense, samples_of
 from nolabel.pictures.paint import Pictures, dots, sheet
 from nolabel.types import Picture, Sample
 from nolabel.weights import Encoder
@@ -77,10 +77,8 @@ def correspond(
     numbers: dict[str, float] = {}
     marks = keypoints(images)
     if marks is not None:
-        plain = Dense(F.normalize(colours(d.pixels, d.grid) - 0.5, dim=-1), d.grid, d.pixels,
-                      d.centres, None, "colour")  # fmt: skip
         numbers = {
-            "pck": pck(d, images, marks), "pck_colour": pck(plain, images, marks),
+            "pck": pck(d, images, marks), "pck_colour": pck(d.by_colour(), images, marks),
             "pck_same_place": pck(None, images, marks),
             "pck_ceiling": pck(d, images, marks, cheat=True),
         }  # fmt: skip
@@ -136,12 +134,10 @@ def spread(pairs: Tensor, weight: Tensor, count: int, seed: int) -> Tensor:
 
 def keypoints(images: Any) -> list[np.ndarray] | None:
     """Keypoints [K, 3] of Samples; None if one has none, or they differ in number."""
-    if not (isinstance(images, Sequence) and images and isinstance(images[0], Sample)):
-        return None
-    found = [s.keypoints for s in images]
-    if any(f is None for f in found) or len({len(f) for f in found if f is not None}) > 1:
-        return None
-    return [f for f in found if f is not None]
+    samples = samples_of(images)
+    found = [s.keypoints for s in samples or () if s.keypoints is not None]
+    whole = samples is not None and len(found) == len(samples)
+    return found if whole and len({len(f) for f in found}) == 1 else None
 
 
 def pck(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,11 @@ class Dense:
         """Numbers of the patches [..., P] on their grid [..., h, w]."""
         return np.asarray(values).reshape(*np.shape(values)[:-1], *self.grid)
 
+    def by_colour(self) -> Dense:
+        """The baseline that needs no network: the mean colour about each patch, grey at zero."""
+        plain = colours(self.pixels, self.grid) - 0.5
+        return replace(self, values=plain, saliency=None, facet="colour")
+
     def areas(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels of figure (1) and of ground (0) of a mask [H, W] that are nearest to each patch,
         int [h, w] each, as `evaluate.attention.iou` takes them."""
@@ -81,6 +86,7 @@ def dense(
     facet: str = "auto",
     stride: int = 0,
     bins: bool = False,
+    salient: bool = True,
 ) -> Dense:
     """Describes every patch of some images.
 
@@ -92,6 +98,7 @@ def dense(
         stride: pixels from patch to patch, a divisor of the patch; 0 is the patch itself.
         bins: whether each descriptor is joined by its neighbourhood's (`log_bins`): 17 times as
             long.
+        salient: whether the saliency is wanted, which is another walk through the network.
 
     Raises:
         UsageError: no such layer or facet, or a network that cannot.
@@ -107,7 +114,7 @@ def dense(
             t = b.facets(some, layer, which)
             values.append(t.patches.float().cpu())
             grid = t.grid
-            if keys and t.prefix is not None and t.prefix.shape[1]:
+            if salient and keys and t.prefix is not None and t.prefix.shape[1]:
                 a = b.attention(some, -1, slice(0, 1))[:, :, 0].float().mean(1)
                 saliency.append(a[:, a.shape[1] - grid[0] * grid[1] :].cpu())
     z = torch.cat(values)
@@ -131,24 +138,28 @@ def dense(
     return Dense(z.clone(), grid, pixels, centres, seen, which)
 
 
+def samples_of(images: Any) -> Sequence[Sample] | None:
+    """The images if they are Samples, else None."""
+    some = isinstance(images, Sequence) and images and isinstance(images[0], Sample)
+    return images if some else None
+
+
 def plain(images: Any) -> Any:
     """The images of Samples; anything else as it is."""
-    some = isinstance(images, Sequence) and images and isinstance(images[0], Sample)
-    return [s.image for s in images] if some else images
+    samples = samples_of(images)
+    return images if samples is None else [s.image for s in samples]
 
 
 def truth(images: Any, what: str, side: int) -> np.ndarray | None:
     """What Samples know ("mask" or "parts"), uint8 [N, side, side]; None if one does not, or not
     at this size."""
-    if not (isinstance(images, Sequence) and images and isinstance(images[0], Sample)):
-        return None
-    found = [getattr(s, what) for s in images]
+    found = [getattr(s, what) for s in samples_of(images) or ()]
     whole = all(f is not None and f.shape == (side, side) for f in found)
-    return np.stack(found) if whole else None
+    return np.stack(found) if found and whole else None
 
 
 def colours(pixels: np.ndarray, grid: tuple[int, int]) -> Tensor:
-    """The baseline that needs no network: the mean colour about each patch, [N, P, 3]."""
+    """The mean colour about each patch, [N, P, 3] from 0 to 1."""
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     return F.adaptive_avg_pool2d(x, grid).flatten(2).transpose(1, 2).contiguous()
 

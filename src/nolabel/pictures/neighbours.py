@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from nolabel.data.sources import Source
@@ -67,7 +66,7 @@ def ranked(
     encoder: Encoder, queries: list[np.ndarray], found: Features, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers among the features and cosines, [M, <= k] both, without exact copies of the query."""
-    z = F.normalize(torch.cat([encoder.embed(q) for q in queries]), dim=1)
+    z = F.normalize(encoder.embed(queries), dim=1)
     rows = F.normalize(found.values, dim=1)
     cosines, index = nearest(z, rows, k + 1)
     out_i, out_c = [], []

@@ -44,7 +44,7 @@ def objects(
         facet: key, query, value or token; auto is key, or token of a network without keys.
         stride: pixels from patch to patch; 0 is the patch itself.
     """
-    d = dense(encoder, images, layer=layer, facet=facet, stride=stride)
+    d = dense(encoder, images, layer=layer, facet=facet, stride=stride, salient=False)
     cuts = [normalised_cut(z, d.grid, tau) for z in d.values]
     rows = [
         [image, heat(vector), tinted(image, np.where(kept, 1, -1))]

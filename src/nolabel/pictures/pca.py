@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
+from nolabel.backbones.base import layer_number
 from nolabel.errors import UsageError
-from nolabel.pictures.dense import Dense, colours, dense, truth
+from nolabel.pictures.dense import Dense, dense, truth
 from nolabel.pictures.paint import Pictures, chart, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder
@@ -71,7 +72,7 @@ def pca(
     """
     if layers < 1:
         raise UsageError(f"layers must be at least 1, got {layers}.")
-    last = layer % encoder.backbone.depth
+    last = layer_number(encoder.backbone, layer)
     deep = np.unique(np.linspace(0, last, layers).round().astype(int)) if layers > 1 else [layer]
     columns: list[np.ndarray] = []
     numbers: dict[str, float] = {}
@@ -79,7 +80,7 @@ def pca(
     places, parts = [], []
     d, share = None, np.zeros(3)
     for i in deep:
-        d = dense(encoder, images, layer=int(i), facet=facet, stride=stride)
+        d = dense(encoder, images, layer=int(i), facet=facet, stride=stride, salient=False)
         scores, share = _scores(d, foreground)
         if columns:
             scores = turned(scores, _resized(data[f"scores_{len(columns) - 1}"], d.grid))
@@ -119,8 +120,7 @@ def _curves(
     if parts:
         own = truth(images, "parts", d.pixels.shape[1])
         assert own is not None  # noqa: S101 - parts were measured with it
-        plain = Dense(colours(d.pixels, d.grid), d.grid, d.pixels, d.centres, None, "colour")
-        by_colour = part_accuracy(plain, own)
+        by_colour = part_accuracy(d.by_colour(), own)
         series += [("part", deep, parts, "-o"), ("part by colour", deep, [by_colour] * len(deep),
                                                  "--")]  # fmt: skip
         numbers |= {"part_first": parts[0], "part_last": parts[-1], "part_colour": by_colour}

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from nolabel.pictures.attention import patch_at
-from nolabel.pictures.dense import colours, dense, truth
+from nolabel.pictures.dense import dense, truth
 from nolabel.pictures.paint import Pictures, dots, enlarge, heat, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder
@@ -64,7 +64,7 @@ def similarity(
     parts = truth(images, "parts", d.pixels.shape[1])
     if parts is not None and len(parts) > 1:
         same = d.at(parts) == d.at(parts)[0, at]
-        plain = F.normalize(colours(d.pixels, d.grid) - 0.5, dim=-1)
+        plain = F.normalize(d.by_colour().values, dim=-1)
         numbers = {"auroc": part_auroc(cosines, same), "auroc_colour":
                    part_auroc(plain @ plain[0, at], same)}  # fmt: skip
         caption += (
