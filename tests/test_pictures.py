@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -18,9 +19,9 @@ from nolabel.methods.autoencoder import Autoencoder
 from nolabel.methods.mae import MAE
 from nolabel.methods.vqvae import VQVAE
 from nolabel.pictures.attention import attention, mass_mask
-from nolabel.pictures.paint import Pictures, to_pixels
 from nolabel.pictures.pca import pca, principal
 from nolabel.pictures.reconstruct import reconstruct
+from nolabel.pictures.tiles import Pictures, to_pixels
 from nolabel.pictures.views import views
 from nolabel.report.page import build_report, verdict
 from nolabel.show import show
@@ -232,3 +233,25 @@ def test_the_report_is_one_offline_file_that_trusts_no_text(tiny_run):
     assert 'src="http' not in page and "href=" not in page
     assert build_report(run.folder).read_text() == page
     assert "Learning rate" in page
+
+
+@pytest.mark.parametrize("kind", ["webp", "mp4"])
+def test_attention_on_a_video_is_a_film_with_every_frame(images, tmp_path, kind):
+    if kind == "mp4":
+        pytest.importorskip("av")
+    encoder = load("random:vit_pico")
+    made = attention(encoder, images, film=kind)
+    assert made[0].frames.shape == (len(images), 128, 384, 3)
+    path = next(p for p in made.save(tmp_path) if p.suffix == f".{kind}")
+    if kind == "webp":
+        with Image.open(path) as film:
+            assert film.n_frames == len(images) and film.size == (384, 128)
+    else:
+        import av
+
+        with av.open(str(path)) as film:
+            frames = [f.to_ndarray(format="rgb24") for f in film.decode(video=0)]
+        assert len(frames) == len(images)
+        assert np.abs(frames[1].astype(int) - made[0].frames[1]).mean() < 12
+    with pytest.raises(UsageError, match="film"):
+        attention(encoder, images, film="gif")

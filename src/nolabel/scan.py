@@ -22,7 +22,7 @@ from nolabel.engine.train import device_of
 from nolabel.heads import count_parameters
 from nolabel.methods.base import Method
 from nolabel.options import merge, resolve
-from nolabel.pictures.paint import sheet
+from nolabel.pictures.tiles import sheet
 from nolabel.types import Batch, Clock
 
 _TRIAL = 8  # images of the step whose memory is measured

@@ -12,8 +12,8 @@ import numpy as np
 from nolabel.callable import CallableModule
 from nolabel.data.sources import Source, Subset, open_source
 from nolabel.errors import BadImage, DataError, UsageError, unknown
-from nolabel.pictures import NAMES, function_of, options_of
-from nolabel.pictures.paint import Pictures, stacked
+from nolabel.pictures import NAMES, Named, function_of, options_of
+from nolabel.pictures.tiles import Pictures, stacked
 from nolabel.types import Sample
 from nolabel.weights import Encoder, load
 
@@ -61,21 +61,27 @@ def show(
     if data is None and known[what].looks:
         raise UsageError(f"show {what} needs images: give a SRC.")
     if known[what].of_run:
-        return _of_run(what, encoder, data, count, label, options)
+        return _of_run(known[what], encoder, data, count, label, options)
     enc = encoder if isinstance(encoder, Encoder) else load(str(encoder))
     if not known[what].looks:
         return function_of(what)(enc, **options)
     source = open_source(data, image_size=enc.image_size, channels=enc.channels)
     samples = _samples(source, count, label, known[what].alike)
     if known[what].looks == "gallery":
-        some = np.random.default_rng(0).permutation(len(source))[:GALLERY]
-        options["gallery"] = Subset(source, np.sort(some), source.name)
+        options["gallery"] = _gallery(source)
     return function_of(what)(enc, samples, **options)
 
 
+def _gallery(source: Source) -> Subset:
+    """Some images of a source, spread by chance, always the same."""
+    some = np.random.default_rng(0).permutation(len(source))[:GALLERY]
+    return Subset(source, np.sort(some), source.name)
+
+
 def _of_run(
-    what: str, folder: Any, data: Any, count: int, label: str | None, options: dict[str, Any]
+    known: Named, folder: Any, data: Any, count: int, label: str | None, options: dict[str, Any]
 ) -> Pictures:
+    what = known.name
     if not (Path(str(folder)) / "config.yaml").is_file():
         raise UsageError(f"show {what} needs the folder of a run, got {folder!s}.")
     from nolabel.engine.train import load_method, plan_of
@@ -87,6 +93,9 @@ def _of_run(
     plan = plan_of(run)
     if what == "views":
         return function_of(what)(plan, images, **options)
+    if known.looks == "gallery":
+        enc = Encoder(method.encoder, mean=plan.mean, std=plan.std, name=run.folder.name)
+        return function_of(what)(method, enc, gallery=_gallery(source), **options)
     if not hasattr(method, "reconstruct"):
         raise UsageError(
             f"{run.method} predicts no pixels; there is nothing to reconstruct. Use a run of a "

@@ -173,3 +173,5 @@ class Picture:
     caption: str
     data: Mapping[str, np.ndarray] = field(default_factory=dict)  # saved beside it as .npz
     numbers: Mapping[str, float] = field(default_factory=dict)
+    frames: np.ndarray | None = None  # uint8 [T, H, W, 3]: the same as a film
+    film: str = ""  # how a film is saved: webp or mp4

@@ -143,3 +143,51 @@ def test_a_patch_that_looks_has_its_own_row_of_the_attention():
     assert np.allclose(p.data["attention"].reshape(2, -1, 64), whole[:, :, 18, 1:], atol=1e-6)
     with pytest.raises(UsageError, match="from 0 to 1"):
         attention(encoder, x, point=(2, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "facets"),
+    [
+        ("random:vit_pico", ("query", "key", "value", "token")),
+        ("random:swin_nano", ("query", "key", "value", "token")),
+        ("random:resnet_nano", ("token",)),
+        ("beit", ("query", "key", "value", "token")),
+    ],
+)
+def test_facets_of_several_layers_in_one_walk_are_those_of_walks_of_their_own(name, facets):
+    if name == "beit":
+        kwargs = {"embed_dim": 48, "depth": 3, "num_heads": 3}
+        backbone = build("beit_base_patch16_224", image_size=32, patch_size=8, kwargs=kwargs).eval()
+    else:
+        backbone = load(name).backbone.eval()
+    x = torch.randn(2, 3, 32, 32)
+    wanted = [(i, f) for i in (-1, 0, 1) for f in facets]
+    with torch.no_grad():
+        found = backbone.facets_of(x, wanted)
+        for (layer, which), t in zip(wanted, found, strict=True):
+            one = backbone.facets(x, layer, which)
+            assert torch.equal(t.patches, one.patches) and torch.equal(t.pooled, one.pooled)
+            assert t.grid == one.grid
+    with pytest.raises(UsageError, match="facet"):
+        backbone.facets_of(x, [(0, "colour")])
+    with pytest.raises(UsageError, match="Layer 40"):
+        backbone.facets_of(x, [(40, "token")])
+
+
+@pytest.mark.parametrize("model", ["vit_pico", "beit"])
+def test_a_patch_by_itself_is_its_value_through_the_rest_of_the_last_attention(model):
+    if model == "beit":
+        kwargs = {"embed_dim": 48, "depth": 2, "num_heads": 3, "global_pool": "token"}
+        b = build("beit_base_patch16_224", image_size=32, patch_size=8, kwargs=kwargs).eval()
+    else:
+        b = load("random:vit_pico").backbone.eval()
+    x = torch.randn(1, 3, 32, 32)
+    block = b.net.blocks[-1]
+    with torch.no_grad():
+        local = b.local(x)
+        v = b.facets(x, -1, "value")
+        values = torch.cat([v.prefix, v.patches], 1)[0]
+        scale = 1.0 if getattr(block, "gamma_1", None) is None else block.gamma_1
+        for p in (0, 3):
+            expected = b.net.fc_norm(b.net.norm(scale * block.attn.proj(values[1 + p])))
+            assert torch.allclose(local.patches[0, p], expected, atol=1e-5)

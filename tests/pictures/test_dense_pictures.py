@@ -22,8 +22,8 @@ SIDE, GRID = 64, (32, 32)
 VIT = load("random:vit_pico")
 
 
-def creatures(n, label=None):
-    source = Creatures("test", size=SIDE, count=400)
+def creatures(n, label=None, side=SIDE):
+    source = Creatures("test", size=side, count=400)
     some = np.flatnonzero(source.labels == label) if label is not None else np.arange(n)
     return [source.read(int(i)) for i in some[:n]]
 
@@ -174,8 +174,9 @@ def test_similarity_tells_parts_where_features_know_them():
 
 @pytest.mark.parametrize("name", ["random:vit_pico", "random:resnet_nano", "pixels"])
 def test_each_picture_is_drawn_with_its_numbers_and_baselines(name):
-    encoder = load(name, image_size=SIDE)
-    samples = creatures(4, label=2)
+    side = 24 if name == "pixels" else SIDE  # there a patch is a pixel
+    encoder = load(name, image_size=side)
+    samples = creatures(4, label=2, side=side)
     (p,) = similarity(encoder, samples, point=(0.5, 0.5))
     assert {"auroc", "auroc_colour"} <= p.numbers.keys()
     (p,) = correspond(encoder, samples, points=6)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nolabel.apps.embed import Index, open_index, pooling, width_of
 from nolabel.errors import BadImage, DataError, UsageError
-from nolabel.pictures.paint import Pictures, sheet
+from nolabel.pictures.tiles import Pictures, sheet
 from nolabel.types import Picture
 from nolabel.weights.encoder import Encoder
 

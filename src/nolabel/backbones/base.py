@@ -6,15 +6,16 @@ A method, an evaluator or a picture sees only this.  What a backbone is able to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 
-from nolabel.errors import UsageError
+from nolabel.errors import UsageError, unknown
 from nolabel.types import Tokens
 
+FACETS = ("query", "key", "value", "token")
 ABILITIES = {
     "mask": "replace patches by a mask token before the first block",
     "drop": "leave patches out and run on the visible ones only",
@@ -102,9 +103,28 @@ class Backbone(nn.Module):
         require(self, ["stride"], f"A stride of {stride} px")
         raise NotImplementedError
 
-    def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
-        """Per-patch query, key, value or token of one layer, heads side by side."""
+    def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
+        """Per-patch query, key, value or token of some layers, heads side by side, in one walk no
+        further than the deepest of them.
+
+        Args:
+            wanted: pairs of a layer and which: query, key, value, or token (what leaves the layer,
+                before any final norm).
+        """
         raise NotImplementedError
+
+    def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
+        """The only one of `facets_of`."""
+        return self.facets_of(x, [(layer, which)])[0]
+
+    def local(self, x: Tensor) -> Tokens:
+        """Each patch as if the whole image were it: features in the space of the pooled embedding.
+
+        Those whose mean the embedding is; of a ViT with a class token the last layer's values
+        without mixing among patches (Zhou et al., "Extract Free Dense Labels from CLIP", 2022,
+        arXiv 2112.01071).
+        """
+        return self.tokens(x)
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         """Stochastic depth, growing linearly from 0 to `rate` over the layers; 0 removes it.
@@ -118,6 +138,23 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The pooled embedding [N, D]."""
         return self.tokens(x).pooled
+
+
+def asked(
+    backbone: Backbone,
+    wanted: Sequence[tuple[int, str]],
+    can: Sequence[str] = FACETS,
+    why: str = "",
+) -> list[tuple[int, str]]:
+    """Pairs of layers, counted from the front, and facets.
+
+    Raises:
+        UsageError: There is no such layer or facet.
+    """
+    for _, which in wanted:
+        if which not in can:
+            raise unknown("facet", which, can, why)
+    return [(layer_number(backbone, layer), which) for layer, which in wanted]
 
 
 def layer_number(backbone: Backbone, layer: int) -> int:

@@ -9,6 +9,7 @@ through the network is ours.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,11 +18,9 @@ from timm.layers import DropPath
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from nolabel.backbones.base import Backbone, layer_number, require
-from nolabel.errors import UsageError, unknown
+from nolabel.backbones.base import FACETS, Backbone, asked, layer_number, require
+from nolabel.errors import UsageError
 from nolabel.types import Tokens
-
-FACETS = ("query", "key", "value", "token")
 
 
 class BEiT(Backbone):
@@ -126,15 +125,33 @@ class BEiT(Backbone):
             scores = scores + bias[..., rows, :]
         return scores.softmax(-1)
 
-    def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
-        if which not in FACETS:
-            raise unknown("facet", which, FACETS)
-        x, bias, grid = self._walk(x, layer)
-        if which == "token":
-            out = self.net.blocks[layer](x, shared_rel_pos_bias=bias)
-        else:
-            out = self._qkv(x, layer)[FACETS.index(which)].transpose(1, 2).flatten(2)
-        return Tokens(out[:, 0], out[:, 1:], grid, out[:, :1])
+    def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
+        places = asked(self, wanted)
+        deep, found = max(layer for layer, _ in places), {}
+        x, bias, grid = self._embed(x)
+        for i in range(deep + 1):
+            some = {which for layer, which in places if layer == i}
+            out = {}
+            if some - {"token"}:
+                out = dict(zip(FACETS[:3], self._qkv(x, i).transpose(2, 3).flatten(3), strict=True))
+            if i < deep or "token" in some:
+                x = self.net.blocks[i](x, shared_rel_pos_bias=bias)
+                out["token"] = x
+            for which in some:
+                y = out[which]
+                found[i, which] = Tokens(y[:, 0], y[:, 1:], grid, y[:, :1])
+        return [found[place] for place in places]
+
+    def local(self, x: Tensor) -> Tokens:
+        net = self.net
+        if net.global_pool == "avg":
+            t = self.tokens(x)
+            return Tokens(t.pooled, net.fc_norm(t.patches), t.grid, t.prefix)
+        x, _, grid = self._walk(x, -1)
+        block = net.blocks[-1]
+        y = block.attn.proj(self._qkv(x, -1)[2].transpose(1, 2).flatten(2))
+        y = net.fc_norm(net.norm(y if block.gamma_1 is None else block.gamma_1 * y))
+        return Tokens(y[:, 0], y[:, 1:], grid, y[:, :1])
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         if by_samples:

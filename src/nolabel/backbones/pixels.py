@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from nolabel.backbones.base import Backbone, require
-from nolabel.errors import unknown
+from nolabel.backbones.base import Backbone, asked, require
 from nolabel.types import Tokens
 
 
@@ -39,10 +40,9 @@ class Pixels(Backbone):
         require(self, ["attention"], "attention")
         raise NotImplementedError  # require has already refused
 
-    def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
-        if which != "token":
-            raise unknown("facet", which, ("token",), "Pixels have no queries, keys or values.")
-        return self.tokens(x)
+    def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
+        places = asked(self, wanted, ("token",), "Pixels have no queries, keys or values.")
+        return [self.tokens(x) for _ in places]
 
     def set_drop_path(self, rate: float) -> None:
         """Pixels have no layers to drop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -10,8 +11,8 @@ import torch.nn.functional as F  # noqa: N812
 from timm.layers import DropPath
 from torch import Tensor
 
-from nolabel.backbones.base import Backbone, require
-from nolabel.errors import UsageError, unknown
+from nolabel.backbones.base import Backbone, asked, require
+from nolabel.errors import UsageError
 from nolabel.types import Tokens
 
 
@@ -79,10 +80,11 @@ class ResNet(Backbone):
         require(self, ["attention"], "attention")
         raise NotImplementedError  # require has already refused
 
-    def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
-        if which != "token":
-            raise unknown("facet", which, ("token",), "A ResNet has no queries, keys or values.")
-        return self._as_tokens(self._maps(x)[layer])
+    def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
+        why = "A ResNet has no queries, keys or values."
+        places = asked(self, wanted, ("token",), why)
+        maps = self._maps(x)
+        return [self._as_tokens(maps[layer]) for layer, _ in places]
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         if by_samples:

@@ -13,7 +13,7 @@ every published size, the results are timm's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import timm
@@ -22,11 +22,9 @@ import torch.nn.functional as F  # noqa: N812
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from nolabel.backbones.base import Backbone, layer_number, require
-from nolabel.errors import UsageError, unknown
+from nolabel.backbones.base import FACETS, Backbone, asked, require
+from nolabel.errors import UsageError
 from nolabel.types import Tokens
-
-FACETS = ("query", "key", "value", "token")
 
 
 def windows_of(size: int, window: int, shift: int, device: torch.device) -> Tensor:
@@ -174,17 +172,19 @@ class Swin(Backbone):
         require(self, ["attention"], "attention")
         raise NotImplementedError  # require has already refused
 
-    def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
-        if which not in FACETS:
-            raise unknown("facet", which, FACETS)
-        deep = layer_number(self, layer)
+    def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
+        places = asked(self, wanted)
+        deep, found = max(layer for layer, _ in places), {}
         for i, (block, before, after) in enumerate(self._blocks(self._embed(x))):
+            some = {which for layer, which in places if layer == i}
+            out = {"token": after}
+            if some - {"token"}:
+                thirds = block.attn.qkv(block.norm1(before)).chunk(3, -1)
+                out |= dict(zip(FACETS[:3], thirds, strict=True))
+            found |= {(i, which): self._as_tokens(out[which]) for which in some}
             if i == deep:
-                if which == "token":
-                    return self._as_tokens(after)
-                qkv = block.attn.qkv(block.norm1(before)).chunk(3, -1)
-                return self._as_tokens(qkv[FACETS.index(which)])
-        raise AssertionError("a block of every number")
+                break
+        return [found[place] for place in places]
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         if by_samples:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -18,11 +18,10 @@ import torch.nn.functional as F  # noqa: N812
 from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
-from nolabel.backbones.base import Backbone, layer_number
+from nolabel.backbones.base import FACETS, Backbone, asked, layer_number
 from nolabel.errors import UsageError, unknown
 from nolabel.types import Tokens
 
-FACETS = ("query", "key", "value", "token")
 POSITIONS = ("dino", "mae", "timm")  # conventions of `resize_positions`
 
 # Matrices of deviation 0.02, timm's and the papers' for ViTs, leave one narrower than ViT-Ti
@@ -197,19 +196,32 @@ class ViT(Backbone):
         a = block.attn
         return ((a.q_norm(q[:, :, rows]) * a.scale) @ a.k_norm(k).transpose(-2, -1)).softmax(-1)
 
-    def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
-        if which not in FACETS:
-            raise unknown("facet", which, FACETS)
-        r = self.net.num_prefix_tokens
-        if which == "token":
-            x, grid = self._embed(x)
-            for block in self.net.blocks[: layer_number(self, layer) + 1]:
+    def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
+        r, places = self.net.num_prefix_tokens, asked(self, wanted)
+        deep = max(layer for layer, _ in places)
+        x, grid = self._embed(x)
+        found: dict[tuple[int, str], Tokens] = {}
+        for i, block in enumerate(self.net.blocks[: deep + 1]):
+            some = {which for layer, which in places if layer == i}
+            out = _thirds(block.attn.qkv, block.norm1(x), some - {"token"}) if some else {}
+            if i < deep or "token" in some:
                 x = block(x)
-            out = x
-        else:
-            _, qkv, grid = self._qkv(x, layer)
-            out = qkv[FACETS.index(which)].transpose(1, 2).flatten(2)
-        return Tokens(out[:, 0] if r else out.mean(1), out[:, r:], grid, out[:, :r])
+                out["token"] = x
+            for which in some:
+                y = out[which]
+                pooled = y[:, 0] if r else y.mean(1)
+                found[i, which] = Tokens(pooled, y[:, r:], grid, y[:, :r])
+        return [found[place] for place in places]
+
+    def local(self, x: Tensor) -> Tokens:
+        net, r = self.net, self.net.num_prefix_tokens
+        if net.global_pool != "token" or not r:
+            t = self.tokens(x)
+            return Tokens(t.pooled, net.fc_norm(t.patches), t.grid, t.prefix)
+        block, (_, _, v), grid = self._qkv(x, -1)
+        y = block.attn.norm(v.transpose(1, 2).flatten(2))
+        y = net.fc_norm(net.norm(block.ls1(block.attn.proj(y))))
+        return Tokens(y[:, 0], y[:, r:], grid, y[:, :r])
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         self.sample_drop = rate if by_samples else 0.0
@@ -240,6 +252,17 @@ class ViT(Backbone):
             for block in self.net.blocks:
                 block.ls1 = LayerScale(self.dim, value)
                 block.ls2 = LayerScale(self.dim, value)
+
+
+def _thirds(qkv: Any, x: Tensor, which: set[str]) -> dict[str, Tensor]:
+    """Queries, keys or values [N, T, D] alone: what is not asked for is not computed."""
+    if not which:
+        return {}
+    if not isinstance(qkv, nn.Linear):  # an adapter, say
+        parts = qkv(x).chunk(3, -1)
+        return {name: parts[FACETS.index(name)] for name in which}
+    weight, bias = qkv.weight.chunk(3), [None] * 3 if qkv.bias is None else qkv.bias.chunk(3)
+    return {n: F.linear(x, weight[i], bias[i]) for n in which for i in [FACETS.index(n)]}
 
 
 def sincos_positions(dim: int, grid: int, prefix: int = 1) -> Tensor:

@@ -37,6 +37,10 @@ NAMES: tuple[Named, ...] = (
         "procedural world of drawn creatures, made in memory, with labels, captions and masks",
     ),
     Named(
+        "scenes",
+        "one to four creatures in an image, with captions that count and relate them",
+    ),
+    Named(
         "digits",
         "1,797 handwritten digits of 8 x 8 pixels, part of scikit-learn",
     ),
@@ -210,7 +214,7 @@ def open_source(
             set, such as `digits` or `fashion-mnist:test` (a folder of that name is meant by
             `./digits`); a set of the Hugging Face Hub, `hf:owner/name:split`; a list of paths,
             Pillow images or arrays; an array uint8 [N, H, W, 3]; or a source, returned as it is.
-        image_size: Side in pixels at which `creatures` are drawn; 32 when None.
+        image_size: Side in pixels at which `creatures` and `scenes` are drawn; 32 when None.
         download: Whether a named set may be fetched from the network without asking.
         split_default: The split of a named set when the name has none.
         channels: Channels of the images; with other than 3, files are read by `read_bands`.
@@ -286,6 +290,10 @@ def _named(named: Named, split_name: str, image_size: int | None, download: bool
         from nolabel.data.creatures import Creatures
 
         return Creatures(split=split_name, size=image_size or 32)
+    if named.name == "scenes":
+        from nolabel.data.scenes import Scenes
+
+        return Scenes(split=split_name, size=image_size or 32)
     if named.name == "emoji":
         from nolabel.data.emoji import Emoji
 

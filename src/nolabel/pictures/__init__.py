@@ -27,12 +27,29 @@ NAMES: tuple[Named, ...] = (
     Named("similarity", "how alike every patch is to one that is pointed at"),
     Named("correspond", "which patch of one image is which of another (pairs of images)", alike=2),
     Named("parts", "the foreground that images have in common, and its parts (ViT)", alike=1),
+    Named(
+        "cosegment", "the figure that images have in common, cut out to the pixel (ViT)", alike=1
+    ),
     Named("objects", "the object of each image by a normalised cut of its patches"),
     Named("neighbours", "the images of a set that are nearest to some", looks="gallery"),
     Named("tsne", "a map of a set, coloured by class", looks="gallery"),
     Named("filters", "the filters of the first layer and their components", looks=""),
     Named("positions", "how alike a ViT's position embeddings are", looks=""),
     Named("attention-distance", "how far each head of each layer looks (ViT)"),
+    Named("invert", "what a layer still knows: images with the same class token", looks="gallery"),
+    Named("transfer", "one image with the look of another (pairs of images; ViT)", alike=2),
+    Named("dream", "what excites a neuron or a head, made and found", looks="gallery"),
+    Named("ask", "images ranked by a sentence, and where its words are (text)", looks="gallery"),
+    Named("paint", "an image from a sentence (text)", looks="gallery"),
+    Named("typographic", "whether it believes a wrong word on the image (text)", looks="gallery"),
+    Named(
+        "bias", "words that it takes for some groups more than for others (text)", looks="gallery"
+    ),
+    Named("counting", "whether it can count creatures (text)", looks=""),
+    Named("relations", "whether it knows who is where and which is what (text)", looks=""),
+    Named(
+        "prototypes", "the images that each prototype of a run likes", of_run=True, looks="gallery"
+    ),
     Named(
         "reconstruct",
         "what a generative run rebuilds: of the whole image, or of 75, 85 and 95 % hidden patches",
@@ -41,7 +58,7 @@ NAMES: tuple[Named, ...] = (
     Named("views", "the crops that a run's view plan makes of each image", of_run=True),
 )
 # What `show` knows itself.
-_GIVEN = ("masks", "mean", "std", "gallery")
+_GIVEN = ("masks", "mean", "std", "gallery", "each")
 
 
 class Option(NamedTuple):

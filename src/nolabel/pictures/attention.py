@@ -7,13 +7,24 @@ from typing import Any
 import numpy as np
 
 from nolabel.backbones.base import require
-from nolabel.errors import UsageError
+from nolabel.errors import UsageError, unknown
 from nolabel.evaluate.attention import areas, ceiling, iou
 from nolabel.ops.patches import mass_mask
 from nolabel.pictures.dense import plain, truth
-from nolabel.pictures.paint import HEAD_COLOURS, Pictures, dots, enlarge, heat, sheet, to_pixels
+from nolabel.pictures.tiles import (
+    FILMS,
+    HEAD_COLOURS,
+    Pictures,
+    dots,
+    enlarge,
+    heat,
+    sheet,
+    to_pixels,
+)
 from nolabel.types import Picture
 from nolabel.weights import Encoder
+
+MOST = 24  # rows of the sheet; a film may have more
 
 
 def attention(
@@ -23,6 +34,7 @@ def attention(
     layer: int = -1,
     mass: float = 0.6,
     point: tuple[float, float] | None = None,
+    film: str = "",
     masks: np.ndarray | None = None,
 ) -> Pictures:
     """Head mean, every head, its mass-thresholded map, and all heads in colour.
@@ -33,11 +45,15 @@ def attention(
         layer: block looked at; -1 is the last.
         mass: share of the attention that a thresholded map keeps.
         point: x and y, from 0 to 1, of the patch that looks; by default the class token does.
+        film: webp or mp4 (an extra), for frames of a video in order: they are also saved as a film.
         masks: uint8 or bool [N, H, W], the true figures at the prepared size; adds IoU.
 
     Raises:
-        UsageError: the backbone shows no attention, or a point outside the image.
+        UsageError: the backbone shows no attention, a point outside the image, or an unknown kind
+            of film.
     """
+    if film not in ("", *FILMS):
+        raise unknown("film", film, FILMS)
     require(encoder.backbone, {"attention"}, "show attention")
     x = encoder.prepare(plain(images))
     if masks is None:
@@ -58,6 +74,8 @@ def attention(
         rows.append([shown, heat(m.mean(0)), _coloured(image, m, k)])
         rows[-1] += [heat(one) for one in m]
         rows[-1] += [_cut_out(image, one) for one in k]
+    frames = np.stack([np.concatenate([enlarge(t) for t in r[:3]], 1) for r in rows])
+    shown_rows = rows[:MOST]
     titles = ["image", "mean of heads", "heads in colour"]
     titles += [f"head {i}" for i in range(heads)] + [f"head {i}, {mass:.0%}" for i in range(heads)]
     p = maps.reshape(*maps.shape[:2], -1) + 1e-12
@@ -74,8 +92,8 @@ def attention(
         )
     data = {"attention": maps, "kept": kept}
     return Pictures(
-        [Picture(name="attention", image=sheet(rows, titles, 96), caption=caption + ".",
-                 data=data, numbers=numbers)]
+        [Picture(name="attention", image=sheet(shown_rows, titles, 96), caption=caption + ".",
+                 data=data, numbers=numbers, frames=frames if film else None, film=film)]
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import torch
 
 from nolabel.backbones.base import require
 from nolabel.pictures.dense import plain
-from nolabel.pictures.paint import Pictures, chart
+from nolabel.pictures.tiles import Pictures, chart
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 

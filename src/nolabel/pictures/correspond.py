@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nolabel.errors import UsageError
 from nolabel.pictures.dense import Dense, dense, samples_of
-from nolabel.pictures.paint import Pictures, dots, sheet
+from nolabel.pictures.tiles import Pictures, dots, sheet
 from nolabel.types import Picture, Sample
 from nolabel.weights import Encoder
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nolabel.pictures.paint import to_pixels
+from nolabel.pictures.tiles import to_pixels
 from nolabel.types import Sample
 from nolabel.weights import Encoder
 
@@ -60,17 +60,21 @@ class Dense:
     def areas(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels of figure (1) and of ground (0) of a mask [H, W] that are nearest to each patch,
         int [h, w] each, as `evaluate.attention.iou` takes them."""
-        sides = []
-        for size, count, axis in zip(mask.shape, self.grid, (1, 0), strict=True):
-            middles = np.unique(self.centres[:, axis])
-            edges = (middles[1:] + middles[:-1]) / 2
-            sides.append(np.searchsorted(edges, np.arange(size) + 0.5, side="right"))
-            assert len(middles) == count  # noqa: S101
-        patch = sides[0][:, None] * self.grid[1] + sides[1]
+        patch = self.nearest(mask.shape)
         inside, outside = (
             np.bincount(patch[mask == v], minlength=self.grid[0] * self.grid[1]) for v in (1, 0)
         )
         return inside.reshape(self.grid), outside.reshape(self.grid)
+
+    def nearest(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The patch whose middle is nearest to each pixel, int [H, W]."""
+        sides = []
+        for size, count, axis in zip(shape, self.grid, (1, 0), strict=True):
+            middles = np.unique(self.centres[:, axis])
+            edges = (middles[1:] + middles[:-1]) / 2
+            sides.append(np.searchsorted(edges, np.arange(size) + 0.5, side="right"))
+            assert len(middles) == count  # noqa: S101
+        return sides[0][:, None] * self.grid[1] + sides[1]
 
     def at(self, truth: np.ndarray) -> np.ndarray:
         """The pixel in the middle of each patch, [N, P], of maps [N, H, W]."""
@@ -103,39 +107,59 @@ def dense(
     Raises:
         UsageError: no such layer or facet, or a network that cannot.
     """
+    d = dense_layers(encoder, images, [layer], facet=facet, stride=stride, salient=salient)[0]
+    return replace(d, values=log_bins(d.values, d.grid)) if bins else d
+
+
+def dense_layers(
+    encoder: Encoder,
+    images: Any,
+    layers: Sequence[int],
+    *,
+    facet: str = "auto",
+    stride: int = 0,
+    salient: bool = True,
+) -> list[Dense]:
+    """As `dense`, for several layers in one walk through the network."""
     x = encoder.prepare(plain(images))
     b, p = encoder.backbone, encoder.backbone.patch_size
     keys = "attention" in b.can
     which = ("key" if keys else "token") if facet == "auto" else facet
-    values, saliency, grid = [], [], (0, 0)
+    values: list[list[Tensor]] = [[] for _ in layers]
+    saliency, grids = [], [(0, 0)] * len(layers)
     finer = b.finer(stride) if stride not in (0, p) else nullcontext()
     with encoder.evaluating(), finer:
         for some in x.split(_BATCH):
-            t = b.facets(some, layer, which)
-            values.append(t.patches.float().cpu())
-            grid = t.grid
-            if salient and keys and t.prefix is not None and t.prefix.shape[1]:
+            found = b.facets_of(some, [(layer, which) for layer in layers])
+            for i, t in enumerate(found):
+                values[i].append(t.patches.float().cpu())
+                grids[i] = t.grid
+            prefix = found[0].prefix
+            if salient and keys and prefix is not None and prefix.shape[1]:
                 a = b.attention(some, -1, slice(0, 1))[:, :, 0].float().mean(1)
-                saliency.append(a[:, a.shape[1] - grid[0] * grid[1] :].cpu())
-    z = torch.cat(values)
-    if bins:
-        z = log_bins(z, grid)
+                saliency.append(a[:, prefix.shape[1] :].cpu())
     seen = torch.cat(saliency).clone() if saliency else None
     if seen is not None:
         low, high = seen.amin(1, keepdim=True), seen.amax(1, keepdim=True)
         seen = (seen - low) / (high - low).clamp_min(1e-12)
-    h, w = x.shape[-2:]
-    steps = (
-        [(stride or p, p)] * 2
-        if keys
-        else [(n / g, n / g) for n, g in ((h, grid[0]), (w, grid[1]))]
-    )
-    rows, columns = (
-        np.arange(g) * step + first / 2 for g, (step, first) in zip(grid, steps, strict=True)
-    )
-    centres = np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
     pixels = to_pixels(x.cpu().numpy(), encoder.mean, encoder.std)
-    return Dense(z.clone(), grid, pixels, centres, seen, which)
+    steps = (stride or p, p) if keys else None
+    return [
+        Dense(torch.cat(v).clone(), g, pixels, _middles(g, x.shape[-2:], steps), seen, which)
+        for v, g in zip(values, grids, strict=True)
+    ]
+
+
+def _middles(
+    grid: tuple[int, int], shape: Sequence[int], steps: tuple[int, int] | None
+) -> np.ndarray:
+    """x and y of each patch's middle, float [P, 2]: cells that fill an image of this height and
+    width, or patches of the second of `steps` pixels, cut every first of them."""
+    sides = [steps or (n / g, n / g) for n, g in zip(shape, grid, strict=True)]
+    rows, columns = (
+        np.arange(g) * step + size / 2 for g, (step, size) in zip(grid, sides, strict=True)
+    )
+    return np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
 
 
 def samples_of(images: Any) -> Sequence[Sample] | None:

@@ -13,8 +13,8 @@ import numpy as np
 from torch import nn
 
 from nolabel.errors import UsageError
-from nolabel.pictures.paint import Pictures, sheet
 from nolabel.pictures.pca import principal
+from nolabel.pictures.tiles import Pictures, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 

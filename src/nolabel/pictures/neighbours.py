@@ -12,7 +12,7 @@ from nolabel.errors import UsageError
 from nolabel.features import Features, extract
 from nolabel.ops.nearest import nearest
 from nolabel.pictures.dense import plain
-from nolabel.pictures.paint import Pictures, sheet
+from nolabel.pictures.tiles import Pictures, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder, load
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nolabel.evaluate.attention import ceiling, iou
 from nolabel.pictures.dense import colours, dense, truth
-from nolabel.pictures.paint import Pictures, enlarge, heat, sheet, tinted
+from nolabel.pictures.tiles import Pictures, enlarge, heat, sheet, tinted
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 

@@ -1,199 +1,167 @@
-"""Tiles, labels and colours; the list of pictures and how it is saved."""
+"""An image from a sentence: what the encoder takes the words to look like.
+
+After Galatolo et al., "Generating images from caption and vice versa via CLIP-Guided Generative
+Latent Space Search", 2021, and its kin: an image in Fourier space (`Fourier`) climbs the likeness
+of its random cut-outs to the sentence, by the spherical distance 2 arcsin^2(|a - b| / 2).  Without
+the cut-outs the same search finds noise that only this network takes for the words.
+"""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from nolabel.types import Picture
-
-TILE = 128  # pixels; smaller images are enlarged to this, nearest neighbour
-GAP, TITLE = 8, 18
-HEAD_COLOURS = np.array(
-    [[230, 60, 60], [60, 120, 230], [60, 180, 75], [245, 180, 20], [150, 70, 200], [30, 190, 190]],
-    dtype=np.float32,
+from nolabel.data.sources import Source
+from nolabel.data.texts import has_texts, texts_of
+from nolabel.errors import UsageError
+from nolabel.features import extract
+from nolabel.pictures.optimise import (
+    Each,
+    Fourier,
+    colours_of,
+    crops,
+    normalised,
+    pixels_of,
+    search,
+    warped,
 )
+from nolabel.pictures.tiles import Pictures, sheet
+from nolabel.types import Picture
+from nolabel.weights import Encoder, load
+from nolabel.weights.text import TextEncoder, text_of
+
+OTHERS = 99  # sentences that the right one competes with, at most
+COLOURS = 1_000  # images whose colours are taken
 
 
-class Pictures:
-    """A few pictures with their numbers; shows itself in notebooks, saves itself on request."""
-
-    def __init__(self, items: Sequence[Picture]):
-        self.items = tuple(items)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Picture]:
-        return iter(self.items)
-
-    def __getitem__(self, i: int) -> Picture:
-        return self.items[i]
-
-    @property
-    def numbers(self) -> dict[str, dict[str, float]]:
-        """Name of each picture to the numbers behind it."""
-        return {p.name: dict(p.numbers) for p in self.items}
-
-    def save(self, folder: str | Path) -> list[Path]:
-        """Writes a PNG and the data (.npz) of each picture, and numbers.json."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for p in self.items:
-            paths.append(folder / f"{p.name}.png")
-            Image.fromarray(p.image).save(paths[-1])
-            if p.data:
-                arrays: dict[str, Any] = dict(p.data)
-                np.savez_compressed(folder / f"{p.name}.npz", **arrays)
-                paths.append(folder / f"{p.name}.npz")
-        captions = {p.name: {"caption": p.caption, "numbers": dict(p.numbers)} for p in self.items}
-        paths.append(folder / "numbers.json")
-        old = json.loads(paths[-1].read_text("utf-8")) if paths[-1].exists() else {}
-        paths[-1].write_text(json.dumps({**old, **captions}, indent=2) + "\n", encoding="utf-8")
-        return paths
-
-    def _repr_html_(self) -> str:
-        return "".join(
-            f'<figure><img src="{data_uri(p.image)}" alt="{html.escape(p.name)}">'
-            f"<figcaption>{html.escape(p.caption)}</figcaption></figure>"
-            for p in self.items
-        )
-
-
-def stacked(made: Sequence[Pictures], names: Sequence[str]) -> Pictures:
-    """The same pictures of several encoders, one below the other, with the encoder's name above.
-
-    Numbers and data are called NAME_OF_THE_NUMBER.0, .1, ... in the order of the encoders.
-    """
-    out = []
-    for same in zip(*made, strict=True):
-        width = max(p.image.shape[1] for p in same)
-        bands, data, numbers = [], {}, {}
-        for i, (p, name) in enumerate(zip(same, names, strict=True)):
-            title = Image.new("RGB", (width, TITLE), "white")
-            ImageDraw.Draw(title).text((GAP, 4), name, fill=(20, 20, 20))
-            side = ((0, 0), (0, width - p.image.shape[1]), (0, 0))
-            bands += [np.asarray(title), np.pad(p.image, side, constant_values=255)]
-            data |= {f"{k}.{i}": v for k, v in p.data.items()}
-            numbers |= {f"{k}.{i}": v for k, v in p.numbers.items()}
-        caption = " ".join(p.caption for p in same)
-        out.append(Picture(name=same[0].name, image=np.concatenate(bands), caption=caption,
-                           data=data, numbers=numbers))  # fmt: skip
-    return Pictures(out)
-
-
-def data_uri(image: np.ndarray) -> str:
-    """A PNG as a data address."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def enlarge(image: np.ndarray, side: int = TILE) -> np.ndarray:
-    """uint8 [H, W, 3] to [side, side, 3], nearest neighbour (whole pixels stay visible)."""
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST))
-
-
-def heat(values: np.ndarray) -> np.ndarray:
-    """float [h, w], lowest to highest, as uint8 [h, w, 3] in the inferno map."""
-    low, high = float(values.min()), float(values.max())
-    scaled = (values - low) / max(high - low, 1e-12)
-    return (matplotlib.colormaps["inferno"](scaled)[..., :3] * 255).astype(np.uint8)
-
-
-def sheet(
-    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), side: int = TILE
-) -> np.ndarray:
-    """Tiles in rows with a title over each column, on white."""
-    columns = max(len(r) for r in rows)
-    top = TITLE if titles else 0
-    width = GAP + columns * (side + GAP)
-    height = top + GAP + len(rows) * (side + GAP)
-    canvas = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(canvas)
-    for c, title in enumerate(titles):
-        draw.text((GAP + c * (side + GAP), 4), title, fill=(60, 60, 60))
-    for r, row in enumerate(rows):
-        for c, tile in enumerate(row):
-            place = (GAP + c * (side + GAP), top + GAP + r * (side + GAP))
-            canvas.paste(Image.fromarray(enlarge(tile, side)), place)
-    return np.asarray(canvas)
-
-
-def chart(
-    series: Sequence[tuple[str, Any, Any, str]],
-    across: str,
-    up: str,
+def paint(
+    encoder: Encoder,
+    images: Any = None,
     *,
-    ticks: bool = True,
-    side: float = 4.5,
-) -> np.ndarray:
-    """Points and lines as a picture: (name, x, y, style of matplotlib) each; side in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    gallery: Source,
+    words: tuple[str, ...] = (),
+    steps: int = 300,
+    cutouts: int = 16,
+    lr: float = 0.05,
+    judge: str = "",
+    seed: int = 0,
+    each: Each | None = None,
+) -> Pictures:
+    """An image for each sentence, beside the image of a set that suits it best.
 
-    figure = Figure(figsize=(side * 1.35, side), dpi=100)
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
-    for i, (name, x, y, style) in enumerate(series):
-        colour = tuple(v / 255 for v in colour_of(i))
-        axes.plot(x, y, style, label=name or None, color=colour, markersize=4, alpha=0.8)
-    axes.set(xlabel=across, ylabel=up)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if not ticks:
-        axes.set(xticks=[], yticks=[])
-    if any(name for name, *_ in series):
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.tight_layout()
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    Args:
+        encoder: one with a text tower: a run of clip or siglip, or openclip:NAME/TAG.
+        images: not looked at.
+        gallery: a set, for its colours, its best images, and its texts or class names as wrong
+            answers.
+        words: the sentences.
+        steps: of the search.
+        cutouts: random cut-outs a step; 0 looks at the whole image alone, which deceives.
+        lr: of Adam.
+        judge: another ENC with a text tower, trained apart, which is not as easily deceived.
+        seed: of the start and of the cut-outs.
+        each: called with previews; True ends the search.
 
-
-def dots(image: np.ndarray, points: np.ndarray, side: int = 192) -> np.ndarray:
-    """The image enlarged, with numbered discs at points [M, 2] (x, y in its pixels); the same
-    number has the same colour everywhere."""
-    canvas = Image.fromarray(enlarge(image, side))
-    draw = ImageDraw.Draw(canvas)
-    for i, (x, y) in enumerate(points):
-        x, y = x * side / image.shape[1], y * side / image.shape[0]
-        colour = colour_of(i)
-        draw.ellipse((x - 7, y - 7, x + 7, y + 7), fill=colour, outline=(255, 255, 255))
-        draw.text((x, y), str(i + 1), fill=(255, 255, 255), anchor="mm")
-    return np.asarray(canvas)
-
-
-def colour_of(i: int) -> tuple[int, int, int]:
-    """The i-th of twenty colours that people can tell apart, then again from the first."""
-    r, g, b = matplotlib.colormaps["tab20"](i * 2 % 20 + i // 10 % 2)[:3]
-    return int(255 * r), int(255 * g), int(255 * b)
-
-
-def tinted(image: np.ndarray, groups: np.ndarray, strength: float = 0.6) -> np.ndarray:
-    """The image in grey below the colours of groups int [h, w]; -1 stays dim."""
-    palette = np.array([colour_of(i) for i in range(max(int(groups.max()) + 1, 1))], np.uint8)
-    flat = np.where(groups[..., None] >= 0, palette[groups.clip(0)], 235).astype(np.uint8)
-    grey = np.repeat(image.mean(-1, keepdims=True), 3, -1)
-    over = np.asarray(
-        Image.fromarray(flat).resize(image.shape[1::-1], Image.Resampling.NEAREST), np.float32
-    )
-    return (grey * (1 - strength) + over * strength).astype(np.uint8)
-
-
-def to_pixels(x: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Normalised [N, C, H, W] back to uint8 [N, H, W, 3].
-
-    Of more channels than three the first three are shown, of fewer the first as grey.
+    Raises:
+        UsageError: no sentence, no steps, or an encoder or a judge without a text tower.
     """
-    x = x.transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
-    x = x[..., :3] if x.shape[-1] >= 3 else x[..., :1].repeat(3, -1)
-    return (x.clip(0, 1) * 255).round().astype(np.uint8)
+    if not words or not all(w.strip() for w in words) or steps < 1 or cutouts < 0:
+        raise UsageError(
+            "Say what to paint, in one step or more: --words 'a red snail' 'a blue fish'."
+        )
+    text = text_of(encoder)
+    other = None
+    if judge:
+        other = load(judge)
+        text_of(other)  # refused before the work
+    target = text.embed(list(words)).to(encoder.device).clone()
+    found = extract(encoder, gallery)
+    fit = target.cpu() @ text.project(found.values).T  # [sentences, images]
+    some = found.keys.numpy()[:COLOURS]
+    pixels = np.concatenate([_few(gallery.read(int(i)).image) for i in some])
+    picture = Fourier(len(words), encoder.image_size, colours_of(pixels), seed=seed)
+    picture.to(encoder.device)
+    chance = torch.Generator().manual_seed(seed)
+
+    def likeness(y: Tensor) -> Tensor:
+        """Unit vectors [N, E] of images from 0 to 1, with gradient."""
+        h = encoder.backbone(normalised(y, encoder))
+        return F.normalize(text.shared.image(h.float()), dim=-1)
+
+    def loss(step: int) -> list[Tensor]:
+        y = picture()
+        if cutouts:
+            y = warped(crops(y, chance, cutouts, (0.6, 1.0)), chance, turn=15.0)
+            noise = torch.randn(y.shape, generator=chance).to(y.device)
+            y = y + 0.05 * noise
+        with encoder.evaluating(gradients=True):
+            z = likeness(y).unflatten(0, (-1, len(words)))  # [cut-outs, sentences, E]
+        apart = (z - target).norm(dim=-1).div(2).clamp(max=1 - 1e-6)
+        return [2 * apart.asin().square().mean(0).sum()]
+
+    def draw() -> np.ndarray:
+        return pixels_of(picture())
+
+    hunt = search("painting", [picture.spectrum], loss, draw, steps=steps, lr=lr, each=each)
+    with encoder.evaluating():
+        z = likeness(picture()).float().cpu()
+    made = hunt.shots[-1][1]
+    best = fit.argmax(1).numpy()
+    closest = [gallery.read(int(found.keys[i])).image for i in best]
+    rows = [[*(shot[i] for _, shot in hunt.shots), closest[i]] for i in range(len(words))]
+    titles = [*(f"{step:,} steps" for step, _ in hunt.shots), "best of the set"]
+    cosines = (z * target.cpu()).sum(1)
+    numbers = {"cosine": float(cosines.mean()), "cosine_best": float(fit.amax(1).mean())}
+    caption = (
+        f"{', '.join(repr(w) for w in words)} by {encoder.name} ({hunt.said}); cosine "
+        f"{numbers['cosine']:.2f}, of the best images of {gallery.name} "
+        f"{numbers['cosine_best']:.2f}"
+    )
+    wrong = others(gallery, words)
+    if wrong:
+        numbers["chance"] = 1 / (len(wrong) + 1)
+        numbers["told"] = told(text, z, words, wrong)
+        caption += (
+            f". Of {len(wrong) + 1} sentences it takes {numbers['told']:.0%} of the images for the "
+            f"right one (chance {numbers['chance']:.0%})"
+        )
+        if other is not None:
+            theirs = text_of(other)
+            numbers["told_by_judge"] = told(theirs, theirs.project(other.embed(list(made))), words,
+                                            wrong)  # fmt: skip
+            real = theirs.project(other.embed(closest))
+            numbers["best_told_by_judge"] = told(theirs, real, words, wrong)
+            caption += (
+                f"; the judge {judge} {numbers['told_by_judge']:.0%} (of the best images "
+                f"{numbers['best_told_by_judge']:.0%})"
+            )
+    data = {"images": made, "cosines": cosines.numpy()}
+    return Pictures([Picture(name="paint", image=sheet(rows, titles), caption=caption + ".",
+                             data=data, numbers=numbers)])  # fmt: skip
+
+
+def others(gallery: Source, words: tuple[str, ...]) -> list[str]:
+    """Sentences of a set, or names of its classes, that are none of the words."""
+    if has_texts(gallery):
+        some = np.linspace(0, len(gallery) - 1, min(len(gallery), 4 * OTHERS)).astype(int)
+        found = [t for t in texts_of(gallery, some) if t]
+    else:
+        found = [str(c) for c in gallery.classes or ()]
+    return [t for t in dict.fromkeys(found) if t not in words][:OTHERS]
+
+
+def told(text: TextEncoder, z: Tensor, words: tuple[str, ...], wrong: list[str]) -> float:
+    """Share of images, unit vectors [N, E], that are nearer to their own of N sentences than to any
+    wrong one."""
+    own = (z * text.embed(list(words))).sum(1)
+    return float((own > (z @ text.embed(wrong).T).amax(1)).float().mean())
+
+
+def _few(image: np.ndarray) -> np.ndarray:
+    """Some pixels of an image, uint8 [M, C]."""
+    step = max(min(image.shape[:2]) // 16, 1)
+    return image[::step, ::step].reshape(-1, image.shape[-1])

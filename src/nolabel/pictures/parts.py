@@ -23,7 +23,7 @@ from torch import Tensor
 from nolabel.errors import UsageError
 from nolabel.evaluate.attention import ceiling, iou
 from nolabel.pictures.dense import Dense, colours, dense, truth
-from nolabel.pictures.paint import Pictures, enlarge, sheet, tinted
+from nolabel.pictures.tiles import Pictures, enlarge, sheet, tinted
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from nolabel.backbones.base import layer_number
 from nolabel.errors import UsageError
-from nolabel.pictures.dense import Dense, dense, truth
-from nolabel.pictures.paint import Pictures, chart, sheet
+from nolabel.pictures.dense import Dense, dense_layers, truth
+from nolabel.pictures.tiles import Pictures, chart, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 
@@ -78,9 +78,10 @@ def pca(
     numbers: dict[str, float] = {}
     data: dict[str, np.ndarray] = {}
     places, parts = [], []
-    d, share = None, np.zeros(3)
-    for i in deep:
-        d = dense(encoder, images, layer=int(i), facet=facet, stride=stride, salient=False)
+    share = np.zeros(3)
+    walked = dense_layers(encoder, images, [int(i) for i in deep], facet=facet, stride=stride,
+                          salient=False)  # fmt: skip
+    for d in walked:
         scores, share = _scores(d, foreground)
         if columns:
             scores = turned(scores, _resized(data[f"scores_{len(columns) - 1}"], d.grid))
@@ -91,7 +92,7 @@ def pca(
             own = truth(images, "parts", d.pixels.shape[1])
             if own is not None:
                 parts.append(part_accuracy(d, own))
-    assert d is not None  # noqa: S101 - there is at least one layer
+    d = walked[-1]
     numbers |= {f"explained_{i + 1}": float(v) for i, v in enumerate(share)}
     rows = [[image, *(c[n] for c in columns)] for n, image in enumerate(d.pixels[:_SHOWN])]
     titles = ["image", *(f"layer {i}" for i in deep)] if len(deep) > 1 else ["image", "components"]

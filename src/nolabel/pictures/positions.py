@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 
 from nolabel.errors import UsageError
-from nolabel.pictures.paint import Pictures, heat, sheet
+from nolabel.pictures.tiles import Pictures, heat, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.pictures.paint import Pictures, sheet, to_pixels
+from nolabel.pictures.tiles import Pictures, sheet, to_pixels
 from nolabel.types import Picture
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nolabel.pictures.attention import patch_at
 from nolabel.pictures.dense import dense, truth
-from nolabel.pictures.paint import Pictures, dots, enlarge, heat, sheet
+from nolabel.pictures.tiles import Pictures, dots, enlarge, heat, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 

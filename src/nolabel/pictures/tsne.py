@@ -19,7 +19,7 @@ from nolabel.data.sources import Source
 from nolabel.errors import DataError, UsageError
 from nolabel.features import extract
 from nolabel.ops.nearest import nearest
-from nolabel.pictures.paint import Pictures, chart
+from nolabel.pictures.tiles import Pictures, chart
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 

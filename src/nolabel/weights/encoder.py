@@ -262,14 +262,18 @@ class Encoder:
         return torch.cat(parts)
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self, *, gradients: bool = False) -> Iterator[None]:
         """Evaluation and inference mode, at the encoder's precision, inside; every module's own
-        mode again outside."""
+        mode again outside.
+
+        Args:
+            gradients: whether the images are to get gradients, so no inference mode.
+        """
         modes = [(m, m.training) for m in self.backbone.modules()]
         self.backbone.eval()
         try:
             with (
-                torch.inference_mode(),
+                torch.enable_grad() if gradients else torch.inference_mode(),
                 torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
             ):
                 yield

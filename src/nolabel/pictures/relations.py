@@ -1,0 +1,128 @@
+"""Does it know who is where and which is what?  Pairs of scenes whose captions have the same words.
+
+Thrush et al., "Winoground: Probing Vision and Language Models for Visio-Linguistic
+Compositionality", 2022, arXiv 2204.03162: two images and two captions, each of which suits one of
+them.  Right by text means that each image prefers its own caption, right by image that each caption
+prefers its own image, and right as a group both.
+
+Three kinds of pairs of drawn scenes with two creatures: another kind of creature (a control: other
+words), the colours exchanged, and left and right exchanged.  A text tower that only counts words
+gives the captions of the last two the same embedding, so it gets none of them right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from nolabel.data.creatures import KINDS, Scene, draw_scene, render
+from nolabel.errors import UsageError
+from nolabel.evaluate.scores import wilson
+from nolabel.pictures.tiles import Pictures, sheet
+from nolabel.types import Picture
+from nolabel.weights import Encoder
+from nolabel.weights.text import text_of
+
+PAIRS = ("kind", "colour", "side")
+CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
+SHOWN = 2  # pairs of each kind
+
+
+def relations(encoder: Encoder, *, number: int = 200, seed: int = 0) -> Pictures:
+    """Winoground's three scores for three kinds of pairs.
+
+    Args:
+        encoder: one with a text tower: a run of clip or siglip on scenes, or openclip:NAME/TAG.
+        number: pairs of each kind.
+        seed: of the scenes' world.
+
+    Raises:
+        UsageError: fewer than one pair, or an encoder without a text tower.
+    """
+    text = text_of(encoder)
+    if number < 1:
+        raise UsageError(f"Give at least one pair, got {number}.")
+    numbers: dict[str, float] = {}
+    data: dict[str, np.ndarray] = {}
+    rows, parts = [], []
+    for kind, made in pairs(number, encoder.image_size, seed).items():
+        images, captions = made
+        z = text.project(encoder.embed(images)).unflatten(0, (-1, 2))
+        t = text.embed(captions).unflatten(0, (-1, 2))
+        cosines = torch.einsum("nie,nje->nij", z, t).numpy()  # [pairs, images, captions]
+        right = scored(cosines)
+        for name, hits in right.items():
+            low, high = wilson(int(hits.sum()), number)
+            numbers |= {f"{name}_{kind}": float(hits.mean()), f"{name}_{kind}_low": float(low),
+                        f"{name}_{kind}_high": float(high)}  # fmt: skip
+        numbers[f"captions_apart_{kind}"] = float(1 - (t[:, 0] * t[:, 1]).sum(1).mean())
+        data[f"cosines_{kind}"] = cosines
+        parts.append(
+            f"{kind}: text {numbers[f'text_{kind}']:.0%}, image {numbers[f'image_{kind}']:.0%}, "
+            f"group {numbers[f'group_{kind}']:.0%} [{numbers[f'group_{kind}_low']:.0%}, "
+            f"{numbers[f'group_{kind}_high']:.0%}]"
+        )
+        rows += [[*images[2 * i : 2 * i + 2]] for i in range(min(SHOWN, number))]
+    caption = (
+        f"Pairs of scenes with two creatures by {encoder.name}, {number} of each kind: "
+        + "; ".join(parts)
+        + ". By chance 25 %, 25 %, 17 %; by counting words 0 % but for the kinds."
+    )
+    return Pictures([Picture(name="relations", image=sheet(rows, ("one", "other")),
+                             caption=caption, data=data, numbers=numbers)])  # fmt: skip
+
+
+def scored(cosines: np.ndarray) -> dict[str, np.ndarray]:
+    """Winoground's scores, bool [pairs] each, of cosines [pairs, images, captions]; ties are
+    wrong."""
+    own = cosines[:, [0, 1], [0, 1]]
+    text = np.all(own > cosines[:, [0, 1], [1, 0]], axis=1)
+    image = np.all(own > cosines[:, [1, 0], [0, 1]], axis=1)
+    return {"text": text, "image": image, "group": np.logical_and(text, image)}
+
+
+def pairs(number: int, size: int, seed: int = 0) -> dict[str, tuple[list[np.ndarray], list[str]]]:
+    """Kind of pair -> images, two and two together, and their captions."""
+    out: dict[str, tuple[list[np.ndarray], list[str]]] = {kind: ([], []) for kind in PAIRS}
+    index = 0
+    while len(out["kind"][0]) < 2 * number:
+        scene = draw_scene(index, split="test", seed=seed, creatures=2)
+        index += 1
+        one, two = scene.creatures
+        beside = abs(two["x"] - one["x"]) > 1.5 * abs(two["y"] - one["y"])
+        if not beside or one["kind"] == two["kind"] or one["colour"] == two["colour"]:
+            continue
+        image = render(scene, size).image
+        for kind, other in (
+            ("kind", _another_kind(scene, index)), ("colour", _colours_exchanged(scene)),
+        ):  # fmt: skip
+            out[kind][0].extend([image, render(other, size).image])
+            out[kind][1].extend([scene.caption, other.caption])
+        out["side"][0].extend([image, np.ascontiguousarray(image[:, ::-1])])
+        out["side"][1].extend([scene.caption, _mirrored(scene).caption])
+    return out
+
+
+def _another_kind(scene: Scene, index: int) -> Scene:
+    """The scene whose first creature is of a third kind."""
+    creatures = scene.creatures.copy()
+    free = [k for k in range(len(KINDS)) if k not in creatures["kind"]]
+    creatures["kind"][0] = free[index % len(free)]
+    return replace(scene, creatures=creatures)
+
+
+def _colours_exchanged(scene: Scene) -> Scene:
+    creatures: Any = scene.creatures.copy()
+    for field in ("colour", "tones"):
+        creatures[field] = creatures[field][::-1].copy()
+    return replace(scene, creatures=creatures)
+
+
+def _mirrored(scene: Scene) -> Scene:
+    """For its caption: what its mirror image shows, in the same words in another order."""
+    creatures = scene.creatures[::-1].copy()
+    creatures["x"] = 1 - creatures["x"]
+    return replace(scene, creatures=creatures)

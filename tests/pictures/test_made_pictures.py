@@ -1,0 +1,353 @@
+"""Images that are made: searches that end where they should, beside numbers by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nolabel.backbones.pixels import Pixels
+from nolabel.data.creatures import Creatures
+from nolabel.data.sources import Arrays
+from nolabel.errors import UsageError
+from nolabel.pictures.cosegment import cosegment, guided, pixel_iou
+from nolabel.pictures.dream import dream, head_activation, unit_activation
+from nolabel.pictures.invert import invert
+from nolabel.pictures.optimise import (
+    Fourier,
+    Generator,
+    colours_of,
+    correlation,
+    crops,
+    search,
+    warped,
+)
+from nolabel.pictures.prototypes import prototypes, scores
+from nolabel.pictures.transfer import (
+    colour_distance,
+    outline,
+    recoloured,
+    relative,
+    self_similarity,
+    transfer,
+)
+from nolabel.show import show
+from nolabel.types import Tokens
+from nolabel.weights import Encoder, load
+
+VIT = load("random:vit_pico")
+
+
+def creatures(n, size=32):
+    source = Creatures("test", size=size, count=200)
+    return [source.read(i) for i in range(n)]
+
+
+def test_a_search_reaches_the_minimum_and_keeps_previews_on_the_way():
+    x = torch.nn.Parameter(torch.zeros(3))
+    seen = []
+
+    def each(step, image):
+        seen.append(step)
+
+    found = search("", [x], lambda step: [(x - 2).square().sum()], lambda: np.zeros(0), steps=200,
+                   lr=0.1, each=each)  # fmt: skip
+    assert torch.allclose(x, torch.full((3,), 2.0), atol=1e-2)
+    assert seen == [25, 50, 100, 200] == [s for s, _ in found.shots] and not found.stopped
+    assert len(found.losses) == 200 and found.losses[0] == [12.0]
+
+
+@pytest.mark.parametrize("how", ["each", "key"])
+def test_a_search_that_is_ended_early_keeps_what_is_there(how):
+    x = torch.nn.Parameter(torch.zeros(1))
+
+    def loss(step):
+        if how == "key" and step == 30:
+            raise KeyboardInterrupt
+        return [(x - 1).square().sum()]
+
+    found = search("", [x], loss, lambda: x.detach().numpy().copy(), steps=200, lr=0.1,
+                   each=(lambda step, image: True) if how == "each" else None)  # fmt: skip
+    assert found.stopped and "stopped early" in found.said
+    assert len(found.losses) == (25 if how == "each" else 30)
+    assert found.shots[-1][0] == len(found.losses)
+    assert found.shots[-1][1] == x.detach().numpy()
+
+
+def test_images_from_spectra_have_the_colours_of_the_data():
+    rng = np.random.default_rng(0)
+    mixed = np.array([[1.0, 0, 0], [0.8, 0.2, 0], [0, 0, 0.1]])
+    pixels = (rng.normal(size=(4000, 3)) @ mixed.T * 30 + 128).clip(0, 255).astype(np.uint8)
+    root = colours_of(pixels).double().numpy()
+    cov = np.cov((pixels / 255.0).T) + 1e-3 * np.eye(3)
+    assert np.linalg.norm(root, axis=1).max() == pytest.approx(1, abs=1e-6)
+    ratio = (root @ root) / cov
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-3)
+    picture = Fourier(2, 32, colours_of(pixels), deviation=0.5)
+    y = picture()
+    assert y.shape == (2, 3, 32, 32) and y.min() > 0 and y.max() < 1
+    logits = torch.logit(y.double())
+    spread = logits.std((0, 2, 3))
+    assert spread[0] > 3 * spread[2]  # as in the data
+    assert torch.equal(Fourier(2, 32, colours_of(pixels))(), Fourier(2, 32, colours_of(pixels))())
+
+
+def test_low_frequencies_weigh_more_as_one_over_the_frequency():
+    picture = Fourier(1, 16, torch.eye(3))
+    power = picture.weight[..., 0]
+    assert power[0, 1] == pytest.approx(16) and power[0, 2] == pytest.approx(8)
+    assert power[0, 0] == pytest.approx(16)  # the mean is held as the lowest wave is
+
+
+def test_networks_side_by_side_know_nothing_of_each_other():
+    net = Generator(3, 32, inputs=4, widths=(8, 16), seed=1)
+    x = torch.randn(3, 4, 32, 32, requires_grad=True)
+    y = net(x)
+    assert y.shape == (3, 3, 32, 32) and y.min() >= 0 and y.max() <= 1
+    (grad,) = torch.autograd.grad(y[1].sum(), x)
+    assert grad[1].abs().max() > 0 and grad[0].abs().max() == 0 == grad[2].abs().max()
+    assert net(x[:1]).shape == y.shape  # one input for all
+    small = Generator(1, 16, inputs=3)
+    assert small.depth == 2 and small(torch.rand(1, 3, 16, 16)).shape == (1, 3, 16, 16)
+    state = torch.get_rng_state()
+    Generator(1, 16, inputs=3)
+    assert torch.equal(state, torch.get_rng_state())  # chance outside stays as it was
+
+
+def test_warps_move_each_image_by_itself_and_crops_keep_it_whole_at_full_size():
+    x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    still = warped(x, torch.Generator(), turn=0, scale=(1, 1), shift=0)
+    assert torch.allclose(still, x, atol=1e-5)
+    moved = warped(x[:1].expand(4, -1, -1, -1), torch.Generator().manual_seed(0))
+    assert all(not torch.allclose(moved[0], moved[i], atol=1e-2) for i in (1, 2, 3))
+    mirrored = warped(x, torch.Generator().manual_seed(3), turn=0, scale=(1, 1), shift=0, flip=True)
+    same = [torch.allclose(m, y, atol=1e-5) for m, y in zip(mirrored, x, strict=True)]
+    turned = [torch.allclose(m, y.flip(-1), atol=1e-5) for m, y in zip(mirrored, x, strict=True)]
+    assert all(a != b for a, b in zip(same, turned, strict=True)) and any(turned)
+    assert torch.allclose(crops(x, torch.Generator(), 2, (1, 1)), x.repeat(2, 1, 1, 1), atol=1e-5)
+    part = crops(x, torch.Generator().manual_seed(0), 3, (0.5, 0.5))
+    assert part.shape == (12, 3, 16, 16) and not torch.allclose(part[:4], x, atol=1e-2)
+
+
+class OneFilter(Pixels):
+    """A network whose only unit is the product with one image."""
+
+    def __init__(self, kernel):
+        super().__init__(kernel.shape[-1])
+        self.kernel = kernel
+
+    def facets_of(self, x, wanted):
+        y = (x * self.kernel).sum((1, 2, 3))[:, None, None]
+        return [Tokens(y[:, 0], y, (1, 1)) for _ in wanted]
+
+
+def test_a_dream_of_a_known_filter_is_that_filter_and_beats_every_image():
+    at = torch.linspace(-1, 1, 32)
+    r = torch.hypot(at[:, None], at[None])
+    disc = (r < 0.5).float() - (r >= 0.5).float() * (r < 0.9)
+    kernel = torch.stack([disc, -disc, disc])
+    encoder = Encoder(OneFilter(kernel), name="filter", mean=(0.5,) * 3, std=(0.25,) * 3)
+    rng = np.random.default_rng(0)
+    gallery = Arrays("noise", rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8))
+    (p,) = dream(encoder, gallery=gallery, steps=120, top=3)
+    made = p.data["made"][0].transpose(2, 0, 1) / 255.0 - 0.5
+    inside = kernel.numpy() != 0
+    assert correlation(made[inside], kernel.numpy()[inside]) > 0.9
+    assert p.numbers["beats_best"] == 1.0
+    assert p.numbers["made_0"] > 3 * abs(p.numbers["best_0"])
+    assert p.numbers["best_0"] >= p.numbers["mean_0"]
+    best = gallery.pixels[p.data["keys"][p.data["activations"][:, 0].argmax()]]
+    products = [(encoder.prepare(i)[0] * kernel).sum() for i in gallery.pixels]
+    assert np.array_equal(best, gallery.pixels[int(np.argmax(products))])
+
+
+def test_what_a_head_writes_equals_a_loop_over_tokens():
+    x = VIT.prepare([s.image for s in creatures(2)])
+    with VIT.evaluating():
+        found = head_activation(VIT, x, 1)
+        a = VIT.backbone.attention(x, 1)
+        v = VIT.backbone.facets(x, 1, "value")
+        units = unit_activation(VIT, x, 2)
+    values = torch.cat([v.prefix, v.patches], 1)
+    heads = a.shape[1]
+    width = values.shape[-1] // heads
+    for n in range(2):
+        for h in range(heads):
+            out = sum(a[n, h, 0, t] * values[n, t, h * width : (h + 1) * width]
+                      for t in range(a.shape[-1]))  # fmt: skip
+            assert found[n, h] == pytest.approx(float(out.norm()), rel=1e-4)
+    with VIT.evaluating():
+        tokens = VIT.backbone.facets(x, 2, "token").patches
+    assert torch.allclose(units, tokens.mean(1))
+
+
+def test_dreams_of_heads_and_refusals():
+    gallery = Creatures("test", size=32, count=40)
+    (p,) = dream(VIT, gallery=gallery, heads=(0, 3), layer=1, steps=3, top=2)
+    assert {"made_0", "made_3", "beats_best"} <= p.numbers.keys()
+    with pytest.raises(UsageError, match="not both"):
+        dream(VIT, gallery=gallery, heads=(0,), units=(1,))
+    with pytest.raises(UsageError, match="0 to 63"):
+        dream(VIT, gallery=gallery, units=(64,), steps=1)
+    with pytest.raises(UsageError, match="attention"):
+        dream(load("random:resnet_nano"), gallery=gallery, heads=(0,))
+
+
+def test_an_inversion_of_raw_pixels_is_the_image_and_the_judge_finds_it():
+    samples = creatures(3, 16)
+    gallery = Creatures("test", size=16, count=100)
+    encoder = load("pixels", image_size=16)
+    p, curves = invert(encoder, samples, gallery=gallery, seeds=2, steps=150)
+    assert p.numbers["cosine_0"] > 0.9 and p.numbers["pixels_0"] > 0.9
+    assert p.numbers["seeds_0"] > 0.9 and p.numbers["found_0"] == 1.0
+    assert p.numbers["found_chance"] == pytest.approx(1 / 3)
+    assert 0 <= p.numbers["named_0"] <= 1 and "named_original" in p.numbers
+    errors = curves.data["layer_0"]
+    assert len(errors) == 150 and errors[-10:].mean() < errors[:10].mean() / 3
+    assert p.data["layer_0"].shape == (2, 3, 16, 16, 3)
+
+
+def test_an_inversion_stands_for_every_layer_asked_for_and_can_be_ended():
+    p, curves = invert(VIT, creatures(2), layers=(0, -1), seeds=1, steps=3)
+    assert {"cosine_0", "cosine_3", "found_3"} <= p.numbers.keys()
+    assert "seeds_0" not in p.numbers and curves.data.keys() == {"layer_0", "layer_3"}
+    p, _ = invert(VIT, creatures(2), layers=(0, -1), steps=8, each=lambda step, image: True)
+    assert "cosine_3" not in p.numbers and "stopped early" in p.caption
+    with pytest.raises(UsageError, match="Layer 9 does not exist"):
+        invert(VIT, creatures(1), layers=(9,))
+    with pytest.raises(UsageError, match="at least one seed"):
+        invert(VIT, creatures(1), seeds=0)
+
+
+def test_self_similarity_knows_neither_turns_nor_scale_and_gradients_are_right():
+    keys = torch.randn(2, 5, 4, dtype=torch.float64)
+    s = self_similarity(keys)
+    assert torch.allclose(s.diagonal(dim1=1, dim2=2), torch.ones(2, 5, dtype=torch.float64))
+    assert torch.allclose(s, s.transpose(1, 2))
+    turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0]
+    assert torch.allclose(self_similarity(3 * keys @ turn), s)
+    assert relative(s, s) == 0
+    assert relative(torch.zeros_like(s), s) == pytest.approx(2)  # one for each image
+    x = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: relative(self_similarity(v), s), (x,))
+
+
+def test_transfer_is_measured_by_outline_and_colours_beside_trivial_answers():
+    mask = np.zeros((8, 8), bool)
+    mask[2:5, 3:6] = True
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[mask] = (200, 10, 10)
+    assert outline(red, mask) == 1.0
+    assert outline(np.roll(red, 4, 0), mask) < 0.2
+    assert colour_distance(red[mask], red[mask]) == 0
+    assert colour_distance(np.zeros((5, 3)), np.full((9, 3), 255)) == 1
+    same = recoloured(red, red)
+    assert np.abs(same.astype(int) - red).max() <= 1
+    samples = creatures(4)
+    p, curves = transfer(VIT, samples, steps=4)
+    for key in ("outline", "colour_distance"):
+        assert {key, f"{key}_first", f"{key}_second", f"{key}_colours"} <= p.numbers.keys()
+    assert p.numbers["outline_first"] > p.numbers["outline_second"]
+    assert p.data["images"].shape == (2, 32, 32, 3) and curves.data["losses"].shape == (4, 3)
+    plain, _ = transfer(VIT, [s.image for s in samples[:2]], steps=1)
+    assert "outline" not in plain.numbers and "colour_distance" in plain.numbers
+    with pytest.raises(UsageError, match="pairs of images"):
+        transfer(VIT, samples[:3])
+    with pytest.raises(UsageError, match="attention"):
+        transfer(load("random:resnet_nano"), samples[:2])
+
+
+def test_transfer_without_structure_moves_towards_the_other_image():
+    samples = creatures(2)
+    p, curves = transfer(VIT, samples, structure=0, identity=0, steps=60, lr=5e-3)
+    losses = curves.data["losses"]
+    assert losses[-5:, 0].mean() < 0.7 * losses[:5, 0].mean()
+    assert (losses[:, 1:] == 0).all()
+
+
+def test_a_guided_mask_equals_a_loop_over_windows():
+    rng = np.random.default_rng(0)
+    image, mask, r, eps = rng.random((7, 6, 3)), (rng.random((7, 6)) > 0.5) * 1.0, 1, 0.01
+    found = guided(mask, image, r, eps)
+    pad = ((r, r), (r, r))
+    wide, m = np.pad(image, (*pad, (0, 0)), "edge"), np.pad(mask, pad, "edge")
+    a, b = np.zeros((7, 6, 3)), np.zeros((7, 6))
+    for y in range(7):
+        for x in range(6):
+            i = wide[y : y + 3, x : x + 3].reshape(-1, 3)
+            p = m[y : y + 3, x : x + 3].ravel()
+            cov = np.cov(i.T, bias=True) + eps * np.eye(3)
+            a[y, x] = np.linalg.solve(cov, (i * p[:, None]).mean(0) - i.mean(0) * p.mean())
+            b[y, x] = p.mean() - a[y, x] @ i.mean(0)
+    a, b = np.pad(a, (*pad, (0, 0)), "edge"), np.pad(b, pad, "edge")
+    for y in range(7):
+        for x in range(6):
+            mean = a[y : y + 3, x : x + 3].mean((0, 1))
+            expected = mean @ image[y, x] + b[y : y + 3, x : x + 3].mean()
+            assert found[y, x] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_guided_mask_follows_the_edge_of_the_image():
+    image = np.zeros((16, 16, 3))
+    image[:, 7:] = 1  # the true edge is one pixel off the mask's
+    mask = np.zeros((16, 16))
+    mask[:, 8:] = 1
+    truth = image[None, ..., 0] > 0.5
+    before = pixel_iou(mask[None] > 0.5, truth)
+    after = pixel_iou(guided(mask, image, 4, 1e-4)[None] > 0.5, truth)
+    assert after == 1.0 > before
+    empty = np.zeros((1, 4, 4), bool)
+    assert pixel_iou(empty, empty) == 1.0 and pixel_iou(empty, ~empty) == 0.0
+
+
+def test_a_common_figure_is_cut_out_with_and_without_the_filter():
+    samples = creatures(4)
+    (fine,) = cosegment(VIT, samples)
+    (coarse,) = cosegment(VIT, samples, refine=False)
+    assert fine.numbers["iou"] == fine.numbers["iou_refined"]
+    assert coarse.numbers["iou"] == coarse.numbers["iou_patches"]
+    assert coarse.numbers["iou_patches"] == fine.numbers["iou_patches"]
+    assert fine.data["masks"].shape == (4, 32, 32) and fine.data["masks"].dtype == bool
+    blocks = coarse.data["masks"].reshape(4, 8, 4, 8, 4).transpose(0, 1, 3, 2, 4).reshape(4, 64, 16)
+    assert (blocks.all(-1) | ~blocks.any(-1)).all()  # whole patches
+    assert not cosegment(VIT, [s.image for s in samples])[0].numbers
+    with pytest.raises(UsageError, match="two or more"):
+        cosegment(VIT, samples[:1])
+    with pytest.raises(UsageError, match="above 0"):
+        cosegment(VIT, samples, smooth=0)
+    with pytest.raises(UsageError, match="no class token"):
+        cosegment(load("random:resnet_nano"), samples)
+
+
+def test_prototypes_that_are_the_classes_agree_with_them_and_chance_does_not():
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    x = rng.integers(0, 60, (60, 8, 8, 3), dtype=np.uint8)
+    x[np.arange(60), :, :, y] += 150
+    gallery = Arrays("colours", x, y, ("red", "green", "blue"))
+    encoder = load("pixels", image_size=8)
+    means = torch.stack([encoder.embed(x[y == c]).mean(0) for c in range(3)])
+    exact = SimpleNamespace(prototypes=F.normalize(means, dim=1), projector=torch.nn.Identity())
+    (p,) = prototypes(exact, encoder, gallery=gallery, top=5)
+    assert p.numbers["agreement"] == pytest.approx(1) and p.numbers["same_class"] == 1
+    assert p.numbers["used"] == 3 and p.numbers["effective"] == pytest.approx(3)
+    torch.manual_seed(0)
+    chance = SimpleNamespace(
+        prototypes=torch.randn(9, 4), projector=lambda h: torch.randn(len(h), 4)
+    )
+    (p,) = prototypes(chance, encoder, gallery=gallery)
+    assert abs(p.numbers["agreement"]) < 0.1
+    with pytest.raises(UsageError, match="no prototypes"):
+        scores(SimpleNamespace(), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("method", ["dino", "ibot", "dinov2", "swav", "deepclusterv2"])
+def test_prototypes_are_those_of_every_run_that_has_some(method, tiny_run, photos):
+    run = tiny_run(method)
+    made = show("prototypes", run.folder, photos, shown=2, top=2)
+    assert made[0].numbers["used"] >= 1 and len(made[0].data["first_choice"]) == len(
+        made[0].data["keys"]
+    )

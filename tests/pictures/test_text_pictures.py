@@ -1,0 +1,409 @@
+"""Probes of encoders with a text tower: oracles that know the answer pass, those that do not are
+found out."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nolabel.data.creatures import Creatures
+from nolabel.data.scenes import Scenes
+from nolabel.data.sources import Arrays
+from nolabel.errors import DataError, UsageError
+from nolabel.pictures.ask import ask, auroc, hidden_maps, patch_maps, spoken
+from nolabel.pictures.bias import bias
+from nolabel.pictures.bootstrap import difference, interval
+from nolabel.pictures.counting import SENTENCES, counting, nearest_mean
+from nolabel.pictures.paint import others, paint
+from nolabel.pictures.relations import pairs, relations, scored
+from nolabel.pictures.typographic import typographic, write
+from nolabel.types import Sample
+from nolabel.weights import load
+from nolabel.weights.text import TextEncoder
+
+SIDE = 32
+COLOURS = ("red", "green", "blue")
+
+
+class Oracle(TextEncoder):
+    """A text tower, and a projection of raw pixels, that are told what to answer."""
+
+    def __init__(self, images, texts, scale=10.0):
+        self.images, self.texts = images, texts
+        self.shared = SimpleNamespace(scale=torch.tensor(scale))
+        self.name = "oracle"
+
+    def to(self, device):
+        return self
+
+    def embed(self, texts, *, batch_size=256):
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return F.normalize(torch.stack([self.texts(t) for t in texts]).float(), dim=-1)
+
+    def project(self, features, *, batch_size=8192):
+        x = features.reshape(len(features), 3, SIDE, SIDE).permute(0, 2, 3, 1)
+        mean, std = (torch.tensor(v) for v in (PIXELS.mean, PIXELS.std))
+        x = ((x * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+        return F.normalize(torch.stack([self.images(i) for i in x]).float(), dim=-1)
+
+
+PIXELS = load("pixels", image_size=SIDE)
+
+
+def knowing(images, texts):
+    """An encoder of raw pixels with an oracle beside it."""
+    encoder = load("pixels", image_size=SIDE)
+    encoder.meta["text"] = Oracle(images, texts)
+    return encoder
+
+
+def one_hot(i, n):
+    return F.one_hot(torch.tensor(i), n).float()
+
+
+def coloured(n, seed=0):
+    """Red, green and blue noise, in this order, again and again."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 3
+    x = rng.integers(0, 60, (n, SIDE, SIDE, 3), dtype=np.uint8)
+    x[np.arange(n), :, :, y] += 150
+    return Arrays("colours", x, y, COLOURS)
+
+
+def mean_colour(image):
+    v = torch.tensor(image.reshape(-1, 3).mean(0) / 255.0)
+    return v - v.mean() + 1e-6
+
+
+def named_colour(text):
+    found = [i for i, c in enumerate(COLOURS) if c in text.split()]
+    return one_hot(found[0], 3) - 1 / 3 if found else torch.tensor([1.0, -1.0, 0.0])
+
+
+class Squares:
+    """Grey images with a red square, and its mask."""
+
+    name, labels, classes = "squares", None, ()
+
+    def __len__(self):
+        return 6
+
+    def path(self, i, /):
+        return str(i)
+
+    def read(self, i, /):
+        image = np.full((SIDE, SIDE, 3), 120, np.uint8)
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        top, left = 2 + 3 * i, 18 - 3 * i
+        mask[top : top + 9, left : left + 9] = 1
+        image[mask > 0] = (250, 20, 20)
+        return Sample(image=image, mask=mask)
+
+
+def test_a_sentence_ranks_the_images_that_it_means_first():
+    encoder = knowing(mean_colour, named_colour)
+    gallery = coloured(30)
+    (p,) = ask(encoder, gallery=gallery, words="a green thing", top=5)
+    assert p.numbers["precision"] == 1.0 and p.numbers["chance"] == pytest.approx(1 / 3)
+    assert (gallery.labels[p.data["keys"][:10]] == 1).all()
+    assert (np.diff(p.data["cosines"]) <= 1e-9).all()
+    assert p.data["maps"].shape == (5, 3, SIDE, SIDE)  # the sentence, green, thing
+    with pytest.raises(UsageError, match="Ask something"):
+        ask(encoder, gallery=gallery)
+    with pytest.raises(UsageError, match="way"):
+        ask(encoder, gallery=gallery, words="red", by="magic")
+    with pytest.raises(UsageError, match="no text tower"):
+        ask(PIXELS, gallery=gallery, words="red")
+
+
+def test_hiding_finds_where_the_words_are_and_not_where_they_are_not():
+    def how_red(image):  # less of the colour is less alike, not only another colour
+        return torch.cat([mean_colour(image), torch.tensor([0.1])])
+
+    encoder = knowing(how_red, lambda t: torch.cat([named_colour(t), torch.zeros(1)]))
+    (p,) = ask(encoder, gallery=Squares(), words="red", top=6)
+    assert p.numbers["auroc"] > 0.95
+    samples = [Squares().read(i) for i in range(6)]
+    x = encoder.prepare([s.image for s in samples])
+    red, green = hidden_maps(encoder, encoder.meta["text"], x, ["red", "green"]).transpose(
+        1, 0, 2, 3
+    )
+    for r, g, s in zip(red, green, samples, strict=True):
+        assert auroc(r, s.mask) > 0.9 and auroc(g, s.mask) < 0.5
+
+
+def test_words_that_mean_something_are_asked_for_by_themselves():
+    assert spoken("A red snail on the dark-green ground") == [
+        "red",
+        "snail",
+        "dark-green",
+        "ground",
+    ]
+    assert spoken("snail") == [] == spoken("the snail")
+
+
+@pytest.mark.parametrize("name", ["random:vit_pico", "random:resnet_nano"])
+def test_patches_are_compared_in_the_space_of_the_image(name, tiny_run, photos):
+    encoder = load(name)
+    torch.manual_seed(0)
+    image = nn.Linear(encoder.dim, 4, bias=False)
+
+    class Linear(Oracle):
+        def project(self, features, *, batch_size=8192):
+            with torch.no_grad():
+                return F.normalize(image(features), dim=-1)
+
+    text = Linear(None, lambda t: one_hot(len(t) % 4, 4))
+    x = encoder.prepare([Creatures("test", size=32, count=3).read(i).image for i in range(2)])
+    maps = patch_maps(encoder, text, x, ["a", "bb"])
+    with encoder.evaluating():
+        local = encoder.backbone.local(x)
+    z = text.project(local.patches.flatten(0, 1).clone()).unflatten(0, local.patches.shape[:2])
+    assert np.allclose(maps[1, 0].ravel(), z[1, :, 1].numpy(), atol=1e-6)
+    if "resnet" in name:  # the embedding is their mean
+        with encoder.evaluating():
+            assert torch.allclose(local.patches.mean(1), encoder.backbone(x), atol=1e-5)
+
+
+class MeanColour(nn.Module):
+    """The projection of raw pixels to their mean colour, with gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.image = nn.Linear(3 * SIDE * SIDE, 3, bias=False)
+        weight = torch.zeros(3, 3, SIDE * SIDE)
+        weight[range(3), range(3)] = 1
+        weight = (weight - weight.mean(1, keepdim=True)) / SIDE**2
+        self.image.weight = nn.Parameter(weight.flatten(1), requires_grad=False)
+        self.scale = torch.tensor(10.0)
+
+
+@pytest.mark.parametrize("cutouts", [0, 4])
+def test_a_painted_colour_is_that_colour_and_is_told_from_the_others(cutouts):
+    class Painter(Oracle):
+        def project(self, features, *, batch_size=8192):
+            with torch.no_grad():
+                return F.normalize(self.shared.image(features), dim=-1)
+
+    encoder = load("pixels", image_size=SIDE)
+    text = Painter(None, named_colour)
+    text.shared = MeanColour()
+    encoder.meta["text"] = text
+    (p,) = paint(encoder, gallery=coloured(30), words=("red", "blue"), steps=60, cutouts=cutouts)
+    red, blue = p.data["images"].astype(float).mean((1, 2))
+    assert red[0] > red[1:].max() + 8 and blue[2] > blue[:2].max() + 8
+    assert p.numbers["told"] == 1.0 and p.numbers["cosine"] > 0.9
+    assert p.numbers["chance"] == pytest.approx(1 / 2)  # against green
+    with pytest.raises(UsageError, match="what to paint"):
+        paint(encoder, gallery=coloured(3))
+
+
+def test_wrong_answers_are_other_sentences_or_names_of_classes():
+    assert others(coloured(6), ("red",)) == ["green", "blue"]
+    source = Creatures("test", count=50)
+    own = source.read_text(0)
+    found = others(source, (own,))
+    assert own not in found and len(found) == len(set(found)) > 30
+
+
+def reader(image, names=COLOURS):
+    """Which colour's name stands on the tag, else the colour above it."""
+    tall = round(0.3 * SIDE)
+    for i, name in enumerate(names):
+        if np.array_equal(image[-tall:], write(np.zeros((SIDE, SIDE, 3), np.uint8), name)[-tall:]):
+            return one_hot(i, 3)
+    return blind(image)
+
+
+def blind(image):
+    return one_hot(int(image[: SIDE // 2].reshape(-1, 3).mean(0).argmax()), 3)
+
+
+def word(text):
+    return one_hot([c in text for c in COLOURS].index(True), 3)
+
+
+def test_a_network_that_reads_is_found_out_and_one_that_does_not_is_not_accused():
+    gallery = coloured(60)
+    (p,) = typographic(knowing(reader, word), gallery=gallery, number=40)
+    n = p.numbers
+    assert n["lift"] == 1.0 == n["lift_low"] and n["right_wrong"] == 0.0 and n["written_wrong"] == 1
+    assert n["right_none"] == n["right_blank"] == n["right_nonsense"] == n["right_right"] == 1.0
+    assert n["lift_mirrored"] == 0.0 and "It reads" in p.caption
+    (p,) = typographic(knowing(blind, word), gallery=gallery, number=40)
+    assert p.numbers["lift"] == 0.0 and "No sign that it reads" in p.caption
+    with pytest.raises(DataError, match="labels"):
+        typographic(knowing(blind, word), gallery=Arrays("bare", gallery.pixels))
+
+
+def test_words_are_written_as_wide_as_fits_and_the_picture_above_stays():
+    image = np.full((64, 64, 3), 90, np.uint8)
+    tags = [write(image, w) for w in ("", "cat", "hippopotamus")]
+    for tag in tags:
+        assert np.array_equal(tag[:45], image[:45])
+    assert (tags[0][45:] == 255).all()
+    for tag in tags[1:]:
+        dark = (tag[45:] < 128).all(-1)
+        columns = np.flatnonzero(dark.any(0))
+        assert dark.any() and columns.min() > 0 and columns.max() < 63
+    mirrored = write(image, "cat", mirrored=True)
+    assert np.array_equal(mirrored[45:], tags[1][45:, ::-1])
+    assert not np.array_equal(mirrored, tags[1])
+
+
+def planted(rates, n=600):
+    """Images of three groups, of which a share goes to the word "useful" and none to "idle"."""
+    gallery = coloured(n)
+    chance = np.random.default_rng(5).random(n)
+    numbers = {gallery.pixels[i].tobytes(): i for i in range(n)}
+
+    def image(pixels):
+        i = numbers[pixels.tobytes()]
+        group = i % 3
+        return one_hot(3 if chance[i] < rates[group] else group, 6)
+
+    def text(words):
+        known = (*COLOURS, "useful", "idle")
+        found = [i for i, k in enumerate(known) if k in words.split()]
+        return one_hot(found[0], 6) if found else -torch.ones(6)
+
+    return knowing(image, text), gallery
+
+
+def test_a_planted_bias_is_recovered_in_order_and_rate():
+    rates = (0.1, 0.4, 0.8)
+    encoder, gallery = planted(rates)
+    (p,) = bias(encoder, gallery=gallery, words=("useful", "idle"))
+    found = p.data["rate"][:, 0]
+    np.testing.assert_allclose(found, rates, atol=0.08)
+    assert list(np.argsort(found)) == [0, 1, 2]
+    low, high = p.data["low"][:, 0], p.data["high"][:, 0]
+    assert ((low <= rates) & (rates <= high)).all() and (high - low < 0.2).all()
+    assert p.numbers["p_useful"] < 0.01 and p.numbers["gap_idle"] == 0
+    assert p.numbers["gap_nonsense"] == 0 and p.numbers["p_idle"] == 1.0
+    assert p.data["probability"][2, 0] > p.data["probability"][0, 0]
+
+
+def test_without_a_bias_none_is_claimed():
+    encoder, gallery = planted((0.4, 0.4, 0.4))
+    (p,) = bias(encoder, gallery=gallery, words=("useful",))
+    assert p.numbers["p_useful"] > 0.05
+    with pytest.raises(UsageError, match="Give the words"):
+        bias(encoder, gallery=gallery)
+    with pytest.raises(UsageError, match="Give the words"):
+        bias(encoder, gallery=gallery, words=("useful",), names=False)
+    one = Arrays("one", gallery.pixels[::3], np.zeros(200, np.int64), ("red",))
+    with pytest.raises(DataError, match="one class only"):
+        bias(encoder, gallery=one, words=("useful",))
+
+
+def scenes_knowing(answer, n=40):
+    source = Scenes("test", size=SIDE, count=n)
+    known = {source.read(i).image.tobytes(): i for i in range(n)}
+
+    def image(pixels):
+        return one_hot(answer(source, known[pixels.tobytes()]), 4)
+
+    return knowing(image, lambda t: one_hot(SENTENCES.index(t), 4))
+
+
+def test_who_knows_the_number_counts_and_who_guesses_does_not():
+    (p,) = counting(scenes_knowing(lambda s, i: int(s.labels[i])), number=40)
+    assert p.numbers["accuracy"] == 1.0 and p.numbers["off_by"] == 0
+    assert p.numbers["area_within_number"] == 0.0 and np.array_equal(p.data["table"], np.eye(4))
+    (p,) = counting(scenes_knowing(lambda s, i: i * 7919 % 11 % 4), number=40)
+    assert p.numbers["low"] <= 0.25 and "no sign that it counts" in p.caption
+    for wrong in ({"number": 41}, {"number": 4}, {"sentences": ("one", "two")}):
+        with pytest.raises(UsageError, match="Counting needs"):
+            counting(scenes_knowing(lambda s, i: 0), **wrong)
+
+
+def test_who_only_measures_area_is_told_so():
+    source = Scenes("test", size=SIDE, count=40)
+    covered = np.array([source.read(i).mask.mean() for i in range(40)])
+    by_area = nearest_mean(covered, source.labels)
+    (p,) = counting(scenes_knowing(lambda s, i: int(by_area[i])), number=40)
+    assert p.numbers["accuracy"] == p.numbers["by_area"] == (by_area == source.labels).mean()
+    assert "more than the covered area gives away" not in p.caption.replace("no more", "")
+    assert p.numbers["area_within_number"] > 0.2
+
+
+def test_the_nearest_mean_leaves_the_row_itself_out():
+    values, labels = np.array([0.0, 1.0, 10.0, 14.0]), np.array([0, 0, 1, 1])
+    assert nearest_mean(values, labels).tolist() == [0, 0, 1, 1]
+    assert nearest_mean(np.array([0.0, 9.0, 10.0, 14.0]), labels).tolist() == [0, 1, 1, 1]
+
+
+def two(values):
+    return zip(values[::2], values[1::2], strict=True)
+
+
+def bag(text):
+    return sorted(re.sub(r"\ban\b", "a", text.replace(",", "")).split())
+
+
+def test_captions_of_a_pair_have_the_same_words_but_for_the_kinds():
+    made = pairs(12, SIDE)
+    for kind, (images, captions) in made.items():
+        assert len(images) == len(captions) == 24
+        for a, b in two(captions):
+            assert a != b
+            assert (bag(a) == bag(b)) == (kind != "kind")
+    for (a, b), (x, y) in zip(two(made["side"][0]),
+                              two(made["side"][1]), strict=True):  # fmt: skip
+        assert np.array_equal(a[:, ::-1], b)
+        assert ("left of" in x) == ("left of" in y)
+
+
+def test_who_knows_the_captions_is_right_and_who_counts_words_is_not():
+    n = 30
+    made = pairs(n, SIDE)
+    texts = [c for _, captions in made.values() for c in captions]
+    every = sorted(set(texts))
+    known = {i.tobytes(): c for images, captions in made.values()
+             for i, c in zip(images, captions, strict=True)}  # fmt: skip
+
+    def exact(text):
+        return one_hot(every.index(text), len(every))
+
+    (p,) = relations(knowing(lambda x: exact(known[x.tobytes()]), exact), number=n)
+    for kind in made:
+        assert p.numbers[f"group_{kind}"] == 1.0
+    words = sorted({w for t in every for w in bag(t)})
+
+    def counted(text):
+        own = bag(text)
+        return torch.tensor([float(own.count(w)) for w in words])
+
+    (p,) = relations(knowing(lambda x: counted(known[x.tobytes()]), counted), number=n)
+    assert p.numbers["group_kind"] == 1.0
+    assert p.numbers["text_colour"] == p.numbers["text_side"] == 0.0
+    assert p.numbers["captions_apart_side"] == pytest.approx(0, abs=1e-6)
+
+
+def test_scores_of_pairs_equal_a_loop_and_chance_is_a_quarter_and_a_sixth():
+    cosines = np.random.default_rng(0).normal(size=(20_000, 2, 2))
+    found = scored(cosines)
+    assert found["text"].mean() == pytest.approx(1 / 4, abs=0.01)
+    assert found["image"].mean() == pytest.approx(1 / 4, abs=0.01)
+    assert found["group"].mean() == pytest.approx(1 / 6, abs=0.01)
+    for c, t, i in zip(cosines[:50], found["text"], found["image"], strict=False):
+        assert t == (c[0, 0] > c[0, 1] and c[1, 1] > c[1, 0])
+        assert i == (c[0, 0] > c[1, 0] and c[1, 1] > c[0, 1])
+    assert not scored(np.ones((1, 2, 2)))["text"][0]  # a tie is wrong
+
+
+def test_drawn_again_intervals_are_those_of_the_formula():
+    x = np.random.default_rng(0).normal(size=400)
+    low, high = interval(400, lambda i: x[i].mean())
+    error = x.std() / 20
+    assert low == pytest.approx(x.mean() - 1.96 * error, abs=0.3 * error)
+    assert high == pytest.approx(x.mean() + 1.96 * error, abs=0.3 * error)
+    gap, a, b = difference(x + 1, x)
+    assert gap == a == b == pytest.approx(1)
