@@ -18,12 +18,12 @@ from nolabel.errors import UsageError
 from nolabel.methods.autoencoder import Autoencoder
 from nolabel.methods.mae import MAE
 from nolabel.methods.vqvae import VQVAE
+from nolabel.ops.pixels import to_pixels
 from nolabel.pictures.attention import attention, mass_mask
 from nolabel.pictures.pca import pca, principal
 from nolabel.pictures.reconstruct import reconstruct
-from nolabel.pictures.tiles import Pictures, to_pixels
+from nolabel.pictures.tiles import Pictures
 from nolabel.pictures.views import views
-from nolabel.report.page import build_report, verdict
 from nolabel.show import show
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, View, ViewPlan
 from nolabel.weights import load
@@ -177,62 +177,6 @@ def test_saved_pictures_bring_their_data_and_numbers(images, tmp_path):
     numbers = json.loads((tmp_path / "numbers.json").read_text())["pca"]["numbers"]
     assert numbers == made.numbers["pca"]
     assert "data:image/png" in made._repr_html_()
-
-
-def rows(trained, pixels, random):
-    def row(name, value):
-        return {"encoder": name, "setting": "k=20", "metric": "top1", "value": value,
-                "low": value - 0.02, "high": value + 0.02}  # fmt: skip
-
-    return [row("pixels", pixels), row("random:x", random), row("x", trained)]
-
-
-@pytest.mark.parametrize(
-    ("table", "metrics", "word"),
-    [
-        (rows(0.7, 0.4, 0.2), [{"step": 1, "feature_std": 0.9}], "Learned"),
-        (rows(0.41, 0.4, 0.2), [{"step": 1, "feature_std": 0.9}], "Inconclusive"),
-        (
-            rows(0.7, 0.4, 0.2),
-            [{"step": s, "feature_std": 0.01} for s in (20, 60, 90)],
-            "Collapsed",
-        ),
-        ([], [{"step": 1, "feature_std": 0.9, "effective_rank": 9.0}], "Not measured"),
-        ([], [], "Not measured"),
-    ],
-)
-def test_the_verdict_says_what_the_numbers_say(table, metrics, word):
-    assert verdict(table, metrics).startswith(word)
-
-
-def test_the_report_is_one_offline_file_that_trusts_no_text(tiny_run):
-    run = tiny_run("dino", log_every=1)
-    bad = "</script><img src=x onerror=alert(1)>"
-    (run.folder / "comparison.json").write_text(
-        json.dumps(
-            {
-                "rows": [
-                    {
-                        "encoder": bad,
-                        "setting": "k=20",
-                        "metric": "top1",
-                        "value": 0.5,
-                        "low": None,
-                        "high": None,
-                    }
-                ]
-            }
-        )  # fmt: skip
-    )
-    with (run.folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 99, "loss": null}\n{"step": 100, "lo')  # NaN, and cut short
-    page = build_report(run.folder).read_text()
-    assert bad not in page
-    assert "&lt;img" in page
-    assert "<script" not in page
-    assert 'src="http' not in page and "href=" not in page
-    assert build_report(run.folder).read_text() == page
-    assert "Learning rate" in page
 
 
 @pytest.mark.parametrize("kind", ["webp", "mp4"])

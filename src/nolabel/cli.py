@@ -278,11 +278,15 @@ def _report(args: list[str]) -> None:
     class Report:
         folder: Positional[str]  # the run's folder
         out: str | None = None  # the HTML file; default report.html in the folder
+        data: str = "auto"  # SRC for its pictures; auto: what the run was probed or trained on
+        draw: bool = True  # draw the pictures that are not in the folder yet
 
     given = flags(Report, args, "nolabel report", VERBS["report"])
     from nolabel.report import build_report
+    from nolabel.show import draw_missing
 
-    print(build_report(given.folder, out=given.out))
+    missing = draw_missing(given.folder, given.data) if given.draw else []
+    print(build_report(given.folder, out=given.out, notes=missing))
 
 
 def _demo(args: list[str]) -> None:

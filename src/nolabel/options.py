@@ -195,14 +195,7 @@ def resolve(
         s = dataclasses.replace(s, image_size=_image_size(source, s))
     assert s.image_size is not None  # noqa: S101
     s = _backbone(s, kind)
-    facts = Facts(
-        image_size=int(s.image_size or 0),
-        images=len(source),
-        batch_size=s.batch_size,
-        conv="resnet" in str(s.backbone),
-        patch_size=stride_of(str(s.backbone), s.patch_size),
-        device=s.device,
-    )
+    facts = _facts(s, len(source))
     saved = read_yaml(s.recipe) if s.recipe not in ("auto", "paper") else {}
     recipe = kind.recipe("paper" if s.recipe == "paper" else "auto", facts)
     options, optim = recipe.options, recipe.optim
@@ -235,6 +228,34 @@ def resolve(
         steps_per_epoch=per_epoch,
     )  # fmt: skip
     return with_length(run, steps) if steps else run, source
+
+
+def _facts(s: Settings, images: int) -> Facts:
+    """What a recipe depends on."""
+    return Facts(
+        image_size=int(s.image_size or 0),
+        images=images,
+        batch_size=s.batch_size,
+        conv="resnet" in str(s.backbone),
+        patch_size=stride_of(str(s.backbone), s.patch_size),
+        device=s.device,
+    )
+
+
+def departures(run: Run) -> list[tuple[str, Any, Any]]:
+    """Where a resolved run is not what its recipe says: name, value, the recipe's value."""
+    recipe = methods.load(run.method).recipe(
+        "paper" if run.settings.recipe == "paper" else "auto", _facts(run.settings, run.images)
+    )
+    told = dataclasses.replace(run, options=recipe.options, optim=recipe.optim)
+    told = with_length(told, int(run.settings.steps or 1))
+    out = []
+    for where, own, other in (("", run.options, told.options), ("optim.", run.optim, told.optim)):
+        for f in dataclasses.fields(own):
+            a, b = getattr(own, f.name), getattr(other, f.name)
+            if a != b:
+                out.append((where + f.name, a, b))
+    return out
 
 
 def with_length(run: Run, steps: int) -> Run:

@@ -11,7 +11,7 @@ import numpy as np
 
 from nolabel.callable import CallableModule
 from nolabel.data.sources import Source, Subset, open_source
-from nolabel.errors import BadImage, DataError, UsageError, unknown
+from nolabel.errors import BadImage, DataError, NolabelError, UsageError, unknown
 from nolabel.pictures import NAMES, Named, function_of, options_of
 from nolabel.pictures.tiles import Pictures, stacked
 from nolabel.types import Sample
@@ -130,6 +130,41 @@ def _samples(source: Source, count: int, label: str | None, alike: int) -> list[
                     ) from None
     if not out:
         raise DataError(f"None of the images tried in {source.name} can be read.")
+    return out
+
+
+def draw_missing(folder: str | Path, data: Any = "auto") -> list[str]:
+    """Draws what a report shows and the run's folder has not yet, into its `pictures`.
+
+    Args:
+        folder: of a run.
+        data: a SRC; auto takes the data that the run was probed on, else those that it learnt from.
+
+    Returns:
+        What could not be drawn, and why, a line each.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        return []  # the report says so itself
+    from nolabel.methods import load as load_kind
+    from nolabel.options import Run, read_yaml
+
+    run = Run.from_dict(read_yaml(folder / "config.yaml"))
+    if data == "auto":
+        data = run.settings.probe or run.settings.data
+    wanted = ["attention", "pca", "neighbours", "tsne"]
+    if hasattr(load_kind(run.method), "reconstruct"):
+        wanted.append("reconstruct")
+    out = []
+    there = {p.stem.partition("-")[0] for p in (folder / "pictures").glob("*.png")}
+    for what in wanted:
+        if what in there:
+            continue
+        try:
+            show(what, str(folder), data).save(folder / "pictures")
+        except NolabelError as error:
+            if "cannot" not in str(error) or what != "attention":
+                out.append(f"{what}: {error}")
     return out
 
 

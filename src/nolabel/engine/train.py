@@ -35,6 +35,7 @@ from nolabel.engine.checkpoint import (
 )
 from nolabel.engine.doctor import Doctor, examine
 from nolabel.engine.environment import environment
+from nolabel.engine.film import Film
 from nolabel.engine.health import NonFiniteGuard, signals
 from nolabel.engine.log import MetricsLog, Progress, read_metrics, say
 from nolabel.engine.optimiser import (
@@ -244,6 +245,8 @@ def _loop(
         )
 
     with StopRequest() as stop, Progress(total, start, enabled="off" if quiet else "auto") as bar:
+        film = Film(folder, source, plan, int(s.image_size or 0), total, bar.note)
+        film.look(start, method.encoder)
         for step in range(start, total):
             clock = Clock(step, total, run.steps_per_epoch)
             set_rates(optimiser, run.optim, clock)
@@ -294,6 +297,8 @@ def _loop(
                     **{k: float(v) for k, v in out.logs.items()},
                     **moved(method, size),
                 }
+                if start and done - start <= log_every:
+                    line["resumed_at"] = start
                 if out.features is not None:
                     line |= signals(out.features)
                 if prober and (done % probe_every < log_every or done == total):
@@ -314,6 +319,7 @@ def _loop(
                     metrics.write(line)
                 except OSError as error:  # a full disk loses a line, not the run
                     bar.note(f"Could not write metrics at step {done}: {error}")
+            film.look(done, method.encoder)
             due = done % s.checkpoint_every == 0 if s.checkpoint_every else (
                 time.monotonic() - saved_at > CHECKPOINT_SECONDS
             )  # fmt: skip

@@ -1,9 +1,11 @@
-"""How well pixels are rebuilt."""
+"""Pixels: how well they are rebuilt, and back from what a network takes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 
@@ -27,3 +29,13 @@ def logit_laplace_nll(x: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
     """
     distance = (x.logit() - mu).abs() * (-log_b).exp()
     return distance + log_b + math.log(2.0) + (x * (1.0 - x)).log()
+
+
+def to_pixels(x: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Normalised [N, C, H, W] back to uint8 [N, H, W, 3].
+
+    Of more channels than three the first three are shown, of fewer the first as grey.
+    """
+    x = x.transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
+    x = x[..., :3] if x.shape[-1] >= 3 else x[..., :1].repeat(3, -1)
+    return (x.clip(0, 1) * 255).round().astype(np.uint8)

@@ -23,8 +23,9 @@ from torch import Tensor
 from nolabel.data.sources import Source
 from nolabel.errors import UsageError, unknown
 from nolabel.features import extract
+from nolabel.ops.pixels import to_pixels
 from nolabel.pictures.dense import dense
-from nolabel.pictures.tiles import Pictures, enlarge, heat, sheet, to_pixels
+from nolabel.pictures.tiles import Pictures, enlarge, heat, sheet
 from nolabel.types import Picture, Sample
 from nolabel.weights import Encoder
 from nolabel.weights.text import TextEncoder, text_of

@@ -10,17 +10,9 @@ from nolabel.backbones.base import require
 from nolabel.errors import UsageError, unknown
 from nolabel.evaluate.attention import areas, ceiling, iou
 from nolabel.ops.patches import mass_mask
+from nolabel.ops.pixels import to_pixels
 from nolabel.pictures.dense import plain, truth
-from nolabel.pictures.tiles import (
-    FILMS,
-    HEAD_COLOURS,
-    Pictures,
-    dots,
-    enlarge,
-    heat,
-    sheet,
-    to_pixels,
-)
+from nolabel.pictures.tiles import FILMS, HEAD_COLOURS, Pictures, dots, enlarge, heat, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 

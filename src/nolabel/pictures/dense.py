@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nolabel.pictures.tiles import to_pixels
+from nolabel.ops.pixels import to_pixels
 from nolabel.types import Sample
 from nolabel.weights import Encoder
 

@@ -22,6 +22,7 @@ from nolabel.data.sources import Source
 from nolabel.errors import UsageError
 from nolabel.features import extract
 from nolabel.ops.nearest import nearest
+from nolabel.ops.pixels import to_pixels
 from nolabel.pictures.dense import plain
 from nolabel.pictures.optimise import (
     Each,
@@ -32,7 +33,7 @@ from nolabel.pictures.optimise import (
     pixels_of,
     search,
 )
-from nolabel.pictures.tiles import Pictures, chart, sheet, to_pixels
+from nolabel.pictures.tiles import Pictures, chart, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder, load
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nolabel.data.progress import progress_bar
-from nolabel.pictures.tiles import to_pixels
+from nolabel.ops.pixels import to_pixels
 from nolabel.weights import Encoder
 
 SHOTS = 4  # previews that are kept, and shown as a strip

@@ -86,7 +86,7 @@ def pca(
         if columns:
             scores = turned(scores, _resized(data[f"scores_{len(columns) - 1}"], d.grid))
         data[f"scores_{len(columns)}"] = scores
-        columns.append(_colours(scores))
+        columns.append(coloured(scores))
         if len(deep) > 1:
             places.append(place_r2(d))
             own = truth(images, "parts", d.pixels.shape[1])
@@ -147,7 +147,7 @@ def _scores(d: Dense, foreground: bool) -> tuple[np.ndarray, np.ndarray]:
     return scores.reshape(len(d.values), *d.grid, 3), share
 
 
-def _colours(scores: np.ndarray) -> np.ndarray:
+def coloured(scores: np.ndarray) -> np.ndarray:
     """uint8 [N, h, w, 3]; what is NaN is black."""
     flat = scores.reshape(-1, 3)
     if np.isnan(flat).all():

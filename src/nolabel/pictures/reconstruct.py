@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.pictures.tiles import Pictures, sheet, to_pixels
+from nolabel.ops.pixels import to_pixels
+from nolabel.pictures.tiles import Pictures, sheet
 from nolabel.types import Picture
 
 

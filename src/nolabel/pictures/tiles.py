@@ -224,13 +224,3 @@ def tinted(image: np.ndarray, groups: np.ndarray, strength: float = 0.6) -> np.n
         Image.fromarray(flat).resize(image.shape[1::-1], Image.Resampling.NEAREST), np.float32
     )
     return (grey * (1 - strength) + over * strength).astype(np.uint8)
-
-
-def to_pixels(x: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Normalised [N, C, H, W] back to uint8 [N, H, W, 3].
-
-    Of more channels than three the first three are shown, of fewer the first as grey.
-    """
-    x = x.transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
-    x = x[..., :3] if x.shape[-1] >= 3 else x[..., :1].repeat(3, -1)
-    return (x.clip(0, 1) * 255).round().astype(np.uint8)

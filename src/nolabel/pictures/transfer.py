@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nolabel.backbones.base import require
 from nolabel.errors import UsageError
+from nolabel.ops.pixels import to_pixels
 from nolabel.pictures.dense import plain, samples_of
 from nolabel.pictures.optimise import (
     Each,
@@ -28,7 +29,7 @@ from nolabel.pictures.optimise import (
     pixels_of,
     search,
 )
-from nolabel.pictures.tiles import Pictures, chart, sheet, to_pixels
+from nolabel.pictures.tiles import Pictures, chart, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from nolabel.data.bands import shown
-from nolabel.pictures.tiles import Pictures, sheet, to_pixels
+from nolabel.ops.pixels import to_pixels
+from nolabel.pictures.tiles import Pictures, sheet
 from nolabel.types import Picture
 from nolabel.views import FastViews, ViewPlan
 

@@ -1,9 +1,15 @@
-"""The report: verdict, tables, curves, pictures, settings.  No script, no request, no account."""
+"""The report: verdict, tables, looks, pictures, curves, settings; one file, no request, no account.
+
+Its one script draws similarities under the pointer; the page's policy names that script by its hash
+and forbids every other one, and every request.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,39 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
 
 from nolabel.engine.doctor import examine
 from nolabel.engine.log import read_metrics
-from nolabel.errors import UsageError
+from nolabel.errors import NolabelError, UsageError
+from nolabel.options import Run, departures
+from nolabel.report.curves import curves
+from nolabel.report.seen import strip, touch
 
-CURVES = (
-    ("loss", "Loss"),
-    ("probe_knn", "k-NN on labelled data (top-1)"),
-    ("feature_std", "Spread of features (1 = everywhere, 0 = collapsed)"),
-    ("effective_rank", "Effective rank of features (RankMe)"),
-    ("target_entropy", "Entropy of the targets (nats)"),
-    ("target_information", "What targets tell of the image (nats, 0 = collapsed)"),
-    ("update_size", "Update of the weights, relative to their size"),
-    ("momentum_distance", "Distance of the teacher from its student, relative"),
-    ("gradient_norm", "Norm of the gradient"),
-    ("agreement", "Agreement of two views of a picture (cosine)"),
-    ("agreement_others", "Agreement of different pictures (cosine, near agreement = collapsed)"),
-    ("lr", "Learning rate"),
-    ("images_per_second", "Images a second"),
-)
-STYLE = """
-:root{color-scheme:light dark;--ink:#222;--soft:#666;--back:#fff;--line:#ddd;--mark:#2563a8}
-@media (prefers-color-scheme:dark){:root{--ink:#e6e6e6;--soft:#a0a0a0;--back:#16181c;
---line:#383c44;--mark:#7db3ea}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);max-width:60rem;
-margin:2rem auto;padding:0 1rem}
-.verdict{border-left:.4rem solid var(--mark);padding:.5rem 1rem;font-size:1.15rem}
-table{border-collapse:collapse}td,th{padding:.25rem .9rem .25rem 0;text-align:left;
-border-bottom:1px solid var(--line)}td.n{text-align:right;font-variant-numeric:tabular-nums}
-.curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(17rem,1fr));gap:1rem}
-figure{margin:1.5rem 0}figcaption,small{color:var(--soft)}img{max-width:100%;
-image-rendering:pixelated}pre{overflow:auto;font-size:.8rem}svg{width:100%;height:auto}
-"""
+BUDGET = 4_500_000  # bytes of pictures; beyond, they are compressed with loss
+HERE = Path(__file__).parent
 
 
 def build_report(
@@ -51,6 +35,7 @@ def build_report(
     *,
     out: str | Path | None = None,
     rows: Sequence[Mapping[str, Any]] | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Writes report.html.
 
@@ -59,6 +44,7 @@ def build_report(
         out: the file; default report.html in the folder.
         rows: a comparison, objects with encoder, setting, metric, value, low, high; default
             comparison.json in the folder, when it is there.
+        notes: what could not be drawn.
 
     Raises:
         UsageError: the folder holds no run.
@@ -71,28 +57,45 @@ def build_report(
         rows = raw.get("rows", []) if isinstance(raw, dict) else []
     metrics = read_metrics(folder / "metrics.jsonl")
     config = (folder / "config.yaml").read_text("utf-8")
+    run = _run(config)
     path = Path(out) if out else folder / "report.html"
     skipped = folder / "skipped.jsonl"
     bad = len(skipped.read_text("utf-8").splitlines()) if skipped.exists() else 0
+    said = verdict(rows, metrics, int(run.settings.steps or 0) if run else 0)
+    warm = run.optim.warmup_epochs * run.steps_per_epoch if run else 0.0
+    touched = touch(folder)
     body = [
         f"<h1>{_e(folder.name)}</h1>",
-        f'<p class="verdict">{_e(verdict(rows, metrics, _steps(config)))}</p>',
+        f'<p class="verdict {_mood(said)}">{_e(said)}</p>',
+        _about(run),
         _table(rows),
+        strip(folder),
+        touched,
         _pictures(folder / "pictures"),
+        "".join(f'<p class="soft">Not drawn: {_e(n)}</p>' for n in notes),
         "<h2>While it trained</h2>",
-        '<div class="curves">' + "".join(_curve(metrics, k, t) for k, t in CURVES) + "</div>",
+        curves(metrics, warm),
+        _speed(metrics),
         f"<p>Files that could not be read: {bad}.</p>",
-        f"<h2>Settings</h2><p>Again: <code>nolabel pretrain {_e(_method(config))} --config "
-        f"{_e(str(folder.name))}/config.yaml --out NEW_FOLDER</code></p><pre>{_e(config)}</pre>",
-        f"<h2>Machine</h2><pre>{_e(_text(folder / 'environment.json'))}</pre>",
+        _departures(run),
+        f"<h2>Again</h2><p><code>nolabel pretrain {_e(_method(config))} --config "
+        f"{_e(str(folder.name))}/config.yaml --out NEW_FOLDER</code></p>",
+        f"<details><summary>All settings</summary><pre>{_e(config)}</pre></details>",
+        "<details><summary>Machine and versions</summary>"
+        f"<pre>{_e(_text(folder / 'environment.json'))}</pre></details>",
     ]
+    script = (HERE / "script.js").read_text("utf-8") if touched else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = f"script-src 'sha256-{digest}'; " if script else ""
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "img-src data:; style-src 'unsafe-inline'\">"
+        f"{allowed}img-src data:; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width">'
-        f"<title>nolabel: {_e(folder.name)}</title><style>{STYLE}</style></head><body>"
-        + "\n".join(body)
+        f"<title>nolabel: {_e(folder.name)}</title>"
+        f"<style>{(HERE / 'style.css').read_text('utf-8')}</style></head><body>"
+        + "\n".join(part for part in body if part)
+        + (f"<script>{script}</script>" if script else "")
         + "</body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +138,12 @@ def _learned(rows: Sequence[Mapping[str, Any]], last: Mapping[str, Any]) -> str:
         )
         clear = best.get("low", best["value"]) > others[rival].get("high", others[rival]["value"])
         return ("Learned. " if clear else "Inconclusive. ") + text
+    probed = last.get("probe_knn")
+    if _number(probed):
+        return (
+            f"Probed, not compared: k-NN on the labelled data reached {probed:.1%}. "
+            "`nolabel compare` puts it beside pixels and random initialisation."
+        )
     if isinstance(spread, float) and isinstance(rank, float):
         return (
             f"Not measured against labels. The features are spread ({spread:.2f}, 1 = everywhere) "
@@ -143,12 +152,67 @@ def _learned(rows: Sequence[Mapping[str, Any]], last: Mapping[str, Any]) -> str:
     return "Not measured against labels; give --probe or run `nolabel compare`."
 
 
-def _steps(config: str) -> int:
-    """The steps of a run from its configuration; 0 where they cannot be read."""
+def _run(config: str) -> Run | None:
+    """The run as it was saved; None where the file was edited beyond reading."""
     try:
-        return int(yaml.safe_load(config)["settings"]["steps"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
-        return 0
+        return Run.from_dict(yaml.safe_load(config))
+    except (yaml.YAMLError, NolabelError, TypeError, ValueError):
+        return None
+
+
+def _mood(said: str) -> str:
+    word = said.partition(".")[0]
+    return {"Learned": "good", "Learning": "good"}.get(
+        word, "bad" if word.startswith(("Collapsed", "Diverging")) else ""
+    )
+
+
+def _about(run: Run | None) -> str:
+    """What was trained, on what, for how long: the limits of everything below."""
+    if run is None:
+        return ""
+    s = run.settings
+    return (
+        f'<p class="soft">{_e(run.method)} with {_e(str(s.backbone))} of {s.image_size} px on '
+        f"{run.images:,} images of {_e(str(s.data))}: {s.steps:,} steps of {s.batch_size:,} "
+        f"images, seed {s.seed}. Of other images it may know little.</p>"
+    )
+
+
+def _speed(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Throughput and data wait in words."""
+    rates = [m["images_per_second"] for m in metrics if _number(m.get("images_per_second"))]
+    waits = [m["data_wait"] for m in metrics if _number(m.get("data_wait"))]
+    seconds = [m["seconds"] for m in metrics if _number(m.get("seconds"))]
+    if not rates or not seconds or not waits:
+        return ""
+    return (
+        f"<p>{seconds[-1]:,.0f} s since it was started or last resumed; "
+        f"{sum(rates) / len(rates):,.0f} images a second on average, {rates[-1]:,.0f} at the end; "
+        f"{sum(waits) / len(waits):.0%} of the time went into waiting for data.</p>"
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _departures(run: Run | None) -> str:
+    """Settings that are not the recipe's."""
+    if run is None:
+        return ""
+    found = departures(run)
+    name = run.settings.recipe if run.settings.recipe == "paper" else "auto"
+    if not found:
+        return f"<h2>Settings</h2><p>As the recipe {name!r} says.</p>"
+    cells = "".join(
+        f"<tr><td>{_e(key)}</td><td>{_e(str(own))}</td><td>{_e(str(told))}</td></tr>"
+        for key, own, told in found
+    )
+    return (
+        f"<h2>Settings</h2><p>They differ from the recipe {name!r} in:</p><table><tr>"
+        f"<th>setting</th><th>here</th><th>recipe</th></tr>{cells}</table>"
+    )
 
 
 def _e(text: str) -> str:
@@ -195,35 +259,27 @@ def _span(row: Mapping[str, Any]) -> str:
 
 def _pictures(folder: Path) -> str:
     captions = _json(folder / "numbers.json") or {}
+    paths = sorted(folder.glob("*.png"))
+    packed = [_packed(path, 100) for path in paths]
+    if sum(len(data) for data in packed) > BUDGET:
+        packed = [_packed(path, 60) for path in paths]
     out = []
-    for path in sorted(folder.glob("*.png")):
+    for path, data in zip(paths, packed, strict=True):
         caption = str((captions.get(path.stem) or {}).get("caption", path.stem))
-        data = base64.b64encode(path.read_bytes()).decode()
         out.append(
-            f'<figure><img alt="{_e(path.stem)}: {_e(caption)}" src="data:image/png;base64,{data}">'
+            f'<figure><img alt="{_e(path.stem)}: {_e(caption)}" '
+            f'src="data:image/webp;base64,{data}">'
             f"<figcaption>{_e(caption)}</figcaption></figure>"
         )
     return "<h2>What it sees</h2>" + "".join(out) if out else ""
 
 
-def _curve(metrics: Sequence[Mapping[str, Any]], key: str, title: str) -> str:
-    """A small inline SVG of one number over steps; nothing when there is nothing to draw."""
-    points = [
-        (float(m["step"]), float(m[key]))
-        for m in metrics
-        if isinstance(m.get(key), (int, float)) and math.isfinite(m[key]) and "step" in m
-    ]
-    if len(points) < 2:
-        return ""
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    low, high, left, right = min(ys), max(ys), min(xs), max(xs)
-    spread, width = (high - low) or 1.0, (right - left) or 1.0
-    path = " ".join(
-        f"{10 + 280 * (x - left) / width:.1f},{90 - 80 * (y - low) / spread:.1f}" for x, y in points
-    )
-    return (
-        f'<div><svg viewBox="0 0 300 100" role="img" aria-label="{_e(title)}">'
-        f'<polyline points="{path}" fill="none" stroke="currentColor" stroke-width="1.5"/></svg>'
-        f"<small>{_e(title)}: {ys[0]:.4g} to {ys[-1]:.4g} "
-        f"(lowest {low:.4g}, highest {high:.4g})</small></div>"
-    )
+def _packed(path: Path, quality: int) -> str:
+    """A picture as WebP in base64: without loss at quality 100, else smaller in size too."""
+    with Image.open(path) as picture:
+        image = picture.convert("RGB")
+    if quality < 100 and image.width > 1200:
+        image = image.resize((1200, max(image.height * 1200 // image.width, 1)))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", lossless=quality == 100, quality=quality, method=4)
+    return base64.b64encode(buffer.getvalue()).decode()

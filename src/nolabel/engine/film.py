@@ -1,0 +1,110 @@
+"""What the encoder sees in the same few images while it learns, kept for the report.
+
+A run's folder keeps `film/images.npz` (pixels uint8 [n, S, S, 3]) and a file for each look,
+`film/step-N.npz`: `patches` float16 [n, h, w, K], unit features of the last layer in their K main
+directions, and `attention` float16 [n, h, w] of the class token where there is one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from nolabel.backbones.base import Backbone
+from nolabel.data.sources import Source
+from nolabel.errors import BadImage
+from nolabel.ops.pixels import to_pixels
+from nolabel.views.plan import ViewPlan
+from nolabel.weights.encoder import Encoder
+
+FOLDER = "film"
+IMAGES = 4
+LOOKS = 8  # beside the one before training, evenly over the run
+WIDTH = 64  # K at most
+_TRIED = 40  # images that are tried until IMAGES of them can be read
+
+
+class Film:
+    """Looks at a few images of the training data at times.
+
+    Args:
+        folder: the run's.
+        source: whose images, spread over it.
+        plan: for their statistics.
+        image_size: side in pixels.
+        total: steps of the run.
+        note: says that a look could not be kept; training goes on.
+    """
+
+    def __init__(
+        self, folder: Path, source: Source, plan: ViewPlan, image_size: int, total: int,
+        note: Callable[[str], Any],
+    ):  # fmt: skip
+        self.folder, self.plan, self.size, self.note = folder / FOLDER, plan, image_size, note
+        self.due = {0} | {round(total * k / LOOKS) for k in range(1, LOOKS + 1)}
+        self.images: list[np.ndarray] = []
+        for i in np.unique(np.linspace(0, len(source) - 1, min(_TRIED, len(source))).astype(int)):
+            try:
+                self.images.append(source.read(int(i)).image)
+            except BadImage:
+                continue
+            if len(self.images) == IMAGES:
+                break
+
+    def look(self, step: int, backbone: Backbone) -> None:
+        """Keeps what is seen after `step` steps, if it is one of the times."""
+        if step not in self.due or not self.images:
+            return
+        try:
+            self._look(step, backbone)
+        except OSError as error:
+            self.note(f"Could not keep what is seen at step {step}: {error}")
+
+    def _look(self, step: int, backbone: Backbone) -> None:
+        encoder = Encoder(backbone, mean=self.plan.mean, std=self.plan.std, image_size=self.size)
+        x = encoder.prepare(self.images)
+        self.folder.mkdir(exist_ok=True)
+        if step == 0 or not (self.folder / "images.npz").exists():
+            pixels = to_pixels(x.cpu().numpy(), encoder.mean, encoder.std)
+            _write(self.folder / "images.npz", {"pixels": pixels})
+        with encoder.evaluating():
+            t = backbone.tokens(x)
+        z = F.normalize(t.patches.float().cpu(), dim=-1)
+        flat = z.flatten(0, 1).double()
+        values, vectors = torch.linalg.eigh(flat.T @ flat)
+        main = vectors[:, values.argsort(descending=True)[:WIDTH]].float()
+        seen = {"patches": (z @ main).unflatten(1, t.grid).half().numpy()}
+        if "attention" in backbone.can and t.prefix is not None and t.prefix.shape[1]:
+            a = encoder.attention(x).mean(1)
+            seen["attention"] = a.unflatten(1, t.grid).half().numpy()
+        _write(self.folder / f"step-{step:09d}.npz", seen)
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        some: dict[str, Any] = arrays
+        np.savez_compressed(file, **some)
+    os.replace(temporary, path)
+
+
+def looks(folder: Path) -> tuple[np.ndarray, list[tuple[int, dict[str, np.ndarray]]]] | None:
+    """The images of a run's film and its looks, by step; None if it has none, or one is damaged."""
+    place = folder / FOLDER
+    try:
+        with np.load(place / "images.npz", allow_pickle=False) as file:
+            pixels = file["pixels"]
+        out = []
+        for path in sorted(place.glob("step-*.npz")):
+            with np.load(path, allow_pickle=False) as file:
+                out.append((int(path.stem[5:]), {k: file[k] for k in file.files}))
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    return (pixels, out) if out else None
