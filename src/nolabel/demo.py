@@ -58,7 +58,7 @@ def demo(
     print(table)
 
     say("3/3  pictures and report")
-    kinds = ["views", "pca"]
+    kinds = ["views", "pca", "neighbours", "tsne"]
     if "attention" in run.encoder.backbone.can:
         kinds.insert(0, "attention")
     if hasattr(load(method), "reconstruct"):
