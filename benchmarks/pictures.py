@@ -4,10 +4,10 @@
     python benchmarks/pictures.py --cost
     python benchmarks/pictures.py --render
 
-The runs are those of `methods.py --out DIR` (vit_pico, creatures), one for each seed.  Every picture
-is drawn of the same images for the trained network, for the same network with random weights, and
-for colour alone; over the seeds, a difference counts from two standard errors on.  The cost is that
-of attention, and of components, against one plain forward pass of the same prepared images.
+The runs are those of `methods.py --out DIR` (vit_pico, creatures), one for each seed.  Every
+picture is drawn of the same images for the trained network, for the same network with random
+weights, and for colour alone; over the seeds, a difference counts from two standard errors on.  The
+cost is that of attention, and of components, against one forward pass of the same prepared images.
 """
 
 from __future__ import annotations
@@ -124,15 +124,15 @@ def cost(found: dict[str, Any], repeats: int = 15) -> None:
             values = torch.cat([v.prefix, v.patches], 1).unflatten(-1, (a.shape[1], -1))
             ours = (a @ values.transpose(1, 2)).transpose(1, 2).flatten(2)
             block = encoder.backbone.net.blocks[-1]
-            seen: dict[str, Any] = {}
-            hook = block.attn.proj.register_forward_pre_hook(lambda m, i: seen.update(x=i[0]))
+            seen: list[Any] = []
+            hook = block.attn.proj.register_forward_pre_hook(lambda m, i, s=seen: s.append(i[0]))
             encoder.backbone.tokens(x[:2])
             hook.remove()
         row = {
             "network": name, "size": size, "images": count, **middle,
             "attention_share": middle["attention"] / middle["forward"],
             "pca_share": middle["pca"] / middle["forward"],
-            "difference": float((ours - seen["x"]).abs().max()),
+            "difference": float((ours - seen[0]).abs().max()),
         }  # fmt: skip
         found["cost"].append(row)
         print(row, flush=True)
@@ -148,8 +148,8 @@ def render(found: dict[str, Any]) -> None:
         table = {n: [r for k, r in found["rows"].items() if k.split()[0] == n] for n in names}
         lines += [
             f"`vit_pico` after two minutes of one thread on `creatures`, {CLASSES * EACH} test "
-            "images, class by class; mean over the seeds in brackets, ± standard error. Bold: above "
-            "random weights by more than two standard errors of the difference.", "",
+            "images, class by class; mean over the seeds, whose number is in brackets, ± standard "
+            "error. Bold: above random weights by more than two standard errors.", "",
             "| | " + " | ".join(f"{n} ({len(table[n])})" for n in names) + " | colour | ceiling |",
             "|---" * (len(names) + 3) + "|",
         ]  # fmt: skip
