@@ -81,10 +81,13 @@ def untrained(folder: str, seed: int) -> Any:
     """The network of a run with fresh weights from a seed of its own."""
     import torch
 
-    from nolabel.weights import load
+    from nolabel.backbones import build
+    from nolabel.weights import Encoder, load
 
+    like = load(folder)
     torch.manual_seed(1000 + seed)
-    return load(f"random:{folder}")
+    backbone = build(like.backbone.name, kwargs=dict(like.backbone.kwargs))
+    return Encoder(backbone, name="random", mean=like.mean, std=like.std)
 
 
 def cost(found: dict[str, Any], repeats: int = 15) -> None:
