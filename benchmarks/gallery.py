@@ -1,0 +1,157 @@
+"""The gallery of the documentation: trains small networks, draws every picture, writes the page.
+
+    python benchmarks/gallery.py --out DIR [--minutes N] [--only NAME ...]
+
+Runs that are in the folder already are used as they are.  Pictures go to docs/gallery as WebP, with
+the captions that the pictures give themselves, so that the numbers are those of the same networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+DOCS = Path(__file__).parents[1] / "docs"
+CAPTIONS = DOCS / "gallery" / "captions.json"
+WIDTH = 1000  # pixels at most
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "simclr": ("simclr", {"data": "creatures", "backbone": "vit_pico"}),
+    "mae": ("mae", {"data": "creatures", "backbone": "vit_pico"}),
+    "swav": ("swav", {"data": "creatures", "backbone": "resnet_nano"}),
+    "clip": ("clip", {"data": "creatures", "backbone": "resnet_nano"}),
+    "scenes": ("clip", {"data": "scenes", "backbone": "resnet_nano"}),
+}
+
+
+class Shown(NamedTuple):
+    """One picture of the page."""
+
+    what: str
+    of: tuple[str, ...]
+    options: dict[str, Any]
+    data: str = "creatures:test"
+
+
+PARTS: dict[str, tuple[Shown, ...]] = {
+    "Where it looks": (
+        Shown("attention", ("simclr", "mae"), {"count": 4}),
+        Shown("attention-distance", ("simclr",), {"count": 8}),
+        Shown("positions", ("mae",), {}),
+        Shown("filters", ("clip",), {}),
+    ),
+    "What patches know": (
+        Shown("pca", ("simclr",), {"count": 60, "layers": 4, "stride": 2}),
+        Shown("similarity", ("simclr",), {"count": 4, "stride": 2, "label": "snail"}),
+        Shown("correspond", ("simclr",), {"count": 2, "label": "dog", "stride": 2, "points": 6}),
+        Shown("objects", ("simclr",), {"count": 6}),
+        Shown("parts", ("simclr",), {"count": 5, "label": "butterfly", "stride": 2}),
+        Shown("cosegment", ("simclr",), {"count": 6, "label": "snail"}),
+    ),
+    "What images are alike": (
+        Shown("neighbours", ("simclr",), {"count": 5}),
+        Shown("tsne", ("simclr",), {}),
+        Shown("prototypes", ("swav",), {"shown": 5}),
+    ),
+    "What is in there": (
+        Shown("reconstruct", ("mae",), {"count": 4}),
+        Shown("invert", ("simclr",), {"count": 4, "steps": 600}),
+        Shown("dream", ("clip",), {"steps": 256}),
+        Shown("transfer", ("simclr",), {"count": 4, "steps": 1500}),
+    ),
+    "With words": (
+        Shown("ask", ("clip",), {"words": "a red snail", "top": 4}),
+        Shown("paint", ("clip",), {"words": ("a red snail on a light blue ground",
+                                             "a green fish on a dark purple ground")}),
+        Shown("typographic", ("clip",), {}),
+        Shown("bias", ("clip",), {"words": ("large", "small")}),
+        Shown("counting", ("scenes",), {}),
+        Shown("relations", ("scenes",), {}),
+    ),
+}  # fmt: skip
+
+
+def train(out: Path, minutes: float) -> None:
+    import nolabel as nl
+
+    for name, (method, options) in RUNS.items():
+        if not (out / name / "encoder.safetensors").exists():
+            print(f"training {name}", flush=True)
+            nl.pretrain(method, out=str(out / name), minutes=minutes, **options)
+
+
+def draw(out: Path, only: list[str]) -> None:
+    import nolabel as nl
+
+    folder = DOCS / "gallery"
+    folder.mkdir(exist_ok=True)
+    captions = json.loads(CAPTIONS.read_text()) if CAPTIONS.exists() else {}
+    for shown in (s for part in PARTS.values() for s in part):
+        if only and shown.what not in only:
+            continue
+        encoders = [str(out / name) for name in shown.of]
+        made = nl.show(shown.what, encoders if len(encoders) > 1 else encoders[0], shown.data,
+                       **shown.options)  # fmt: skip
+        captions[shown.what] = {}
+        for picture in made:
+            image = Image.fromarray(picture.image)
+            if image.width > WIDTH:
+                image = image.resize((WIDTH, round(image.height * WIDTH / image.width)))
+            image.save(folder / f"{picture.name}.webp", quality=80, method=6)
+            captions[shown.what][picture.name] = picture.caption.replace(f"{out}/", "")
+            print(captions[shown.what][picture.name], flush=True)
+        CAPTIONS.write_text(json.dumps(captions, indent=1) + "\n", encoding="utf-8")
+
+
+def command(shown: Shown) -> str:
+    """How to draw it again."""
+    words = [f"nolabel show {shown.what} --encoder", *(f"runs/{name}" for name in shown.of)]
+    words.append(f"--data {shown.data}")
+    for key, value in shown.options.items():
+        some = value if isinstance(value, tuple) else (value,)
+        said = " ".join(f'"{v}"' if " " in str(v) else str(v) for v in some)
+        words.append(f"--{key.replace('_', '-')} {said}")
+    return f"`{' '.join(words)}`\n"
+
+
+def page(minutes: float) -> None:
+    """Puts the parts together; what was not drawn this time is as it was."""
+    captions = json.loads(CAPTIONS.read_text())
+    trained = "\n".join(
+        f"- `{name}`: `nolabel pretrain {method} "
+        + " ".join(f"--{k} {v}" for k, v in options.items())
+        + f" --minutes {minutes:g} --out runs/{name}`"
+        for name, (method, options) in RUNS.items()
+    )
+    body = [
+        "# Gallery\n\nEvery picture of [pictures.md](pictures.md), of networks that learnt without "
+        f"labels for {minutes:g} minutes on one thread of a processor, from images of 32 pixels. "
+        "They are as good as that allows, and the captions say how good. Drawn by "
+        f"`python benchmarks/gallery.py`.\n\n{trained}\n"
+    ]
+    for title, part in PARTS.items():
+        body.append(f"## {title}\n")
+        for shown in part:
+            body.append(f"### {shown.what}\n")
+            for name, caption in captions[shown.what].items():
+                body.append(f"![{name}](gallery/{name}.webp)\n\n{caption}\n")
+            body.append(command(shown))
+    (DOCS / "gallery.md").write_text("\n".join(body), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/gallery"))
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each network")
+    parser.add_argument("--only", nargs="*", default=[], help="pictures that are drawn again")
+    args = parser.parse_args()
+    train(args.out, args.minutes)
+    draw(args.out, args.only)
+    page(args.minutes)
+
+
+if __name__ == "__main__":
+    main()
