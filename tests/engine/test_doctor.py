@@ -135,3 +135,18 @@ def test_a_collapsed_run_stops_when_asked_to_and_can_go_on(tmp_path, capsys):
     assert said.count("Collapsed") == 2  # when it happened, and at the end
     text = (tmp_path / "warned" / "metrics.jsonl").read_text()
     assert json.loads(text.splitlines()[-1])["step"] == 130
+
+
+def test_a_loss_that_leaps_up_is_a_spike_and_noise_or_a_fall_is_none():
+    noise = [0.1 * ((i * 7919) % 13 - 6) / 6 for i in range(100)]
+    doctor = Doctor(1000)
+    for i in range(100):
+        doctor.look({"step": i + 1, "loss": 3.0 - 0.01 * i + noise[i]})
+    assert doctor.spikes == 0
+    for i, leap in enumerate([0.0, 4.0, 0.0, 0.0, 4.0, -2.0]):
+        doctor.look({"step": 101 + i, "loss": 2.0 + leap})
+    assert doctor.spikes == 2
+    early = Doctor(1000)
+    for i, loss in enumerate([1.0, 9.0, 1.0]):
+        early.look({"step": i + 1, "loss": loss})
+    assert early.spikes == 0  # too few lines to know what is usual

@@ -24,6 +24,9 @@ RECENT = 5  # lines whose median counts
 # The loss stays if in the last third it falls by less than this share of its whole way and by less
 # than this share of itself.
 FLAT, LITTLE = 0.01, 0.02
+# A spike: a loss further above the median of those before than so many times their usual distance
+# from it, and by more than this share of it.
+SPIKE, HIGH, BEFORE = 8.0, 0.1, 20
 SETTLED = 30  # lines below which nothing is said of improvement
 
 ADVICE = {
@@ -68,11 +71,14 @@ class Doctor:
         self._norm: deque[float] = deque(maxlen=RECENT)
         self._first: list[tuple[float, float]] = []  # loss and gradient of the first tenth
         self._since: tuple[int, int] | None = None  # first step of a lasting sign, and its lines
+        self._before: deque[float] = deque(maxlen=BEFORE)
+        self.spikes = 0  # lines whose loss leapt up, so far
 
     def look(self, line: Mapping[str, Any]) -> Verdict | None:
         """The alarm that this line and those before it give, collapsed or diverging, or None."""
         step = int(line["step"])
         loss, norm = (_number(line.get(k)) for k in ("loss", "gradient_norm"))
+        self.spikes += self._leapt(loss)
         self._loss.append(loss)
         self._norm.append(norm)
         if step <= self.total / 10 or len(self._first) < RECENT:
@@ -87,6 +93,16 @@ class Doctor:
                 return Verdict("collapsed", f"since step {first} {sign.why}", ADVICE[sign.sign])
         why = self._diverging()
         return Verdict("diverging", why, ADVICE["diverging"]) if why else None
+
+    def _leapt(self, loss: float) -> bool:
+        """Whether this loss stands out from those of the lines before it."""
+        known = [v for v in self._before if math.isfinite(v)]
+        self._before.append(loss)
+        if len(known) < BEFORE // 2:
+            return False
+        middle = statistics.median(known)
+        usual = statistics.median(abs(v - middle) for v in known)
+        return loss - middle > max(SPIKE * usual, HIGH * abs(middle))
 
     def _diverging(self) -> str:
         lost = sum(not math.isfinite(v) for v in self._loss)

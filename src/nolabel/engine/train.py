@@ -311,6 +311,7 @@ def _loop(
                     if why:
                         destroyed(why, done)
                 before, alarm = alarm, doctor.look(line)
+                line["loss_spikes"] = doctor.spikes
                 if alarm:
                     line["verdict"] = alarm.state
                     if before is None or before.state != alarm.state:

@@ -9,6 +9,7 @@ from typing import Any
 
 CURVES = (
     ("loss", "Loss"),
+    ("loss_spikes", "Lines so far whose loss leapt up"),
     ("probe_knn", "k-NN on labelled data (top-1)"),
     ("feature_std", "Spread of features (1 = everywhere, 0 = collapsed)"),
     ("effective_rank", "Effective rank of features (RankMe)"),
