@@ -1,6 +1,6 @@
 """The gallery of the documentation: trains small networks, draws every picture, writes the page.
 
-    python benchmarks/gallery.py --out DIR [--minutes N] [--only NAME ...]
+    python benchmarks/gallery.py --out DIR [--only NAME ...]
 
 Runs that are in the folder already are used as they are.  Pictures go to docs/gallery as WebP, with
 the captions that the pictures give themselves, so that the numbers are those of the same networks.
@@ -19,11 +19,11 @@ DOCS = Path(__file__).parents[1] / "docs"
 CAPTIONS = DOCS / "gallery" / "captions.json"
 WIDTH = 1000  # pixels at most
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "simclr": ("simclr", {"data": "creatures", "backbone": "vit_pico"}),
-    "mae": ("mae", {"data": "creatures", "backbone": "vit_pico"}),
-    "swav": ("swav", {"data": "creatures", "backbone": "resnet_nano"}),
-    "clip": ("clip", {"data": "creatures", "backbone": "resnet_nano"}),
-    "scenes": ("clip", {"data": "scenes", "backbone": "resnet_nano"}),
+    "simclr": ("simclr", {"data": "creatures", "backbone": "vit_pico", "steps": 600}),
+    "mae": ("mae", {"data": "creatures", "backbone": "vit_pico", "steps": 2000}),
+    "swav": ("swav", {"data": "creatures", "backbone": "resnet_nano", "steps": 600}),
+    "clip": ("clip", {"data": "creatures", "backbone": "resnet_nano", "steps": 800}),
+    "scenes": ("clip", {"data": "scenes", "backbone": "resnet_nano", "steps": 800}),
 }
 
 
@@ -74,13 +74,13 @@ PARTS: dict[str, tuple[Shown, ...]] = {
 }  # fmt: skip
 
 
-def train(out: Path, minutes: float) -> None:
+def train(out: Path) -> None:
     import nolabel as nl
 
     for name, (method, options) in RUNS.items():
         if not (out / name / "encoder.safetensors").exists():
             print(f"training {name}", flush=True)
-            nl.pretrain(method, out=str(out / name), minutes=minutes, **options)
+            nl.pretrain(method, out=str(out / name), overwrite=True, **options)
 
 
 def draw(out: Path, only: list[str]) -> None:
@@ -117,18 +117,18 @@ def command(shown: Shown) -> str:
     return f"`{' '.join(words)}`\n"
 
 
-def page(minutes: float) -> None:
+def page() -> None:
     """Puts the parts together; what was not drawn this time is as it was."""
     captions = json.loads(CAPTIONS.read_text())
     trained = "\n".join(
         f"- `{name}`: `nolabel pretrain {method} "
         + " ".join(f"--{k} {v}" for k, v in options.items())
-        + f" --minutes {minutes:g} --out runs/{name}`"
+        + f" --out runs/{name}`"
         for name, (method, options) in RUNS.items()
     )
     body = [
         "# Gallery\n\nEvery picture of [pictures.md](pictures.md), of networks that learnt without "
-        f"labels for {minutes:g} minutes on one thread of a processor, from images of 32 pixels. "
+        "labels for five to ten minutes on one core of a processor, from images of 32 pixels. "
         "They are as good as that allows, and the captions say how good. Drawn by "
         f"`python benchmarks/gallery.py`.\n\n{trained}\n"
     ]
@@ -145,12 +145,11 @@ def page(minutes: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/gallery"))
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, for each network")
     parser.add_argument("--only", nargs="*", default=[], help="pictures that are drawn again")
     args = parser.parse_args()
-    train(args.out, args.minutes)
+    train(args.out)
     draw(args.out, args.only)
-    page(args.minutes)
+    page()
 
 
 if __name__ == "__main__":

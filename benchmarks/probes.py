@@ -1,0 +1,135 @@
+"""The probes of image-text networks on networks into which the answer was planted.
+
+    python benchmarks/probes.py --out DIR [--minutes N] [--seeds N]
+    python benchmarks/probes.py --render
+
+Four sets of captions for the same creatures, a network for each: plain ones; ones that call each
+kind useful or useless at a rate of its own; ones that call all kinds useful at one rate; and ones
+that say which word is written on the image, for the half that bears one.  The probe of bias must
+find the planted order and rates, and none where there are none; the probe of typography must find
+out the network that learnt to read, and no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from page import write_between_marks
+from PIL import Image
+
+RESULTS = Path(__file__).parent / "results" / "probes.json"
+KINDS_OF_CAPTIONS = ("plain", "biased", "even", "written")
+IMAGES = 10_000
+WORDS = ("useful", "useless")
+TEMPLATES = ("a {} creature",)
+
+
+def rates(kind: str) -> np.ndarray:
+    """How often each kind of creature is called useful."""
+    return np.linspace(0.05, 0.95, 10) if kind == "biased" else np.full(10, 0.5)
+
+
+def write_set(folder: Path, captions: str, seed: int) -> Path:
+    """Images and their captions as a table; where it is."""
+    from nolabel.data.creatures import Creatures
+    from nolabel.pictures.typographic import write
+
+    table = folder / "captions.csv"
+    if table.exists():
+        return table
+    source = Creatures("train", size=32, count=IMAGES)
+    chance = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    with table.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["path", "text"])
+        for i, image in enumerate(source.images()):
+            label, text = int(source.labels[i]), source.read_text(i)
+            if captions in ("biased", "even"):
+                useful = chance.random() < rates(captions)[label]
+                text = f"a {WORDS[0] if useful else WORDS[1]} creature, {text}"
+            if captions == "written" and chance.random() < 0.5:
+                word = source.classes[int(chance.integers(10))]
+                image, text = write(image, word), f"the word {word} on {text}"
+            Image.fromarray(image).save(folder / f"{i:05d}.png")
+            out.writerow([f"{i:05d}.png", text])
+    return table
+
+
+def measure(out: Path, minutes: float, seeds: int, found: dict[str, Any]) -> None:
+    from scipy.stats import spearmanr
+
+    import nolabel as nl
+    from nolabel.engine.environment import environment
+
+    for seed in range(seeds):
+        for captions in KINDS_OF_CAPTIONS:
+            key = f"{captions} {seed}"
+            if key in found["rows"]:
+                continue
+            run = out / f"run-{captions}-{seed}"
+            if not (run / "encoder.safetensors").exists():
+                data = write_set(out / f"set-{captions}-{seed}", captions, seed)
+                nl.pretrain("clip", data=str(data), out=str(run), minutes=minutes, seed=seed,
+                            backbone="resnet_nano", image_size=32, overwrite=True)  # fmt: skip
+            read = nl.show("typographic", str(run), "creatures:test", number=400)[0]
+            bias = nl.show("bias", str(run), "creatures:test", words=WORDS, names=False,
+                           templates=TEMPLATES)[0]  # fmt: skip
+            planted, share = rates(captions), bias.data["rate"][:, 0]
+            odds = bias.data["probability"][:, 0]
+            row = {k: read.numbers[k] for k in ("lift", "lift_low", "lift_high", "right_none",
+                                                "right_wrong", "lift_mirrored")}  # fmt: skip
+            row |= {"gap": bias.numbers["gap_useful"], "p": bias.numbers["p_useful"],
+                    "gap_nonsense": bias.numbers["gap_nonsense"],
+                    "rates": share.tolist(), "probabilities": odds.tolist()}  # fmt: skip
+            if captions == "biased":
+                row |= {"order": float(spearmanr(planted, odds).statistic),
+                        "error": float(np.abs(odds - planted).mean())}  # fmt: skip
+            found["rows"][key] = row
+            found |= {"minutes": minutes, "environment": environment()}
+            print(key, {k: v for k, v in row.items() if isinstance(v, float)}, flush=True)
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def render(found: dict[str, Any]) -> None:
+    lines = [
+        f"Networks of CLIP (`resnet_nano`, {found['minutes']:g} minutes of one thread each) that "
+        "learnt from captions into which the answer was planted (`benchmarks/probes.py`), each row "
+        "a seed:", "",
+        "| captions | wrong word believed, above meaningless letters | largest gap of \"useful\" "
+        "between kinds | chance of that gap | planted order found | mean error of the rates |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    names = {"plain": "plain", "biased": "useful at 5 to 95 %, by kind",
+             "even": "useful at 50 %, all kinds", "written": "the written word"}  # fmt: skip
+    for key, r in sorted(found["rows"].items(),
+                         key=lambda x: KINDS_OF_CAPTIONS.index(x[0].split()[0])):  # fmt: skip
+        order = f"{r['order']:+.2f}" if "order" in r else ""
+        error = f"{r['error']:.2f}" if "error" in r else ""
+        lines.append(
+            f"| {names[key.split()[0]]} | {100 * r['lift']:+.1f} points "
+            f"[{100 * r['lift_low']:+.1f}, {100 * r['lift_high']:+.1f}] | {r['gap']:.0%} | {r['p']:.3f} | {order} | {error} |"
+        )
+    write_between_marks("probes", "\n".join([*lines, ""]), page="pictures.md")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/probes"))
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training, for each network")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--render", action="store_true", help="only write the table of the docs")
+    args = parser.parse_args()
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+    if not args.render:
+        measure(args.out, args.minutes, args.seeds, found)
+    render(found)
+
+
+if __name__ == "__main__":
+    main()
