@@ -11,7 +11,6 @@ kept.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shutil
 import tempfile
@@ -56,18 +55,25 @@ def forced(method: str, options: dict[str, Any], backbone: str, seed: int) -> di
     from nolabel.errors import GuardStop
 
     folder = Path(tempfile.mkdtemp())
-    with contextlib.suppress(GuardStop):
+    stopped = ""
+    try:
         nl.pretrain(
             method, data="creatures", out=folder / "run", quiet=True, seed=seed, steps=STEPS,
             backbone=backbone, batch_size=64, precision="fp32", log_every=5, on_collapse="stop",
             **options,
         )  # fmt: skip
-    for line in read_metrics(folder / "run" / "metrics.jsonl"):
-        if "verdict" in line:
-            found = {"step": line["step"], "state": line["verdict"]}
-            break
+    except GuardStop as error:
+        stopped = str(error)
+    lines = read_metrics(folder / "run" / "metrics.jsonl")
+    found: dict[str, Any] = {"step": None, "state": None}
+    alarm = next((line for line in lines if "verdict" in line), None)
+    if alarm:
+        found = {"step": alarm["step"], "state": alarm["verdict"]}
+    elif "not finite" in stopped:  # by the guard, a few steps behind the last line
+        found = {"step": lines[-1]["step"] if lines else 0, "state": "not finite, stopped"}
     else:
-        found = {"step": None, "state": None}
+        last = lines[-1]
+        found |= {k: last.get(k) for k in ("loss", "feature_std", "effective_rank")}
     shutil.rmtree(folder)
     return found
 

@@ -113,7 +113,8 @@ def render(found: dict[str, Any]) -> None:
         error = f"{r['error']:.2f}" if "error" in r else ""
         lines.append(
             f"| {names[key.split()[0]]} | {100 * r['lift']:+.1f} points "
-            f"[{100 * r['lift_low']:+.1f}, {100 * r['lift_high']:+.1f}] | {r['gap']:.0%} | {r['p']:.3f} | {order} | {error} |"
+            f"[{100 * r['lift_low']:+.1f}, {100 * r['lift_high']:+.1f}] | {r['gap']:.0%} | "
+            f"{r['p']:.3f} | {order} | {error} |"
         )
     write_between_marks("probes", "\n".join([*lines, ""]), page="pictures.md")
 

@@ -16,6 +16,7 @@ from nolabel.data.sources import NAMES as SETS
 from nolabel.evaluate import PROTOCOLS
 from nolabel.methods import METHODS
 from nolabel.pictures import NAMES as PICTURES
+from nolabel.pictures import options_of
 
 SHORT = ["--steps", "2", "--batch-size", "8", "--precision", "fp32", "--workers", "0",
          "--backbone", "vit_pico", "--image-size", "32", "--device", "cpu"]  # fmt: skip
@@ -195,8 +196,19 @@ def test_pretrain_evaluate_compare_show_report_and_resume_work_in_a_row(photos, 
     assert len(encoders) == 3
     for picture in PICTURES:
         place = tmp_path / picture.name
-        assert cli.main(["show", picture.name, "--encoder", str(out), "--data", str(photos),
-                         "--count", "3", "--out", str(place)]) == 0  # fmt: skip
+        few = ["--steps", "2"] if "steps" in {o.name for o in options_of(picture.name)} else []
+        args = ["show", picture.name, "--encoder", str(out), "--data", str(photos), "--count", "3",
+                "--out", str(place), *few]  # fmt: skip
+        if (
+            picture.of_text or picture.name == "prototypes"
+        ):  # the documentation's commands draw them
+            words = ["--words", "dog"] if picture.name in ("ask", "paint", "bias") else []
+            capsys.readouterr()
+            assert cli.main([*args, *words]) == 2
+            said = capsys.readouterr().err
+            assert ("no text tower" if picture.of_text else "no prototypes") in said
+            continue
+        assert cli.main(args) == 0
         drawn = [Image.open(p) for p in place.glob("*.png")]
         assert drawn
         assert all(len(p.convert("RGB").getcolors(1 << 20)) > 10 for p in drawn)

@@ -239,6 +239,7 @@ def _show(args: list[str]) -> None:
 
     text, told = str, tyro.conf.arg
     of = "a run's folder" if names[name].of_run else "ENC: a run's folder, timm:NAME, ..."
+    of += "; one with a text tower (clip, siglip)" if names[name].of_text else ""
     of += "; several stand below each other"
     options = options_of(name)
     fields: list[Any] = [

@@ -8,6 +8,8 @@ directions, and `attention` float16 [n, h, w] of the class token where there is 
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,12 +101,13 @@ def looks(folder: Path) -> tuple[np.ndarray, list[tuple[int, dict[str, np.ndarra
     """The images of a run's film and its looks, by step; None if it has none, or one is damaged."""
     place = folder / FOLDER
     try:
-        with np.load(place / "images.npz", allow_pickle=False) as file:
-            pixels = file["pixels"]
-        out = []
-        for path in sorted(place.glob("step-*.npz")):
-            with np.load(path, allow_pickle=False) as file:
-                out.append((int(path.stem[5:]), {k: file[k] for k in file.files}))
-    except (OSError, ValueError, KeyError, EOFError):
+        pixels = _read(place / "images.npz")["pixels"]
+        out = [(int(path.stem[5:]), _read(path)) for path in sorted(place.glob("step-*.npz"))]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return (pixels, out) if out else None
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+        return {k: file[k] for k in file.files}

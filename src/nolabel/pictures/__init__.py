@@ -18,6 +18,7 @@ class Named(NamedTuple):
     description: str
     of_run: bool = False  # needs the folder of a run, not any encoder
     alike: int = 0  # images of one class that belong together: 2 are pairs, 1 are all of them
+    of_text: bool = False  # needs a text tower
     looks: str = "images"  # at some; "gallery": at many of the source too; "": at none
 
 
@@ -39,14 +40,24 @@ NAMES: tuple[Named, ...] = (
     Named("invert", "what a layer still knows: images with the same class token", looks="gallery"),
     Named("transfer", "one image with the look of another (pairs of images; ViT)", alike=2),
     Named("dream", "what excites a neuron or a head, made and found", looks="gallery"),
-    Named("ask", "images ranked by a sentence, and where its words are (text)", looks="gallery"),
-    Named("paint", "an image from a sentence (text)", looks="gallery"),
-    Named("typographic", "whether it believes a wrong word on the image (text)", looks="gallery"),
     Named(
-        "bias", "words that it takes for some groups more than for others (text)", looks="gallery"
+        "ask", "images ranked by a sentence, and where its words are", of_text=True, looks="gallery"
     ),
-    Named("counting", "whether it can count creatures (text)", looks=""),
-    Named("relations", "whether it knows who is where and which is what (text)", looks=""),
+    Named("paint", "an image from a sentence", of_text=True, looks="gallery"),
+    Named(
+        "typographic",
+        "whether it believes a wrong word on the image",
+        of_text=True,
+        looks="gallery",
+    ),
+    Named(
+        "bias",
+        "words that it takes for some groups more than for others",
+        of_text=True,
+        looks="gallery",
+    ),
+    Named("counting", "whether it can count creatures", of_text=True, looks=""),
+    Named("relations", "whether it knows who is where and which is what", of_text=True, looks=""),
     Named(
         "prototypes", "the images that each prototype of a run likes", of_run=True, looks="gallery"
     ),

@@ -11,6 +11,7 @@ ViTs of CLIP.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from nolabel.data.progress import progress_bar
 from nolabel.data.sources import Source
 from nolabel.errors import UsageError, unknown
 from nolabel.features import extract
@@ -121,8 +123,9 @@ def hidden_maps(encoder: Encoder, text: TextEncoder, x: Tensor, words: list[str]
     whole = text.project(base) @ wanted  # [N, texts]
     lost = torch.zeros(len(x), len(words), side, side)
     times = torch.zeros(side, side)
-    for top in range(0, side - square + 1, step):
-        for left in range(0, side - square + 1, step):
+    starts = range(0, side - square + 1, step)
+    with progress_bar("hiding parts", len(starts) ** 2) as advance:
+        for top, left in itertools.product(starts, starts):
             at = (..., slice(top, top + square), slice(left, left + square))
             hidden = x.clone()
             hidden[at] = grey
@@ -130,6 +133,7 @@ def hidden_maps(encoder: Encoder, text: TextEncoder, x: Tensor, words: list[str]
                 h = encoder.backbone(hidden).float()
             lost[at] += (whole - text.project(h) @ wanted)[..., None, None]
             times[at] += 1
+            advance(1)
     return (lost / times.clamp_min(1)).numpy()
 
 

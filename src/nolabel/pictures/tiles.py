@@ -120,8 +120,11 @@ def stacked(made: Sequence[Pictures], names: Sequence[str]) -> Pictures:
             data |= {f"{k}.{i}": v for k, v in p.data.items()}
             numbers |= {f"{k}.{i}": v for k, v in p.numbers.items()}
         caption = " ".join(p.caption for p in same)
+        films = [p.frames for p in same if p.frames is not None]
+        frames = np.concatenate(films, axis=1) if len(films) == len(same) else None
         out.append(Picture(name=same[0].name, image=np.concatenate(bands), caption=caption,
-                           data=data, numbers=numbers))  # fmt: skip
+                           data=data, numbers=numbers, frames=frames,
+                           film=same[0].film))  # fmt: skip
     return Pictures(out)
 
 

@@ -174,7 +174,8 @@ def _about(run: Run | None) -> str:
     s = run.settings
     return (
         f'<p class="soft">{_e(run.method)} with {_e(str(s.backbone))} of {s.image_size} px on '
-        f"{run.images:,} images of {_e(str(s.data))}: {s.steps:,} steps of {s.batch_size:,} "
+        f"{run.images:,} images of {_e(str(s.data))}: {s.steps or 0:,} steps of "
+        f"{s.batch_size or 0:,} "
         f"images, seed {s.seed}. Of other images it may know little.</p>"
     )
 
