@@ -57,7 +57,7 @@ def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> 
 
 
 def compare(
-    encoders: Any, *, train: Any, test: Any = None, protocols: Any = ("knn",), options: Any = None
+    encoders: Any, *, train: Any = None, test: Any = None, protocols: Any = (), options: Any = None
 ) -> Any:
     """Several encoders, one table (`nolabel compare`); `options` maps protocols to theirs."""
     from nolabel.evaluate.compare import compare as run

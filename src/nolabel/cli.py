@@ -14,7 +14,7 @@ VERBS = {
     "pretrain": "METHOD --data SRC: train an encoder on unlabelled images",
     "resume": "DIR: continue a stopped run exactly",
     "evaluate": "PROTOCOL --encoder ENC [--train SRC] [--test SRC]: measure an encoder",
-    "compare": "ENC ENC ... --train SRC [--test SRC]: several encoders, one table",
+    "compare": "ENC ENC ... [--train SRC] [--test SRC]: several encoders, one table",
     "ablate": "METHOD --data SRC: its settings one at a time, equal budgets, several seeds",
     "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
     "scan": "--data SRC: look before training: sizes, bad files, duplicates, a recipe, its cost",
@@ -213,9 +213,9 @@ def _compare(args: list[str]) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Compare:
         encoders: Positional[tuple[str, ...]]  # two or more ENC
-        train: str  # SRC with labels
-        test: str | None = None  # SRC with labels; default: the set's test split, or a fifth
-        protocols: tuple[str, ...] = ("knn",)  # which protocols
+        train: str | None = None  # SRC with labels; none for protocols that learn nothing
+        test: str | None = None  # SRC; default: the train set's test split, or a fifth of it
+        protocols: tuple[str, ...] = ()  # which; default knn, without --train labelfree
         json: str | None = None  # write the table to this file
 
     given = flags(Compare, args, "nolabel compare", "Several encoders, one table.")

@@ -92,6 +92,11 @@ def test_the_protocol_needs_no_labels_and_stands_in_comparisons():
         options={"labelfree": {"images": 60, "views": 3}},
     )  # fmt: skip
     assert {r["encoder"] for r in table.rows} == {"random:resnet_nano", "pixels"}
+    free = nl.compare(["random:resnet_nano", "pixels"], test=bare)  # no labels, no protocol named
+    assert {r["protocol"] for r in free.rows} == {"labelfree"} and str(free).startswith("test bare")
+    for wrong in ({"test": None}, {"test": bare, "protocols": ("knn",)}):
+        with pytest.raises(UsageError, match="needs --train"):
+            nl.compare(["pixels"], **wrong)
     for wrong in ({"views": 1}, {"images": 3}):
         with pytest.raises(UsageError, match="at least"):
             nl.evaluate("labelfree", "pixels", test=bare, **wrong)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nolabel.data.sources import open_source
 from nolabel.errors import UsageError
 from nolabel.evaluate import find, make_options, open_sets, open_test, run
 from nolabel.features import Features, extract
@@ -48,7 +49,7 @@ class Comparison:
         }
 
     def __str__(self) -> str:
-        title = f"train {self.train}, test {self.test}"
+        title = f"train {self.train}, test {self.test}" if self.train else f"test {self.test}"
         header = ("encoder", "protocol", "setting", "metric", "value", "95 % interval")
         table = [
             (
@@ -75,9 +76,9 @@ class Comparison:
 
 def compare(
     encoders: Sequence[str | os.PathLike[str] | Encoder],
-    train: Any,
+    train: Any = None,
     test: Any = None,
-    protocols: Sequence[str] = ("knn",),
+    protocols: Sequence[str] = (),
     *,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     image_size: int | None = None,
@@ -88,9 +89,9 @@ def compare(
 
     Args:
         encoders: Encoders, or what `nolabel.weights.load` takes.
-        train: Labelled images, as `evaluate` takes them.
+        train: Labelled images, as `evaluate` takes them; None for protocols that learn nothing.
         test: As `evaluate` takes it.
-        protocols: Names in `PROTOCOLS`.
+        protocols: Names in `PROTOCOLS`; by default knn, and labelfree where nothing is learnt from.
         options: Protocol -> its options.
         image_size: Side in pixels for `pixels` and `random:NAME`, and at which `creatures` are
             drawn.  None is the side of the first encoder that has one of its own.
@@ -105,7 +106,13 @@ def compare(
         raise UsageError("Give a list of encoders to compare, such as ['runs/dino', 'pixels'].")
     protocols = [protocols] if isinstance(protocols, str) else list(protocols)
     if not protocols:
-        raise UsageError("Give at least one protocol, such as knn.")
+        protocols = ["labelfree" if train is None else "knn"]
+    learning = [name for name in protocols if "train" in find(name).needs]
+    if train is None and (learning or test is None):
+        raise UsageError(
+            f"{' and '.join(learning) or 'A comparison'} needs --train, labelled images to learn "
+            "from.  Without labels: --test SRC --protocols labelfree."
+        )
     chosen = {name: make_options(name, (options or {}).get(name, {})) for name in protocols}
     size, loaded = image_size, {}
     for i, spec in enumerate(encoders):
@@ -119,13 +126,17 @@ def compare(
             "suit all of them.  Compare those of one kind."
         )
     c = channels.pop()
-    train_set, test_set, notes = open_sets(train, test, image_size=size, channels=c)
+    train_set, notes = None, ()
+    if train is None:
+        test_set = open_source(test, image_size=size, split_default="test", channels=c)
+    else:
+        train_set, test_set, notes = open_sets(train, test, image_size=size, channels=c)
     reports: list[Report] = []
     for i, spec in enumerate(encoders):
         encoder = loaded.pop(i, None) or load(spec, image_size=size, device=device, channels=c)
         features: tuple[Features, Features] | None = None
         for name in protocols:
-            if features is None and "features" in find(name).needs:
+            if train_set and features is None and "features" in find(name).needs:
                 features = (
                     extract(encoder, train_set, batch_size=batch_size),
                     extract(encoder, test_set, batch_size=batch_size),
@@ -136,7 +147,8 @@ def compare(
                 run(name, encoder, train_set, judged or test_set, options=chosen[name],
                     features=features)
             )  # fmt: skip
-    return Comparison(train=train_set.name, test=test_set.name, reports=tuple(reports), notes=notes)
+    learnt = train_set.name if train_set else ""
+    return Comparison(train=learnt, test=test_set.name, reports=tuple(reports), notes=notes)
 
 
 def _is_baseline(spec: Any) -> bool:
