@@ -126,7 +126,9 @@ def test_a_missing_folder_names_a_near_one(tmp_path):
 
 
 def test_a_mistyped_set_names_the_right_one():
-    with pytest.raises(UsageError, match="Did you mean 'digits'.*Named sets: creatures, digits"):
+    with pytest.raises(
+        UsageError, match="Did you mean 'digits'.*Named sets: creatures, scenes, digits"
+    ):
         open_source("digit")
     with pytest.raises(UsageError, match="Did you mean 'fashion-mnist:test'"):
         open_source("fashion-mnst:test")

@@ -88,11 +88,12 @@ def test_the_protocol_needs_no_labels_and_stands_in_comparisons():
     assert 0 < rows["RankMe"] <= 1 and 0 < rows["LiDAR"] <= 1 and rows["alpha-ReQ"] > 0
     assert rows["self-retrieval"] >= 3 / 60
     table = nl.compare(
-        ["random:resnet_nano", "pixels"], train="creatures", protocols=("labelfree",),
+        ["random:resnet_nano", "random:vit_pico"], train="creatures", protocols=("labelfree",),
         options={"labelfree": {"images": 60, "views": 3}},
     )  # fmt: skip
-    assert {r["encoder"] for r in table.rows} == {"random:resnet_nano", "pixels"}
-    free = nl.compare(["random:resnet_nano", "pixels"], test=bare)  # no labels, no protocol named
+    assert {r["encoder"] for r in table.rows} == {"random:resnet_nano", "random:vit_pico"}
+    few_views = {"labelfree": {"images": 60, "views": 3}}
+    free = nl.compare(["random:resnet_nano"], test=bare, options=few_views)  # nothing is learnt
     assert {r["protocol"] for r in free.rows} == {"labelfree"} and str(free).startswith("test bare")
     for wrong in ({"test": None}, {"test": bare, "protocols": ("knn",)}):
         with pytest.raises(UsageError, match="needs --train"):
