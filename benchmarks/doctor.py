@@ -96,6 +96,10 @@ def render(found: dict[str, Any]) -> None:
         steps = [r["step"] for r in rows if r["step"] is not None]
         span = f"{min(steps)} to {max(steps)}" if steps else ""
         kinds = ", ".join(sorted({r["state"] for r in rows if r["state"]}))
+        missed = [r for r in rows if r["step"] is None]
+        if missed:  # it may well be learning all the same
+            kinds += "not: at the end a loss of " + ", ".join(f"{r['loss']:.2f}" for r in missed)
+            kinds += " and a spread of " + ", ".join(f"{r['feature_std']:.2f}" for r in missed)
         lines.append(f"| {name} | `{backbone}` | {len(steps)} of {len(rows)} | {span} | {kinds} |")
     write_between_marks("doctor", "\n".join([*lines, ""]), page="methods.md")
 

@@ -9,6 +9,7 @@ the captions that the pictures give themselves, so that the numbers are those of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,16 +93,16 @@ def draw(out: Path, only: list[str]) -> None:
     for shown in (s for part in PARTS.values() for s in part):
         if only and shown.what not in only:
             continue
-        encoders = [str(out / name) for name in shown.of]
-        made = nl.show(shown.what, encoders if len(encoders) > 1 else encoders[0], shown.data,
-                       **shown.options)  # fmt: skip
+        encoder = list(shown.of) if len(shown.of) > 1 else shown.of[0]
+        with contextlib.chdir(out):  # so that names in pictures are those of the runs
+            made = nl.show(shown.what, encoder, shown.data, **shown.options)
         captions[shown.what] = {}
         for picture in made:
             image = Image.fromarray(picture.image)
             if image.width > WIDTH:
                 image = image.resize((WIDTH, round(image.height * WIDTH / image.width)))
             image.save(folder / f"{picture.name}.webp", quality=80, method=6)
-            captions[shown.what][picture.name] = picture.caption.replace(f"{out}/", "")
+            captions[shown.what][picture.name] = picture.caption
             print(captions[shown.what][picture.name], flush=True)
         CAPTIONS.write_text(json.dumps(captions, indent=1) + "\n", encoding="utf-8")
 
