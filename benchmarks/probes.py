@@ -82,14 +82,16 @@ def measure(out: Path, minutes: float, seeds: int, found: dict[str, Any]) -> Non
                            templates=TEMPLATES)[0]  # fmt: skip
             planted, share = rates(captions), bias.data["rate"][:, 0]
             odds = bias.data["probability"][:, 0]
-            row = {k: read.numbers[k] for k in ("lift", "lift_low", "lift_high", "right_none",
-                                                "right_wrong", "lift_mirrored")}  # fmt: skip
-            row |= {"gap": bias.numbers["gap_useful"], "p": bias.numbers["p_useful"],
-                    "gap_nonsense": bias.numbers["gap_nonsense"],
-                    "rates": share.tolist(), "probabilities": odds.tolist()}  # fmt: skip
-            if captions == "biased":
-                row |= {"order": float(spearmanr(planted, odds).statistic),
-                        "error": float(np.abs(odds - planted).mean())}  # fmt: skip
+            kept = ("lift", "over_mirrored")
+            row = {f"{k}{end}": read.numbers[f"{k}{end}"] for k in kept
+                   for end in ("", "_low", "_high")}  # fmt: skip
+            row |= {k: read.numbers[k] for k in ("right_none", "right_right", "right_wrong")}
+            row |= {k: bias.numbers[f"{k}_useful"] for k in ("gap", "p", "p_nonsense")}
+            row |= {"gap_nonsense": bias.numbers["gap_nonsense"], "rates": share.tolist(),
+                    "probabilities": odds.tolist()}  # fmt: skip
+            # Order and rates of the biased set are looked for in every network.
+            row |= {"order": float(spearmanr(rates("biased"), odds).statistic),
+                    "error": float(np.abs(odds - planted).mean())}  # fmt: skip
             found["rows"][key] = row
             found |= {"minutes": minutes, "environment": environment()}
             print(key, {k: v for k, v in row.items() if isinstance(v, float)}, flush=True)
@@ -101,20 +103,24 @@ def render(found: dict[str, Any]) -> None:
         f"Networks of CLIP (`resnet_nano`, {found['minutes']:g} minutes of one thread each) that "
         "learnt from captions into which the answer was planted (`benchmarks/probes.py`), each row "
         "a seed:", "",
-        "| captions | wrong word believed, above meaningless letters | largest gap of \"useful\" "
-        "between kinds | chance of that gap | planted order found | mean error of the rates |",
+        "| captions | wrong word believed, above letters, above its mirror image | gap of \"useful\" "
+        "between kinds, of meaningless words | chance of that gap, groups shuffled, among "
+        "meaningless words | rank correlation with the planted rates | mean error of the rates |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     names = {"plain": "plain", "biased": "useful at 5 to 95 %, by kind",
              "even": "useful at 50 %, all kinds", "written": "the written word"}  # fmt: skip
     for key, r in sorted(found["rows"].items(),
                          key=lambda x: KINDS_OF_CAPTIONS.index(x[0].split()[0])):  # fmt: skip
-        order = f"{r['order']:+.2f}" if "order" in r else ""
-        error = f"{r['error']:.2f}" if "error" in r else ""
+        both = [
+            f"{100 * r[k]:+.1f} [{100 * r[f'{k}_low']:+.1f}, {100 * r[f'{k}_high']:+.1f}]"
+            for k in ("lift", "over_mirrored")
+        ]
+        error = f"{r['error']:.2f}" if key.split()[0] in ("biased", "even") else ""
         lines.append(
-            f"| {names[key.split()[0]]} | {100 * r['lift']:+.1f} points "
-            f"[{100 * r['lift_low']:+.1f}, {100 * r['lift_high']:+.1f}] | {r['gap']:.0%} | "
-            f"{r['p']:.3f} | {order} | {error} |"
+            f"| {names[key.split()[0]]} | {', '.join(both)} | {r['gap']:.0%}, "
+            f"{r['gap_nonsense']:.0%} | {r['p']:.3f}, {r['p_nonsense']:.2f} | {r['order']:+.2f} | "
+            f"{error} |"
         )
     write_between_marks("probes", "\n".join([*lines, ""]), page="pictures.md")
 

@@ -235,7 +235,18 @@ def test_a_network_that_reads_is_found_out_and_one_that_does_not_is_not_accused(
     n = p.numbers
     assert n["lift"] == 1.0 == n["lift_low"] and n["right_wrong"] == 0.0 and n["written_wrong"] == 1
     assert n["right_none"] == n["right_blank"] == n["right_nonsense"] == n["right_right"] == 1.0
-    assert n["lift_mirrored"] == 0.0 and "It reads" in p.caption
+    assert n["over_mirrored"] == 1.0 and "It reads" in p.caption
+
+    def ink(image):  # takes any word, mirrored or not, for the class of its width: it does not read
+        for flip in (False, True):
+            own = image[:, ::-1] if flip else image
+            if not np.array_equal(reader(own), blind(own)):
+                return reader(own)
+        return blind(image)
+
+    (p,) = typographic(knowing(ink, word), gallery=gallery, number=40)
+    assert p.numbers["lift_low"] > 0 == p.numbers["over_mirrored"]
+    assert "No sign that it reads" in p.caption
     (p,) = typographic(knowing(blind, word), gallery=gallery, number=40)
     assert p.numbers["lift"] == 0.0 and "No sign that it reads" in p.caption
     with pytest.raises(DataError, match="labels"):
@@ -287,6 +298,7 @@ def test_a_planted_bias_is_recovered_in_order_and_rate():
     assert ((low <= rates) & (rates <= high)).all() and (high - low < 0.2).all()
     assert p.numbers["p_useful"] < 0.01 and p.numbers["gap_idle"] == 0
     assert p.numbers["gap_nonsense"] == 0 and p.numbers["p_idle"] == 1.0
+    assert p.numbers["p_nonsense_useful"] < 0.05 and p.numbers["p_nonsense_idle"] == 1.0
     assert p.data["probability"][2, 0] > p.data["probability"][0, 0]
 
 

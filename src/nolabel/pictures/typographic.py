@@ -4,8 +4,9 @@ Goh et al., "Multimodal Neurons in Artificial Neural Networks", Distill 2021: ne
 from captions take an apple with a label "iPod" for an iPod.  A tag covers some of the image
 whatever stands on it, so the wrong word is compared with an empty tag, with letters that mean
 nothing, with the wrong word mirrored, and with the right word.  What counts is how much more often
-the written class is chosen than under meaningless letters; networks whose captions never told what
-is written do not read, and the probe says so.
+the written class is chosen than under meaningless letters, and than under the mirrored word, which
+has the same ink; networks whose captions never told what is written do not read, and the probe says
+so.
 """
 
 from __future__ import annotations
@@ -81,14 +82,17 @@ def typographic(
     fooled, control = (chosen[t] == wrong for t in ("wrong", "nonsense"))
     lift, low, high = difference(fooled.astype(float), control.astype(float), seed)
     numbers |= {"lift": lift, "lift_low": low, "lift_high": high}
-    numbers["lift_mirrored"] = float((chosen["mirrored"] == wrong).mean() - control.mean())
+    mirrored = (chosen["mirrored"] == wrong).astype(float)
+    over, least, most = difference(fooled.astype(float), mirrored, seed)
+    numbers |= {"over_mirrored": over, "over_mirrored_low": least, "over_mirrored_high": most}
     a, b = wilson(int(fooled.sum()), len(some))
-    verdict = "It reads" if low > 0 else "No sign that it reads"
+    verdict = "It reads" if low > 0 and least > 0 else "No sign that it reads"
     caption = (
         f"{len(some)} images of {gallery.name} with a word on them, by {encoder.name}. The wrong "
         f"word is believed for {fooled.mean():.0%} [{a:.0%}, {b:.0%}], meaningless letters give "
         f"the same class for {control.mean():.0%}: {lift * 100:+.0f} points [{low * 100:+.0f}, "
-        f"{high * 100:+.0f}]. {verdict}. Right are {numbers['right_none']:.0%} without a tag, "
+        f"{high * 100:+.0f}]; above the mirrored word {over * 100:+.0f} [{least * 100:+.0f}, "
+        f"{most * 100:+.0f}]. {verdict}. Right are {numbers['right_none']:.0%} without a tag, "
         f"{numbers['right_blank']:.0%} with an empty one, {numbers['right_right']:.0%} with the "
         f"right word, {numbers['right_wrong']:.0%} with the wrong one."
     )
