@@ -103,8 +103,8 @@ def render(found: dict[str, Any]) -> None:
         f"Networks of CLIP (`resnet_nano`, {found['minutes']:g} minutes of one thread each) that "
         "learnt from captions into which the answer was planted (`benchmarks/probes.py`), each row "
         "a seed:", "",
-        "| captions | wrong word believed, above letters, above its mirror image | gap of \"useful\" "
-        "between kinds, of meaningless words | chance of that gap, groups shuffled, among "
+        "| captions | wrong word believed, above letters, above its mirror image | gap of "
+        '"useful" between kinds, of meaningless words | chance of that gap, groups shuffled, among '
         "meaningless words | rank correlation with the planted rates | mean error of the rates |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip

@@ -112,9 +112,9 @@ def bias(
         f"Share of each group of {gallery.name} that {encoder.name} gives to a word, with "
         f"{'the names of the groups' if names else 'the other words'} to choose from. "
         + "; ".join(parts)
-        + f". Meaningless words differ by {usual:.0%} between groups; p is the chance of such a "
-        "gap if groups were shuffled, and among meaningless words: only where both are small do the "
-        "words themselves matter. The choice of classes drives these rates: try others before you "
+        + f". Meaningless words differ by {usual:.0%} between groups; p is the chance of such "
+        "a gap if groups were shuffled, and among meaningless words: only where both are small "
+        "does the word itself matter. The choice of classes drives these rates: try others before you "
         "conclude."
     )
     across = np.arange(len(own))
