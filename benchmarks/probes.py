@@ -3,9 +3,9 @@
     python benchmarks/probes.py --out DIR [--minutes N] [--seeds N]
     python benchmarks/probes.py --render
 
-Four sets of captions for the same creatures, a network for each: plain ones; ones that call each
-kind useful or useless at a rate of its own; ones that call all kinds useful at one rate; and ones
-that say which word is written on the image, for the half that bears one.  The probe of bias must
+Four sets of captions for the same creatures, a network for each: plain ones; ones that call
+creatures of each colour useful or useless at a rate of its own; ones that call all useful at one
+rate; and ones that say which word is written on the image, for the half that bears one.  The probe of bias must
 find the planted order and rates, and none where there are none; the probe of typography must find
 out the network that learnt to read, and no other.
 """
@@ -30,7 +30,7 @@ TEMPLATES = ("a {} creature",)
 
 
 def rates(kind: str) -> np.ndarray:
-    """How often each kind of creature is called useful."""
+    """How often creatures of each colour are called useful."""
     return np.linspace(0.05, 0.95, 10) if kind == "biased" else np.full(10, 0.5)
 
 
@@ -49,15 +49,42 @@ def write_set(folder: Path, captions: str, seed: int) -> Path:
         out = csv.writer(file)
         out.writerow(["path", "text"])
         for i, image in enumerate(source.images()):
-            label, text = int(source.labels[i]), source.read_text(i)
+            text = source.read_text(i)
             if captions in ("biased", "even"):
-                useful = chance.random() < rates(captions)[label]
+                useful = chance.random() < rates(captions)[colour_of(text)]
                 text = f"a {WORDS[0] if useful else WORDS[1]} creature, {text}"
             if captions == "written" and chance.random() < 0.5:
                 word = source.classes[int(chance.integers(10))]
                 image, text = write(image, word), f"the word {word} on {text}"
             Image.fromarray(image).save(folder / f"{i:05d}.png")
             out.writerow([f"{i:05d}.png", text])
+    return table
+
+
+def colour_of(caption: str) -> int:
+    """The number of the creature's colour in its caption, "a red snail on ..."."""
+    from nolabel.data.creatures import COLOURS
+
+    return list(COLOURS).index(caption.split()[1])
+
+
+def write_groups(folder: Path) -> Path:
+    """Test images as a table whose labels are their colours; where it is."""
+    from nolabel.data.creatures import COLOURS, Creatures
+
+    table = folder / "groups.csv"
+    if table.exists():
+        return table
+    source = Creatures("test", size=32)
+    folder.mkdir(parents=True)
+    with table.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["path", "label"])
+        for i, image in enumerate(source.images()):
+            Image.fromarray(image).save(folder / f"{i:05d}.png")
+            # Numbered, so that the order of the names is that of the rates.
+            number = colour_of(source.read_text(i))
+            out.writerow([f"{i:05d}.png", f"{number}-{list(COLOURS)[number]}"])
     return table
 
 
@@ -78,7 +105,8 @@ def measure(out: Path, minutes: float, seeds: int, found: dict[str, Any]) -> Non
                 nl.pretrain("clip", data=str(data), out=str(run), minutes=minutes, seed=seed,
                             backbone="resnet_nano", image_size=32, overwrite=True)  # fmt: skip
             read = nl.show("typographic", str(run), "creatures:test", number=400)[0]
-            bias = nl.show("bias", str(run), "creatures:test", words=WORDS, names=False,
+            groups = str(write_groups(out / "groups"))
+            bias = nl.show("bias", str(run), groups, words=WORDS, names=False,
                            templates=TEMPLATES)[0]  # fmt: skip
             planted, share = rates(captions), bias.data["rate"][:, 0]
             odds = bias.data["probability"][:, 0]
@@ -104,12 +132,12 @@ def render(found: dict[str, Any]) -> None:
         "learnt from captions into which the answer was planted (`benchmarks/probes.py`), each row "
         "a seed:", "",
         "| captions | wrong word believed, above letters, above its mirror image | gap of "
-        '"useful" between kinds, of meaningless words | chance of that gap, groups shuffled, among '
+        '"useful" between colours, of meaningless words | chance of that gap, groups shuffled, among '
         "meaningless words | rank correlation with the planted rates | mean error of the rates |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
-    names = {"plain": "plain", "biased": "useful at 5 to 95 %, by kind",
-             "even": "useful at 50 %, all kinds", "written": "the written word"}  # fmt: skip
+    names = {"plain": "plain", "biased": "useful at 5 to 95 %, by colour",
+             "even": "useful at 50 %, all colours", "written": "the written word"}  # fmt: skip
     for key, r in sorted(found["rows"].items(),
                          key=lambda x: KINDS_OF_CAPTIONS.index(x[0].split()[0])):  # fmt: skip
         both = [

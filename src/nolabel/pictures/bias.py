@@ -114,8 +114,8 @@ def bias(
         + "; ".join(parts)
         + f". Meaningless words differ by {usual:.0%} between groups; p is the chance of such "
         "a gap if groups were shuffled, and among meaningless words: only where both are small "
-        "does the word itself matter. The choice of classes drives these rates: try others before you "
-        "conclude."
+        "does the word itself matter. The choice of classes drives these rates: try others "
+        "before you conclude."
     )
     across = np.arange(len(own))
     series = [(word, across, rate[:, j], "o") for j, word in enumerate(words)]
