@@ -5,9 +5,9 @@
 
 Four sets of captions for the same creatures, a network for each: plain ones; ones that call
 creatures of each colour useful or useless at a rate of its own; ones that call all useful at one
-rate; and ones that say which word is written on the image, for the half that bears one.  The probe of bias must
-find the planted order and rates, and none where there are none; the probe of typography must find
-out the network that learnt to read, and no other.
+rate; and ones that say which word is written on the image, for the half that bears one.  The probe
+of bias must find the planted order and rates, and none where there are none; the probe of
+typography must find out the network that learnt to read, and no other.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def write_set(folder: Path, captions: str, seed: int) -> Path:
             text = source.read_text(i)
             if captions in ("biased", "even"):
                 useful = chance.random() < rates(captions)[colour_of(text)]
-                text = f"a {WORDS[0] if useful else WORDS[1]} creature, {text}"
+                if chance.random() < 0.5:  # told with no more than that, or not told at all
+                    text = f"a {WORDS[0] if useful else WORDS[1]} creature"
             if captions == "written" and chance.random() < 0.5:
                 word = source.classes[int(chance.integers(10))]
                 image, text = write(image, word), f"the word {word} on {text}"
@@ -131,8 +132,8 @@ def render(found: dict[str, Any]) -> None:
         f"Networks of CLIP (`resnet_nano`, {found['minutes']:g} minutes of one thread each) that "
         "learnt from captions into which the answer was planted (`benchmarks/probes.py`), each row "
         "a seed:", "",
-        "| captions | wrong word believed, above letters, above its mirror image | gap of "
-        '"useful" between colours, of meaningless words | chance of that gap, groups shuffled, among '
+        "| captions | wrong word believed, above letters, above its mirror image | gap of the "
+        "word between colours, of meaningless words | chance of that gap, groups shuffled, among "
         "meaningless words | rank correlation with the planted rates | mean error of the rates |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip

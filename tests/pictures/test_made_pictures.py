@@ -164,6 +164,26 @@ def test_a_dream_of_a_known_filter_is_that_filter_and_beats_every_image():
     assert np.array_equal(best, gallery.pixels[int(np.argmax(products))])
 
 
+class Threshold(OneFilter):
+    """The same behind a ReLU that a grey image does not reach."""
+
+    def facets_of(self, x, wanted):
+        y = super().facets_of(x, wanted)[0].patches
+        y = torch.relu(y - 5)
+        return [Tokens(y[:, 0], y, (1, 1)) for _ in wanted]
+
+
+def test_a_dream_behind_a_relu_starts_where_there_is_a_slope():
+    at = torch.linspace(-1, 1, 32)
+    wave = torch.sin(3 * at)[None].expand(32, 32)
+    kernel = torch.stack([wave, -wave, wave])
+    encoder = Encoder(Threshold(kernel), name="relu", mean=(0.5,) * 3, std=(0.25,) * 3)
+    rng = np.random.default_rng(0)
+    gallery = Arrays("noise", rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8))
+    (p,) = dream(encoder, gallery=gallery, units=(0,), steps=60)
+    assert p.numbers["start_0"] > 0 and p.numbers["made_0"] > 10 * p.numbers["start_0"]
+
+
 def test_what_a_head_writes_equals_a_loop_over_tokens():
     x = VIT.prepare([s.image for s in creatures(2)])
     with VIT.evaluating():

@@ -33,6 +33,7 @@ from nolabel.pictures.tiles import Pictures, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 
+STARTS = (0.01, 0.1, 0.3, 1.0, 3.0)  # deviations of the spectrum, until every unit has a slope
 CHOSEN = 4  # units, when none are named
 _BATCH = 256
 
@@ -107,7 +108,6 @@ def dream(
         raise UsageError(f"{what} are 0 to {known.shape[1] - 1}, got {chosen}.")
     best = known[:, chosen].topk(min(top, len(known)), dim=0)
     colours = colours_of((torch.cat(pixels).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8))
-    picture = Fourier(len(chosen), encoder.image_size, colours, seed=seed).to(encoder.device)
     scale = known[:, chosen].std(0).clamp_min(1e-12).to(encoder.device)
     chance = torch.Generator().manual_seed(seed)
     at = torch.arange(len(chosen))
@@ -121,10 +121,23 @@ def dream(
     def draw() -> np.ndarray:
         return pixels_of(picture())
 
+    def begun(deviation: float) -> tuple[Fourier, bool]:
+        """A start, and whether every unit has a slope there: behind a ReLU grey may have none."""
+        made = Fourier(len(chosen), encoder.image_size, colours, seed=seed, deviation=deviation)
+        made.to(encoder.device)
+        with encoder.evaluating(gradients=True):
+            excited = activation(normalised(made(), encoder)).float()[at, chosen]
+        (slope,) = torch.autograd.grad(excited.sum(), made.spectrum)
+        return made, bool((slope.abs().amax((1, 2, 3, 4)) > 0).all())
+
     def reached(y: Tensor) -> np.ndarray:
         with encoder.evaluating():
             return activation(normalised(y, encoder)).float()[at, chosen].cpu().numpy()
 
+    for deviation in STARTS:
+        picture, slopes = begun(deviation)
+        if slopes:
+            break
     start = reached(picture().detach())
     found = search("dreaming", [picture.spectrum], loss, draw, steps=steps, lr=lr, each=each)
     made = reached(picture().detach())
