@@ -122,16 +122,18 @@ def measure(out: Path, minutes: float, seeds: int, found: dict[str, Any]) -> Non
             row |= {"order": float(spearmanr(rates("biased"), odds).statistic),
                     "error": float(np.abs(odds - planted).mean())}  # fmt: skip
             found["rows"][key] = row
-            found |= {"minutes": minutes, "environment": environment()}
+            row["minutes"] = minutes
+            found["environment"] = environment()
             print(key, {k: v for k, v in row.items() if isinstance(v, float)}, flush=True)
             RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def render(found: dict[str, Any]) -> None:
+    minutes = [r["minutes"] for r in found["rows"].values()]
+    spent = " to ".join(f"{m:g}" for m in sorted({min(minutes), max(minutes)}))
     lines = [
-        f"Networks of CLIP (`resnet_nano`, {found['minutes']:g} minutes of one thread each) that "
-        "learnt from captions into which the answer was planted (`benchmarks/probes.py`), each row "
-        "a seed:", "",
+        f"Networks of CLIP (`resnet_nano`, {spent} minutes of one thread) that learnt from "
+        "captions into which the answer was planted (`benchmarks/probes.py`), each row a seed:", "",
         "| captions | wrong word believed, above letters, above its mirror image | gap of the "
         "word between colours, of meaningless words | chance of that gap, groups shuffled, among "
         "meaningless words | rank correlation with the planted rates | mean error of the rates |",
