@@ -10,10 +10,9 @@ from typing import Any
 from nolabel.engine.log import say
 from nolabel.engine.train import pretrain
 from nolabel.evaluate.compare import compare
-from nolabel.methods import load
 from nolabel.options import merge, resolve
 from nolabel.report import build_report
-from nolabel.show import show
+from nolabel.show import draw_missing, show
 
 
 def demo(
@@ -58,14 +57,8 @@ def demo(
     print(table)
 
     say("3/3  pictures and report")
-    kinds = ["views", "pca", "neighbours", "tsne"]
-    if "attention" in run.encoder.backbone.can:
-        kinds.insert(0, "attention")
-    if hasattr(load(method), "reconstruct"):
-        kinds.append("reconstruct")
-    for what in kinds:
-        show(what, str(run.folder), "creatures:test").save(run.folder / "pictures")
-    report = build_report(run.folder)
+    show("views", run.folder, "creatures:test").save(run.folder / "pictures")
+    report = build_report(run.folder, notes=draw_missing(run.folder, "creatures:test"))
     gap = 100 * (knn["trained"] - max(knn["pixels"], knn["random"]))
     print(
         f"pixels {knn['pixels']:.1%}   random initialisation {knn['random']:.1%}   "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,7 +153,12 @@ def draw_missing(folder: str | Path, data: Any = "auto") -> list[str]:
     run = Run.from_dict(read_yaml(folder / "config.yaml"))
     if data == "auto":
         data = run.settings.probe or run.settings.data
-    wanted = ["attention", "pca", "neighbours", "tsne"]
+    encoder: Any = str(folder)
+    with contextlib.suppress(NolabelError):  # each picture says itself that it cannot be loaded
+        encoder = load(encoder)
+    wanted = ["pca", "neighbours", "tsne"]
+    if not isinstance(encoder, Encoder) or "attention" in encoder.backbone.can:
+        wanted.insert(0, "attention")
     if hasattr(load_kind(run.method), "reconstruct"):
         wanted.append("reconstruct")
     out = []
@@ -161,10 +167,10 @@ def draw_missing(folder: str | Path, data: Any = "auto") -> list[str]:
         if what in there:
             continue
         try:
-            show(what, str(folder), data).save(folder / "pictures")
+            of = folder if what == "reconstruct" else encoder
+            show(what, of, data).save(folder / "pictures")
         except NolabelError as error:
-            if "cannot" not in str(error) or what != "attention":
-                out.append(f"{what}: {error}")
+            out.append(f"{what}: {error}")
     return out
 
 

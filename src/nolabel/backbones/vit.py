@@ -258,9 +258,6 @@ def _thirds(qkv: Any, x: Tensor, which: set[str]) -> dict[str, Tensor]:
     """Queries, keys or values [N, T, D] alone: what is not asked for is not computed."""
     if not which:
         return {}
-    if not isinstance(qkv, nn.Linear):  # an adapter, say
-        parts = qkv(x).chunk(3, -1)
-        return {name: parts[FACETS.index(name)] for name in which}
     weight, bias = qkv.weight.chunk(3), [None] * 3 if qkv.bias is None else qkv.bias.chunk(3)
     return {n: F.linear(x, weight[i], bias[i]) for n in which for i in [FACETS.index(n)]}
 

@@ -89,17 +89,21 @@ def fingerprint(path: str | os.PathLike[str]) -> list[Any]:
 
 def kept(kind: str, key: list[Any]) -> dict[str, np.ndarray] | None:
     """What `keep` wrote for this `fingerprint`; None when there is nothing, or not whole."""
+    arrays = whole_arrays(_file_of(kind, key))
+    own = None if arrays is None else arrays.pop("key", None)
+    return arrays if own is not None and own.tobytes() == _text(kind, key) else None
+
+
+def whole_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
+    """The arrays of an .npz file; None when it is not there, or not whole."""
     try:
         with (
-            open(_file_of(kind, key), "rb") as raw,  # np.load leaves damaged files open
+            open(path, "rb") as raw,  # np.load leaves damaged files open
             np.load(raw, allow_pickle=False) as file,
         ):
-            arrays = {name: file[name] for name in file.files}
-        if arrays.pop("key").tobytes() != _text(kind, key):
-            return None
+            return {name: file[name] for name in file.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-    return arrays
 
 
 def keep(kind: str, key: list[Any], arrays: dict[str, np.ndarray]) -> None:

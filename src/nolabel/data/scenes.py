@@ -6,6 +6,8 @@ relations.  Every run of four images holds each number once, shuffled.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from nolabel.data.creature_raster import raster
@@ -46,9 +48,7 @@ class Scenes(Creatures):
 
     def read(self, index: int) -> Sample:
         """One image with its caption, mask and parts; its label counts the creatures."""
-        drawn = render(self.scene(index), self.size)
-        return Sample(image=drawn.image, label=int(self.labels[index]), text=drawn.text,
-                      mask=drawn.mask, parts=drawn.parts, keypoints=drawn.keypoints)  # fmt: skip
+        return replace(render(self.scene(index), self.size), label=int(self.labels[index]))
 
     def read_texts(self, indices: np.ndarray) -> tuple[str, ...]:
         """Captions of the images at `indices`, int [N]."""

@@ -8,8 +8,6 @@ directions, and `attention` float16 [n, h, w] of the class token where there is 
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from nolabel.backbones.base import Backbone
+from nolabel.data.names import whole_arrays
 from nolabel.data.sources import Source
 from nolabel.errors import BadImage
 from nolabel.ops.pixels import to_pixels
@@ -100,14 +99,9 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def looks(folder: Path) -> tuple[np.ndarray, list[tuple[int, dict[str, np.ndarray]]]] | None:
     """The images of a run's film and its looks, by step; None if it has none, or one is damaged."""
     place = folder / FOLDER
-    try:
-        pixels = _read(place / "images.npz")["pixels"]
-        out = [(int(path.stem[5:]), _read(path)) for path in sorted(place.glob("step-*.npz"))]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    first = whole_arrays(place / "images.npz")
+    seen = [(int(p.stem[5:]), whole_arrays(p)) for p in sorted(place.glob("step-*.npz"))]
+    out = [(step, look) for step, look in seen if look is not None]
+    if first is None or "pixels" not in first or not out or len(out) < len(seen):
         return None
-    return (pixels, out) if out else None
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-        return {k: file[k] for k in file.files}
+    return first["pixels"], out

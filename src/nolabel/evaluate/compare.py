@@ -136,7 +136,7 @@ def compare(
         encoder = loaded.pop(i, None) or load(spec, image_size=size, device=device, channels=c)
         features: tuple[Features, Features] | None = None
         for name in protocols:
-            if train_set and features is None and "features" in find(name).needs:
+            if train_set is not None and features is None and "features" in find(name).needs:
                 features = (
                     extract(encoder, train_set, batch_size=batch_size),
                     extract(encoder, test_set, batch_size=batch_size),
@@ -147,7 +147,7 @@ def compare(
                 run(name, encoder, train_set, judged or test_set, options=chosen[name],
                     features=features)
             )  # fmt: skip
-    learnt = train_set.name if train_set else ""
+    learnt = "" if train_set is None else train_set.name
     return Comparison(train=learnt, test=test_set.name, reports=tuple(reports), notes=notes)
 
 

@@ -24,7 +24,7 @@ from nolabel.evaluate.zeroshot import Options, class_vectors
 from nolabel.features import extract
 from nolabel.pictures.bootstrap import interval
 from nolabel.pictures.tiles import Pictures, chart
-from nolabel.pictures.typographic import LETTERS
+from nolabel.pictures.typographic import meaningless
 from nolabel.types import Picture
 from nolabel.weights import Encoder
 from nolabel.weights.text import TextEncoder, text_of
@@ -72,26 +72,18 @@ def bias(
     rivals = [str(c) for c in gallery.classes] if names else []
     chance = np.random.default_rng(seed)
     share, odds = rates(text, z, words, rivals, templates)
-    inside = groups[:, None] == there[None]  # [N, groups]
+    inside = (groups[:, None] == there[None]).astype(float)  # [N, groups]
 
-    def by_group(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-        """[groups, words] of values [N, words] at rows."""
-        weight = inside[at].astype(float)
-        return weight.T @ values[at] / np.maximum(weight.sum(0), 1e-9)[:, None]
-
-    everything = np.arange(len(groups))
-    rate = by_group(share, everything)
-    low, high = interval(len(groups), lambda i: by_group(share, i), seed)
+    rate = by_group(share, inside)
+    low, high = interval(len(groups), lambda i: by_group(share[i], inside[i]), seed)
     gap = np.ptp(rate, axis=0)
-    shuffled = []
-    for _ in range(SHUFFLES):
-        weight = inside[chance.permutation(len(groups))].astype(float)
-        shuffled.append(np.ptp(weight.T @ share / weight.sum(0)[:, None], axis=0))
-    p = (1 + (np.stack(shuffled) >= gap - 1e-12).sum(0)) / (SHUFFLES + 1)
+    orders = (chance.permutation(len(groups)) for _ in range(SHUFFLES))
+    shuffled = np.stack([np.ptp(by_group(share, inside[i]), axis=0) for i in orders])
+    p = (1 + (shuffled >= gap - 1e-12).sum(0)) / (SHUFFLES + 1)
     controls = []
     for _ in range(EMPTY):
-        empty = ["".join(chance.choice(list(LETTERS), max(len(w), 3))) for w in words]
-        controls.append(by_group(rates(text, z, empty, rivals, templates)[0], everything))
+        empty = [meaningless(max(len(w), 3), chance) for w in words]
+        controls.append(by_group(rates(text, z, empty, rivals, templates)[0], inside))
     empty_gap = np.stack([np.ptp(c, axis=0) for c in controls]).max(1)  # [EMPTY]
     usual = float(np.median(empty_gap))
     q = (1 + (empty_gap[:, None] >= gap - 1e-12).sum(0)) / (EMPTY + 1)
@@ -121,11 +113,16 @@ def bias(
     series = [(word, across, rate[:, j], "o") for j, word in enumerate(words)]
     series.append(("nonsense, mean", across, np.stack(controls).mean((0, 2)), "x"))
     data = {"groups": np.array(own), "words": np.array(words), "rate": rate, "low": low,
-            "high": high, "probability": by_group(odds, everything)}  # fmt: skip
+            "high": high, "probability": by_group(odds, inside)}  # fmt: skip
     image = chart(series, "", "share of the group", names=own)
     return Pictures(
         [Picture(name="bias", image=image, caption=caption, data=data, numbers=numbers)]
     )
+
+
+def by_group(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Means [groups, words] of values [N, words] over the members float [N, groups] of groups."""
+    return inside.T @ values / np.maximum(inside.sum(0), 1e-9)[:, None]
 
 
 def rates(

@@ -13,12 +13,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.ndimage import uniform_filter
 
 from nolabel.errors import UsageError
-from nolabel.pictures.dense import colours, dense, truth
-from nolabel.pictures.parts import segment
+from nolabel.pictures.dense import truth
+from nolabel.pictures.parts import common, described, only_colours
 from nolabel.pictures.tiles import Pictures, enlarge, sheet
 from nolabel.types import Picture
 from nolabel.weights import Encoder
@@ -50,11 +49,7 @@ def cosegment(
     Raises:
         UsageError: fewer than two images, or an encoder without a class token.
     """
-    d = dense(encoder, images, layer=layer, facet=facet, stride=stride)
-    if d.saliency is None:
-        raise UsageError(
-            f"{encoder.name!r} has no class token whose attention tells the foreground.  Use a ViT."
-        )
+    d, saliency = described(encoder, images, layer=layer, facet=facet, stride=stride)
     if len(d.values) < 2:
         raise UsageError(f"Give two or more images, got {len(d.values)}.")
     if smooth <= 0:
@@ -69,7 +64,7 @@ def cosegment(
                          for m, i in zip(coarse, d.pixels, strict=True)])  # fmt: skip
         return coarse, fine
 
-    coarse, fine = outlined(segment(d.values, d.saliency, 2, seed)[0])
+    coarse, fine = outlined(common(d.values, saliency, seed)[0])
     masks = fine if refine else coarse
     rows = [
         [image, cut_out(image, mask), np.repeat(mask[..., None] * np.uint8(255), 3, -1)]
@@ -81,10 +76,8 @@ def cosegment(
     numbers: dict[str, float] = {}
     own = truth(images, "mask", d.pixels.shape[1])
     if own is not None:
-        plain = colours(d.pixels, d.grid)
-        plain = torch.cat([plain, plain.new_ones(*plain.shape[:2], 1)], -1)  # so that black counts
-        by_colour = outlined(segment(plain, d.saliency, 2, seed)[0])
-        looked = outlined((d.saliency > d.saliency.mean(1, keepdim=True)).numpy())
+        by_colour = outlined(common(only_colours(d), saliency, seed)[0])
+        looked = outlined((saliency > saliency.mean(1, keepdim=True)).numpy())
         figure = own > 0
         pick = int(refine)
         numbers = {

@@ -27,6 +27,7 @@ from nolabel.pictures.optimise import (
     normalised,
     pixels_of,
     search,
+    unnormalised,
     warped,
 )
 from nolabel.pictures.tiles import Pictures, sheet
@@ -93,8 +94,7 @@ def dream(
         keys.append(chunk.keys)
         if len(pixels) < 4:  # some pixels of a thousand images tell the colours
             few = x[..., :: max(x.shape[-2] // 16, 1), :: max(x.shape[-1] // 16, 1)]
-            pixels.append((few.cpu() * torch.tensor(encoder.std).view(1, -1, 1, 1)
-                           + torch.tensor(encoder.mean).view(1, -1, 1, 1)).clamp(0, 1))  # fmt: skip
+            pixels.append(unnormalised(few, encoder).cpu().clamp(0, 1))
     if not values:
         raise DataError(f"{gallery.name!r} has no image that can be read.")
     known, number = torch.cat(values), np.concatenate(keys)

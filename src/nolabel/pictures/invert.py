@@ -142,7 +142,7 @@ def _inverted(
         with encoder.evaluating(gradients=True):
             y = normalised(net(noise + jitter * more), encoder)
             token = encoder.backbone.facets(y, layer, "token").pooled.float()
-        return [(token - target).square().sum(1).sum() / spread]
+        return [(token - target).square().sum() / spread]
 
     def draw() -> np.ndarray:
         with torch.no_grad():

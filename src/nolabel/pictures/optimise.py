@@ -71,7 +71,7 @@ def search(
     """
     out = Search()
     optimiser = torch.optim.Adam(parameters, lr=lr, betas=betas)
-    due = {round(steps * 2.0 ** (i - SHOTS + 1)) for i in range(SHOTS)}  # 1/8, 1/4, 1/2, all
+    due = {round(steps / 2**i) for i in range(1, SHOTS)}  # a half, a quarter, an eighth
     try:
         with progress_bar(title, steps) as advance:
             for step in range(steps):
@@ -82,7 +82,7 @@ def search(
                 optimiser.step()
                 out.losses.append([float(t.detach()) for t in terms])
                 advance(1)
-                if step + 1 in due and step + 1 < steps:
+                if step + 1 in due:
                     out.shots.append((step + 1, draw()))
                     if each is not None and each(*out.shots[-1]) is True:
                         out.stopped = True
@@ -219,6 +219,12 @@ def normalised(x: Tensor, encoder: Encoder) -> Tensor:
     """Images from 0 to 1 as the encoder takes them."""
     mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (encoder.mean, encoder.std))
     return (x - mean) / std
+
+
+def unnormalised(x: Tensor, encoder: Encoder) -> Tensor:
+    """Images that the encoder takes as from 0 to 1."""
+    mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (encoder.mean, encoder.std))
+    return x * std + mean
 
 
 def pixels_of(x: Tensor) -> np.ndarray:

@@ -55,14 +55,10 @@ def parts(
     Raises:
         UsageError: fewer than two images or parts, or an encoder without a class token.
     """
-    d = dense(encoder, images, layer=layer, facet=facet, stride=stride)
-    if d.saliency is None:
-        raise UsageError(
-            f"{encoder.name!r} has no class token whose attention tells the foreground.  Use a ViT."
-        )
+    d, saliency = described(encoder, images, layer=layer, facet=facet, stride=stride)
     if len(d.values) < 2 or number < 2:
         raise UsageError(f"Give two or more images and parts, got {len(d.values)} and {number}.")
-    front, groups = segment(d.values, d.saliency, number, seed)
+    front, groups = segment(d.values, saliency, number, seed)
     rows = [
         [enlarge(image), enlarge(tinted(image, f)), enlarge(tinted(image, g))]
         for image, f, g in zip(d.pixels, d.map(np.where(front, 1, -1)), d.map(groups), strict=True)
@@ -74,10 +70,8 @@ def parts(
     numbers: dict[str, float] = {}
     masks, own = (truth(images, what, d.pixels.shape[1]) for what in ("mask", "parts"))
     if masks is not None and own is not None:
-        plain = colours(d.pixels, d.grid)
-        plain = torch.cat([plain, plain.new_ones(*plain.shape[:2], 1)], -1)  # so that black counts
-        by_colour = segment(plain, d.saliency, number, seed)
-        looked = (d.saliency > d.saliency.mean(1, keepdim=True)).numpy()
+        by_colour = segment(only_colours(d), saliency, number, seed)
+        looked = (saliency > saliency.mean(1, keepdim=True)).numpy()
         numbers = {
             "iou": overlap(d, front, masks), "iou_colour": overlap(d, by_colour[0], masks),
             "iou_saliency": overlap(d, looked, masks),
@@ -99,20 +93,44 @@ def parts(
     )  # fmt: skip
 
 
+def described(encoder: Encoder, images: Any, **how: Any) -> tuple[Dense, Tensor]:
+    """Descriptors of images (`dense`), and their saliency.
+
+    Raises:
+        UsageError: an encoder without a class token.
+    """
+    d = dense(encoder, images, **how)
+    if d.saliency is None:
+        raise UsageError(
+            f"{encoder.name!r} has no class token whose attention tells the foreground.  Use a ViT."
+        )
+    return d, d.saliency
+
+
+def only_colours(d: Dense) -> Tensor:
+    """The baseline: the mean colour about each patch [N, P, 4], and a one so that black counts."""
+    plain = colours(d.pixels, d.grid)
+    return torch.cat([plain, plain.new_ones(*plain.shape[:2], 1)], -1)
+
+
 def segment(
     values: Tensor, saliency: Tensor, count: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Foreground bool [N, P] and parts int [N, P], -1 for the ground, of descriptors [N, P, D]."""
-    z = F.normalize(values.double(), dim=-1)
-    n, p, _ = z.shape
-    flat = z.flatten(0, 1).numpy()
-    groups = clusters(flat, seed).reshape(n, p)
-    front = np.isin(groups, foreground(groups, saliency.numpy()))
-    parts = np.full((n, p), -1)
+    front, flat = common(values, saliency, seed)
+    parts = np.full(front.shape, -1)
     if front.sum() >= count:
         model = KMeans(count, n_init=10, random_state=seed).fit(_some(flat[front.ravel()], seed))
         parts[front] = model.predict(flat[front.ravel()])
     return front, parts
+
+
+def common(values: Tensor, saliency: Tensor, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Foreground bool [N, P] of descriptors [N, P, D], and these as unit rows [N * P, D]."""
+    z = F.normalize(values.double(), dim=-1)
+    flat = z.flatten(0, 1).numpy()
+    groups = clusters(flat, seed).reshape(z.shape[:2])
+    return np.isin(groups, foreground(groups, saliency.numpy())), flat
 
 
 def clusters(z: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -28,6 +28,7 @@ from nolabel.pictures.optimise import (
     normalised,
     pixels_of,
     search,
+    unnormalised,
 )
 from nolabel.pictures.tiles import Pictures, chart, sheet
 from nolabel.types import Picture
@@ -79,8 +80,7 @@ def transfer(
     net = Generator(n, side, inputs=channels, outputs=channels, widths=WIDTHS, seed=seed)
     net.to(x.device)
     chance = torch.Generator().manual_seed(seed)
-    mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (encoder.mean, encoder.std))
-    a, b = one * std + mean, other * std + mean  # from 0 to 1
+    a, b = unnormalised(one, encoder), unnormalised(other, encoder)
 
     def loss(step: int) -> list[Tensor]:
         whole = step % WHOLE == 0

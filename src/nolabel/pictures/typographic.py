@@ -68,7 +68,7 @@ def typographic(
     for tag in TAGS:
         tagged[tag] = []
         for image, t, w in zip(pictures, truth, wrong, strict=True):
-            letters = "".join(chance.choice(list(LETTERS), len(names[w])))
+            letters = meaningless(len(names[w]), chance)
             word = {"blank": "", "nonsense": letters, "right": names[t]}.get(tag, names[w])
             tagged[tag].append(
                 image if tag == "none" else write(image, word, mirrored=tag == "mirrored")
@@ -101,6 +101,11 @@ def typographic(
             **{f"chosen_{tag}": c for tag, c in chosen.items()}}  # fmt: skip
     return Pictures([Picture(name="typographic", image=sheet(rows, TAGS), caption=caption,
                              data=data, numbers=numbers)])  # fmt: skip
+
+
+def meaningless(length: int, chance: np.random.Generator) -> str:
+    """Letters that are no word."""
+    return "".join(chance.choice(list(LETTERS), length))
 
 
 def write(image: np.ndarray, word: str, *, mirrored: bool = False) -> np.ndarray:

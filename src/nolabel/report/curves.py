@@ -47,13 +47,16 @@ def curves(metrics: Sequence[Mapping[str, Any]], warmup_steps: float = 0.0) -> s
     return f'<div class="curves">{drawn}</div>{note}'
 
 
+def is_number(value: Any) -> bool:
+    """Whether there is something to draw or to print."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def _curve(
     metrics: Sequence[Mapping[str, Any]], key: str, title: str, warm: float, resumed: list[int]
 ) -> str:
     points = [
-        (float(m["step"]), float(m[key]))
-        for m in metrics
-        if isinstance(m.get(key), (int, float)) and math.isfinite(m[key]) and "step" in m
+        (float(m["step"]), float(m[key])) for m in metrics if is_number(m.get(key)) and "step" in m
     ]
     if len(points) < 2:
         return ""

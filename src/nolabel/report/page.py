@@ -11,7 +11,6 @@ import hashlib
 import html
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from nolabel.engine.doctor import examine
 from nolabel.engine.log import read_metrics
 from nolabel.errors import NolabelError, UsageError
 from nolabel.options import Run, departures
-from nolabel.report.curves import curves
+from nolabel.report.curves import curves, is_number
 from nolabel.report.seen import strip, touch
 
 BUDGET = 4_500_000  # bytes of pictures; beyond, they are compressed with loss
@@ -139,7 +138,7 @@ def _learned(rows: Sequence[Mapping[str, Any]], last: Mapping[str, Any]) -> str:
         clear = best.get("low", best["value"]) > others[rival].get("high", others[rival]["value"])
         return ("Learned. " if clear else "Inconclusive. ") + text
     probed = last.get("probe_knn")
-    if _number(probed):
+    if is_number(probed):
         return (
             f"Probed, not compared: k-NN on the labelled data reached {probed:.1%}. "
             "`nolabel compare` puts it beside pixels and random initialisation."
@@ -182,9 +181,9 @@ def _about(run: Run | None) -> str:
 
 def _speed(metrics: Sequence[Mapping[str, Any]]) -> str:
     """Throughput and data wait in words."""
-    rates = [m["images_per_second"] for m in metrics if _number(m.get("images_per_second"))]
-    waits = [m["data_wait"] for m in metrics if _number(m.get("data_wait"))]
-    seconds = [m["seconds"] for m in metrics if _number(m.get("seconds"))]
+    rates = [m["images_per_second"] for m in metrics if is_number(m.get("images_per_second"))]
+    waits = [m["data_wait"] for m in metrics if is_number(m.get("data_wait"))]
+    seconds = [m["seconds"] for m in metrics if is_number(m.get("seconds"))]
     if not rates or not seconds or not waits:
         return ""
     return (
@@ -192,10 +191,6 @@ def _speed(metrics: Sequence[Mapping[str, Any]]) -> str:
         f"{sum(rates) / len(rates):,.0f} images a second on average, {rates[-1]:,.0f} at the end; "
         f"{sum(waits) / len(waits):.0%} of the time went into waiting for data.</p>"
     )
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _departures(run: Run | None) -> str:
