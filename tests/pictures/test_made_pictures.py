@@ -22,12 +22,16 @@ from nolabel.pictures.optimise import (
     colours_of,
     correlation,
     crops,
+    normalised,
     search,
+    unnormalised,
     warped,
 )
 from nolabel.pictures.prototypes import prototypes, scores
 from nolabel.pictures.transfer import (
+    by_gram,
     colour_distance,
+    gram_matrix,
     outline,
     recoloured,
     relative,
@@ -278,6 +282,45 @@ def test_transfer_is_measured_by_outline_and_colours_beside_trivial_answers():
         transfer(VIT, samples[:3])
     with pytest.raises(UsageError, match="attention"):
         transfer(load("random:resnet_nano"), samples[:2])
+
+
+def test_style_by_gram_matrices_stands_beside_the_transfer_when_asked_for():
+    samples = creatures(2)
+    p, _ = transfer(VIT, samples, steps=30, gram=True)
+    assert p.data["gram"].shape == p.data["images"].shape
+    assert {"outline_gram", "colour_distance_gram"} <= set(p.numbers)
+    assert "Gram matrices" in p.caption
+    assert not np.array_equal(p.data["gram"], p.data["images"])
+    plain, _ = transfer(VIT, samples, steps=1)
+    assert "gram" not in plain.data
+    assert "outline_gram" not in plain.numbers
+
+
+def test_a_gram_matrix_forgets_places_and_keeps_which_channels_go_together():
+    x = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
+    slow = torch.zeros(2, 4, 4)
+    for n in range(2):
+        for p in range(9):
+            slow[n] += torch.outer(x[n, p], x[n, p]) / 9
+    assert torch.allclose(gram_matrix(x), slow, atol=1e-6)
+    assert torch.allclose(gram_matrix(x[:, torch.randperm(9)]), slow, atol=1e-6)
+
+
+def test_style_by_gram_matrices_moves_towards_the_other_style():
+    with VIT.evaluating():
+        a, b = (unnormalised(VIT.prepare([s.image]), VIT) for s in creatures(2))
+    near = by_gram(VIT, a, b, 1.0, 0.0, 60, 5e-3, 0)
+    start = by_gram(VIT, a, b, 1.0, 0.0, 1, 1e-9, 0)
+
+    def apart(made):
+        with VIT.evaluating():
+            x, y = (
+                VIT.backbone.facets_of(normalised(i, VIT), [(0, "token")])[0].patches
+                for i in (torch.from_numpy(made).permute(0, 3, 1, 2) / 255, b)
+            )
+        return float((gram_matrix(x) - gram_matrix(y)).square().sum())
+
+    assert apart(near) < 0.5 * apart(start)
 
 
 def test_transfer_without_structure_moves_towards_the_other_image():

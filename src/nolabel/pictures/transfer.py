@@ -7,6 +7,11 @@ itself is redrawn with the keys that it has (identity).
 
 Differs from the original: the losses are relative to the size of what they compare, so that they
 suit networks of any width; fewer steps; no colour jitter and no blur of the structure image.
+
+With `gram`, the older way is searched for beside it, with the same network and steps: the products
+of channels over all places become the second's, in every layer, and the first's patches stay
+(Gatys et al., "Image Style Transfer Using Convolutional Neural Networks", 2016, here with the
+encoder's own layers).
 """
 
 from __future__ import annotations
@@ -49,6 +54,7 @@ def transfer(
     identity: float = 1.0,
     steps: int = 1000,
     lr: float = 2e-3,
+    gram: bool = False,
     seed: int = 0,
     each: Each | None = None,
 ) -> Pictures:
@@ -62,6 +68,8 @@ def transfer(
         identity: weight of the keys' distance where the second image is redrawn.
         steps: of the search.
         lr: of Adam.
+        gram: whether style transfer by Gram matrices is searched for too, to compare with; twice
+            the time.
         seed: of the network and of the crops.
         each: called with previews; True ends the search.
 
@@ -108,16 +116,21 @@ def transfer(
                    betas=(0.0, 0.99), each=each)  # fmt: skip
     shown = to_pixels(x.cpu().numpy(), encoder.mean, encoder.std)
     firsts, seconds, made = shown[::2], shown[1::2], found.shots[-1][1]
-    numbers, said = _measured(images, firsts, seconds, made)
     rows = [[firsts[i], seconds[i], *(shot[i] for _, shot in found.shots)] for i in range(n)]
     titles = ["structure", "appearance", *(f"{step:,} steps" for step, _ in found.shots)]
+    others: dict[str, np.ndarray] = {}
+    if gram:
+        others["gram"] = by_gram(encoder, a, b, appearance, structure, steps, lr, seed)
+        titles.append("Gram matrices")
+        rows = [[*row, others["gram"][i]] for i, row in enumerate(rows)]
+    numbers, said = _measured(images, firsts, seconds, made, others)
     losses = np.array(found.losses).reshape(-1, 3)
     across = np.arange(1, len(losses) + 1)
     names = ("appearance", "structure", "identity")
     caption = f"Structure of one, appearance of the other, by {encoder.name} ({found.said})"
     return Pictures([
         Picture(name="transfer", image=sheet(rows, titles), caption=caption + said + ".",
-                numbers=numbers, data={"images": made}),
+                numbers=numbers, data={"images": made, **others}),
         Picture(name="transfer-curves",
                 image=chart([(k, across, losses[:, i], "-") for i, k in enumerate(names)],
                             "step", "loss"),
@@ -135,6 +148,51 @@ def _keys_and_class(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([key.prefix, key.patches], 1).float(), token.pooled.float()
 
 
+def by_gram(
+    encoder: Encoder,
+    a: Tensor,
+    b: Tensor,
+    style: float,
+    content: float,
+    steps: int,
+    lr: float,
+    seed: int,
+) -> np.ndarray:
+    """Style transfer by Gram matrices: images uint8 [N, H, W, C] of the structure of a and the
+    style of b, both [N, C, H, W] from 0 to 1."""
+    layers = range(encoder.backbone.depth)
+    middle = len(layers) // 2
+
+    def patches(x: Tensor) -> list[Tensor]:
+        found = encoder.backbone.facets_of(normalised(x, encoder), [(i, "token") for i in layers])
+        return [f.patches.float() for f in found]
+
+    with encoder.evaluating():
+        kept, styles = patches(a)[middle].clone(), [gram_matrix(p) for p in patches(b)]
+    channels = a.shape[1]
+    net = Generator(len(a), a.shape[-1], inputs=channels, outputs=channels, widths=WIDTHS,
+                    seed=seed).to(a.device)  # fmt: skip
+
+    def loss(step: int) -> list[Tensor]:
+        with encoder.evaluating(gradients=True):
+            drawn = patches(net(a))
+        apart = [relative(gram_matrix(p), s) for p, s in zip(drawn, styles, strict=True)]
+        return [style * torch.stack(apart).mean(), content * relative(drawn[middle], kept)]
+
+    def draw() -> np.ndarray:
+        with torch.no_grad():
+            return pixels_of(net(a))
+
+    found = search("style by Gram matrices", list(net.parameters()), loss, draw, steps=steps,
+                   lr=lr, betas=(0.0, 0.99))  # fmt: skip
+    return found.shots[-1][1]
+
+
+def gram_matrix(patches: Tensor) -> Tensor:
+    """Mean over the places of the products of channels: [N, P, D] -> [N, D, D]."""
+    return patches.transpose(1, 2) @ patches / patches.shape[1]
+
+
 def self_similarity(keys: Tensor) -> Tensor:
     """Cosines between all places: [N, T, D] -> [N, T, T]."""
     z = torch.nn.functional.normalize(keys, dim=-1)
@@ -149,11 +207,15 @@ def relative(x: Tensor, target: Tensor) -> Tensor:
 
 
 def _measured(
-    images: Any, firsts: np.ndarray, seconds: np.ndarray, made: np.ndarray
+    images: Any,
+    firsts: np.ndarray,
+    seconds: np.ndarray,
+    made: np.ndarray,
+    others: dict[str, np.ndarray],
 ) -> tuple[dict[str, float], str]:
     """How far the figure kept its outline and took the other's colours, beside three trivial
     answers: the first image, the second, and the first with the second's mean and deviation of
-    each colour."""
+    each colour; and beside other ways."""
     samples, shape = samples_of(images), firsts.shape[1:3]
     masks = [s.mask for s in samples or () if s.mask is not None and s.mask.shape == shape]
     known = len(masks) == 2 * len(made)
@@ -161,6 +223,7 @@ def _measured(
     tries = {
         "": made, "_first": firsts, "_second": seconds,
         "_colours": np.stack([recoloured(f, s) for f, s in zip(firsts, seconds, strict=True)]),
+        **{f"_{k}": v for k, v in others.items()},
     }  # fmt: skip
     numbers: dict[str, float] = {}
     for name, some in tries.items():
@@ -173,16 +236,18 @@ def _measured(
             numbers[f"outline{name}"] = float(
                 np.mean([outline(y, inside[2 * i]) for i, y in pairs])
             )
+    beside = f", by Gram matrices {numbers['colour_distance_gram']:.2f}" if "gram" in others else ""
     said = (
         f". The figure's colours are {numbers['colour_distance']:.2f} from the other's (before "
         f"{numbers['colour_distance_first']:.2f}, by matching mean and deviation "
-        f"{numbers['colour_distance_colours']:.2f}; 1 is black from white)"
+        f"{numbers['colour_distance_colours']:.2f}{beside}; 1 is black from white)"
     )
     if "outline" in numbers:
         said += (
             f"; its outline is kept with an IoU of {numbers['outline']:.0%} (before "
             f"{numbers['outline_first']:.0%}, in the other image "
-            f"{numbers['outline_second']:.0%})"
+            f"{numbers['outline_second']:.0%}"
+            + (f", by Gram matrices {numbers['outline_gram']:.0%})" if "gram" in others else ")")
         )
     return numbers, said
 
