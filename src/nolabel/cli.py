@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, make_dataclass
 from typing import Annotated, Any
 
-from nolabel.errors import NolabelError, unknown
+from nolabel.errors import NolabelError, Stopped, UsageError, unknown
 from nolabel.flags import first, flags, write_json
 
 VERBS = {
@@ -52,11 +52,15 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         code = _run(args)
         sys.stdout.flush()  # here, so that a closed pipe (`| head`) is noticed and forgiven
     except NolabelError as error:
-        print(f"nolabel: {error}", file=sys.stderr)
+        # Wrong use is the same in all processes; what went wrong in one of them, it says itself.
+        if os.environ.get("RANK", "0") == "0" or not isinstance(error, UsageError | Stopped):
+            print(f"nolabel: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

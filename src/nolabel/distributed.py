@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -19,6 +22,12 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes, 1 without a process group."""
     return dist.get_world_size() if _on() else 1
+
+
+def speaks() -> bool:
+    """Whether this process is the one that speaks and writes: the first of the group, or, before
+    there is one, the one that a launcher announced as the first (RANK)."""
+    return rank() == 0 if _on() else os.environ.get("RANK", "0") == "0"
 
 
 class _Gather(torch.autograd.Function):
@@ -78,6 +87,39 @@ def sum(x: Tensor) -> Tensor:
 def mean(x: Tensor) -> Tensor:
     """Mean of x (any shape) over processes, without gradient; x itself stays as it is."""
     return sum(x) / world_size() if world_size() > 1 else x.detach()
+
+
+def ratio(total: Tensor, count: Tensor) -> Tensor:
+    """total / count over all processes (0 where the count is), as a term of this process's loss.
+
+    The mean over processes of what is returned, which DDP's gradients are of, is the sum of their
+    totals over the sum of their counts: the loss of the whole batch, however uneven the parts.
+
+    Args:
+        total: scalar, with gradient.
+        count: scalar, of what `total` is a sum; without gradient.
+    """
+    return total * world_size() / sum(count).clamp_min(1)
+
+
+def places(n: int, copies: int = 1) -> Tensor:
+    """Where this process's rows [copies * n], view by view, lie among those of all processes,
+    [copies * W * n]: the whole batch is cut into W parts of n images."""
+    own = torch.arange(n) + rank() * n
+    return (torch.arange(copies)[:, None] * (n * world_size()) + own).flatten()
+
+
+def share(draw: Callable[[int], Tensor], n: int) -> Tensor:
+    """This process's n rows of what is drawn at random for the whole batch.
+
+    All processes have the same random state and draw the same, so each image gets what it would
+    get in a single process, and different images get different numbers.
+
+    Args:
+        draw: makes so many rows.
+        n: images of this process.
+    """
+    return draw(n * world_size())[rank() * n : (rank() + 1) * n]
 
 
 def barrier() -> None:

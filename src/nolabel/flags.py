@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nolabel import distributed
 from nolabel.errors import UsageError
 
 
@@ -20,8 +21,8 @@ def flags(kind: type, args: list[str], prog: str, description: str, default: Any
 
 
 def write_json(path: str | None, value: Any) -> None:
-    """Writes what `--json FILE` asks for; nothing without it."""
-    if path:
+    """Writes what `--json FILE` asks for; nothing without it.  Of several processes one does."""
+    if path and distributed.speaks():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 

@@ -167,5 +167,6 @@ class Centre(nn.Module):
     @torch.no_grad()
     def update(self) -> None:
         """centre <- m * centre + (1 - m) * mean of what was observed, over all processes."""
-        mean = distributed.sum(self._sum.clone()) / distributed.sum(self._count.clone())
-        self.value.mul_(self.momentum).add_(mean, alpha=1.0 - self.momentum)
+        count = distributed.sum(self._count)
+        mean = distributed.sum(self._sum) / count.clamp_min(1)
+        self.value.lerp_(mean, (1.0 - self.momentum) * (count > 0))  # nothing seen, nothing moved

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from timm.layers import DropPath
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
 from nolabel.backbones.base import FACETS, Backbone, asked, layer_number, require
+from nolabel.backbones.blocks import DropPath
 from nolabel.errors import UsageError
 from nolabel.types import Tokens
 

@@ -8,10 +8,10 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
-from timm.layers import DropPath
 from torch import Tensor
 
 from nolabel.backbones.base import Backbone, asked, require
+from nolabel.backbones.blocks import DropPath
 from nolabel.errors import UsageError
 from nolabel.types import Tokens
 

@@ -19,10 +19,10 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from nolabel.backbones.base import FACETS, Backbone, asked, require
+from nolabel.backbones.blocks import DropPath
 from nolabel.errors import UsageError
 from nolabel.types import Tokens
 

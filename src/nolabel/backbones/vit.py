@@ -15,10 +15,11 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
-from timm.layers import DropPath, LayerScale
+from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from nolabel.backbones.base import FACETS, Backbone, asked, layer_number
+from nolabel.backbones.blocks import DropPath, random_order
 from nolabel.errors import UsageError, unknown
 from nolabel.types import Tokens
 
@@ -241,7 +242,7 @@ class ViT(Backbone):
         """x plus the branch of a random part of the samples, scaled so that its mean stays."""
         n = len(x)
         kept = max(int(n * (1 - self.sample_drop)), 1)
-        places = torch.randperm(n, device=x.device)[:kept]
+        places = random_order(n, x.device)[:kept]
         return x.index_add(0, places, branch(x[places]).to(x.dtype), alpha=n / kept)
 
     def set_layer_scale(self, value: float) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import statistics
 import time
 from dataclasses import dataclass
 
 import torch
 
-from nolabel import methods
+from nolabel import distributed, methods
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source
+from nolabel.engine import parallel
 from nolabel.engine.log import say
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm
 from nolabel.methods.base import Method
@@ -104,7 +104,7 @@ def _workers(data: float, step: float, device: torch.device) -> int:
     """
     if device.type == "cpu" and data < step / 2:
         return 0
-    return min(os.cpu_count() or 1, 16)
+    return min(parallel.cores(), 16)
 
 
 def _views_on(s: Settings, device: torch.device, data: float, step: float) -> Settings:
@@ -121,6 +121,7 @@ def _batches(run: Run, plan: ViewPlan, source: Source) -> list[tuple[Batch, floa
     loader = make_loader(
         source, FastViews(plan, s.seed, device="cpu"), seed=s.seed,
         batch_size=int(s.batch_size or 1), start_step=0, total_steps=3, accumulate=s.accumulate,
+        rank=distributed.rank(), world=distributed.world_size(),
         with_text=methods.load(run.method).wants_text,
     )  # fmt: skip
     out, tick = [], time.perf_counter()
@@ -144,7 +145,9 @@ def _step_seconds(
     parameters = [p for p in trial.parameters() if p.requires_grad]
     times = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        while len(times) < ENOUGH or (len(times) < 5 and sum(times) < PATIENCE):
+        # Several processes must take the same number of steps, for they wait for each other.
+        alone = distributed.world_size() == 1
+        while len(times) < ENOUGH or (alone and len(times) < 5 and sum(times) < PATIENCE):
             tick = time.perf_counter()
             with autocast(precision, device):
                 loss = trial.step(batch, clock).loss

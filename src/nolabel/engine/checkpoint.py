@@ -98,21 +98,21 @@ def _check_moments(method: nn.Module, optimiser: Optimizer, state: Mapping[str, 
 
 
 def rng_state() -> dict[str, Any]:
-    """Torch's random state, CPU and every CUDA device, as uint8 tensors.
+    """Torch's random state, of the CPU and of the CUDA device in use, as uint8 tensors; the same in
+    all processes of a run.
 
     Nothing of Python's `random` or numpy's global generator is kept: the project draws from
     neither.  Views and order are keyed by (seed, epoch, sample) and have no state.
     """
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """The inverse of `rng_state`; devices that are only in one of the two are left alone."""
+    """The inverse of `rng_state`; a device that is only in one of the two is left alone."""
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available():
-        for device, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(one, device)
+    if torch.cuda.is_available() and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:

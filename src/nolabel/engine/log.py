@@ -12,14 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nolabel import distributed
+
 LINE_SECONDS = 10.0
 WINDOW = 50  # steps over which rates are taken
 STARVED = 0.1  # share of time spent waiting for data above which the run says why
 
 
 def say(text: str) -> None:
-    """A line for the user, on standard error so that standard output stays data."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the user, on standard error so that standard output stays data; from the first
+    process of a run alone."""
+    if distributed.speaks():
+        print(text, file=sys.stderr, flush=True)
 
 
 class MetricsLog:

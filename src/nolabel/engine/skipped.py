@@ -13,8 +13,8 @@ from nolabel.errors import DataError
 class Skipped:
     """Unreadable files: each listed once in skipped.jsonl, and counted against the limit."""
 
-    def __init__(self, path: Path, images: int, max_bad: float):
-        self.path, self.images, self.max_bad = path, images, max_bad
+    def __init__(self, path: Path, images: int, max_bad: float, *, write: bool = True):
+        self.path, self.images, self.max_bad, self.write = path, images, max_bad, write
         self.seen: set[str] = set()
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -26,10 +26,10 @@ class Skipped:
         if not new:
             return
         self.seen |= {path for path, _ in new}
-        lines = (json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new)
+        lines = [json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new]
         # A full disk costs the list, not the run: the files are counted all the same.
         with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
+            file.writelines(lines if self.write else [])
         if len(self.seen) > self.max_bad * self.images:
             path, reason = new[-1]
             raise DataError(

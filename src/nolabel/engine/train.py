@@ -2,6 +2,9 @@
 
 One optimiser step: micro-batches forward and backward, guard, clip, the method's gradient edits,
 update, the method's moving averages.  Its whole position is one integer, the step.
+
+Started by torchrun, several processes run it together (`parallel`), each on its part of every
+batch; the first one alone speaks and writes.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from typing import Any
 import torch
 import yaml
 
+from nolabel import distributed
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source, open_source, warm
 from nolabel.data.stages import why_starved
-from nolabel.engine import calibrate, probe
+from nolabel.engine import calibrate, parallel
 from nolabel.engine import start as begin
 from nolabel.engine.build import build_method, companion, keep, load_method, plan_of
 from nolabel.engine.checkpoint import (
@@ -33,11 +37,10 @@ from nolabel.engine.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
-from nolabel.engine.doctor import Doctor, examine
+from nolabel.engine.doctor import examine
 from nolabel.engine.environment import environment
-from nolabel.engine.film import Film
-from nolabel.engine.health import NonFiniteGuard, signals
-from nolabel.engine.log import MetricsLog, Progress, read_metrics, say
+from nolabel.engine.health import NonFiniteGuard
+from nolabel.engine.log import Progress, read_metrics, say
 from nolabel.engine.optimiser import (
     UpdateSize,
     build_optimiser,
@@ -46,6 +49,7 @@ from nolabel.engine.optimiser import (
     moved,
     set_rates,
 )
+from nolabel.engine.record import Record, Said, log_every
 from nolabel.engine.skipped import Skipped
 from nolabel.engine.stop import StopRequest
 from nolabel.errors import DataError, GuardStop, Stopped, UsageError
@@ -59,6 +63,7 @@ from nolabel.weights.file import save_encoder
 from nolabel.weights.text import TEXT_FILE, save_text
 
 CHECKPOINT_SECONDS = 300.0
+STOPPED = "stopped"  # a file in the folder of a run that was asked to stop: its step
 
 
 def device_of(run: Run) -> torch.device:
@@ -75,19 +80,12 @@ def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
         GuardStop: the loss stayed non-finite.
         Stopped: asked to stop; saved and resumable.
     """
-    folder = run.folder
-    if folder.exists() and any(folder.iterdir()):
-        ours = (folder / "config.yaml").exists()
-        if not run.settings.overwrite:
-            raise UsageError(
-                f"The folder {folder} {'already holds a run' if ours else 'is not empty'}. Use "
-                f"another --out, `nolabel resume {folder}` to go on, or --overwrite to replace it."
-            )
-        if not ours:
-            raise UsageError(
-                f"{folder} is not empty and holds no run; --overwrite replaces runs only. Use "
-                "another --out."
-            )
+    with parallel.processes(run.settings.device):
+        return _pretrain(run, source, quiet=quiet)
+
+
+def _pretrain(run: Run, source: Source, *, quiet: bool) -> Run:
+    parallel.on_first(lambda: _check_folder(run))
     extra = companion(run, source)  # once: it may lie in the folder that is replaced
     method, plan = build_method(run, extra)
     if run.settings.init:
@@ -100,7 +98,35 @@ def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
     method.to(device)
     warm(source)
     run = calibrate.resolve(run, method, plan, source, device, quiet=quiet)
-    run = _warm_heads(run, method, quiet)
+    run = parallel.from_first(_warm_heads(run, method, quiet))  # one measurement for all
+    parallel.on_first(lambda: _make_folder(run, extra))
+    # Fresh weights again, so that a run depends on its seed and not on how it was measured.
+    method, plan = build_method(run, extra)
+    _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
+    return run
+
+
+def _check_folder(run: Run) -> None:
+    """Refuses a folder that holds something."""
+    folder = run.folder
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    ours = (folder / "config.yaml").exists()
+    if not run.settings.overwrite:
+        raise UsageError(
+            f"The folder {folder} {'already holds a run' if ours else 'is not empty'}. Use "
+            f"another --out, `nolabel resume {folder}` to go on, or --overwrite to replace it."
+        )
+    if not ours:
+        raise UsageError(
+            f"{folder} is not empty and holds no run; --overwrite replaces runs only. Use "
+            "another --out."
+        )
+
+
+def _make_folder(run: Run, extra: Any) -> None:
+    """The folder with what is known before training."""
+    folder = run.folder
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -109,10 +135,6 @@ def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
         yaml.safe_dump(run.to_dict(), sort_keys=False), encoding="utf-8"
     )
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
-    # Fresh weights again, so that a run depends on its seed and not on how it was measured.
-    method, plan = build_method(run, extra)
-    _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
-    return run
 
 
 def _warm_heads(run: Run, method: Method, quiet: bool) -> Run:
@@ -133,7 +155,12 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Run:
         raise UsageError(f"{folder} holds no run (no config.yaml). Give the folder of a run.")
     run = Run.from_dict(read_yaml(folder / "config.yaml"))
     run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, out=str(folder)))
-    s = run.settings
+    with parallel.processes(run.settings.device):
+        return _resume(run, quiet=quiet)
+
+
+def _resume(run: Run, *, quiet: bool) -> Run:
+    s, folder = run.settings, run.folder
     source = open_source(s.data, image_size=s.image_size, download=s.download, channels=s.channels)
     if len(source) != run.images:
         raise DataError(
@@ -173,11 +200,13 @@ def _loop(
     quiet: bool = False,
 ) -> None:
     s, folder, total = run.settings, run.folder, int(run.settings.steps or 0)
-    batch_size = int(s.batch_size or 0)
+    batch_size, first = int(s.batch_size or 0), distributed.rank() == 0
+    quiet = quiet or not first
     method.train()
+    together = parallel.Together(method)
     optimiser = build_optimiser(method, run.optim)
     guard = NonFiniteGuard()
-    skipped = Skipped(folder / "skipped.jsonl", len(source), s.max_bad)
+    skipped, unread = Skipped(folder / "skipped.jsonl", len(source), s.max_bad, write=first), []
     if state is None:
         torch.manual_seed(s.seed + 1)
     else:
@@ -185,18 +214,8 @@ def _loop(
         set_rng_state(state["rng"])
         guard.consecutive = int(state["guard"])
     parameters = [p for p in method.parameters() if p.requires_grad]
-    log_every = s.log_every or max(min(total // 100, 100), 1)
-    probe_every = s.probe_every or max(total // 10, 1)
-    prober = probe.Probe(s.probe, s.image_size, s.download, s.channels) if s.probe else None
     frozen_for = int(s.warm_heads or 0)
     network = {id(p) for p in begin.backbones(method)} if frozen_for else set()
-    watch = None
-    if s.init and s.init_guard != "off" and len(source) >= begin.LEAST:
-        watch = begin.StartGuard(folder, method.encoder, plan, source, prober)
-    metrics = MetricsLog(folder / "metrics.jsonl", start)
-    doctor, alarm = Doctor(total), None
-    for old in read_metrics(folder / "metrics.jsonl"):
-        alarm = doctor.look(old)
     loader: Iterator[Batch] = iter(
         make_loader(
             source,
@@ -206,29 +225,35 @@ def _loop(
             start_step=start,
             total_steps=total,
             accumulate=s.accumulate,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
             workers=int(s.workers or 0),
             pin=device.type == "cuda",
             with_text=method.wants_text,
         )
     )
-    saved_at, began, first = time.monotonic(), time.monotonic(), start
-    starved = False
+    saved_at, began, starved = time.monotonic(), time.monotonic(), False
 
     def save(step: int, *, final: bool = False) -> None:
+        """Everything that is needed to go on; all processes wait where it must have been done."""
         nonlocal saved_at
-        payload = {
-            "learner": capture(method, optimiser),
-            "rng": rng_state(),
-            "guard": guard.consecutive,
-        }
-        try:
-            save_checkpoint(folder, step, payload)
-            export(run, method, plan)
-        except (SaveFailed, OSError) as error:
-            if final:
-                raise
-            bar.note(f"Could not save at step {step}; going on from the older checkpoint. {error}")
         saved_at = time.monotonic()
+        if first:
+            payload = {
+                "learner": capture(method, optimiser),
+                "rng": rng_state(),
+                "guard": guard.consecutive,
+            }
+            try:
+                save_checkpoint(folder, step, payload)
+                export(run, method, plan)
+            except (SaveFailed, OSError) as error:
+                if final:
+                    raise
+                bar.note(f"Could not save at step {step}; going on from the older one. {error}")
+            saved_at = time.monotonic()
+        if final:
+            distributed.barrier()
 
     def destroyed(why: str, step: int) -> None:
         """The network that --init named is being destroyed."""
@@ -236,36 +261,44 @@ def _loop(
         if s.init_guard == "warn":
             bar.note(f"Step {step}: the weights of --init are being destroyed: {why}. {advice}")
             return
-        assert watch is not None  # noqa: S101 - it is who calls
-        back = watch.go_back(method.encoder)
-        export(run, method, plan)
+        back = 0
+        if record:
+            back = record.go_back()
+            export(run, method, plan)
         raise GuardStop(
             f"Stopped at step {step}: the weights of --init were being destroyed ({why}). The "
-            f"encoder in {folder} is that of step {back}. {advice}"
+            f"encoder in {folder} is that of step {parallel.from_first(back)}. {advice}"
         )
 
     with StopRequest() as stop, Progress(total, start, enabled="off" if quiet else "auto") as bar:
-        film = Film(folder, source, plan, int(s.image_size or 0), total, bar.note)
-        film.look(start, method.encoder)
+        record = Record(run, method, plan, source, start, bar) if first else None
+        if record:
+            (folder / STOPPED).unlink(missing_ok=True)
+            record.look(start)
         for step in range(start, total):
             clock = Clock(step, total, run.steps_per_epoch)
             set_rates(optimiser, run.optim, clock)
+            due_line = (step + 1) % log_every(run) == 0 or step + 1 == total
             wait, losses = 0.0, []
-            for _ in range(s.accumulate):
+            for micro in range(s.accumulate):
                 tick = time.monotonic()
                 batch = next(loader)
                 wait += time.monotonic() - tick
-                skipped.add(batch.skipped)
+                unread += batch.skipped
                 with autocast(s.precision, device):
-                    out = method.step(batch.to(device), clock)
+                    last = micro + 1 == s.accumulate
+                    out = together.step(batch.to(device), clock, last=last)
                 (out.loss / s.accumulate).backward()
                 losses.append(out.loss.detach())
             if step < frozen_for:  # new heads alone learn
                 for p in parameters:
                     if id(p) in network:
                         p.grad = None
-            loss, norm = torch.stack(losses).mean(), gradient_norm(parameters)
-            due_line = (step + 1) % log_every == 0 or step + 1 == total
+            if due_line or distributed.world_size() == 1:  # else it would be a word at every step
+                skipped.add(parallel.of_all(tuple(unread)))
+                unread.clear()
+            loss, stopping = parallel.agreed(torch.stack(losses).mean(), stop.requested)
+            norm = gradient_norm(parameters)
             size = UpdateSize(parameters) if due_line else None
             if guard.check(loss, norm):  # before the update and the moving averages
                 clip_gradients(method, run.optim)
@@ -277,7 +310,7 @@ def _loop(
                 optimiser.zero_grad(set_to_none=True)
                 bar.note(f"Step {step}: loss or gradients are not finite; the step is skipped.")
             bar.update(step + 1, float(loss), batch_size, wait)
-            done = step + 1
+            done, said = step + 1, Said()
             if not starved and bar.starving():
                 starved = True  # said once
                 why = why_starved(source, plan, device=device, workers=int(s.workers or 0))
@@ -291,46 +324,27 @@ def _loop(
                     "lr": learning_rate(run.optim, clock),
                     "weight_decay": rates[True]["weight_decay"] if True in rates else 0.0,
                     "gradient_norm": float(norm),
-                    "images_per_second": bar.rate,
-                    "data_wait": bar.data_wait,
-                    "seconds": time.monotonic() - began,
-                    **{k: float(v) for k, v in out.logs.items()},
+                    **parallel.averaged(out.logs),
                     **moved(method, size),
                 }
-                if start and done - start <= log_every:
-                    line["resumed_at"] = start
-                if out.features is not None:
-                    line |= signals(out.features)
-                if prober and (done % probe_every < log_every or done == total):
-                    line["probe_knn"] = prober(method.encoder, plan)
-                    bar.note(f"step {done}: k-NN {line['probe_knn']:.1%}")
-                if watch and (done % probe_every < log_every or done == total):
-                    seen = watch.look(done, method.encoder, line.get("probe_knn"))
-                    why = seen.pop("why")
-                    line |= seen
-                    if why:
-                        destroyed(why, done)
-                before, alarm = alarm, doctor.look(line)
-                line["loss_spikes"] = doctor.spikes
-                if alarm:
-                    line["verdict"] = alarm.state
-                    if before is None or before.state != alarm.state:
-                        bar.note(f"Step {done}: {alarm}")
-                try:
-                    metrics.write(line)
-                except OSError as error:  # a full disk loses a line, not the run
-                    bar.note(f"Could not write metrics at step {done}: {error}")
-            film.look(done, method.encoder)
+                features = None if out.features is None else distributed.gather(out.features)
+                said = parallel.from_first(record.line(line, features) if record else said)
+                if said.destroyed:
+                    destroyed(said.destroyed, done)
+            if record:
+                record.look(done)
             due = done % s.checkpoint_every == 0 if s.checkpoint_every else (
                 time.monotonic() - saved_at > CHECKPOINT_SECONDS
             )  # fmt: skip
-            if due_line and alarm and alarm.state == "collapsed" and s.on_collapse == "stop":
+            if said.collapsed and s.on_collapse == "stop":
                 save(done, final=True)
-                metrics.close()
-                raise GuardStop(f"Stopped at step {done} of {total}; everything is saved. {alarm}")
-            if stop.requested and done < total:
+                raise GuardStop(
+                    f"Stopped at step {done} of {total}; everything is saved. {said.collapsed}"
+                )
+            if stopping and done < total:
+                if first:
+                    (folder / STOPPED).write_text(f"{done}\n", encoding="utf-8")
                 save(done, final=True)
-                metrics.close()
                 raise Stopped(
                     f"Stopped at step {done} of {total}; everything is saved. Go on with "
                     f"`nolabel resume {folder}`."
@@ -338,9 +352,10 @@ def _loop(
             if due and done < total:
                 save(done)
         save(total, final=True)
-    metrics.close()
+    if record:
+        record.close()
     if not quiet:
-        images = (total - first) * batch_size
+        images = (total - start) * batch_size
         spent = time.monotonic() - began
         say(f"Done: {total} steps, {images:,} images in {spent:.0f} s. Encoder: {folder}")
         say(str(examine(read_metrics(folder / "metrics.jsonl"), total)))

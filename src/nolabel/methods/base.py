@@ -69,6 +69,8 @@ class Method(nn.Module):
     # Whether it learns from captions: batches then carry `text`, it is built as kind(backbone,
     # options, tokenizer), and has `shared`, a `SharedSpace` that is saved beside the encoder.
     wants_text: ClassVar[bool] = False
+    # Children whose batch norms see what one process has, not what all have together.
+    own_norms: ClassVar[tuple[str, ...]] = ()
     continued = False  # whether `--init` brought the heads as well as the network
 
     @dataclass(frozen=True, kw_only=True)

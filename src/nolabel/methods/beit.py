@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_beit
 from nolabel.errors import UsageError
@@ -119,7 +120,8 @@ class BEiT(Method):
             mask = block_masks(counts, (side, side), smallest=o.smallest_block).to(x.device)
         out = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)
         logits = self.head(out.patches[mask]).float()  # [hidden, V]
-        loss = F.cross_entropy(logits, ids[mask], reduction="sum") / max(len(logits), 1)
+        total = F.cross_entropy(logits, ids[mask], reduction="sum")
+        loss = distributed.ratio(total, mask.sum())  # over the hidden patches of all processes
         logs = {
             "hidden": mask.float().mean(),
             "token_accuracy": (logits.argmax(-1) == ids[mask]).float().mean(),

@@ -116,7 +116,7 @@ class DeepClusterV2(Method):
         """Mean cross-entropy of all crops z [V, B, D] whose image has a label y [B]."""
         scores = F.linear(z, prototypes).flatten(0, 1) / self.options.temperature
         total = F.cross_entropy(scores, y.repeat(len(z)), ignore_index=UNKNOWN, reduction="sum")
-        return total / (len(z) * (y != UNKNOWN).sum()).clamp_min(1)
+        return distributed.ratio(total, len(z) * (y != UNKNOWN).sum())
 
     @torch.no_grad()
     def after_update(self, clock: Clock) -> None:

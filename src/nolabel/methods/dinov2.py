@@ -35,7 +35,9 @@ from nolabel.heads import PrototypeHead
 from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.ops import losses
 from nolabel.ops.assignment import sinkhorn_shift
-from nolabel.ops.masks import block_masks, generator
+from nolabel.ops.chance import Chance
+from nolabel.ops.koleo import koleo as koleo_of
+from nolabel.ops.masks import block_masks
 from nolabel.schedules import linear, momentum
 from nolabel.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
@@ -124,13 +126,13 @@ class DINOv2(Method):
 
     def draw_masks(self, n: int, grid: tuple[int, int]) -> Tensor:
         """bool [n, P]: exactly a share of n global crops masked, ratios one from each bin."""
-        o, rng = self.options, generator()
-        chosen = int(n * o.masked)
+        o, chance = self.options, Chance(n // 2, 2)
+        rng, chosen = chance.of_all(), int(chance.total * o.masked)
         low, high = o.mask_ratio
         ratio = low + (high - low) * (np.arange(chosen) + rng.random(chosen)) / max(chosen, 1)
-        counts = np.zeros(n, np.int64)
-        counts[rng.permutation(n)[:chosen]] = ratio * grid[0] * grid[1]
-        return block_masks(counts, grid, smallest=4, rng=rng)
+        counts = np.zeros(chance.total, np.int64)
+        counts[rng.permutation(chance.total)[:chosen]] = ratio * grid[0] * grid[1]
+        return block_masks(counts[chance.rows], grid, smallest=4, chance=chance)
 
     def step(self, batch: Batch, clock: Clock, masks: Tensor | None = None) -> Step:
         o, b = self.options, batch.size
@@ -158,7 +160,7 @@ class DINOv2(Method):
             known, teacher.patch_head.last_layer, patch_shift, o.student_temperature, tau, o.chunk,
         )  # fmt: skip
         loss_ibot = losses.mean_over_masked(per_token, masks)
-        koleo = torch.stack([losses.koleo(x) for x in hidden.pooled.chunk(2)]).sum()
+        koleo = torch.stack([koleo_of(x) for x in hidden.pooled.chunk(2)]).sum()
         logs = {"loss_dino": loss_dino.detach(), "loss_ibot": loss_ibot.detach(),
                 "koleo": koleo.detach() / 2, **losses.target_signals(targets),
                 "teacher_momentum": momentum(o.teacher_momentum, clock)}  # fmt: skip
@@ -170,8 +172,7 @@ class DINOv2(Method):
         if self.options.centring == "sinkhorn":
             rows = z.split(self.options.chunk or max(len(z), 1))
             return sinkhorn_shift(rows, logits=lambda z: last(z).float() / tau)
-        if len(z):
-            self.centres[head].observe(last(z), clock.step)
+        self.centres[head].observe(last(z), clock.step)
         return -self.centres[head].value / tau
 
     def teacher_temperature(self, clock: Clock) -> float:

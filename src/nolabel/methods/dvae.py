@@ -48,6 +48,7 @@ from nolabel.errors import UsageError, unknown
 from nolabel.heads import PatchDecoder
 from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.ops.assignment import codes_in_use
+from nolabel.ops.chance import Chance
 from nolabel.ops.patches import unpatchify
 from nolabel.ops.pixels import logit_laplace_nll, mean_colour_error
 from nolabel.schedules import cosine
@@ -62,7 +63,11 @@ WATCHED = 32  # images of a batch that are rebuilt from their tokens, to see wha
 
 def gumbel(logits: Tensor) -> Tensor:
     """Standard Gumbel noise of the logits' shape: -log of an exponential variable."""
-    return -torch.empty_like(logits).exponential_().log()
+    noise = torch.empty_like(logits)
+    draws = torch.Generator(logits.device)
+    for row, seed in zip(noise, Chance(len(logits)).seeds(), strict=True):
+        row.exponential_(generator=draws.manual_seed(seed))
+    return -noise.log()
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:

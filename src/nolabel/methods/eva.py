@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_beit
 from nolabel.errors import UsageError
@@ -110,8 +111,7 @@ class EVA(Method):
         out = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)
         predicted = self.head(out.patches).float()  # [B, P, D of the teacher]
         agreement = F.cosine_similarity(predicted, f, dim=-1)  # [B, P]
-        hidden = mask.sum().clamp(min=1)
-        loss = -(agreement * mask).sum() / hidden
+        loss = distributed.ratio(-(agreement * mask).sum(), mask.sum())
         seen = (agreement.detach() * ~mask).sum() / (~mask).sum().clamp(min=1)
         logs = {"hidden": mask.float().mean(), "agreement_seen": seen}
         return Step(loss, logs, out.pooled.detach())

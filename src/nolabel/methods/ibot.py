@@ -37,7 +37,8 @@ from nolabel.errors import unknown
 from nolabel.heads import PrototypeHead
 from nolabel.methods.base import Facts, Method, Recipe
 from nolabel.ops import losses
-from nolabel.ops.masks import block_masks, generator, random_masks
+from nolabel.ops.chance import Chance
+from nolabel.ops.masks import block_masks, random_masks
 from nolabel.schedules import momentum, per_epoch_linear
 from nolabel.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
@@ -120,12 +121,12 @@ class IBOT(Method):
 
     def draw_masks(self, n: int, grid: tuple[int, int]) -> Tensor:
         """bool [n, P]: which patches of n global crops are hidden."""
-        o, rng, patches = self.options, generator(), grid[0] * grid[1]
-        ratio = rng.uniform(o.mask_ratio[0], o.mask_ratio[1], n) * (rng.random(n) < o.masked)
-        counts = (ratio * patches).astype(np.int64)
+        o, chance, patches = self.options, Chance(n // 2, 2), grid[0] * grid[1]
+        (low, high), (u, coin) = o.mask_ratio, chance(2).T
+        counts = ((low + (high - low) * u) * (coin < o.masked) * patches).astype(np.int64)
         if o.mask_shape == "random":
-            return random_masks(counts, patches, rng)
-        return block_masks(counts, grid, smallest=max(min(grid) // 3, 1) ** 2, rng=rng)
+            return random_masks(counts, patches, chance)
+        return block_masks(counts, grid, smallest=max(min(grid) // 3, 1) ** 2, chance=chance)
 
     def step(self, batch: Batch, clock: Clock, masks: Tensor | None = None) -> Step:
         o = self.options

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_mae, sincos_positions
 from nolabel.errors import UsageError
@@ -106,7 +107,8 @@ class MAE(Method):
     def step(self, batch: Batch, clock: Clock, noise: Tensor | None = None) -> Step:
         x = batch.views["image"][0]  # [B, C, H, W]
         if noise is None:
-            noise = torch.rand(len(x), self.decoder_pos_embed.shape[1] - 1, device=x.device)
+            patches = self.decoder_pos_embed.shape[1] - 1
+            noise = distributed.share(lambda n: torch.rand(n, patches, device=x.device), len(x))
         pred, mask, pooled = self.predict(x, noise, self.options.mask_ratio)
         target = patchify(x, self.patch)
         if self.options.norm_pix:

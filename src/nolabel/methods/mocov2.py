@@ -54,6 +54,8 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
 class MoCoV2(Method):
     """Momentum contrast: keys of a slow encoder, many negatives from a queue."""
 
+    own_norms = ("query", "key")  # keys are shuffled instead
+
     @dataclass(frozen=True, kw_only=True)
     class Options:
         """MoCo v2's own options; defaults are the paper's for ResNet-50 on ImageNet."""

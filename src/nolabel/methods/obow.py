@@ -71,7 +71,8 @@ def one_location(maps: Tensor) -> Tensor:
     """One random location's feature [B, D] of each map, averaged over 3 x 3 locations."""
     wide = min(maps.shape[-2:]) >= 3
     maps = F.avg_pool2d(maps, 3, 1, padding=0 if wide else 1, count_include_pad=False).flatten(2)
-    place = torch.randint(maps.shape[2], (len(maps),), device=maps.device)
+    places, device = maps.shape[2], maps.device
+    place = distributed.share(lambda n: torch.randint(places, (n,), device=device), len(maps))
     return maps[torch.arange(len(maps), device=maps.device), :, place]
 
 
@@ -79,6 +80,7 @@ class OBoW(Method):
     """Online bags of visual words: predict which words of the moment an image contains."""
 
     needs = frozenset({"any_size"})
+    own_norms = ("generators",)  # their input, the words, is the same on all processes
     spread: Tensor
     vocabulary: Any  # a Queue of words for each level
     generators: Any  # G for each level

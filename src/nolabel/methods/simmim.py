@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_mae, sincos_positions
 from nolabel.errors import UsageError
@@ -105,13 +106,16 @@ class SimMIM(Method):
     def step(self, batch: Batch, clock: Clock, mask: Tensor | None = None) -> Step:
         x = batch.views["image"][0]  # [B, C, H, W]
         if mask is None:
-            mask = self.masks(x, self.options.mask_ratio)
+            units = (x.shape[-2] // self.options.unit) * (x.shape[-1] // self.options.unit)
+            noise = distributed.share(lambda n: torch.rand(n, units), len(x))
+            mask = self.masks(x, self.options.mask_ratio, noise)
         pred, pooled = self.predict(x, mask)
         p = self.backbone.mask_patch
         m = mask.unflatten(1, (x.shape[-2] // p, x.shape[-1] // p)).unsqueeze(1)
         m = m.repeat_interleave(p, 2).repeat_interleave(p, 3)  # [B, 1, H, W]
         error = ((x.float() - pred).abs() * m).sum()
-        loss = error / (m.sum() + 1e-5) / x.shape[1]
+        hidden = distributed.sum(m.sum()) + 1e-5  # over all processes
+        loss = error * distributed.world_size() / hidden / x.shape[1]
         return Step(loss, {}, pooled.detach())
 
     @torch.no_grad()

@@ -107,10 +107,11 @@ class Codebook(nn.Module):
             self.codes.copy_(torch.where(self.count[:, None] > 0, mean, self.codes))
         if self.revive:
             dead = self.count < self.revive * n / k
-            fresh = z[torch.randint(len(z), (k,), device=z.device)]
-            every = distributed.gather(fresh).unflatten(0, (-1, k))  # [processes, K, D]
-            turn = torch.arange(k, device=z.device)
-            fresh = every[turn % len(every), turn]  # the same on all processes
+            # The same vectors of all on all processes: each gives those that it has.
+            drawn = torch.randint(len(z) * distributed.world_size(), (k,), device=z.device)
+            own = drawn - distributed.rank() * len(z)
+            here = (own >= 0) & (own < len(z))
+            fresh = distributed.sum(z[own.clamp(0, len(z) - 1)] * here[:, None])
             self.codes[dead] = fresh[dead]
             self.count[dead] = n / k  # as if of average use, to have the time to find it
             if self.ema:

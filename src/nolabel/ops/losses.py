@@ -103,24 +103,6 @@ def mean_over_masked(per_token: Tensor, mask: Tensor) -> Tensor:
     return (per_token * share[mask]).sum() / len(mask)
 
 
-def koleo(x: Tensor, eps: float = 1e-8) -> Tensor:
-    """Kozachenko-Leonenko regulariser: spreads features evenly (Sablayrolles et al. 2018,
-    arXiv 1806.03198; DINOv2 §4).
-
-    -mean over i of log |x_i - x_nn(i)| of the unit vectors, nn(i) the nearest other one.
-
-    Args:
-        x: features [N, D], not yet of unit length; a lone one has no neighbour and costs 0.
-    """
-    if len(x) < 2:
-        return x.float().sum() * 0.0
-    x = F.normalize(x.float(), dim=-1, eps=eps)
-    with torch.no_grad():
-        nearest = (x @ x.T).fill_diagonal_(-1.0).argmax(1)
-    # torch's distance has eps inside, as the official code's.
-    return -torch.log(F.pairwise_distance(x, x[nearest], eps=eps) + eps).mean()
-
-
 def nt_xent(
     a: Tensor, b: Tensor, temperature: float, all_a: Tensor, all_b: Tensor, offset: int
 ) -> Tensor:

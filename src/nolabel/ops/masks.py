@@ -8,12 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nolabel.ops.chance import Chance
+
 TRIES = 10  # draws of a block before an image is given up
-
-
-def generator() -> np.random.Generator:
-    """NumPy's generator seeded from torch's, whose state a checkpoint holds."""
-    return np.random.default_rng(int(torch.randint(2**63 - 1, ()).item()))
 
 
 def block_masks(
@@ -23,7 +20,7 @@ def block_masks(
     smallest: int = 16,
     aspect: float = 0.3,
     exact: bool = False,
-    rng: np.random.Generator | None = None,
+    chance: Chance | None = None,
 ) -> Tensor:
     """Masks made of rectangles (BEiT, algorithm 1), for all images at once.
 
@@ -37,11 +34,12 @@ def block_masks(
         smallest: least area of a block in patches.
         exact: fill up what the blocks left open with single patches, and cut nothing: every image
             has its count exactly.
+        chance: of as many rows; by default one image a row, and torch's next seed.
 
     Returns:
         bool [B, h * w], True = hidden.
     """
-    rng = rng or generator()
+    chance = chance or Chance(len(counts))
     h, w = grid
     counts = np.minimum(np.asarray(counts, np.int64), h * w)
     masks = np.zeros((len(counts), h, w), bool)
@@ -52,12 +50,13 @@ def block_masks(
     low, high = math.log(aspect), -math.log(aspect)
     while len(open_):
         missing = counts[open_] - done[open_]
-        area = smallest + rng.random(len(open_)) * (missing - smallest)
-        ratio = np.exp(low + rng.random(len(open_)) * (high - low))
+        u = chance(4, open_).T
+        area = smallest + u[0] * (missing - smallest)
+        ratio = np.exp(low + u[1] * (high - low))
         bh = np.rint(np.sqrt(np.maximum(area, 0) * ratio)).astype(np.int64)
         bw = np.rint(np.sqrt(np.maximum(area, 0) / ratio)).astype(np.int64)
-        top = (rng.random(len(open_)) * (h - bh + 1)).astype(np.int64)
-        left = (rng.random(len(open_)) * (w - bw + 1)).astype(np.int64)
+        top = (u[2] * (h - bh + 1)).astype(np.int64)
+        left = (u[3] * (w - bw + 1)).astype(np.int64)
         block = (
             (rows >= top[:, None, None]) & (rows < (top + bh)[:, None, None])
             & (columns >= left[:, None, None]) & (columns < (left + bw)[:, None, None])
@@ -72,15 +71,15 @@ def block_masks(
         open_ = open_[(done[open_] < counts[open_]) & (tries[open_] < TRIES)]
     flat = masks.reshape(len(counts), h * w)
     if exact:
-        order = (rng.random(flat.shape) + flat).argsort(1)  # patches that are free come first
+        order = (chance(h * w) + flat).argsort(1)  # patches that are free come first
         place = np.arange(h * w)[None] < (counts - done)[:, None]
         np.put_along_axis(flat, order, place | np.take_along_axis(flat, order, 1), 1)
     return torch.from_numpy(flat)
 
 
-def random_masks(counts: np.ndarray, patches: int, rng: np.random.Generator) -> Tensor:
+def random_masks(counts: np.ndarray, patches: int, chance: Chance) -> Tensor:
     """bool [B, patches]: so many single patches of each image hidden at random."""
-    order = rng.random((len(counts), patches)).argsort(1).argsort(1)
+    order = chance(patches).argsort(1).argsort(1)
     return torch.from_numpy(order < counts[:, None])
 
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nolabel.ops.chance import uniform
 from nolabel.views.plan import View, ViewPlan
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: the increment of splitmix64
 _TRIES = 10  # of torchvision's RandomResizedCrop before its fallback
 
 # Which uniform number serves which decision.  A decision keeps its slot for ever: adding one must
@@ -59,32 +58,6 @@ class Params:
         """The same parameters for some of the samples."""
         fields = (f.name for f in dataclasses.fields(self))
         return Params(**{name: getattr(self, name)[index] for name in fields})
-
-
-def uniform(
-    seed: int, epoch: int, samples: npt.ArrayLike, stream: int, slots: int
-) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1) that depend on their key only.
-
-    Args:
-        seed: Seed of the run.
-        epoch: Epoch; any integer.
-        samples: Keys of the samples, integers [B].
-        stream: Number of an independent stream, such as one copy of one view.
-        slots: Numbers per sample.
-
-    Returns:
-        float64 [B, slots], with 53 random bits each.
-    """
-    state = 0
-    for part in (seed, epoch, stream):
-        state = _mix_int((state + _GOLDEN) ^ (int(part) & _MASK))
-    keys = np.asarray(samples).astype(np.int64).view(np.uint64)
-    with np.errstate(over="ignore"):  # arithmetic is modulo 2**64 on purpose
-        start = _mix(keys * np.uint64(_GOLDEN) + np.uint64(state))
-        steps = np.arange(1, slots + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
-        bits = _mix(start[:, None] + steps)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def draw(
@@ -202,17 +175,3 @@ def _stream(name: str, copy: int) -> int:
     """A number for a copy of a view.  By name, so that a view added to a plan moves no other."""
     digest = hashlib.blake2b(name.encode(), digest_size=6).digest()
     return int.from_bytes(digest, "little") << 16 | copy
-
-
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64: every input bit flips every output bit half the time."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _mix_int(x: int) -> int:
-    x &= _MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return x ^ (x >> 31)

@@ -1,0 +1,139 @@
+"""Two processes, started as a user starts them, do what one does; a stop reaches all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nolabel.engine.checkpoint import load_checkpoint
+
+# Plain SGD and short steps: what differs is the order of sums, and it must not be blown up.
+GIVEN = ["--data", "creatures", "--backbone", "vit_pico", "--batch-size", "24", "--hidden", "32",
+         "--projection", "8", "--precision", "fp32", "--workers", "0", "--device", "cpu",
+         "--log-every", "2", "--optim.name", "sgd", "--optim.lr", "0.01"]  # fmt: skip
+TOGETHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(*args, processes=2, env=ENV):
+    many = TOGETHER if processes > 1 else []
+    return subprocess.Popen(
+        [sys.executable, *many, "-m", "nolabel", *args],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
+    )  # fmt: skip
+
+
+def done(process):
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def weights(folder):
+    return load_file(folder / "encoder.safetensors")
+
+
+def near(a, b, atol=2e-5):
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], rtol=1e-3, atol=atol, msg=name)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    code, _, err = done(start("pretrain", "simclr", *GIVEN, "--steps", "8", "--out", str(folder),
+                              processes=1))  # fmt: skip
+    assert code == 0, err
+    return folder
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_end_with_the_weights_of_one_and_write_once(one, tmp_path):
+    folder, table = tmp_path / "run", tmp_path / "run.json"
+    given = ["--steps", "8", "--out", str(folder), "--json", str(table)]
+    code, out, err = done(start("pretrain", "simclr", *GIVEN, *given))
+    assert code == 0, err
+    near(weights(one), weights(folder))
+    assert out.count("folder     ") == 1 and err.count("Done: 8 steps") == 1
+    assert json.loads(table.read_text())["settings"]["batch_size"] == 24
+    both = list(zip(lines(one), lines(folder), strict=True))
+    assert [a["step"] for a, _ in both] == [2, 4, 6, 8]
+    for a, b in both:
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
+        assert a["agreement"] == pytest.approx(b["agreement"], abs=1e-4)
+        # The signals are those of the whole batch.
+        assert a["effective_rank"] == pytest.approx(b["effective_rank"], rel=1e-3)
+    # A folder that holds a run is refused by all, in one voice.
+    code, _, err = done(start("pretrain", "simclr", *GIVEN, *given))
+    assert code != 0
+    assert err.count("already holds a run") == 1
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step_and_one_process_goes_on(one, tmp_path):
+    folder = tmp_path / "run"
+    process = start("pretrain", "simclr", *GIVEN, "--steps", "2000", "--out", str(folder))
+    try:
+        wait_for(lambda: (folder / "metrics.jsonl").is_file() and len(lines(folder)) > 1)
+        second = [p for p in children(process.pid) if environment(p).get("RANK") == "1"]
+        os.kill(second[0], signal.SIGTERM)
+        code, _, err = done(process)
+    finally:
+        process.kill()
+    assert code != 0
+    assert "everything is saved" in err
+    step = int((folder / "stopped").read_text())
+    assert load_checkpoint(folder).step == step < 2000
+
+    # As far as it went, it is the run of one process that was to take as many steps; here on one
+    # process, from where two stopped.
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("steps: 2000", f"steps: {step + 2}"))
+    code, _, err = done(start("resume", str(folder), processes=1))
+    assert code == 0, err
+    assert not (folder / "stopped").exists()
+    assert [r["step"] for r in lines(folder)][-1] == step + 2
+    assert lines(folder)[-1]["resumed_at"] == step
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_with_what_fits(tmp_path):
+    folder = tmp_path / "run"
+    given = [*GIVEN, "--steps", "2", "--out", str(folder)]
+    given[given.index("24")] = "25"
+    code, _, err = done(start("pretrain", "simclr", *given))
+    assert code != 0
+    assert "cannot be cut into 2 equal parts" in err
+    assert "24 or 26" in err
+
+
+def wait_for(what, seconds=120):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.2)
+
+
+def children(pid):
+    """The process's descendants."""
+    found = []
+    for task in Path("/proc").glob(f"{pid}/task/*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *children(child)]
+    return found
+
+
+def environment(pid):
+    raw = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    return dict(entry.split("=", 1) for entry in raw.split("\0") if "=" in entry)

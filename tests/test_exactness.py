@@ -1,0 +1,269 @@
+"""Two and three processes do what one does: losses, gradients, and everything that is saved.
+
+Each method takes three steps on the same six images a step, in one process and in several (gloo, on
+the CPU) that have a part of them each.  In fp64 what differs is the order of sums.  Broken on
+purpose (a gather without gradient, a reduction that is left out, ...) it must differ by far.
+
+`NOLABEL_EXACTNESS=write` writes the table of docs/distributed.md anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from nolabel import distributed, methods
+from nolabel.engine import norms, parallel
+from nolabel.engine.optimiser import build_optimiser, clip_gradients, set_rates
+from nolabel.state import Frozen
+from nolabel.testing import IMAGES, build_small, random_batch
+from nolabel.types import Batch, Clock, Optim
+
+PAGE = Path(__file__).parents[1] / "docs" / "distributed.md"
+STEPS, SIDE = 3, 32
+TEXT = {"vocabulary": 530, "context": 10, "projection": 8, "text_dim": 16, "text_depth": 1,
+        "text_heads": 2}  # fmt: skip
+DECODER = {"codes": 32, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
+CROPS = {"local_crops": 1, "local_size": 16}
+HEADS = {"prototypes": 32, "hidden": 16, "bottleneck": 8, "drop_path": 0.0,
+         "head_batch_norm": True, "freeze_last_layer": 0, **CROPS}  # fmt: skip
+OPTIONS: dict[str, dict[str, Any]] = {
+    "autoencoder": {"code": 8, "width": 16},
+    "simmim": {"unit": 8},
+    "vqvae": {"code_dim": 8, "revive": 0.5, **DECODER},
+    "dvae": DECODER,
+    "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+    "beit": {"smallest_block": 4, "drop_path": 0.0},
+    "eva": {"smallest_block": 4, "drop_path": 0.0},
+    "clip": TEXT,
+    "siglip": TEXT,
+    "triplet": {"hidden": 16, "projection": 8},
+    "simclr": {"hidden": 16, "projection": 8},
+    "mocov2": {"hidden": 16, "projection": 8, "queue": 12},
+    "mocov3": {"hidden": 16, "projection": 8},
+    "swav": {"prototypes": 12, "hidden": 16, "projection": 8, "queue": 12, "queue_from_epoch": 0,
+             "freeze_prototypes": 1, **CROPS},
+    "deepclusterv2": {"images": 12, "clusters": 3, "heads": 2, "hidden": 16, "projection": 8,
+                      **CROPS},
+    "obow": {"words": 12, "global_size": 32, **CROPS},
+    "barlow": {"hidden": 16, "projection": 8},
+    "distill": {"anchors": 16, "hidden": 16},
+    "byol": {"hidden": 16, "projection": 8},
+    "dino": HEADS,
+    "ibot": HEADS,
+    "dinov2": {**HEADS, "patch_prototypes": 16, "patch_bottleneck": 8, "layer_scale": 0.1,
+               "koleo": 0.1},
+}  # fmt: skip
+OF_RESNETS = ("autoencoder", "triplet", "simclr", "mocov3", "clip", "siglip", "swav",
+              "deepclusterv2", "obow", "barlow", "distill", "byol", "dino")  # fmt: skip
+VARIANTS = {  # what else the same pages can do
+    "dino, Sinkhorn": ("dino", "vit_pico", {**HEADS, "centring": "sinkhorn", "loss": "mse"}),
+    "dinov2, centre": ("dinov2", "vit_pico", {**OPTIONS["dinov2"], "centring": "centre"}),
+    "triplet, all": ("triplet", "vit_pico", {**OPTIONS["triplet"], "mining": "all"}),
+    "clip, chunk": ("clip", "vit_pico", {**TEXT, "chunk": 1}),
+    "simmim, Swin": ("simmim", "swin_nano", {"unit": 8}),
+}
+Case = tuple[str, str, dict[str, Any]]
+
+
+def cases() -> dict[str, Case]:
+    """Row of the table -> method, backbone, options."""
+    found = {name: (name, "vit_pico", given) for name, given in OPTIONS.items()}
+    found |= {f"{n}, ResNet": (n, "resnet_nano", OPTIONS[n]) for n in OF_RESNETS}
+    return found | VARIANTS
+
+
+def part(batch: Batch) -> Batch:
+    """This process's images of a batch."""
+    n = batch.size // distributed.world_size()
+    own = slice(distributed.rank() * n, (distributed.rank() + 1) * n)
+    assert batch.keys is not None and batch.text is not None
+    return dataclasses.replace(
+        batch,
+        views={k: v[:, own].double() for k, v in batch.views.items()},
+        keys=batch.keys[own],
+        text=batch.text[own],
+    )
+
+
+def train(case: Case) -> dict[str, Tensor]:
+    """Loss and gradients of each step, and the state after the last."""
+    method, backbone, given = case
+    kind = methods.load(method)
+    options = kind.Options(**given)
+    model = build_small(kind, options, backbone).double()
+    for held in vars(model).values():
+        if isinstance(held, Frozen):
+            held.module.double()
+    together = parallel.Together(model)
+    optim = Optim(name="sgd", lr=0.05, lr_end=0.0, warmup_epochs=0.0, clip=3.0)
+    optimiser = build_optimiser(model, optim)
+    torch.manual_seed(1)
+    out: dict[str, Tensor] = {}
+    for step in range(STEPS):
+        clock = Clock(step, 8, 2)
+        set_rates(optimiser, optim, clock)
+        batch = random_batch(kind.views(options, SIDE), step)
+        batch = dataclasses.replace(batch, keys=torch.arange(IMAGES) + IMAGES * (step % 2))
+        loss = together.step(part(batch), clock).loss
+        loss.backward()
+        out[f"loss {step}"] = distributed.mean(loss)
+        for name, p in model.named_parameters():
+            if p.grad is not None:
+                out[f"gradient {step} {name}"] = p.grad.clone()
+        clip_gradients(model, optim)
+        model.before_update(clock)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        model.after_update(clock)
+    return out | {f"state {k}": v.clone() for k, v in model.state_dict().items()}
+
+
+def in_double() -> None:
+    """Methods take what they compare to fp32 at least; here it stays fp64."""
+    narrow = torch.Tensor.float
+
+    def float_(x: Tensor) -> Tensor:
+        return x if x.dtype == torch.float64 else narrow(x)
+
+    torch.Tensor.float = float_  # type: ignore[method-assign]
+
+
+class Averaged(norms.SyncedBatchNorm):
+    """Wrong on purpose: the mean of the processes' variances."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        mean = distributed.gather_with_grad(input.mean(0, keepdim=True)).mean(0)
+        var = distributed.gather_with_grad(input.var(0, keepdim=True, correction=0)).mean(0)
+        y = (input - mean) * (var + self.eps).rsqrt()
+        return y if self.weight is None else y * self.weight + self.bias
+
+
+def averaging(method: nn.Module, without: Any) -> None:
+    for m in method.modules():
+        if isinstance(m, nn.BatchNorm1d):
+            m.__class__ = Averaged  # type: ignore[assignment]
+
+
+def alone(self: parallel.Together, method: Any) -> None:
+    self.method, self.ddp = method, None
+
+
+# What is broken on purpose: where, how, and the row that must show it.
+BROKEN: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
+    "a gather without gradient": (distributed, "gather_with_grad", distributed.gather, "simclr"),
+    "no sum over processes": (distributed, "sum", lambda x: x.detach(), "dinov2, centre"),
+    "averaged variances": (parallel, "synchronise", averaging, "barlow"),
+    "no batch norm of all": (parallel, "synchronise", lambda method, without: None, "byol"),
+    "no mean of gradients": (parallel.Together, "__init__", alone, "mae"),
+    "masks by process": (distributed, "share", lambda draw, n: draw(n), "mae"),
+    "blocks by process": (
+        distributed, "places", lambda n, copies=1: torch.arange(n * copies), "ibot",
+    ),
+    "a mean by process": (
+        distributed, "ratio", lambda total, count: total / count.clamp_min(1), "beit",
+    ),
+    "every process as the first": (distributed, "rank", lambda: 0, "clip"),
+}  # fmt: skip
+
+
+def process(rank: int, world: int, port: int, folder: str) -> None:
+    """One of them.  Alone it first trains its share of the rows, to compare them with what all do
+    together."""
+    torch.set_num_threads(1)
+    in_double()
+    rows = list(cases().items())
+    one = {name: train(case) for name, case in rows[rank::world]}
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
+    found, digests, broken = {}, {}, {}
+    for name, case in rows:
+        together = train(case)
+        digests[name] = digest(together)
+        if name in one:
+            found[name] = apart(one[name], together)
+    for name, (place, attribute, wrong, row) in BROKEN.items():
+        right = getattr(place, attribute)
+        setattr(place, attribute, wrong)
+        try:
+            together = train(cases()[row])
+        finally:
+            setattr(place, attribute, right)
+        if row in one:
+            broken[name] = apart(one[row], together)
+    torch.save((found, digests, broken), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def digest(values: dict[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name, value in values.items():
+        sha.update(name.encode() + value.contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
+    """Largest difference of losses, gradients, weights, batch norms and other buffers, each in
+    units of the largest number of its kind."""
+    assert a.keys() == b.keys(), sorted(a.keys() ^ b.keys())
+    worst: dict[str, tuple[float, float]] = {}
+    for key, value in a.items():
+        kind = key.split()[0]
+        if kind == "state":
+            kind = "batch norms" if "running_" in key or "num_batches" in key else "state"
+        x, y = value.double(), b[key].double()
+        away, size = float((x - y).abs().max()), float(x.abs().max())
+        before = worst.get(kind, (0.0, 0.0))
+        worst[kind] = (max(before[0], away), max(before[1], size))
+    return {k: away / max(size, 1e-30) for k, (away, size) in worst.items()}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_train_every_method_as_one_does(world, tmp_path):
+    assert set(OPTIONS) == set(methods.METHODS)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(process, (world, port, str(tmp_path)), nprocs=world)
+    ranks = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(world)]
+    every = {name: d for found, _, _ in ranks for name, d in found.items()}
+    found = {name: every[name] for name in cases()}
+    wrong = {n: d for n, d in found.items() if max(d.values()) > 1e-9}
+    assert not wrong, wrong
+    assert all(digests == ranks[0][1] for _, digests, _ in ranks)  # all end with the same
+    broken = {name: d for _, _, some in ranks for name, d in some.items()}
+    assert set(broken) == set(BROKEN)
+    for name, d in broken.items():
+        assert max(d.values()) > 1e-6, f"nobody notices {name}"
+    if os.environ.get("NOLABEL_EXACTNESS") == "write":
+        write(world, found)
+    rows = {line.split(" | ")[0].strip("| ") for line in PAGE.read_text().splitlines()}
+    assert {f"`{name}`" for name in found} <= rows
+
+
+COLUMNS = ("loss", "gradient", "state", "batch norms")
+
+
+def write(world: int, found: dict[str, dict[str, float]]) -> None:
+    """The table between the marks of the page, for this number of processes."""
+    lines = [f"| {world} processes | loss | gradients | weights and buffers | batch norms |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for name, d in found.items():
+        cells = (f"{d[c]:.0e}" if c in d else "-" for c in COLUMNS)
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    text = PAGE.read_text()
+    first, last = f"<!-- exactness {world} -->\n", f"<!-- /exactness {world} -->"
+    head, rest = text.split(first)
+    PAGE.write_text(head + first + "\n" + "\n".join(lines) + "\n\n" + last + rest.split(last)[1])
