@@ -97,7 +97,7 @@ def part(batch: Batch) -> Batch:
     )
 
 
-def train(case: Case) -> dict[str, Tensor]:
+def train(case: Case, shard: bool = False) -> dict[str, Tensor]:
     """Loss and gradients of each step, and the state after the last."""
     method, backbone, given = case
     kind = methods.load(method)
@@ -106,7 +106,7 @@ def train(case: Case) -> dict[str, Tensor]:
     for held in vars(model).values():
         if isinstance(held, Frozen):
             held.module.double()
-    together = parallel.Together(model)
+    together = parallel.Together(model, shard=shard)
     optim = Optim(name="sgd", lr=0.05, lr_end=0.0, warmup_epochs=0.0, clip=3.0)
     optimiser = build_optimiser(model, optim)
     torch.manual_seed(1)
@@ -118,16 +118,17 @@ def train(case: Case) -> dict[str, Tensor]:
         batch = dataclasses.replace(batch, keys=torch.arange(IMAGES) + IMAGES * (step % 2))
         loss = together.step(part(batch), clock).loss
         loss.backward()
+        together.after_backward()
         out[f"loss {step}"] = distributed.mean(loss)
         for name, p in model.named_parameters():
             if p.grad is not None:
-                out[f"gradient {step} {name}"] = p.grad.clone()
+                out[f"gradient {step} {name}"] = distributed.whole(p.grad).clone()
         clip_gradients(model, optim)
         model.before_update(clock)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         model.after_update(clock)
-    return out | {f"state {k}": v.clone() for k, v in model.state_dict().items()}
+    return out | {f"state {k}": distributed.whole(v).clone() for k, v in model.state_dict().items()}
 
 
 def in_double() -> None:
@@ -190,10 +191,11 @@ def process(rank: int, world: int, port: int, folder: str) -> None:
     )
     found, digests, broken = {}, {}, {}
     for name, case in rows:
-        together = train(case)
-        digests[name] = digest(together)
+        together, sharded = train(case), train(case, shard=True)
+        digests[name] = digest(together), digest(sharded)
         if name in one:
             found[name] = apart(one[name], together)
+            found[name]["sharded"] = max(apart(one[name], sharded).values())
     for name, (place, attribute, wrong, row) in BROKEN.items():
         right = getattr(place, attribute)
         setattr(place, attribute, wrong)
@@ -253,13 +255,13 @@ def test_several_processes_train_every_method_as_one_does(world, tmp_path):
     assert {f"`{name}`" for name in found} <= rows
 
 
-COLUMNS = ("loss", "gradient", "state", "batch norms")
+COLUMNS = ("loss", "gradient", "state", "batch norms", "sharded")
 
 
 def write(world: int, found: dict[str, dict[str, float]]) -> None:
     """The table between the marks of the page, for this number of processes."""
-    lines = [f"| {world} processes | loss | gradients | weights and buffers | batch norms |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = [f"| {world} processes | loss | gradients | weights and buffers | batch norms "
+             "| sharded, all of it |", "|---|---|---|---|---|---|"]  # fmt: skip
     for name, d in found.items():
         cells = (f"{d[c]:.0e}" if c in d else "-" for c in COLUMNS)
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")

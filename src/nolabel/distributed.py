@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def _on() -> bool:
@@ -120,6 +121,23 @@ def share(draw: Callable[[int], Tensor], n: int) -> Tensor:
         n: images of this process.
     """
     return draw(n * world_size())[rank() * n : (rank() + 1) * n]
+
+
+def own_part(x: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, unless it is sharded (FSDP2)."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def whole(x: Tensor) -> Tensor:
+    """A tensor in one piece; all processes must ask for a sharded one."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def cut_like(x: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, the same on all processes, cut as `like` is, on its device."""
+    if not isinstance(like, DTensor) or x.shape != like.shape:
+        return x
+    return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
 
 
 def barrier() -> None:

@@ -50,6 +50,7 @@ class Settings:
     views_on: str = "auto"  # where views are made: cpu, or device (workers then only decode)
     seed: int = 0  # fixes weights, order and augmentation
     device: str = "auto"  # auto, cpu or cuda
+    shard: bool = False  # several processes share weights, gradients and moments (FSDP2)
     precision: str = "auto"  # auto (measured), fp32 or bf16
     init: str | None = None  # ENC: continue from these weights
     warm_heads: int | None = None  # of --init: steps in which new heads alone learn; auto: 5 %
@@ -303,6 +304,8 @@ def _check(s: Settings) -> None:
         raise UsageError(f"--mean and --std need one number for each of {s.channels} channels.")
     if s.init_guard not in ("off", "warn", "rollback"):
         raise unknown("init-guard", s.init_guard, ("off", "warn", "rollback"))
+    if s.shard and s.init_guard == "rollback":
+        raise UsageError("--shard and --init-guard rollback exclude each other. Use one of them.")
     if s.on_collapse not in ("warn", "stop"):
         raise unknown("on-collapse", s.on_collapse, ("warn", "stop"))
     if s.warm_heads is not None and (s.warm_heads < 0 or not s.init):

@@ -108,6 +108,27 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_one_process_goes_on(o
     assert lines(folder)[-1]["resumed_at"] == step
 
 
+def test_sharded_processes_do_the_same_and_one_goes_on_with_what_they_saved(tmp_path):
+    """With AdamW, whose moments are sharded as well."""
+    given = [*GIVEN[:6], *GIVEN[10 : GIVEN.index("--optim.name")], "--optim.lr", "1e-4",
+             "--optim.warmup-epochs", "0", "--checkpoint-every", "4", "--steps", "6",
+             "--prototypes", "64", "--drop-path", "0"]  # fmt: skip
+    one, sharded = tmp_path / "one", tmp_path / "sharded"
+    first = start("pretrain", "dino", *given, "--out", str(one), processes=1)
+    second = start("pretrain", "dino", *given, "--out", str(sharded), "--shard")
+    for code, _, err in (done(first), done(second)):
+        assert code == 0, err
+    near(weights(one), weights(sharded), atol=1e-4)
+    for a, b in zip(lines(one), lines(sharded), strict=True):
+        for key in ("loss", "gradient_norm", "update_size", "momentum_distance"):
+            assert a[key] == pytest.approx(b[key], rel=5e-3), key
+    whole = weights(sharded)
+    (sharded / "checkpoints" / "step-00000006.ckpt").unlink()  # from step 4, by one process
+    code, _, err = done(start("resume", str(sharded), processes=1))
+    assert code == 0, err
+    near(whole, weights(sharded), atol=1e-4)
+
+
 def test_a_batch_that_the_processes_cannot_share_is_refused_with_what_fits(tmp_path):
     folder = tmp_path / "run"
     given = [*GIVEN, "--steps", "2", "--out", str(folder)]

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nolabel import distributed
 from nolabel.errors import FileDamaged, NolabelError
 
 MAGIC = "nolabel-checkpoint"
@@ -44,12 +45,25 @@ class Loaded:
 
 
 def capture(method: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
-    """Weights, teacher, centres and the optimiser's moments: the live tensors, not copies."""
+    """Weights, teacher, centres and the optimiser's moments: the live tensors, not copies.
+
+    Sharded ones are put together, on the CPU, so that the file is the same for any number of
+    processes; all of them must ask then.
+    """
     return {
-        "method": method.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "method": _whole(method.state_dict()),
+        "optimiser": _whole(optimiser.state_dict()),
         "optimiser_kind": type(optimiser).__name__,
     }
+
+
+def _whole(value: Any) -> Any:
+    """A nest of mappings and lists with its sharded tensors put together."""
+    if isinstance(value, Tensor):
+        return value if (x := distributed.whole(value)) is value else x.cpu()
+    if isinstance(value, Mapping):
+        return {k: _whole(v) for k, v in value.items()}
+    return [_whole(v) for v in value] if isinstance(value, list) else value
 
 
 def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, Any]) -> None:
@@ -61,14 +75,33 @@ def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, 
     try:
         if optimiser is not None:
             _check_moments(method, optimiser, state)
-        method.load_state_dict(state["method"], strict=True)
+        method.load_state_dict(_parts(state["method"], method.state_dict()), strict=True)
         if optimiser is not None:
-            optimiser.load_state_dict(state["optimiser"])
+            optimiser.load_state_dict(_moment_parts(optimiser, state["optimiser"]))
     except (RuntimeError, KeyError, ValueError) as error:
         raise FileDamaged(
             f"The checkpoint does not fit the run: {error} Start a new run, or restore the "
             "run's config.yaml."
         ) from error
+
+
+def _parts(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors cut as those that they are for."""
+    cut = distributed.cut_like
+    return {k: cut(v, like[k]) if k in like else v for k, v in state.items()}
+
+
+def _moment_parts(optimiser: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimiser's state with its moments cut as the parameters that they belong to."""
+    held = [p for g in optimiser.param_groups for p in g["params"]]
+    numbers = [i for g in state["param_groups"] for i in g["params"]]
+    moments = dict(state["state"])
+    for i, p in zip(numbers, held, strict=True):
+        moments[i] = {
+            k: distributed.cut_like(v, p) if isinstance(v, Tensor) and v.ndim else v
+            for k, v in moments.get(i, {}).items()
+        }
+    return {**state, "state": {i: m for i, m in moments.items() if m}}
 
 
 def _check_moments(method: nn.Module, optimiser: Optimizer, state: Mapping[str, Any]) -> None:

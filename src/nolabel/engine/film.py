@@ -31,6 +31,11 @@ WIDTH = 64  # K at most
 _TRIED = 40  # images that are tried until IMAGES of them can be read
 
 
+def looks_of(total: int) -> set[int]:
+    """The steps of a run after which there is a look."""
+    return {0} | {round(total * k / LOOKS) for k in range(1, LOOKS + 1)}
+
+
 class Film:
     """Looks at a few images of the training data at times.
 
@@ -48,7 +53,7 @@ class Film:
         note: Callable[[str], Any],
     ):  # fmt: skip
         self.folder, self.plan, self.size, self.note = folder / FOLDER, plan, image_size, note
-        self.due = {0} | {round(total * k / LOOKS) for k in range(1, LOOKS + 1)}
+        self.due = looks_of(total)
         self.images: list[np.ndarray] = []
         for i in np.unique(np.linspace(0, len(source) - 1, min(_TRIED, len(source))).astype(int)):
             try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nolabel import distributed
 from nolabel.backbones.depth import is_plain, layer_numbers
 from nolabel.errors import unknown
 from nolabel.schedules import learning_rate, weight_decay
@@ -62,8 +63,8 @@ class Lars(Optimizer):
                 update = p.grad
                 if group["decay"] or larc:
                     update = update.add(p, alpha=decay)
-                    w = p.norm()
-                    u = p.grad.norm() + decay * w if larc else update.norm()
+                    w, g, moved = _norms([p, p.grad, update])
+                    u = g + decay * w if larc else moved
                     ratio = torch.where((w > 0) & (u > 0), group["eta"] * w / u, 1.0)
                     update = update * ratio
                 state = self.state[p]
@@ -143,7 +144,7 @@ def clip_gradients(method: nn.Module, optim: Optim) -> None:
         }
         norms = [together[key] for key in keys]
     factors = [(optim.clip / (n + 1e-6)).clamp(max=1.0) for n in norms]
-    torch._foreach_mul_(grads, factors)
+    torch._foreach_mul_([distributed.own_part(g) for g in grads], factors)
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -186,14 +187,22 @@ def _apart(these: list[Tensor], those: list[Tensor]) -> Tensor:
     """|these - those| / |those| over all tensors, a scalar."""
     away, size = (
         torch.linalg.vector_norm(torch.stack(_norms(some)))
-        for some in (list(torch._foreach_sub(these, those)), those)
+        for some in ([a - b for a, b in zip(these, those, strict=True)], those)
     )
     return away / size.clamp_min(1e-12)
 
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:
-    """Norm of each tensor, in fp32 at least: squares of bf16 or fp16 lose or overflow."""
+    """Norm of each tensor, in fp32 at least: squares of bf16 or fp16 lose or overflow.  Of a
+    sharded one the whole's; all processes must ask then."""
     wide = torch.float32
     for dtype in {g.dtype for g in grads}:
         wide = torch.promote_types(wide, dtype)
-    return list(torch._foreach_norm(grads, 2, dtype=wide))
+    parts = [distributed.own_part(g) for g in grads]
+    norms = list(torch._foreach_norm(parts, 2, dtype=wide))
+    sharded = [i for i, (g, part) in enumerate(zip(grads, parts, strict=True)) if g is not part]
+    if sharded:
+        squares = distributed.sum(torch.stack([norms[i] for i in sharded]).square())
+        for i, square in zip(sharded, squares, strict=True):
+            norms[i] = square.sqrt()
+    return norms

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from nolabel import distributed
@@ -51,52 +53,94 @@ def processes(device: str) -> Iterator[None]:
 
 
 class Together:
-    """A method's step, in all processes at once: DDP averages their gradients.
+    """A method's step, in all processes at once, with their gradients averaged.
+
+    By default each process holds everything (DDP).  Sharded (FSDP2), each holds a part of every
+    weight, gradient and moment, teachers included; the weights are whole from the start of a step
+    to the end of its backward pass.
 
     Args:
         method: on its device; the same weights on all processes.
+        shard: whether to shard it; alone nothing is.
     """
 
-    def __init__(self, method: Method):
-        self.method, self.ddp = method, None
-        if distributed.world_size() > 1:
-            synchronise(method, method.own_norms)
-            with warnings.catch_warnings():
-                # What torch 2.15 names instead is not what is meant, by its own word.
-                warnings.filterwarnings(
-                    "ignore", message=".broadcast_buffers", category=FutureWarning
-                )
-                # Buffers follow the same rules on all processes: nobody's need be sent.
-                self.ddp = DistributedDataParallel(
-                    _Step(method), broadcast_buffers=False, gradient_as_bucket_view=True
-                )
+    def __init__(self, method: Method, *, shard: bool = False):
+        self.method = method
+        self.ddp: DistributedDataParallel | None = None
+        self.sharded: Any = None
+        self.rest: list[nn.Parameter] = []  # that cannot be cut
+        if distributed.world_size() == 1:
+            return
+        synchronise(method, method.own_norms)
+        if shard:
+            self._shard()
+            return
+        with warnings.catch_warnings():
+            # What torch 2.15 names instead is not what is meant, by its own word.
+            warnings.filterwarnings("ignore", message=".broadcast_buffers", category=FutureWarning)
+            # Buffers follow the same rules on all processes: nobody's need be sent.
+            self.ddp = DistributedDataParallel(
+                _Step(method), broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def _shard(self) -> None:
+        self.rest = [p for p in self.method.parameters() if not p.ndim]
+        device = next(self.method.parameters()).device.type
+        self.sharded = fully_shard(
+            _Step(self.method),
+            mesh=init_device_mesh(device, (distributed.world_size(),)),
+            reshard_after_forward=False,
+            ignored_params=set(self.rest),
+        )
 
     def step(self, batch: Batch, clock: Clock, *, last: bool = True) -> Step:
         """The loss of this process's micro-batch; the backward pass of the last one of an
         optimiser step averages the gradients."""
-        if self.ddp is None:
-            return self.method.step(batch, clock)
-        with contextlib.nullcontext() if last else self.ddp.no_sync():
-            return self.ddp(batch, clock)
+        if self.ddp is not None:
+            with contextlib.nullcontext() if last else self.ddp.no_sync():
+                return Step(*self.ddp(batch, clock))
+        if self.sharded is not None:
+            self.sharded.set_requires_gradient_sync(last)
+            return Step(*self.sharded(batch, clock))
+        return self.method.step(batch, clock)
+
+    def after_backward(self) -> None:
+        """Averages what the backward pass of the last micro-batch left out."""
+        if self.sharded is not None:
+            for p in self.rest:
+                if p.grad is not None:
+                    p.grad.copy_(distributed.mean(p.grad))
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """For the time being each process has all weights in one piece, to look at or to save."""
+        if self.sharded is not None:
+            self.sharded.unshard()
+        try:
+            yield
+        finally:
+            if self.sharded is not None:
+                self.sharded.reshard()
 
 
 class _Step(nn.Module):
-    """A method whose forward pass is its step, as DDP wants it."""
+    """A method whose forward pass is its step, and whose output torch looks through."""
 
     def __init__(self, method: Method):
         super().__init__()
         self.method = method
 
-    def forward(self, batch: Batch, clock: Clock) -> Step:
-        return self.method.step(batch, clock)
+    def forward(self, batch: Batch, clock: Clock) -> tuple[Tensor, dict[str, Any], Tensor | None]:
+        out = self.method.step(batch, clock)
+        return out.loss, dict(out.logs), out.features
 
 
-def agreed(loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
-    """Mean loss over processes, and whether any of them is asked to stop."""
+def agreed(loss: Tensor, *flags: bool) -> tuple[Tensor, list[bool]]:
+    """Mean loss over processes, and for each flag whether it is up in any of them."""
     if distributed.world_size() == 1:
-        return loss, stop
-    both = distributed.mean(torch.stack([loss, loss.new_tensor(float(stop))]))
-    return both[0], bool(both[1] > 0)
+        return loss, list(flags)
+    means = distributed.mean(torch.cat([loss[None], loss.new_tensor(flags)]))
+    return means[0], (means[1:] > 0).tolist()
 
 
 def averaged(logs: Mapping[str, Tensor | float]) -> dict[str, float]:

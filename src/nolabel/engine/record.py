@@ -48,7 +48,7 @@ class Record:
             probe.Probe(s.probe, s.image_size, s.download, s.channels) if s.probe else None
         )
         self.watch: begin.StartGuard | None = None
-        if s.init and s.init_guard != "off" and len(source) >= begin.LEAST:
+        if s.init and s.init_guard != "off" and not s.shard and len(source) >= begin.LEAST:
             self.watch = begin.StartGuard(self.folder, method.encoder, plan, source, self.prober)
         self.metrics = MetricsLog(self.folder / "metrics.jsonl", start)
         self.doctor, self.alarm = Doctor(self.total), None
@@ -90,10 +90,6 @@ class Record:
             self.bar.note(f"Could not write metrics at step {done}: {error}")
         ill = self.alarm is not None and self.alarm.state == "collapsed"
         return Said(str(self.alarm) if ill else "", why)
-
-    def look(self, step: int) -> None:
-        """Keeps what the encoder sees after `step` steps, when it is time."""
-        self.film.look(step, self.method.encoder)
 
     def go_back(self) -> int:
         """Puts the last good network in place (--init-guard rollback); the step that it is of."""

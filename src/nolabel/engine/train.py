@@ -39,6 +39,7 @@ from nolabel.engine.checkpoint import (
 )
 from nolabel.engine.doctor import examine
 from nolabel.engine.environment import environment
+from nolabel.engine.film import looks_of
 from nolabel.engine.health import NonFiniteGuard
 from nolabel.engine.log import Progress, read_metrics, say
 from nolabel.engine.optimiser import (
@@ -203,7 +204,7 @@ def _loop(
     batch_size, first = int(s.batch_size or 0), distributed.rank() == 0
     quiet = quiet or not first
     method.train()
-    together = parallel.Together(method)
+    together = parallel.Together(method, shard=s.shard)
     optimiser = build_optimiser(method, run.optim)
     guard = NonFiniteGuard()
     skipped, unread = Skipped(folder / "skipped.jsonl", len(source), s.max_bad, write=first), []
@@ -213,6 +214,7 @@ def _loop(
         restore(method, optimiser, state["learner"])
         set_rng_state(state["rng"])
         guard.consecutive = int(state["guard"])
+    looks = looks_of(total)
     parameters = [p for p in method.parameters() if p.requires_grad]
     frozen_for = int(s.warm_heads or 0)
     network = {id(p) for p in begin.backbones(method)} if frozen_for else set()
@@ -238,15 +240,13 @@ def _loop(
         """Everything that is needed to go on; all processes wait where it must have been done."""
         nonlocal saved_at
         saved_at = time.monotonic()
+        learner = capture(method, optimiser) if first or s.shard else {}
         if first:
-            payload = {
-                "learner": capture(method, optimiser),
-                "rng": rng_state(),
-                "guard": guard.consecutive,
-            }
+            payload = {"learner": learner, "rng": rng_state(), "guard": guard.consecutive}
             try:
                 save_checkpoint(folder, step, payload)
-                export(run, method, plan)
+                # What is sharded is put together again by reading the file.
+                export(run, load_method(folder)[0] if s.shard else method, plan)
             except (SaveFailed, OSError) as error:
                 if final:
                     raise
@@ -255,15 +255,21 @@ def _loop(
         if final:
             distributed.barrier()
 
+    def look(step: int) -> None:
+        """Keeps what the encoder sees, at a few steps of the run."""
+        if step in looks:
+            with together.whole():
+                if record:
+                    record.film.look(step, method.encoder)
+
     def destroyed(why: str, step: int) -> None:
         """The network that --init named is being destroyed."""
         advice = "Try a smaller --optim.lr or more --warm-heads."
         if s.init_guard == "warn":
             bar.note(f"Step {step}: the weights of --init are being destroyed: {why}. {advice}")
             return
-        back = 0
+        back = record.go_back() if record else 0
         if record:
-            back = record.go_back()
             export(run, method, plan)
         raise GuardStop(
             f"Stopped at step {step}: the weights of --init were being destroyed ({why}). The "
@@ -274,7 +280,7 @@ def _loop(
         record = Record(run, method, plan, source, start, bar) if first else None
         if record:
             (folder / STOPPED).unlink(missing_ok=True)
-            record.look(start)
+        look(start)
         for step in range(start, total):
             clock = Clock(step, total, run.steps_per_epoch)
             set_rates(optimiser, run.optim, clock)
@@ -297,7 +303,9 @@ def _loop(
             if due_line or distributed.world_size() == 1:  # else it would be a word at every step
                 skipped.add(parallel.of_all(tuple(unread)))
                 unread.clear()
-            loss, stopping = parallel.agreed(torch.stack(losses).mean(), stop.requested)
+            together.after_backward()
+            now = not s.checkpoint_every and time.monotonic() - saved_at > CHECKPOINT_SECONDS
+            loss, (stopping, due) = parallel.agreed(torch.stack(losses).mean(), stop.requested, now)
             norm = gradient_norm(parameters)
             size = UpdateSize(parameters) if due_line else None
             if guard.check(loss, norm):  # before the update and the moving averages
@@ -328,14 +336,12 @@ def _loop(
                     **moved(method, size),
                 }
                 features = None if out.features is None else distributed.gather(out.features)
-                said = parallel.from_first(record.line(line, features) if record else said)
+                with together.whole():  # a probe needs the weights
+                    said = parallel.from_first(record.line(line, features) if record else said)
                 if said.destroyed:
                     destroyed(said.destroyed, done)
-            if record:
-                record.look(done)
-            due = done % s.checkpoint_every == 0 if s.checkpoint_every else (
-                time.monotonic() - saved_at > CHECKPOINT_SECONDS
-            )  # fmt: skip
+            look(done)
+            due = due or bool(s.checkpoint_every and done % s.checkpoint_every == 0)
             if said.collapsed and s.on_collapse == "stop":
                 save(done, final=True)
                 raise GuardStop(
@@ -391,4 +397,4 @@ def autocast(precision: str, device: torch.device) -> Any:
     return contextlib.nullcontext()
 
 
-__all__ = ["build_method", "export", "load_method", "plan_of", "pretrain", "resume", "with_length"]
+__all__ = ["build_method", "load_method", "plan_of", "pretrain", "resume", "with_length"]
