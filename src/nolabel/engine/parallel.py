@@ -85,6 +85,8 @@ class Together:
 
     def _shard(self) -> None:
         self.rest = [p for p in self.method.parameters() if not p.ndim]
+        for p in self.method.parameters():
+            p.data = p.data.contiguous()  # channels-last ones cannot be cut
         device = next(self.method.parameters()).device.type
         self.sharded = fully_shard(
             _Step(self.method),
