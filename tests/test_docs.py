@@ -15,7 +15,7 @@ from nolabel import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/data.md", "docs/methods.md", "docs/own-method.md", "docs/encoders.md",
-         "docs/protocols.md", "docs/pictures.md"]  # fmt: skip
+         "docs/protocols.md", "docs/pictures.md", "docs/distributed.md"]  # fmt: skip
 QUICK = ["--steps", "2", "--batch-size", "8", "--backbone", "vit_pico", "--precision", "fp32"]
 
 

@@ -12,10 +12,13 @@ import torch
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source
 from nolabel.data.stages import measure_stages
+from nolabel.engine.build import build_method, companion
+from nolabel.engine.calibrate import measure
 from nolabel.engine.environment import environment
 from nolabel.engine.train import device_of, plan_of
 from nolabel.errors import UsageError
 from nolabel.options import merge, resolve
+from nolabel.plan import count
 from nolabel.views import FastViews
 
 _WARM = 2  # batches a worker makes before the clock starts
@@ -109,6 +112,88 @@ def _rate(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return count / (time.perf_counter() - start)
+
+
+def bench_step(
+    method: str,
+    *,
+    backbone: str = "vit_small_patch16_224",
+    image_size: int = 224,
+    patch_size: int | None = None,
+    batch_size: int = 4,
+    precision: str = "auto",
+    device: str = "auto",
+    recipe: str = "paper",
+    teacher: str | None = None,
+) -> dict[str, Any]:
+    """How fast a method's step is, update included, and how much of the machine it uses.
+
+    Args:
+        method: a built-in name or path/to/file.py:Class.
+        backbone: a preset or timm's name.
+        image_size, patch_size: pixels.
+        batch_size: images of a step.
+        precision: auto (both are measured), fp32 or bf16.
+        device: auto, cpu or cuda.
+        recipe: auto or paper.
+        teacher: for methods that learn from a frozen network.
+
+    Returns:
+        Images per second, FLOP per image and per second, the device's measured peak at the
+        precision, and the share of it; seconds of a step at each precision.
+    """
+    known = {"data": "creatures", "out": "unused", "image_size": image_size, "backbone": backbone,
+             "patch_size": patch_size, "batch_size": batch_size, "precision": precision,
+             "device": device, "recipe": recipe, "steps": 1000, "workers": 0,
+             "teacher": teacher}  # fmt: skip
+    given = {k: v for k, v in known.items() if v is not None}
+    run, source = resolve(method, merge(given))
+    where = device_of(run)
+    built, plan = build_method(run, companion(run, source))
+    found = measure(run, built.to(where), plan, source, where)
+    best = min(found.times, key=lambda k: found.times[k])
+    peak_bytes = torch.cuda.max_memory_allocated() if where.type == "cuda" else None
+    flops = count(build_method(run, companion(run, source))[0], 2, image_size, "fp32").flops / 2
+    peak, rate = peak_flops(where, best), batch_size / found.times[best]
+    return {
+        "method": method, "backbone": backbone, "image_size": image_size,
+        "batch_size": batch_size, "device": str(where), "precision": best,
+        "step_seconds": found.times, "images_per_second": rate,
+        "flops_per_image": flops, "flops_per_second": flops * rate,
+        "peak_flops_per_second": peak, "share_of_peak": flops * rate / peak,
+        "peak_bytes": peak_bytes, "data_seconds": found.data, "environment": environment(),
+    }  # fmt: skip
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """FLOP a second of a large product of matrices, the best of several."""
+    n = 8192 if device.type == "cuda" else 1536
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else None)
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
+
+
+def describe_step(found: dict[str, Any]) -> str:
+    """The outcome of `bench_step` as lines to read."""
+    times = ", ".join(f"{k} {v * 1e3:,.0f} ms" for k, v in found["step_seconds"].items())
+    lines = [
+        f"step        {found['method']} on {found['backbone']} at {found['image_size']} px, "
+        f"{found['batch_size']} images, {found['device']}: {times}",
+        f"speed       {found['images_per_second']:,.2f} images/s in {found['precision']}",
+        f"work        {found['flops_per_image'] / 1e9:,.1f} GFLOP an image, "
+        f"{found['flops_per_second'] / 1e12:,.3f} TFLOP/s",
+        f"machine     {found['peak_flops_per_second'] / 1e12:,.3f} TFLOP/s in a product of "
+        f"matrices; the step reaches {found['share_of_peak']:.0%} of it",
+    ]
+    if found["peak_bytes"]:
+        lines.append(f"memory      {found['peak_bytes'] / 1e9:,.2f} GB at most")
+    return "\n".join(lines)
 
 
 def describe(found: dict[str, Any]) -> str:

@@ -19,7 +19,8 @@ VERBS = {
     "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
     "scan": "--data SRC: look before training: sizes, bad files, duplicates, a recipe, its cost",
     "pack": "--data SRC --out DIR [--max-side N]: shrink and pack into tar shards for speed",
-    "bench": "data --data SRC: images per second of each stage, on this machine",
+    "bench": "data --data SRC | step --method METHOD: images per second, on this machine",
+    "plan": "--method METHOD --devices N --gpu GPU: memory, speed, time and cost, on paper",
     "embed": "--encoder ENC --data SRC --out FILE: the features of a whole set, to be continued",
     "search": "--index FILE --encoder ENC --query IMAGE_OR_TEXT: the nearest images",
     "import": "FILE --as LAYOUT: a published checkpoint becomes an encoder",
@@ -93,6 +94,7 @@ def _run(args: list[str]) -> int:
 
         about = {
             "scan": cli_data.scan_, "pack": cli_data.pack_, "bench": cli_data.bench_,
+            "plan": cli_data.plan_,
             "ablate": cli_data.ablate_, "import": cli_weights.import_,
             "export": cli_weights.export_,
             "embed": cli_apps.embed_, "search": cli_apps.search_,

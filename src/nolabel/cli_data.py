@@ -1,6 +1,6 @@
-"""The verbs scan, pack, bench and ablate."""
+"""The verbs scan, pack, bench, plan and ablate."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 from nolabel.errors import UsageError, unknown
@@ -62,12 +62,14 @@ def pack_(args: list[str], about: str) -> None:
 
 
 def bench_(args: list[str], about: str) -> None:
-    """`nolabel bench data`."""
-    what = first(args, "bench", "WHAT", ("data",), about)
+    """`nolabel bench data` and `nolabel bench step`."""
+    what = first(args, "bench", "WHAT", ("data", "step"), about)
     if what is None:
         return
+    if what == "step":
+        return _bench_step(args[1:], about)
     if what != "data":
-        raise unknown("bench", what, ("data",))
+        raise unknown("bench", what, ("data", "step"))
 
     @dataclass(frozen=True, kw_only=True)
     class Bench:
@@ -90,6 +92,64 @@ def bench_(args: list[str], about: str) -> None:
         batch_size=given.batch_size, seconds=given.seconds, device=given.device,
     )  # fmt: skip
     print(describe(found))
+    write_json(given.json, found)
+
+
+def _bench_step(args: list[str], about: str) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class BenchStep:
+        method: str = "dino"  # whose step
+        backbone: str = "vit_small_patch16_224"  # as for pretrain
+        image_size: int = 224  # side of the large views in pixels
+        patch_size: int | None = None  # as for pretrain
+        batch_size: int = 4  # images of a step
+        precision: str = "auto"  # auto (both are measured), fp32 or bf16
+        device: str = "auto"  # auto, cpu or cuda
+        recipe: str = "paper"  # paper or auto
+        teacher: str | None = None  # for methods that learn from a frozen network
+        json: str | None = None  # write the numbers to this file
+
+    given = flags(BenchStep, args, "nolabel bench step", about)
+    from nolabel.bench import bench_step, describe_step
+
+    found = bench_step(**{k: v for k, v in asdict(given).items() if k != "json"})
+    print(describe_step(found))
+    write_json(given.json, found)
+
+
+def plan_(args: list[str], about: str) -> None:
+    """`nolabel plan`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Plan:
+        method: str = "dinov2"  # a built-in name or path/to/file.py:Class
+        backbone: str = "vit_large_patch16_224"  # a preset or timm's name
+        devices: int = 8  # how many GPUs
+        gpu: str = "h200"  # which: b200, h200, h100, a100, a100-40, l40s, rtx4090, v100
+        image_size: int = 224  # side of the large views in pixels
+        patch_size: int | None = None  # side of a patch in pixels
+        batch_size: int | None = None  # of a step, over all devices; default: the recipe's
+        recipe: str = "paper"  # paper or auto
+        images: int = 1_281_167  # of the data (ImageNet's)
+        epochs: int | None = None  # default: the recipe's
+        shard: bool = False  # weights, gradients and moments shared out
+        precision: str = "bf16"  # bf16 or fp32
+        share: float = 0.4  # of the GPU's peak that a step reaches (nolabel bench step)
+        price: float = 0.0  # of a GPU for an hour
+        check: bool = True  # measure how far the counting is off, on this machine
+        json: str | None = None  # write the plan to this file
+
+    given = flags(Plan, args, "nolabel plan", about)
+    from nolabel import plan
+
+    wanted = {k: v for k, v in asdict(given).items() if k not in ("check", "json", "method")}
+    found = plan.plan(given.method, **wanted)
+    if given.check:
+        found["check"] = plan.check(
+            given.method, backbone=given.backbone, image_size=given.image_size,
+            patch_size=given.patch_size, recipe=given.recipe, images=given.images,
+        )  # fmt: skip
+    print(plan.describe(found, found["check"]["error"] if given.check else None))
     write_json(given.json, found)
 
 

@@ -83,21 +83,49 @@ def captions(seed: int = 0) -> tuple[str, ...]:
 
 def random_batch(plan: ViewPlan, seed: int) -> Batch:
     """A small batch of noise in the views of a plan, with captions; a pure function of the seed."""
+    return noise_batch(plan, IMAGES, seed)
+
+
+def noise_batch(plan: ViewPlan, images: int, seed: int = 0) -> Batch:
+    """So many images of noise in the views of a plan, with captions."""
     g = torch.Generator().manual_seed(seed)
     views = {
-        v.name: torch.randn(v.count, IMAGES, 3, v.size, v.size, generator=g) for v in plan.views
+        v.name: torch.randn(v.count, images, plan.channels, v.size, v.size, generator=g)
+        for v in plan.views
     }
-    return Batch(views=views, keys=torch.arange(IMAGES), text=captions(seed))
+    some = captions(seed)
+    text = tuple(some[i % len(some)] for i in range(images))
+    return Batch(views=views, keys=torch.arange(images), text=text)
 
 
 def build_small(kind: type[Method], options: Any, backbone: str) -> Method:
     """The method on a small backbone, with seed 0 and a stand-in for what it is built with."""
+    return build_on(kind, options, backbone, SIDE)
+
+
+def build_on(
+    kind: type[Method],
+    options: Any,
+    backbone: str,
+    size: int,
+    patch: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Method:
+    """The method on any backbone, with seed 0 and a stand-in for what it is built with.
+
+    Args:
+        kind, options: the method and its options.
+        backbone: name of a preset or of timm.
+        size, patch: sides in pixels of image and patch.
+        kwargs: further ones of the backbone's constructor, such as its depth.
+    """
     torch.manual_seed(0)
     given: tuple[Any, ...] = (_teacher(kind.takes),) if kind.takes else ()
     if kind.wants_text:
         texts = [t for seed in range(5) for t in captions(seed)]
         given = (kind.make_tokenizer(options, texts),)
-    net = backbones.build(backbone, image_size=SIDE, kwargs=kind.backbone_kwargs(options))
+    asked = {**kind.backbone_kwargs(options), **(kwargs or {})}
+    net = backbones.build(backbone, image_size=size, patch_size=patch, kwargs=asked)
     kind.init(net)
     return kind(net, options, *given).train()
 

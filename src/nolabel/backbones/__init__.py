@@ -191,6 +191,15 @@ def stride_of(name: str, patch_size: int | None = None) -> int:
     return patch * 2 ** (len(depths or (2, 2, 6, 2)) - 1)  # every stage but the first halves
 
 
+def depth_of(name: str, patch_size: int | None = None) -> int | None:
+    """Number of equal blocks of a ViT or BEiT; None for networks of other makes."""
+    import torch
+
+    with torch.device("meta"):  # no weights are made
+        net: Any = build(name, patch_size=patch_size if "resnet" not in name else None)
+    return len(net.net.blocks) if type(net).__name__ in ("ViT", "BEiT") else None
+
+
 def patch_of(name: str) -> int:
     """Side in pixels of the patch that a preset has or that stands in a timm name (patch16)."""
     preset = PRESETS.get(name)
