@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
 from nolabel import distributed
+from nolabel.engine import parallel
+from nolabel.engine.health import NonFiniteGuard
+from nolabel.errors import UsageError
 
 WORLD, B, D = 2, 6, 5
 
@@ -78,8 +83,61 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
     assert not total.requires_grad
     assert (distributed.rank(), distributed.world_size()) == (rank, WORLD)
     distributed.barrier()
+
+    agreement(rank)
+    hang(rank)
     torch.save(out, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def agreement(rank: int) -> None:
+    """What processes tell each other beside tensors."""
+    mean, flags = parallel.agreed(torch.tensor(2.0 * rank), rank == 1, False)
+    assert float(mean) == 1.0
+    assert flags == [True, False]
+    # One process's loss that is not a number is everybody's, so that all leave the step out.
+    loss, _ = parallel.agreed(torch.tensor(float("nan") if rank else 1.0), False)
+    assert not NonFiniteGuard().check(loss, torch.ones(()))
+    assert parallel.averaged({"a": float(rank), "b": torch.tensor(4)}) == {"a": 0.5, "b": 4.0}
+    assert parallel.from_first({"who": rank}) == {"who": 0}
+    assert parallel.of_all((rank, "x")) == (0, "x", 1, "x")
+    done = []
+    assert parallel.on_first(lambda: done.append(rank) or "told") == "told"
+    assert done == [0] * (rank == 0)
+
+    def refuse() -> None:
+        raise UsageError("no")
+
+    with pytest.raises(UsageError, match="no"):  # on both, so that nobody waits for ever
+        parallel.on_first(refuse)
+    assert distributed.places(2, 2).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]][rank]
+    torch.manual_seed(0)
+    whole = torch.randn(6)
+    torch.manual_seed(0)
+    assert torch.equal(distributed.share(torch.randn, 3), whole[3 * rank : 3 * rank + 3])
+    total = torch.tensor(3.0 if rank else 1.0, requires_grad=True)
+    ratio = distributed.ratio(total, torch.tensor(6 if rank else 2))
+    assert float(distributed.mean(ratio)) == 0.5  # (1 + 3) / (2 + 6)
+    assert float(distributed.ratio(total, torch.tensor(0))) == 2 * float(total)  # nothing counted
+
+
+def hang(rank: int) -> None:
+    """The second process stays away from a step; the first one says so."""
+    said: list[str] = []
+    heart = parallel.Heartbeat(said.append, silence=0.4)
+    heart.beat(7)
+    distributed.barrier()
+    if rank == 0:
+        heart.beat(8)
+        end = time.monotonic() + 20
+        while not said and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(1)
+        assert len(said) == 1, said  # once a step
+        assert "Waiting at step 8 for process 1 on " in said[0]
+        assert "(at step 7 for " in said[0]
+    distributed.barrier()
+    heart.end()
 
 
 def test_two_processes_that_gather_have_the_gradient_of_the_whole_batch(tmp_path):

@@ -36,6 +36,10 @@ class GuardStop(NolabelError):
     exit_code = 3
 
 
+class OutOfMemory(NolabelError):  # noqa: N818
+    """A step needs more memory than there is."""
+
+
 class Stopped(NolabelError):
     """The run was asked to stop (SIGINT, SIGTERM); everything is saved and it can resume."""
 

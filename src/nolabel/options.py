@@ -45,11 +45,12 @@ class Settings:
     steps: int | None = None  # length in optimiser steps
     minutes: float | None = None  # length in minutes on this machine, measured at the start
     batch_size: int | None = None  # global: images of one optimiser step
-    accumulate: int = 1  # micro-batches of one optimiser step
+    accumulate: int | None = None  # micro-batches of a step; auto: as few as memory allows
     workers: int | None = None  # processes that read data; 0 = none but the main one
     views_on: str = "auto"  # where views are made: cpu, or device (workers then only decode)
     seed: int = 0  # fixes weights, order and augmentation
     device: str = "auto"  # auto, cpu or cuda
+    checkpoint_activations: bool = False  # transformers: less memory for a third more time
     shard: bool = False  # several processes share weights, gradients and moments (FSDP2)
     precision: str = "auto"  # auto (measured), fp32 or bf16
     init: str | None = None  # ENC: continue from these weights

@@ -6,11 +6,13 @@ A method, an evaluator or a picture sees only this.  What a backbone is able to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nolabel.errors import UsageError, unknown
 from nolabel.types import Tokens
@@ -46,6 +48,7 @@ class Backbone(nn.Module):
     image_size: int
     patch_size: int
     can: frozenset[str]
+    recompute = False  # activation checkpointing, of transformers
 
     @property
     def channels(self) -> int:
@@ -134,6 +137,13 @@ class Backbone(nn.Module):
                 for the samples that it drops (ViT alone).
         """
         raise NotImplementedError
+
+    def _block_by_block(self, block: Callable[..., Tensor], *args: Any) -> Tensor:
+        """A block's output; with `recompute` what is inside is not kept for the backward pass but
+        computed again there (Chen et al. 2016, arXiv 1604.06174)."""
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)  # type: ignore[return-value]
+        return block(*args)
 
     def forward(self, x: Tensor) -> Tensor:
         """The pooled embedding [N, D]."""

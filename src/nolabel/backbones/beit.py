@@ -87,7 +87,7 @@ class BEiT(Backbone):
         require(self, [] if keep is None else ["drop"], "tokens")
         x, bias, grid = self._embed(x, mask, mask_token)
         for block in self.net.blocks:
-            x = block(x, shared_rel_pos_bias=bias)
+            x = self._block_by_block(block, x, bias)
         return self._tokens(self.net.norm(x), grid)
 
     def layers(self, x: Tensor, n: int) -> list[Tokens]:

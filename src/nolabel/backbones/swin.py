@@ -104,9 +104,12 @@ class Swin(Backbone):
             x = stage.downsample(x)
             for block in stage.blocks:
                 before = x
-                x = x + block.drop_path1(self._attend(block, block.norm1(x)))
-                x = x + block.drop_path2(block.mlp(block.norm2(x)))
+                x = self._block_by_block(self._block, block, x)
                 yield block, before, x
+
+    def _block(self, block: Any, x: Tensor) -> Tensor:
+        x = x + block.drop_path1(self._attend(block, block.norm1(x)))
+        return x + block.drop_path2(block.mlp(block.norm2(x)))
 
     @staticmethod
     def _attend(block: Any, x: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ class ViT(Backbone):
     ) -> Tokens:
         x, grid = self._embed(x, mask, keep, mask_token)
         for block in self.net.blocks:
-            x = self._block(block, x)
+            x = self._block_by_block(self._block, block, x)
         return self._tokens(self.net.norm(x), grid)
 
     def layers(self, x: Tensor, n: int) -> list[Tokens]:

@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor
 
 from nolabel import backbones, methods
+from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, at_size, fit_positions
 from nolabel.data.sources import Source
 from nolabel.data.tokens import TOKENIZER_FILE, Tokenizer
@@ -95,6 +96,15 @@ def build_method(run: Run, extra: Companion = None) -> tuple[Method, ViewPlan]:
             )
     method = kind(backbone, run.options, *([] if extra is None else [extra]))
     method.mean, method.std = plan.mean, plan.std
+    if s.checkpoint_activations:
+        if not any(can in backbone.can for can in ("drop", "mask")):
+            raise UsageError(
+                f"--checkpoint-activations is for transformers; {backbone.name!r} is none. Use "
+                "--accumulate to save memory."
+            )
+        for module in method.modules():
+            if isinstance(module, Backbone):
+                module.recompute = True
     if s.init:
         method.continued = _take_up(method, run)
     return method, plan

@@ -14,7 +14,7 @@ import torch
 from nolabel import distributed, methods
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source
-from nolabel.engine import parallel
+from nolabel.engine import memory, parallel
 from nolabel.engine.log import say
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm
 from nolabel.methods.base import Method
@@ -41,9 +41,16 @@ def resolve(
     s = run.settings
     known = s.views_on != "auto" or device.type == "cpu"
     if s.precision != "auto" and s.steps is not None and s.workers is not None and known:
+        s = dataclasses.replace(s, accumulate=s.accumulate or 1)
         return dataclasses.replace(run, settings=_views_on(s, device, 0, 1))
     measured = measure(run, method, plan, source, device)
     data, times = measured.data, measured.times
+    if measured.accumulate != (s.accumulate or 1) and not quiet:
+        say(
+            f"memory: a batch of {s.batch_size} does not fit at once; {measured.accumulate} "
+            "micro-batches (contrastive losses compare within one of them)"
+        )
+    s = dataclasses.replace(s, accumulate=measured.accumulate)
     best = min(times, key=lambda k: times[k])
     if not quiet and len(times) > 1:
         shown = ", ".join(f"{k} {v * 1e3:.0f} ms" for k, v in times.items())
@@ -59,7 +66,7 @@ def resolve(
     if s.steps is None and s.minutes is not None:
         # Workers read while a GPU computes; on the CPU both need the same cores, so times add up.
         apart = s.workers and device.type != "cpu"
-        seconds = s.accumulate * (max(times[best], data) if apart else times[best] + data)
+        seconds = measured.accumulate * (max(times[best], data) if apart else times[best] + data)
         steps = max(int(s.minutes * 60 / seconds), 1)
         run = with_length(run, steps)
         if not quiet:
@@ -74,6 +81,7 @@ class Measured:
     batch: Batch  # one of them, on the device
     data: float  # seconds to read a micro-batch and make its views
     times: dict[str, float]  # precision -> seconds of a micro-batch's step
+    accumulate: int  # micro-batches of a step
 
     @property
     def step(self) -> float:
@@ -84,7 +92,31 @@ class Measured:
 def measure(
     run: Run, method: Method, plan: ViewPlan, source: Source, device: torch.device
 ) -> Measured:
-    """Reads three micro-batches and takes a few steps a precision, on a copy of the method."""
+    """Reads three micro-batches and takes a few steps a precision, on a copy of the method.
+
+    Where the number of micro-batches is left open and memory runs out, there are twice as many,
+    until a step fits or cannot be cut any more.
+    """
+    s = run.settings
+    parts = int(s.accumulate or 1)
+    while True:
+        try:
+            return _measure(with_parts(run, parts), method, plan, source, device)
+        except RuntimeError as error:
+            cut = int(s.batch_size or 1) % (2 * parts * distributed.world_size()) == 0
+            if not memory.ran_out(error) or s.accumulate is not None or not cut:
+                raise
+        parts *= 2
+
+
+def with_parts(run: Run, parts: int) -> Run:
+    """The run with its number of micro-batches."""
+    return dataclasses.replace(run, settings=dataclasses.replace(run.settings, accumulate=parts))
+
+
+def _measure(
+    run: Run, method: Method, plan: ViewPlan, source: Source, device: torch.device
+) -> Measured:
     s = run.settings
     batches = _batches(run, plan, source)
     batch = batches[0][0].to(device)
@@ -93,7 +125,8 @@ def measure(
         if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
             continue
         times[precision] = _step_seconds(run, method, batch, precision, device)
-    return Measured(batch, min(seconds for _, seconds in batches), times)
+    least = min(seconds for _, seconds in batches)
+    return Measured(batch, least, times, int(s.accumulate or 1))
 
 
 def _workers(data: float, step: float, device: torch.device) -> int:
@@ -120,7 +153,8 @@ def _batches(run: Run, plan: ViewPlan, source: Source) -> list[tuple[Batch, floa
     s = run.settings
     loader = make_loader(
         source, FastViews(plan, s.seed, device="cpu"), seed=s.seed,
-        batch_size=int(s.batch_size or 1), start_step=0, total_steps=3, accumulate=s.accumulate,
+        batch_size=int(s.batch_size or 1), start_step=0, total_steps=3,
+        accumulate=int(s.accumulate or 1),
         rank=distributed.rank(), world=distributed.world_size(),
         with_text=methods.load(run.method).wants_text,
     )  # fmt: skip

@@ -34,7 +34,7 @@ def describe(run: Run, source: Source) -> str:
         f"backbone   {s.backbone} at {s.image_size} px, patch or stride {encoder.patch_size} px, "
         f"width {encoder.dim}, {count_parameters(encoder):,} parameters",
         f"training   {length}, batch {s.batch_size}"
-        + (f" in {s.accumulate} micro-batches" if s.accumulate > 1 else "")
+        + (f" in {s.accumulate} micro-batches" if (s.accumulate or 1) > 1 else "")
         + f", {workers} workers, views on {s.views_on}, seed {s.seed}, precision {s.precision}",
         *(f"view       {line}" for line in plan.describe()),
         "options    " + _values(run.options),

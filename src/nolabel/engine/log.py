@@ -26,6 +26,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def warn(text: str) -> None:
+    """A line on standard error from whichever process it concerns."""
+    print(f"process {distributed.rank()}: {text}", file=sys.stderr, flush=True)
+
+
 class MetricsLog:
     """Appends one JSON object a line, flushed at once.
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -28,6 +30,7 @@ from nolabel.methods.base import Method
 from nolabel.types import Batch, Clock, Step
 
 T = TypeVar("T")
+SILENCE = 60.0  # seconds without a step after which it is asked who is missing
 PATIENCE = datetime.timedelta(minutes=10)  # for the others, before a process gives up
 
 
@@ -50,6 +53,62 @@ def processes(device: str) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+class Heartbeat:
+    """Says which processes the others wait for, when a step does not end.
+
+    Each process leaves word of its step in the group's store.  One that has not gone on for a while
+    looks at the others': whoever is behind is named, and how long ago it was heard of.
+
+    Args:
+        say: what is to be done with such a sentence.
+        silence: seconds without progress after which it is looked.
+    """
+
+    def __init__(self, say: Callable[[str], Any], silence: float = SILENCE):
+        self.say, self.silence, self.step = say, silence, -1.0
+        self._ended = threading.Event()
+        self._store: Any = None
+        if distributed.world_size() > 1:
+            self._store = dist.PrefixStore("heartbeat", dist.distributed_c10d._get_default_store())
+            self.beat(0)
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def beat(self, step: float) -> None:
+        """This process has come so far: the fraction is the share of the step that is done."""
+        if self._store is not None:
+            self.step, self.at = step, time.time()
+            self._store.set(str(distributed.rank()), f"{step} {self.at} {os.uname().nodename}")
+
+    def end(self) -> None:
+        """No more steps are expected."""
+        self._ended.set()
+
+    def _watch(self) -> None:
+        named = -1.0  # a step is spoken of once
+        while not self._ended.wait(self.silence / 4):
+            if time.time() - self.at > self.silence and named != self.step:
+                named = self.step
+                late = ", ".join(self.late()) or "one that hangs within the step: all began it"
+                self.say(
+                    f"Waiting at step {int(self.step)} for {late}. If it does not come back, the "
+                    f"run ends {PATIENCE.seconds // 60} minutes after it was missed; `nolabel "
+                    "resume` goes on from the last checkpoint."
+                )
+
+    def late(self) -> list[str]:
+        """The processes that are behind this one's step."""
+        out = []
+        for rank in range(distributed.world_size()):
+            if not self._store.check([str(rank)]):
+                out.append(f"process {rank} (never heard of)")
+                continue
+            step, at, host = self._store.get(str(rank)).decode().split(" ", 2)
+            if float(step) < self.step:
+                ago = time.time() - float(at)
+                out.append(f"process {rank} on {host} (at step {int(float(step))} for {ago:.0f} s)")
+        return out
 
 
 class Together:

@@ -13,6 +13,7 @@ back to the last good network and stopping.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.data.sources import Source
 from nolabel.engine.health import effective_rank
+from nolabel.engine.log import say
 from nolabel.errors import BadImage, DataError
+from nolabel.methods.base import Method
+from nolabel.options import Run
 from nolabel.views.plan import ViewPlan
 from nolabel.weights.encoder import Encoder
 
@@ -130,3 +134,14 @@ class StartGuard:
         step, state = self.good
         encoder.load_state_dict(state)
         return step
+
+
+def warm_heads(run: Run, method: Method, quiet: bool) -> Run:
+    """Settles for how long new heads learn alone before a network that `--init` brought."""
+    s = run.settings
+    if not s.init or s.warm_heads is not None:
+        return run
+    steps = 0 if method.continued else max(round(WARM * int(s.steps or 0)), 1)
+    if steps and not quiet:
+        say(f"init: the new heads alone learn in the first {steps} steps")
+    return dataclasses.replace(run, settings=dataclasses.replace(s, warm_heads=steps))

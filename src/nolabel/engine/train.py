@@ -25,7 +25,7 @@ from nolabel import distributed
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source, open_source, warm
 from nolabel.data.stages import why_starved
-from nolabel.engine import calibrate, parallel
+from nolabel.engine import calibrate, memory, parallel
 from nolabel.engine import start as begin
 from nolabel.engine.build import build_method, companion, keep, load_method, plan_of
 from nolabel.engine.checkpoint import (
@@ -41,7 +41,7 @@ from nolabel.engine.doctor import examine
 from nolabel.engine.environment import environment
 from nolabel.engine.film import looks_of
 from nolabel.engine.health import NonFiniteGuard
-from nolabel.engine.log import Progress, read_metrics, say
+from nolabel.engine.log import Progress, read_metrics, say, warn
 from nolabel.engine.optimiser import (
     UpdateSize,
     build_optimiser,
@@ -81,7 +81,7 @@ def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
         GuardStop: the loss stayed non-finite.
         Stopped: asked to stop; saved and resumable.
     """
-    with parallel.processes(run.settings.device):
+    with parallel.processes(run.settings.device), memory.told(run):
         return _pretrain(run, source, quiet=quiet)
 
 
@@ -99,7 +99,7 @@ def _pretrain(run: Run, source: Source, *, quiet: bool) -> Run:
     method.to(device)
     warm(source)
     run = calibrate.resolve(run, method, plan, source, device, quiet=quiet)
-    run = parallel.from_first(_warm_heads(run, method, quiet))  # one measurement for all
+    run = parallel.from_first(begin.warm_heads(run, method, quiet))  # one measurement for all
     parallel.on_first(lambda: _make_folder(run, extra))
     # Fresh weights again, so that a run depends on its seed and not on how it was measured.
     method, plan = build_method(run, extra)
@@ -138,17 +138,6 @@ def _make_folder(run: Run, extra: Any) -> None:
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
 
 
-def _warm_heads(run: Run, method: Method, quiet: bool) -> Run:
-    """Settles for how long new heads learn alone before a network that `--init` brought."""
-    s = run.settings
-    if not s.init or s.warm_heads is not None:
-        return run
-    steps = 0 if method.continued else max(round(begin.WARM * int(s.steps or 0)), 1)
-    if steps and not quiet:
-        say(f"init: the new heads alone learn in the first {steps} steps")
-    return dataclasses.replace(run, settings=dataclasses.replace(s, warm_heads=steps))
-
-
 def resume(folder: str | Path, *, quiet: bool = False) -> Run:
     """Continues a stopped run exactly where its last checkpoint stands."""
     folder = Path(folder)
@@ -156,7 +145,7 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Run:
         raise UsageError(f"{folder} holds no run (no config.yaml). Give the folder of a run.")
     run = Run.from_dict(read_yaml(folder / "config.yaml"))
     run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, out=str(folder)))
-    with parallel.processes(run.settings.device):
+    with parallel.processes(run.settings.device), memory.told(run):
         return _resume(run, quiet=quiet)
 
 
@@ -201,7 +190,8 @@ def _loop(
     quiet: bool = False,
 ) -> None:
     s, folder, total = run.settings, run.folder, int(run.settings.steps or 0)
-    batch_size, first = int(s.batch_size or 0), distributed.rank() == 0
+    batch_size, parts = int(s.batch_size or 0), int(s.accumulate or 1)
+    first = distributed.rank() == 0
     quiet = quiet or not first
     method.train()
     together = parallel.Together(method, shard=s.shard)
@@ -226,7 +216,7 @@ def _loop(
             batch_size=batch_size,
             start_step=start,
             total_steps=total,
-            accumulate=s.accumulate,
+            accumulate=parts,
             rank=distributed.rank(),
             world=distributed.world_size(),
             workers=int(s.workers or 0),
@@ -276,6 +266,7 @@ def _loop(
             f"encoder in {folder} is that of step {parallel.from_first(back)}. {advice}"
         )
 
+    heart = parallel.Heartbeat(warn)
     with StopRequest() as stop, Progress(total, start, enabled="off" if quiet else "auto") as bar:
         record = Record(run, method, plan, source, start, bar) if first else None
         if record:
@@ -286,15 +277,17 @@ def _loop(
             set_rates(optimiser, run.optim, clock)
             due_line = (step + 1) % log_every(run) == 0 or step + 1 == total
             wait, losses = 0.0, []
-            for micro in range(s.accumulate):
+            for micro in range(parts):
                 tick = time.monotonic()
                 batch = next(loader)
                 wait += time.monotonic() - tick
                 unread += batch.skipped
+                heart.beat(step + micro / parts)
                 with autocast(s.precision, device):
-                    last = micro + 1 == s.accumulate
+                    last = micro + 1 == parts
                     out = together.step(batch.to(device), clock, last=last)
-                (out.loss / s.accumulate).backward()
+                heart.beat(step + (micro + 0.5) / parts)
+                (out.loss / parts).backward()
                 losses.append(out.loss.detach())
             if step < frozen_for:  # new heads alone learn
                 for p in parameters:
@@ -358,6 +351,7 @@ def _loop(
             if due and done < total:
                 save(done)
         save(total, final=True)
+    heart.end()
     if record:
         record.close()
     if not quiet:

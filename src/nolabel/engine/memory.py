@@ -1,0 +1,50 @@
+"""What to do when memory runs out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from nolabel import distributed
+from nolabel.errors import OutOfMemory
+from nolabel.options import Run
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error of torch says that memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+@contextlib.contextmanager
+def told(run: Run) -> Iterator[None]:
+    """Says what helps when memory runs out within.
+
+    Raises:
+        OutOfMemory: it did.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        s, processes = run.settings, distributed.world_size()
+        parts = int(s.accumulate or 1)
+        at_once = int(s.batch_size or 1) // processes // parts
+        ways = (
+            [f"--accumulate {2 * parts} (the same batch in smaller pieces)"] if at_once > 1 else []
+        )
+        if not s.checkpoint_activations:
+            ways.append("--checkpoint-activations (slower)")
+        if processes > 1 and not s.shard:
+            ways.append("--shard")
+        if s.precision == "fp32":
+            ways.append("--precision bf16")
+        raise OutOfMemory(
+            f"Memory ran out with {at_once} images at a time of a batch of {s.batch_size}. Use "
+            f"{', '.join([*ways, 'a smaller --batch-size'])}. `nolabel plan` says what needs how "
+            f"much. (torch: {str(error).splitlines()[0][:200]})"
+        ) from error

@@ -1,0 +1,87 @@
+"""When memory is short: what is computed again, what is cut, and what the user is told."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from nolabel import methods, plan
+from nolabel.backbones.base import Backbone
+from nolabel.data.creatures import Creatures
+from nolabel.engine import calibrate
+from nolabel.engine.build import build_method
+from nolabel.engine.memory import told
+from nolabel.errors import OutOfMemory, UsageError
+from nolabel.methods.base import Facts
+from nolabel.options import merge, resolve
+from nolabel.testing import build_on, noise_batch
+from nolabel.types import Clock
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone"), [("dinov2", "vit_pico"), ("mae", "vit_pico"), ("simmim", "swin_nano")]
+)
+def test_activations_that_are_computed_again_give_the_same_gradients_and_need_less(name, backbone):
+    kind = methods.load(name)
+    options = kind.recipe("auto", Facts(image_size=32, images=1000, patch_size=4)).options
+    if name == "dinov2":  # samples that are dropped must be the same ones again
+        options = dataclasses.replace(options, drop_path=0.4)
+    found = []
+    for recompute in (False, True):
+        method = build_on(kind, options, backbone, 32)
+        for module in method.modules():
+            if isinstance(module, Backbone):
+                module.recompute = recompute
+        torch.manual_seed(3)
+        method.step(noise_batch(kind.views(options, 32), 4), Clock(6, 8, 1)).loss.backward()
+        grads = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+        found.append((grads, plan.count(method, 4, 32, "fp32").kept))
+    (plain, much), (again, little) = found
+    assert plain.keys() == again.keys()
+    for key, grad in plain.items():
+        torch.testing.assert_close(grad, again[key], rtol=1e-5, atol=1e-7)
+    assert little < (0.9 if name == "mae" else 0.75) * much  # its decoder is not cut
+
+
+def run_of(**given):
+    known = {"data": "creatures", "out": "unused", "backbone": "vit_pico", "batch_size": 32,
+             "precision": "fp32", "minutes": 1.0, "workers": 0, **given}  # fmt: skip
+    return resolve("simclr", merge(known), source=Creatures("train", size=32, count=64))
+
+
+def test_a_batch_that_does_not_fit_is_cut_in_halves_until_it_does(monkeypatch, capsys):
+    run, source = run_of()
+    method, views = build_method(run)
+    seen = []
+
+    def short(run, method, batch, precision, device):
+        seen.append(batch.size)
+        if batch.size > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return 0.01
+
+    monkeypatch.setattr(calibrate, "_step_seconds", short)
+    found = calibrate.resolve(run, method, views, source, torch.device("cpu"))
+    assert seen == [32, 16, 8]
+    assert found.settings.accumulate == 4
+    assert "4 micro-batches" in capsys.readouterr().err
+    # Who asked for a number gets an error instead, which says what helps.
+    run, source = run_of(accumulate=2)
+    with pytest.raises(OutOfMemory, match="--accumulate 4") as caught, told(run):
+        calibrate.resolve(run, method, views, source, torch.device("cpu"))
+    assert "16 images at a time of a batch of 32" in str(caught.value)
+    assert "--checkpoint-activations" in str(caught.value)
+
+
+def test_other_errors_pass_as_they_are():
+    run, _ = run_of()
+    with pytest.raises(RuntimeError, match="else"), told(run):
+        raise RuntimeError("something else")
+
+
+def test_activations_of_a_resnet_cannot_be_left_out():
+    run, _ = run_of(backbone="resnet_nano", checkpoint_activations=True)
+    with pytest.raises(UsageError, match="for transformers"):
+        build_method(run)
