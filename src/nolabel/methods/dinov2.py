@@ -137,8 +137,7 @@ class DINOv2(Method):
     def step(self, batch: Batch, clock: Clock, masks: Tensor | None = None) -> Step:
         o, b = self.options, batch.size
         crops = batch.views["global"].flatten(0, 1)  # [2B, C, H, W]
-        student, teacher = self.student, self.teacher.module
-        tau = self.teacher_temperature(clock)
+        student, teacher, tau = self.student, self.teacher.module, self.teacher_temperature(clock)
         if masks is None:
             h, w = (side // student.backbone.patch_size for side in crops.shape[-2:])
             masks = self.draw_masks(2 * b, (h, w)).to(crops.device)
