@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from nolabel import distributed, methods
 from nolabel.engine import norms, parallel
+from nolabel.engine.gradients import gradients
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, set_rates
 from nolabel.state import Frozen
 from nolabel.testing import IMAGES, build_small, random_batch
@@ -79,11 +80,14 @@ SHARDED_BY_THREE = ("mae", "clip", "swav", "dinov2", "byol, ResNet")
 Case = tuple[str, str, dict[str, Any]]
 
 
+COMPARING = ("triplet", "simclr", "mocov3", "clip", "siglip", "barlow")  # also in micro-batches
+
+
 def cases() -> dict[str, Case]:
     """Row of the table -> method, backbone, options."""
     found = {name: (name, "vit_pico", given) for name, given in OPTIONS.items()}
     found |= {f"{n}, ResNet": (n, "resnet_nano", OPTIONS[n]) for n in OF_RESNETS}
-    return found | VARIANTS
+    return found | {f"{n}, cut": (n, "vit_pico", OPTIONS[n]) for n in COMPARING} | VARIANTS
 
 
 def part(batch: Batch) -> Batch:
@@ -99,7 +103,18 @@ def part(batch: Batch) -> Batch:
     )
 
 
-def train(case: Case, shard: bool = False) -> dict[str, Tensor]:
+def cut(batch: Batch, parts: int) -> Iterator[Batch]:
+    """Micro-batches."""
+    assert batch.keys is not None and batch.text is not None
+    n = batch.size // parts
+    for own in (slice(i * n, (i + 1) * n) for i in range(parts)):
+        yield dataclasses.replace(
+            batch, views={k: v[:, own] for k, v in batch.views.items()}, keys=batch.keys[own],
+            text=batch.text[own],
+        )  # fmt: skip
+
+
+def train(case: Case, shard: bool = False, parts: int = 1) -> dict[str, Tensor]:
     """Loss and gradients of each step, and the state after the last."""
     method, backbone, given = case
     kind = methods.load(method)
@@ -118,9 +133,7 @@ def train(case: Case, shard: bool = False) -> dict[str, Tensor]:
         set_rates(optimiser, optim, clock)
         batch = random_batch(kind.views(options, SIDE), step)
         batch = dataclasses.replace(batch, keys=torch.arange(IMAGES) + IMAGES * (step % 2))
-        loss = together.step(part(batch), clock).loss
-        loss.backward()
-        together.after_backward()
+        _, loss = gradients(together, cut(part(batch), parts), parts, clock)
         out[f"loss {step}"] = distributed.mean(loss)
         for name, p in model.named_parameters():
             if p.grad is not None:
@@ -193,12 +206,13 @@ def process(rank: int, world: int, port: int, folder: str) -> None:
     )
     found, digests, broken = {}, {}, {}
     for name, case in rows:
-        together = train(case)
+        parts = IMAGES // world if name.endswith(", cut") else 1
+        together = train(case, parts=parts)
         digests[name] = [digest(together)]
         if name in one:
             found[name] = apart(one[name], together)
         if world == 2 or name in SHARDED_BY_THREE:
-            sharded = train(case, shard=True)
+            sharded = train(case, shard=True, parts=parts)
             digests[name].append(digest(sharded))
             if name in one:
                 found[name]["sharded"] = max(apart(one[name], sharded).values())

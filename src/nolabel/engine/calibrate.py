@@ -47,8 +47,8 @@ def resolve(
     data, times = measured.data, measured.times
     if measured.accumulate != (s.accumulate or 1) and not quiet:
         say(
-            f"memory: a batch of {s.batch_size} does not fit at once; {measured.accumulate} "
-            "micro-batches (contrastive losses compare within one of them)"
+            f"memory: a batch of {s.batch_size} does not fit at once; it is taken in "
+            f"{measured.accumulate} micro-batches"
         )
     s = dataclasses.replace(s, accumulate=measured.accumulate)
     best = min(times, key=lambda k: times[k])

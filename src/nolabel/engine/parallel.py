@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -50,7 +50,10 @@ def processes(device: str) -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"  # what is agreed on travels by the CPU
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of a class token's gradient; it costs nothing that could be measured.
+            warnings.filterwarnings("ignore", message="Grad strides do not match")
+            yield
     finally:
         dist.destroy_process_group()
 
@@ -124,7 +127,7 @@ class Together:
     """
 
     def __init__(self, method: Method, *, shard: bool = False):
-        self.method = method
+        self.method, self.work = method, _Work(method)
         self.ddp: DistributedDataParallel | None = None
         self.sharded: Any = None
         self.rest: list[nn.Parameter] = []  # that cannot be cut
@@ -139,7 +142,7 @@ class Together:
             warnings.filterwarnings("ignore", message=".broadcast_buffers", category=FutureWarning)
             # Buffers follow the same rules on all processes: nobody's need be sent.
             self.ddp = DistributedDataParallel(
-                _Step(method), broadcast_buffers=False, gradient_as_bucket_view=True
+                self.work, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
     def _shard(self) -> None:
@@ -148,7 +151,7 @@ class Together:
             p.data = p.data.contiguous()  # channels-last ones cannot be cut
         device = next(self.method.parameters()).device.type
         self.sharded = fully_shard(
-            _Step(self.method),
+            self.work,
             mesh=init_device_mesh(device, (distributed.world_size(),)),
             reshard_after_forward=False,
             ignored_params=set(self.rest),
@@ -157,13 +160,26 @@ class Together:
     def step(self, batch: Batch, clock: Clock, *, last: bool = True) -> Step:
         """The loss of this process's micro-batch; the backward pass of the last one of an
         optimiser step averages the gradients."""
+        return Step(*self._run("step", (batch, clock), last=last))
+
+    def embed(self, batch: Batch, *, last: bool = False) -> Sequence[Tensor]:
+        """`Method.embed`, as a part of a step; the backward pass of the last one averages."""
+        # DDP waits for every parameter, though some had their gradient before, from `compare`.
+        what = "embed and touch" if last and self.ddp is not None else "embed"
+        return self._run(what, (batch,), last=last)
+
+    def compare(self, features: Sequence[Tensor], clock: Clock) -> Step:
+        """`Method.compare`, as a part of a step that is not its last."""
+        return Step(*self._run("compare", (clock, *features), last=False))
+
+    def _run(self, what: str, given: tuple[Any, ...], *, last: bool) -> Any:
         if self.ddp is not None:
             with contextlib.nullcontext() if last else self.ddp.no_sync():
-                return Step(*self.ddp(batch, clock))
+                return self.ddp(what, *given)
         if self.sharded is not None:
             self.sharded.set_requires_gradient_sync(last)
-            return Step(*self.sharded(batch, clock))
-        return self.method.step(batch, clock)
+            return self.sharded(what, *given)
+        return self.work(what, *given)
 
     def after_backward(self) -> None:
         """Averages what the backward pass of the last micro-batch left out."""
@@ -184,15 +200,23 @@ class Together:
                 self.sharded.reshard()
 
 
-class _Step(nn.Module):
-    """A method whose forward pass is its step, and whose output torch looks through."""
+class _Work(nn.Module):
+    """A method whose forward pass is its step or a part of it, and whose output torch looks
+    through."""
 
     def __init__(self, method: Method):
         super().__init__()
         self.method = method
 
-    def forward(self, batch: Batch, clock: Clock) -> tuple[Tensor, dict[str, Any], Tensor | None]:
-        out = self.method.step(batch, clock)
+    def forward(self, what: str, *given: Any) -> Any:
+        method: Any = self.method
+        if what == "embed":
+            return tuple(f.clone() for f in method.embed(*given))  # no views, which FSDP2 warns of
+        if what == "embed and touch":
+            features = method.embed(*given)
+            rest = sum(p.sum() for p in method.parameters() if p.requires_grad)
+            return (features[0] + 0.0 * rest, *features[1:])
+        out = method.step(*given) if what == "step" else method.compare(*given)
         return out.loss, dict(out.logs), out.features
 
 

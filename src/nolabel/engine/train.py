@@ -40,6 +40,7 @@ from nolabel.engine.checkpoint import (
 from nolabel.engine.doctor import examine
 from nolabel.engine.environment import environment
 from nolabel.engine.film import looks_of
+from nolabel.engine.gradients import gradients
 from nolabel.engine.health import NonFiniteGuard
 from nolabel.engine.log import Progress, read_metrics, say, warn
 from nolabel.engine.optimiser import (
@@ -225,6 +226,16 @@ def _loop(
         )
     )
     saved_at, began, starved = time.monotonic(), time.monotonic(), False
+    wait = 0.0  # seconds for which the step waited for data
+
+    def incoming() -> Iterator[Batch]:
+        nonlocal wait
+        while True:
+            tick = time.monotonic()
+            batch = next(loader)
+            wait += time.monotonic() - tick
+            unread.extend(batch.skipped)
+            yield batch.to(device)
 
     def save(step: int, *, final: bool = False) -> None:
         """Everything that is needed to go on; all processes wait where it must have been done."""
@@ -266,7 +277,7 @@ def _loop(
             f"encoder in {folder} is that of step {parallel.from_first(back)}. {advice}"
         )
 
-    heart = parallel.Heartbeat(warn)
+    heart, batches = parallel.Heartbeat(warn), incoming()
     with StopRequest() as stop, Progress(total, start, enabled="off" if quiet else "auto") as bar:
         record = Record(run, method, plan, source, start, bar) if first else None
         if record:
@@ -276,19 +287,11 @@ def _loop(
             clock = Clock(step, total, run.steps_per_epoch)
             set_rates(optimiser, run.optim, clock)
             due_line = (step + 1) % log_every(run) == 0 or step + 1 == total
-            wait, losses = 0.0, []
-            for micro in range(parts):
-                tick = time.monotonic()
-                batch = next(loader)
-                wait += time.monotonic() - tick
-                unread += batch.skipped
-                heart.beat(step + micro / parts)
-                with autocast(s.precision, device):
-                    last = micro + 1 == parts
-                    out = together.step(batch.to(device), clock, last=last)
-                heart.beat(step + (micro + 0.5) / parts)
-                (out.loss / parts).backward()
-                losses.append(out.loss.detach())
+            wait = 0.0
+            out, mean = gradients(
+                together, batches, parts, clock, lambda: autocast(s.precision, device),
+                lambda share, step=step: heart.beat(step + share),
+            )  # fmt: skip
             if step < frozen_for:  # new heads alone learn
                 for p in parameters:
                     if id(p) in network:
@@ -296,9 +299,8 @@ def _loop(
             if due_line or distributed.world_size() == 1:  # else it would be a word at every step
                 skipped.add(parallel.of_all(tuple(unread)))
                 unread.clear()
-            together.after_backward()
             now = not s.checkpoint_every and time.monotonic() - saved_at > CHECKPOINT_SECONDS
-            loss, (stopping, due) = parallel.agreed(torch.stack(losses).mean(), stop.requested, now)
+            loss, (stopping, due) = parallel.agreed(mean, stop.requested, now)
             norm = gradient_norm(parameters)
             size = UpdateSize(parameters) if due_line else None
             if guard.check(loss, norm):  # before the update and the moving averages

@@ -15,8 +15,6 @@ embeddings of all are gathered with gradient, so C and its gradient are those of
 Differs from the original:
   - the official code sums C over processes outside autograd, which leaves each process 1/W of the
     gradient; here it is whole (LARS hides the difference, other optimisers do not);
-  - batch norm of the projector takes its statistics per process (the official code synchronises);
-  - under gradient accumulation C comes from one micro-batch at a time;
   - the recipe "auto" (ours) is for small data and small machines.
 """
 
@@ -81,7 +79,14 @@ class BarlowTwins(Method):
         return two_views(image_size, options, blur=options.blur, solarise=options.solarise)
 
     def step(self, batch: Batch, clock: Clock) -> Step:
-        h = [self.backbone(x) for x in batch.views["view"]]  # each view has its batch norm
+        return self.compare(clock, *self.embed(batch))
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        return (torch.stack([self.backbone(x) for x in batch.views["view"]]),)  # [2, B, D]
+
+    def compare(
+        self, clock: Clock, h: Tensor
+    ) -> Step:  # each view has its batch norm, here and in `embed`
         z1, z2 = (distributed.gather_with_grad(self.projector(x).float()) for x in h)
         with torch.autocast(z1.device.type, enabled=False):
             c = cross_correlation(z1, z2)

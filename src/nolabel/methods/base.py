@@ -55,6 +55,11 @@ class Method(nn.Module):
             optimiser.zero_grad()
             method.after_update(clock)
 
+    One that compares the images of a batch with each other does so in two functions, and its step
+    is `compare(clock, *embed(batch))`: `embed` gives features [views, B, ...] of images on
+    their own, `compare` the Step of all of them.  Micro-batches are then embedded one by one, and
+    compared with each other (`engine.gradients`).
+
     Subclasses define a frozen keyword-only dataclass `Options`, the class attribute `needs`, and
     the five functions below.  `__init__(self, backbone, options)` calls `super().__init__(
     backbone, options)`, which checks `needs`.

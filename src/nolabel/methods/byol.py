@@ -16,8 +16,7 @@ embeddings become the same.
 
 Differs from the original:
   - online and target start equal (the official code draws them from different seeds);
-  - batch norm takes its statistics per process (the official code synchronises them), and so under
-    gradient accumulation per micro-batch;
+  - under gradient accumulation batch norm takes its statistics per micro-batch;
   - the recipe "auto" (ours) is for small data and small machines.
 """
 

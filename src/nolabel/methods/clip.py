@@ -19,7 +19,6 @@ Differs from the original:
   - images are normalised by this library's mean and deviation;
   - any --vocabulary but 49408 is learnt from the captions of the training data;
   - biases of the text tower start at zero;
-  - under gradient accumulation the candidates come from one micro-batch at a time;
   - the matrix of logits may be computed in blocks (`chunk`), with the same loss and gradients;
   - the recipe "auto" (ours) is for small data and small machines.
 """
@@ -31,6 +30,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
@@ -84,10 +84,16 @@ class CLIP(Method):
         return ViewPlan(views=(view,))
 
     def step(self, batch: Batch, clock: Clock) -> Step:
+        return self.compare(clock, *self.embed(batch))
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         x = batch.views["image"][0]  # [B, C, H, W]
-        h = self.backbone(x)
-        image = self.shared.images(h)  # [B, E]
         text = self.shared.texts(self.tokenizer(batch.text or ()).to(x.device))
+        return self.backbone(x)[None], text[None]
+
+    def compare(self, clock: Clock, h: Tensor, text: Tensor) -> Step:
+        h, text = h[0], text[0]
+        image = self.shared.images(h)  # [B, E]
         s = self.shared.scale
         loss = clip_loss(
             image,
@@ -95,7 +101,7 @@ class CLIP(Method):
             s,
             distributed.gather_with_grad(image),
             distributed.gather_with_grad(text),
-            offset=distributed.rank() * len(x),
+            offset=distributed.rank() * len(h),
             chunk=self.options.chunk,
         )
         logs = pair_signals(image, text) | {"scale": s.detach()}

@@ -20,7 +20,7 @@ Differs from the original:
     the official code leaves it without a label;
   - every process holds the memory of all images and computes the same k-means; the official code
     divides both;
-  - batch norm takes its statistics per process (the official code synchronises in groups);
+  - batch norm sees the images of all processes (in the official code of groups of them);
   - the recipe "auto" (ours) is for small data and small machines.
 """
 

@@ -19,8 +19,8 @@ Differs from the original:
   - the centre's mean covers the whole optimiser step under gradient accumulation (the official
     code has no accumulation), and a step skipped by the guard leaves it alone;
   - blur is a true Gaussian of the drawn deviation, not PIL's box approximation;
-  - batch norm in the head, an option of the official code too, takes its statistics per process
-    and micro-batch, so that accumulation is exact only without it;
+  - batch norm in the head, an option of the official code too, sees a micro-batch, so that
+    accumulation is exact only without it;
   - the recipe "auto" (ours) is for small data and small machines.
 """
 

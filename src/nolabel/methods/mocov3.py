@@ -16,8 +16,6 @@ sine-cosine positions.
 Differs from the original:
   - the momentum encoder moves after the update of the base encoder with the next step's m, which
     is the same as before the next keys;
-  - batch norm takes its statistics per process (the official code synchronises them); under
-    gradient accumulation the negatives come from one micro-batch at a time;
   - the paper's ViT-S has 12 heads; timm's has 6, and is used as it is;
   - the recipe "auto" (ours) is for small data and small machines.
 """
@@ -93,16 +91,25 @@ class MoCoV3(Method):
         return two_views(image_size, options, blur=options.blur, solarise=options.solarise)
 
     def step(self, batch: Batch, clock: Clock) -> Step:
+        return self.compare(clock, *self.embed(batch))
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        x, slow = batch.views["view"], self.momentum_encoder.module[0]
+        with torch.no_grad():
+            seen = torch.stack([slow(v) for v in x])
+        return torch.stack([self.base[0](v) for v in x]), seen  # [2, B, D] each
+
+    def compare(self, clock: Clock, h: Tensor, seen: Tensor) -> Step:
         temperature = self.options.temperature
-        x1, x2 = batch.views["view"]
-        h1, h2 = self.base[0](x1), self.base[0](x2)
-        q1, q2 = (F.normalize(self.predictor(self.base[1](h)).float(), dim=-1) for h in (h1, h2))
-        k1, k2 = (F.normalize(self.momentum_encoder(x).float(), dim=-1) for x in (x1, x2))
+        q1, q2 = (F.normalize(self.predictor(self.base[1](x)).float(), dim=-1) for x in h)
+        with torch.no_grad():
+            slow = self.momentum_encoder.module[1]
+            k1, k2 = (F.normalize(slow(x).float(), dim=-1) for x in seen)
         first = distributed.rank() * len(k1)
         loss = contrast(q1, k2, temperature, distributed.gather(k2), first)
         loss = loss + contrast(q2, k1, temperature, distributed.gather(k1), first)
         logs = pair_signals(q1, k2) | {"key_momentum": self.momentum(clock)}
-        return Step(loss, logs, h1.detach())
+        return Step(loss, logs, h[0].detach())
 
     def momentum(self, clock: Clock) -> float:
         """m of this step: the weight of the old momentum encoder."""

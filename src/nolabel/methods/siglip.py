@@ -19,7 +19,6 @@ Differs from the original:
   - images are normalised by this library's mean and deviation, and cropped a little;
   - with several processes all texts are gathered, with gradient; the original passes them on from
     neighbour to neighbour, which needs less memory and gives the same sum;
-  - under gradient accumulation the pairs are those of one micro-batch at a time;
   - the recipe "auto" (ours) is for small data and small machines.
 """
 
@@ -28,6 +27,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
@@ -79,10 +80,16 @@ class SigLIP(Method):
         return ViewPlan(views=(view,))
 
     def step(self, batch: Batch, clock: Clock) -> Step:
+        return self.compare(clock, *self.embed(batch))
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         x = batch.views["image"][0]  # [B, C, H, W]
-        h = self.backbone(x)
-        image = self.shared.images(h)  # [B, E]
         text = self.shared.texts(self.tokenizer(batch.text or ()).to(x.device))
+        return self.backbone(x)[None], text[None]
+
+    def compare(self, clock: Clock, h: Tensor, text: Tensor) -> Step:
+        h, text = h[0], text[0]
+        image = self.shared.images(h)  # [B, E]
         t, b = self.shared.scale, self.shared.bias
         assert b is not None  # noqa: S101  made with one
         loss = siglip_loss(
@@ -90,7 +97,7 @@ class SigLIP(Method):
             distributed.gather_with_grad(text),
             t,
             b,
-            offset=distributed.rank() * len(x),
+            offset=distributed.rank() * len(h),
             chunk=self.options.chunk,
         )
         logs = pair_signals(image, text) | {"scale": t.detach()}

@@ -14,8 +14,6 @@ the other processes' embeddings are negatives too, gathered with gradient.
 
 Differs from the original:
   - the official code sums the two views' means, twice the paper's equation 1, which is used here;
-  - batch norm takes its statistics per process (the official code synchronises them);
-  - under gradient accumulation the negatives come from one micro-batch at a time;
   - the recipe "auto" (ours) is for small data and small machines.
 """
 
@@ -24,6 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
@@ -64,9 +63,14 @@ class SimCLR(Method):
         return two_views(image_size, o, blur=(o.blur,), jitter=jitter)
 
     def step(self, batch: Batch, clock: Clock) -> Step:
+        return self.compare(clock, *self.embed(batch))
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         x = batch.views["view"]  # [2, B, C, H, W]
-        b = x.shape[1]
-        h = self.backbone(x.flatten(0, 1))
+        return (self.backbone(x.flatten(0, 1)).unflatten(0, x.shape[:2]),)
+
+    def compare(self, clock: Clock, h: Tensor) -> Step:
+        b, h = h.shape[1], h.flatten(0, 1)  # [2B, D]
         z = F.normalize(self.head(h).float(), dim=-1)  # [2B, projection]
         z1, z2 = z[:b], z[b:]
         loss = nt_xent(

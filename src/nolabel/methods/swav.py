@@ -18,7 +18,7 @@ Differs from the original:
   - Sinkhorn works on logarithms (the official code's exponential overflows in half precision);
   - the queue takes the new embeddings after the update, and holds those of all processes, each of
     which takes its share of them into the assignment;
-  - batch norm takes its statistics per process (the official code synchronises in groups);
+  - batch norm sees the images of all processes (in the official code of groups of them);
   - under gradient accumulation the shares are equal within a micro-batch;
   - the recipe "auto" (ours) is for small data and small machines.
 """

@@ -20,7 +20,6 @@ gathered with gradient.
 Differs from the original:
   - views of one image take the place of faces of one person, so an anchor has a single positive;
   - distances are not squared (FaceNet's are; Hermans et al. found the plain ones more stable);
-  - under gradient accumulation the negatives come from one micro-batch at a time;
   - there is no paper without labels to take settings from: both recipes are ours.
 """
 
@@ -100,9 +99,14 @@ class Triplet(Method):
         return two_views(image_size, options, blur=(options.blur,))
 
     def step(self, batch: Batch, clock: Clock) -> Step:
+        return self.compare(clock, *self.embed(batch))
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         x = batch.views["view"]  # [2, B, C, H, W]
-        b = x.shape[1]
-        h = self.backbone(x.flatten(0, 1))
+        return (self.backbone(x.flatten(0, 1)).unflatten(0, x.shape[:2]),)
+
+    def compare(self, clock: Clock, h: Tensor) -> Step:
+        b, h = h.shape[1], h.flatten(0, 1)  # [2B, D]
         z = F.normalize(self.head(h).float(), dim=-1)  # [2B, projection], view by view
         image = torch.arange(b, device=z.device).repeat(2) + distributed.rank() * b
         everything = distributed.gather_with_grad(z)

@@ -1,0 +1,109 @@
+"""The gradients of an optimiser step, of one batch or of several micro-batches.
+
+Methods that compare the images of a batch (`embed`, `compare`) have their micro-batches compared
+with each other, though never more than one of them is in memory with its activations (Gao et al.,
+"Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021, arXiv 2101.06983):
+features of all are made without gradient; the loss of all gives the gradient of each feature; then
+each micro-batch is embedded once more, with gradient, from the same random state.  The update is
+that of the whole batch at once, heads with batch norm included; a batch norm in the backbone sees a
+micro-batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nolabel.engine.checkpoint import rng_state, set_rng_state
+from nolabel.engine.parallel import Together
+from nolabel.methods.base import Method
+from nolabel.types import Batch, Clock, Step
+
+
+def gradients(
+    together: Together,
+    batches: Iterator[Batch],
+    parts: int,
+    clock: Clock,
+    cast: Callable[[], Any] = contextlib.nullcontext,
+    beat: Callable[[float], Any] = lambda share: None,
+) -> tuple[Step, Tensor]:
+    """Leaves the gradients of a step in the parameters.
+
+    Args:
+        together: the method, in as many processes as there are.
+        batches: whose next `parts` micro-batches, on the device, are the step's.
+        parts: how many.
+        clock: of the step.
+        cast: makes the autocast context.
+        beat: told the share of the step that is done.
+
+    Returns:
+        The Step of the last micro-batch (of all where they are compared), and the mean loss.
+    """
+    if parts > 1 and compares(together.method):
+        out = _compared(together, [next(batches) for _ in range(parts)], clock, cast)
+        together.after_backward()
+        return out, out.loss
+    losses = []
+    for micro in range(parts):
+        batch = next(batches)
+        beat(micro / parts)
+        with cast():
+            out = together.step(batch, clock, last=micro + 1 == parts)
+        beat((micro + 0.5) / parts)
+        (out.loss / parts).backward()
+        losses.append(out.loss.detach())
+    together.after_backward()
+    return out, torch.stack(losses).mean()
+
+
+def compares(method: Method) -> bool:
+    """Whether a method's step is made of `embed` and `compare`."""
+    return hasattr(method, "embed") and hasattr(method, "compare")
+
+
+def _compared(
+    together: Together, batches: Sequence[Batch], clock: Clock, cast: Callable[[], Any]
+) -> Step:
+    states, held = [], []
+    with torch.no_grad(), _still(together.method):
+        for batch in batches:
+            states.append(rng_state())
+            with cast():
+                held.append(together.embed(batch))
+    whole = [torch.cat(some, 1).requires_grad_() for some in zip(*held, strict=True)]
+    with cast():
+        out = together.compare(whole, clock)
+    out.loss.backward()
+    after, at = rng_state(), 0
+    for batch, state in zip(batches, states, strict=True):
+        set_rng_state(state)
+        with cast():
+            features = together.embed(batch, last=batch is batches[-1])
+        own = slice(at, at + batch.size)
+        pairs = [(f, w.grad[:, own].to(f.dtype)) for f, w in zip(features, whole, strict=True)
+                 if w.grad is not None and f.requires_grad]  # fmt: skip
+        torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
+        at += batch.size
+    set_rng_state(after)
+    return Step(out.loss.detach(), out.logs, out.features)
+
+
+@contextlib.contextmanager
+def _still(method: nn.Module) -> Iterator[None]:
+    """Running statistics of batch norms stay; the second pass moves them."""
+    norms = [m for m in method.modules() if isinstance(m, _BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    try:
+        for m in norms:
+            m.momentum = 0.0
+        yield
+    finally:
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum
