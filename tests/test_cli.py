@@ -275,7 +275,7 @@ def test_bench_data_writes_rates_and_stages(tmp_path, capsys):
     ("flags", "says"),
     [
         (["bench"], "needs a WHAT"),
-        (["bench", "step"], "'step'"),
+        (["bench", "stp"], "'stp'"),
         (["bench", "data", "--data", "creatures", "--workers", "-1"], "--workers is -1"),
         (["bench", "data", "--data", "creatures", "--recipe", "dinno"], "dino"),
     ],

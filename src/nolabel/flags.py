@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nolabel import distributed
 from nolabel.errors import UsageError
 
 
@@ -22,7 +22,7 @@ def flags(kind: type, args: list[str], prog: str, description: str, default: Any
 
 def write_json(path: str | None, value: Any) -> None:
     """Writes what `--json FILE` asks for; nothing without it.  Of several processes one does."""
-    if path and distributed.speaks():
+    if path and os.environ.get("RANK", "0") == "0":
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 

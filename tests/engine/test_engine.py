@@ -255,7 +255,7 @@ def test_metrics_that_cannot_be_written_do_not_stop_the_run(tiny_run, monkeypatc
     def full(self, line):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.MetricsLog, "write", full)
+    monkeypatch.setattr(MetricsLog, "write", full)
     assert ckpt.load_checkpoint(tiny_run().folder).step == 4
 
 
