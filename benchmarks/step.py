@@ -16,7 +16,6 @@ rounds counts.  Each runs in fp32 and in bf16 autocast where it knows it, and it
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.util
 import json
 import os
@@ -180,8 +179,8 @@ def lightly_dino(batch: int, precision: str) -> Work:
         net = timm.create_model("vit_small_patch16_224", num_classes=0, dynamic_img_size=True)
         return nn.Sequential(net, DINOProjectionHead(384, 2048, 256, PROTOTYPES))
 
-    student = network()
-    teacher = copy.deepcopy(student)
+    student, teacher = network(), network()
+    teacher.load_state_dict(student.state_dict())
     deactivate_requires_grad(teacher)
     criterion = DINOLoss(output_dim=PROTOTYPES, warmup_teacher_temp_epochs=0)
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-4)

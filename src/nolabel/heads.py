@@ -25,8 +25,8 @@ class WeightNormLinear(nn.Module):
         nn.init.trunc_normal_(self.weight_v, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight_g * self.weight_v / self.weight_v.norm(dim=1, keepdim=True)
-        return F.linear(x, weight)
+        # One pass over what is the largest matrix of most networks, as torch's parametrisation does.
+        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
 class PrototypeHead(nn.Module):
