@@ -25,7 +25,7 @@ class WeightNormLinear(nn.Module):
         nn.init.trunc_normal_(self.weight_v, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        # One pass over what is the largest matrix of most networks, as torch's parametrisation does.
+        # In one pass: this is the largest matrix of most networks.
         return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
