@@ -124,7 +124,11 @@ def agreement(rank: int) -> None:
 def hang(rank: int) -> None:
     """The second process stays away from a step; the first one says so."""
     said: list[str] = []
-    heart = parallel.Heartbeat(said.append, silence=0.4)
+    with parallel.Heartbeat(said.append, silence=0.4) as heart:
+        wait_for_the_other(rank, heart, said)
+
+
+def wait_for_the_other(rank: int, heart: parallel.Heartbeat, said: list[str]) -> None:
     heart.beat(7)
     distributed.barrier()
     if rank == 0:
@@ -137,7 +141,6 @@ def hang(rank: int) -> None:
         assert "Waiting at step 8 for process 1 on " in said[0]
         assert "(at step 7 for " in said[0]
     distributed.barrier()
-    heart.end()
 
 
 def test_two_processes_that_gather_have_the_gradient_of_the_whole_batch(tmp_path):

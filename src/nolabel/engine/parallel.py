@@ -24,6 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from nolabel import distributed
+from nolabel.engine.checkpoint import rng_state, set_rng_state
 from nolabel.engine.norms import synchronise
 from nolabel.errors import NolabelError
 from nolabel.methods.base import Method
@@ -84,16 +85,21 @@ class Heartbeat:
             self.step, self.at = step, time.time()
             self._store.set(str(distributed.rank()), f"{step} {self.at} {os.uname().nodename}")
 
-    def end(self) -> None:
-        """No more steps are expected."""
-        self._ended.set()
+    def __enter__(self) -> Heartbeat:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()  # no more steps are expected
 
     def _watch(self) -> None:
         named = -1.0  # a step is spoken of once
         while not self._ended.wait(self.silence / 4):
             if time.time() - self.at > self.silence and named != self.step:
                 named = self.step
-                late = ", ".join(self.late()) or "one that hangs within the step: all began it"
+                try:
+                    late = ", ".join(self.late()) or "one that hangs within the step: all began it"
+                except RuntimeError:  # the group is gone
+                    return
                 self.say(
                     f"Waiting at step {int(self.step)} for {late}. If it does not come back, the "
                     f"run ends {PATIENCE.seconds // 60} minutes after it was missed; `nolabel "
@@ -190,14 +196,26 @@ class Together:
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """For the time being each process has all weights in one piece, to look at or to save."""
+        """For the time being each process has all weights in one piece, to look at.  The random
+        state, which all must share, is afterwards what it was before."""
         if self.sharded is not None:
             self.sharded.unshard()
         try:
-            yield
+            with same_chance():
+                yield
         finally:
             if self.sharded is not None:
                 self.sharded.reshard()
+
+
+@contextlib.contextmanager
+def same_chance() -> Iterator[None]:
+    """What one process does here alone draws nothing from the random state that all share."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
 
 
 class _Work(nn.Module):

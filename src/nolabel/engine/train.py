@@ -246,8 +246,8 @@ def _loop(
             payload = {"learner": learner, "rng": rng_state(), "guard": guard.consecutive}
             try:
                 save_checkpoint(folder, step, payload)
-                # What is sharded is put together again by reading the file.
-                export(run, load_method(folder)[0] if s.shard else method, plan)
+                with parallel.same_chance():  # what is sharded is read from the file, whole
+                    export(run, load_method(folder)[0] if s.shard else method, plan)
             except (SaveFailed, OSError) as error:
                 if final:
                     raise
@@ -277,8 +277,12 @@ def _loop(
             f"encoder in {folder} is that of step {parallel.from_first(back)}. {advice}"
         )
 
-    heart, batches = parallel.Heartbeat(warn), incoming()
-    with StopRequest() as stop, Progress(total, start, enabled="off" if quiet else "auto") as bar:
+    batches, shown = incoming(), "off" if quiet else "auto"
+    with (
+        parallel.Heartbeat(warn) as heart,
+        StopRequest() as stop,
+        Progress(total, start, enabled=shown) as bar,
+    ):
         record = Record(run, method, plan, source, start, bar) if first else None
         if record:
             (folder / STOPPED).unlink(missing_ok=True)
@@ -353,7 +357,6 @@ def _loop(
             if due and done < total:
                 save(done)
         save(total, final=True)
-    heart.end()
     if record:
         record.close()
     if not quiet:
