@@ -153,7 +153,7 @@ def bench_step(
     found = measure(run, built.to(where), plan, source, where)
     best = min(found.times, key=lambda k: found.times[k])
     peak_bytes = torch.cuda.max_memory_allocated() if where.type == "cuda" else None
-    flops = count(build_method(run, companion(run, source))[0], 2, image_size, "fp32").flops / 2
+    flops = count(built.cpu(), 2, image_size, "fp32").flops / 2  # copies of it were measured
     peak, rate = peak_flops(where, best), batch_size / found.times[best]
     return {
         "method": method, "backbone": backbone, "image_size": image_size,

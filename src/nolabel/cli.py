@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, make_dataclass
 from typing import Annotated, Any
 
 from nolabel.errors import NolabelError, Stopped, UsageError, unknown
-from nolabel.flags import first, flags, write_json
+from nolabel.flags import announced_first, first, flags, write_json
 
 VERBS = {
     "demo": "the main job on built-in data: pre-train, compare, pictures, report.html",
@@ -53,14 +53,14 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+    if not announced_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         code = _run(args)
         sys.stdout.flush()  # here, so that a closed pipe (`| head`) is noticed and forgiven
     except NolabelError as error:
         # Wrong use is the same in all processes; what went wrong in one of them, it says itself.
-        if os.environ.get("RANK", "0") == "0" or not isinstance(error, UsageError | Stopped):
+        if announced_first() or not isinstance(error, UsageError | Stopped):
             print(f"nolabel: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:

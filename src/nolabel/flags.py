@@ -20,9 +20,15 @@ def flags(kind: type, args: list[str], prog: str, description: str, default: Any
     return tyro.cli(kind, args=args, prog=prog, description=description, default=default)
 
 
+def announced_first() -> bool:
+    """Whether this is the process that speaks, by what a launcher announced; alone it is.  Known
+    before torch is imported (`distributed.speaks` is for later)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def write_json(path: str | None, value: Any) -> None:
     """Writes what `--json FILE` asks for; nothing without it.  Of several processes one does."""
-    if path and os.environ.get("RANK", "0") == "0":
+    if path and announced_first():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 

@@ -8,12 +8,10 @@ masks are in it, whatever the method.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,10 +199,11 @@ def plan(
     own = batch // devices
     c = extrapolated(kind, told.options, backbone, image_size, patch_size, precision, own)
     parts = devices if shard else 1
+    moments = (8 if told.optim.name == "adamw" else 4) * c.trained
     memory = {
         "weights": 4 * (c.trained + c.held) / parts,
         "gradients": 4 * c.trained / parts,
-        "moments": (8 if told.optim.name == "adamw" else 4) * c.trained / parts,
+        "moments": moments / parts,
         "put together": 4 * (2 * c.trained + c.held) if shard else 0.0,
         "activations": c.kept,
     }
@@ -213,7 +212,7 @@ def plan(
     compute = c.flops / rate
     sent, waiting = communication(c, devices, shard, compute, device)
     step = compute + waiting
-    saved = 4 * (c.trained + c.held) + (8 if told.optim.name == "adamw" else 4) * c.trained
+    saved = 4 * (c.trained + c.held) + moments
     writing = saved / DISK
     length = epochs or told.epochs
     steps = max(images // batch, 1) * length
@@ -283,7 +282,7 @@ def check(
         c = count(model, n, image_size, "fp32")
         batch = noise_batch(kind.views(options, image_size), n)
         times = []
-        with _quiet_rng():
+        with torch.random.fork_rng(devices=[]):
             for _ in range(3):
                 began = time.perf_counter()
                 model.step(batch, Clock(600, 800, 1)).loss.backward()
@@ -293,12 +292,6 @@ def check(
     predicted = many * short / few
     return {"predicted_seconds": predicted, "measured_seconds": long,
             "error": predicted / long - 1, "flops_per_second": many / long}  # fmt: skip
-
-
-@contextlib.contextmanager
-def _quiet_rng() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        yield
 
 
 def describe(p: dict[str, Any], error: float | None = None) -> str:

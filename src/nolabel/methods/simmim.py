@@ -106,9 +106,7 @@ class SimMIM(Method):
     def step(self, batch: Batch, clock: Clock, mask: Tensor | None = None) -> Step:
         x = batch.views["image"][0]  # [B, C, H, W]
         if mask is None:
-            units = (x.shape[-2] // self.options.unit) * (x.shape[-1] // self.options.unit)
-            noise = distributed.share(lambda n: torch.rand(n, units), len(x))
-            mask = self.masks(x, self.options.mask_ratio, noise)
+            mask = self.masks(x, self.options.mask_ratio)
         pred, pooled = self.predict(x, mask)
         p = self.backbone.mask_patch
         m = mask.unflatten(1, (x.shape[-2] // p, x.shape[-1] // p)).unsqueeze(1)

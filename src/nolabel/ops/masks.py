@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nolabel import distributed
 from nolabel.ops.chance import Chance
 
 TRIES = 10  # draws of a block before an image is given up
@@ -98,7 +99,8 @@ def unit_masks(
         bool [n, h * scale * w * scale], True = hidden.
     """
     h, w = units
-    noise = torch.rand(n, h * w) if noise is None else noise
+    if noise is None:
+        noise = distributed.share(lambda total: torch.rand(total, h * w), n)
     hidden = math.ceil(h * w * ratio)
     mask = torch.zeros(n, h * w, dtype=torch.bool)
     mask.scatter_(1, noise.argsort(1)[:, :hidden], True)
