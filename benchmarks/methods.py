@@ -26,9 +26,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from page import write_between_marks
+
+if TYPE_CHECKING:
+    from nolabel import Run
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 DATA = ("creatures", "fashion-mnist")
@@ -52,20 +55,15 @@ def one(method: str, backbone: str, data: str, seed: int, steps: int, out: Path)
     from nolabel.engine.health import effective_rank
     from nolabel.features import extract
 
-    given: dict[str, Any] = {"backbone": backbone, "patch_size": 4} if "vit" in backbone else {}
-    if kind := teacher(method):
-        given["teacher"] = str(out.parent / "-".join((*kind, data, str(seed))))
-    given |= {"data": data, "backbone": backbone, "seed": seed, "steps": steps,
-              "image_size": 32, "workers": 0, "precision": "fp32"}  # fmt: skip
     if steps == MEASURED:
-        run = nl.pretrain(method, out=str(out) + "-measured", overwrite=True, quiet=True,
-                          log_every=1, **given)  # fmt: skip
+        out = out.with_name(out.name + "-measured")
+        run = train(method, backbone, data, seed, steps, out, log_every=1)
         lines = (run.folder / "metrics.jsonl").read_text().splitlines()[SKIPPED:]
         rates = sorted(json.loads(line)["images_per_second"] for line in lines)
         rate = rates[len(rates) // 2]
         return {"images_per_second": rate, "batch": run.settings.batch_size}
     began = time.monotonic()
-    run = nl.pretrain(method, out=str(out), overwrite=True, quiet=True, **given)
+    run = train(method, backbone, data, seed, steps, out)
     seconds = time.monotonic() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     row: dict[str, Any] = {"seconds": seconds, "peak_bytes": peak, "steps": run.settings.steps}
@@ -83,6 +81,21 @@ def one(method: str, backbone: str, data: str, seed: int, steps: int, out: Path)
     row["effective_rank"] = effective_rank(z)
     row["dim"] = z.shape[1]
     return row
+
+
+def train(
+    method: str, backbone: str, data: str, seed: int, steps: int, out: Path, **more: Any
+) -> Run:
+    """One run of the table; the others' teachers are beside it."""
+    import nolabel as nl
+
+    given: dict[str, Any] = {"patch_size": 4} if "vit" in backbone else {}
+    if kind := teacher(method):
+        given["teacher"] = str(out.parent / "-".join((*kind, data, str(seed))))
+    return nl.pretrain(
+        method, data=data, backbone=backbone, seed=seed, steps=steps, image_size=32, workers=0,
+        precision="fp32", out=str(out), overwrite=True, quiet=True, **given, **more,
+    )  # fmt: skip
 
 
 def teacher(method: str) -> tuple[str, str] | None:

@@ -3,9 +3,10 @@
     python benchmarks/protocols.py --runs DIR [--seeds N] [--data ...] [--jobs N]
     python benchmarks/protocols.py --render
 
-The encoders are the ViTs that `methods.py --out DIR` trained, the same network at random (as DINO
-starts), with labels (fine-tuned from random weights), and raw pixels.  One process a line; a line
-that is in the result file is not done again.
+The encoders are the ViTs that `methods.py --out DIR` trained (those whose folder is missing are
+trained first, with the same budget), the same network at random (as DINO starts), with labels
+(fine-tuned from random weights), and raw pixels.  One process a line; a line that is in the result
+file is not done again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from page import write_between_marks
+
+import methods as table
 
 RESULTS = Path(__file__).parent / "results" / "protocols.json"
 DATA = ("creatures", "fashion-mnist")
@@ -41,6 +44,7 @@ COLUMNS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("video", {}, "video J&F"),
     ("zeroshot", {"templates": ("a {}",)}, "zero-shot"),
 )
+DONE = "encoder.safetensors"  # what a finished run's folder has
 MASKS = ("attention", "video")  # which need masks: creatures alone
 
 
@@ -58,14 +62,14 @@ def one(name: str, data: str, seed: int, runs: Path) -> dict[str, Any]:
         train = Subset(train, np.sort(order[:GALLERY]))
     if len(test) > JUDGED:
         test = Subset(test, np.sort(np.random.default_rng(0).permutation(len(test))[:JUDGED]))
-    dino = runs / f"dino-vit_pico-{data}-{seed}"
+    dino = folder(runs, "dino", data, seed)
     spec = {"pixels": "pixels", "random": f"random:{dino}", "supervised": f"random:{dino}"}.get(
-        name, str(runs / f"{name}-vit_pico-{data}-{seed}")
+        name, str(folder(runs, name, data, seed))
     )
     row: dict[str, Any] = {}
     if name == "supervised":
-        place = runs / f"supervised-vit_pico-{data}-{seed}"
-        if not (place / "encoder.safetensors").exists():
+        place = folder(runs, "supervised", data, seed)
+        if not (place / DONE).exists():
             nl.evaluate("finetune", spec, train=train, test=test, epochs=10, seed=seed,
                         save=str(place))  # fmt: skip
         spec = str(place)
@@ -89,6 +93,17 @@ def one(name: str, data: str, seed: int, runs: Path) -> dict[str, Any]:
     return row
 
 
+def folder(runs: Path, name: str, data: str, seed: int | str) -> Path:
+    return table.folder(runs, (name, "vit_pico", data, int(seed)))
+
+
+def train(name: str, data: str, seed: int, runs: Path) -> None:
+    """The run of the methods' table that is missing."""
+    budgets = json.loads(table.RESULTS.read_text())["budgets"]
+    steps = budgets[f"{name} vit_pico {data}"]["steps"]
+    table.train(name, "vit_pico", data, seed, steps, folder(runs, name, data, seed))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"), help="of methods.py")
@@ -97,12 +112,15 @@ def main() -> None:
     parser.add_argument("--data", nargs="*", default=list(DATA))
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--render", action="store_true", help="only write the tables of the docs")
+    parser.add_argument("--train", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.train:
+        name, data, seed = args.train
+        return train(name, data, int(seed), args.runs)
     if args.one:
         name, data, seed = args.one
-        print(json.dumps(one(name, data, int(seed), args.runs)))
-        return
+        return print(json.dumps(one(name, data, int(seed), args.runs)))
     found = json.loads(args.json.read_text()) if args.json.exists() else {"rows": {}}
     if not args.render:
         run_all(args, found)
@@ -119,12 +137,23 @@ def run_all(args: argparse.Namespace, found: dict[str, Any]) -> None:
         for seed in range(args.seeds) for data in args.data for name in ENCODERS
         if f"{name} {data} {seed}" not in rows and not (name == "clip" and data != "creatures")
     ]  # fmt: skip
+    # Random weights and those with labels start as DINO's do.
+    needed = [(n if n in TRAINED else "dino", d, s) for n, d, s in todo if n != "pixels"]
+    missing = [c for c in dict.fromkeys(needed) if not (folder(args.runs, *c) / DONE).exists()]
     write = threading.Lock()
 
-    def work(cell: tuple[str, str, int]) -> None:
-        command = [sys.executable, __file__, "--one", *map(str, cell), "--runs", str(args.runs)]
+    def call(what: str, cell: tuple[str, str, int]) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, __file__, what, *map(str, cell), "--runs", str(args.runs)]
         own = {**os.environ, "OMP_NUM_THREADS": threads}
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=own)
+        return subprocess.run(command, check=False, capture_output=True, text=True, env=own)
+
+    def make(cell: tuple[str, str, int]) -> None:
+        done = call("--train", cell)
+        said = f"failed: {done.stderr.strip().splitlines()[-1:]}" if done.returncode else "trained"
+        print(" ".join(map(str, cell)), said, flush=True)
+
+    def work(cell: tuple[str, str, int]) -> None:
+        done = call("--one", cell)
         key = " ".join(map(str, cell))
         with write:
             if done.returncode:
@@ -138,6 +167,7 @@ def run_all(args: argparse.Namespace, found: dict[str, Any]) -> None:
             print(f"{key}: {said}", flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(make, missing))
         list(pool.map(work, todo))
 
 

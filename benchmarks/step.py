@@ -35,8 +35,8 @@ def ours(name: str, backbone: str, batch: int, precision: str) -> Work:
     import torch
 
     from nolabel import methods
+    from nolabel.engine.device import autocast
     from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm
-    from nolabel.engine.train import autocast
     from nolabel.methods.base import Facts
     from nolabel.testing import build_on, noise_batch
     from nolabel.types import Clock

@@ -127,7 +127,7 @@ def test_templates_without_one_place_for_the_name_are_refused(templates):
 
 
 def test_a_run_leaves_its_text_tower_and_tokenizer_beside_a_plain_encoder(run):
-    from nolabel.engine.train import load_method
+    from nolabel.engine.build import load_method
 
     method, _ = load_method(run)
     text, encoder = load_text(run, device="cpu"), load_encoder_file(run / "encoder.safetensors")

@@ -12,10 +12,10 @@ import torch
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source
 from nolabel.data.stages import measure_stages
-from nolabel.engine.build import build_method, companion
+from nolabel.engine.build import build_method, companion, plan_of
 from nolabel.engine.calibrate import measure
+from nolabel.engine.device import device_of
 from nolabel.engine.environment import environment
-from nolabel.engine.train import device_of, plan_of
 from nolabel.errors import UsageError
 from nolabel.options import merge, resolve
 from nolabel.plan import count

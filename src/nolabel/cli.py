@@ -13,6 +13,7 @@ VERBS = {
     "demo": "the main job on built-in data: pre-train, compare, pictures, report.html",
     "pretrain": "METHOD --data SRC: train an encoder on unlabelled images",
     "resume": "DIR: continue a stopped run exactly",
+    "replay": "DIR: repeat the step that was not finite, and say where that began",
     "evaluate": "PROTOCOL --encoder ENC [--train SRC] [--test SRC]: measure an encoder",
     "compare": "ENC ENC ... [--train SRC] [--test SRC]: several encoders, one table",
     "ablate": "METHOD --data SRC: its settings one at a time, equal budgets, several seeds",
@@ -84,6 +85,7 @@ def _run(args: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], None]] = {
         "demo": _demo, "pretrain": _pretrain, "resume": _resume, "evaluate": _evaluate,
         "compare": _compare, "show": _show, "report": _report, "list": _list,
+        "replay": _replay,
     }  # fmt: skip
     if args[0] not in VERBS:
         raise unknown("verb", args[0], VERBS)
@@ -169,6 +171,25 @@ def _resume(args: list[str]) -> None:
     from nolabel.engine.train import resume
 
     resume(given.folder)
+
+
+def _replay(args: list[str]) -> None:
+    from tyro.conf import Positional
+
+    @dataclass(frozen=True, kw_only=True)
+    class Replay:
+        folder: Positional[str]  # the run's folder
+        json: str | None = None  # write what was seen to this file
+
+    given = flags(Replay, args, "nolabel replay", VERBS["replay"])
+    from nolabel.engine.log import strict
+    from nolabel.engine.replay import replay, told
+
+    step, seen = replay(given.folder)
+    full = replay(given.folder, "fp32")[1] if seen.precision != "fp32" else None
+    print(told(step, seen, full))
+    both = {"step": step, "seen": asdict(seen), "fp32": asdict(full) if full else None}
+    write_json(given.json, strict(both))
 
 
 def _evaluate(args: list[str]) -> None:

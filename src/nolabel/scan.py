@@ -18,7 +18,7 @@ from nolabel.data.sources import Source, Subset
 from nolabel.data.survey import Survey, survey
 from nolabel.engine import calibrate
 from nolabel.engine.build import build_method, companion
-from nolabel.engine.train import device_of
+from nolabel.engine.device import device_of
 from nolabel.heads import count_parameters
 from nolabel.methods.base import Method
 from nolabel.options import merge, resolve

@@ -85,7 +85,7 @@ def _of_run(
     what = known.name
     if not (Path(str(folder)) / "config.yaml").is_file():
         raise UsageError(f"show {what} needs the folder of a run, got {folder!s}.")
-    from nolabel.engine.train import load_method, plan_of
+    from nolabel.engine.build import load_method, plan_of
 
     method, run = load_method(str(folder))
     size = int(run.settings.image_size or 224)

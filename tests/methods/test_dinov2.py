@@ -228,7 +228,7 @@ def test_paper_recipe_has_the_papers_numbers():
 
 
 def test_a_stage_at_a_higher_resolution_takes_up_the_whole_run(tiny_run, tmp_path):
-    from nolabel.engine.train import load_method
+    from nolabel.engine.build import load_method
 
     first = tiny_run("dinov2", out="first", seed=1)
     last, run = load_method(tiny_run("dinov2", out="last", init=str(first.folder), image_size=48,

@@ -167,7 +167,7 @@ def test_black_and_white_pixels_have_a_finite_likelihood():
 
 
 def test_the_runs_own_statistics_reach_the_method(tiny_run):
-    from nolabel.engine.train import load_method
+    from nolabel.engine.build import load_method
 
     run = tiny_run("dvae", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
     m, _ = load_method(run.folder)

@@ -13,8 +13,8 @@ import nolabel as nl
 from nolabel.backbones import build
 from nolabel.backbones.vit import sincos_positions
 from nolabel.data.sources import open_source
+from nolabel.engine.build import load_method
 from nolabel.engine.optimiser import build_optimiser
-from nolabel.engine.train import load_method
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts
 from nolabel.methods.simmim import SimMIM

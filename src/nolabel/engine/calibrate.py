@@ -15,6 +15,7 @@ from nolabel import distributed, methods
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source
 from nolabel.engine import memory, parallel
+from nolabel.engine.device import autocast
 from nolabel.engine.log import say
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm
 from nolabel.methods.base import Method
@@ -171,8 +172,6 @@ def _step_seconds(
     run: Run, method: Method, batch: Batch, precision: str, device: torch.device
 ) -> float:
     """Seconds of one micro-batch, update included, on a copy that is thrown away."""
-    from nolabel.engine.train import autocast
-
     trial = copy.deepcopy(method).train()
     optimiser = build_optimiser(trial, run.optim)
     clock = Clock(0, 1000, max(run.steps_per_epoch, 1))

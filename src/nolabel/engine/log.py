@@ -62,7 +62,7 @@ class MetricsLog:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Writes a line; numbers that are not finite become null."""
-        self.file.write(json.dumps(_strict(line), allow_nan=False) + "\n")
+        self.file.write(json.dumps(strict(line), allow_nan=False) + "\n")
         self.file.flush()
 
     def close(self) -> None:
@@ -89,12 +89,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return out
 
 
-def _strict(value: Any) -> Any:
-    """The value as strict JSON knows it: scalars of torch and numpy as numbers, no NaN."""
+def strict(value: Any) -> Any:
+    """A value as strict JSON knows it: scalars of torch and numpy as numbers, no NaN."""
     if isinstance(value, Mapping):
-        return {str(k): _strict(v) for k, v in value.items()}
+        return {str(k): strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(v) for v in value]
+        return [strict(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,25 +9,21 @@ batch; the first one alone speaks and writes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from nolabel import distributed
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source, open_source, warm
 from nolabel.data.stages import why_starved
-from nolabel.engine import calibrate, memory, parallel
+from nolabel.engine import calibrate, memory, parallel, place
 from nolabel.engine import start as begin
-from nolabel.engine.build import build_method, companion, keep, load_method, plan_of
+from nolabel.engine.build import build_method, companion, load_method
 from nolabel.engine.checkpoint import (
     SaveFailed,
     capture,
@@ -37,8 +33,8 @@ from nolabel.engine.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
+from nolabel.engine.device import autocast, device_of
 from nolabel.engine.doctor import examine
-from nolabel.engine.environment import environment
 from nolabel.engine.film import looks_of
 from nolabel.engine.gradients import gradients
 from nolabel.engine.health import NonFiniteGuard
@@ -52,26 +48,19 @@ from nolabel.engine.optimiser import (
     set_rates,
 )
 from nolabel.engine.record import Record, Said, log_every
+from nolabel.engine.replay import CAPTURED, Before
 from nolabel.engine.skipped import Skipped
 from nolabel.engine.stop import StopRequest
 from nolabel.errors import DataError, GuardStop, Stopped, UsageError
 from nolabel.methods.base import Method
-from nolabel.options import Run, read_yaml, with_length
+from nolabel.options import Run, read_yaml
 from nolabel.schedules import learning_rate
 from nolabel.types import Batch, Clock
 from nolabel.views import FastViews
 from nolabel.views.plan import ViewPlan
-from nolabel.weights.file import save_encoder
-from nolabel.weights.text import TEXT_FILE, save_text
 
 CHECKPOINT_SECONDS = 300.0
 STOPPED = "stopped"  # a file in the folder of a run that was asked to stop: its step
-
-
-def device_of(run: Run) -> torch.device:
-    """The device of a run."""
-    name = run.settings.device
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
@@ -87,7 +76,7 @@ def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
 
 
 def _pretrain(run: Run, source: Source, *, quiet: bool) -> Run:
-    parallel.on_first(lambda: _check_folder(run))
+    parallel.on_first(lambda: place.check(run))
     extra = companion(run, source)  # once: it may lie in the folder that is replaced
     method, plan = build_method(run, extra)
     if run.settings.init:
@@ -101,42 +90,11 @@ def _pretrain(run: Run, source: Source, *, quiet: bool) -> Run:
     warm(source)
     run = calibrate.resolve(run, method, plan, source, device, quiet=quiet)
     run = parallel.from_first(begin.warm_heads(run, method, quiet))  # one measurement for all
-    parallel.on_first(lambda: _make_folder(run, extra))
+    parallel.on_first(lambda: place.make(run, extra))
     # Fresh weights again, so that a run depends on its seed and not on how it was measured.
     method, plan = build_method(run, extra)
     _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
     return run
-
-
-def _check_folder(run: Run) -> None:
-    """Refuses a folder that holds something."""
-    folder = run.folder
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    ours = (folder / "config.yaml").exists()
-    if not run.settings.overwrite:
-        raise UsageError(
-            f"The folder {folder} {'already holds a run' if ours else 'is not empty'}. Use "
-            f"another --out, `nolabel resume {folder}` to go on, or --overwrite to replace it."
-        )
-    if not ours:
-        raise UsageError(
-            f"{folder} is not empty and holds no run; --overwrite replaces runs only. Use "
-            "another --out."
-        )
-
-
-def _make_folder(run: Run, extra: Any) -> None:
-    """The folder with what is known before training."""
-    folder = run.folder
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    keep(extra, folder)
-    (folder / "config.yaml").write_text(
-        yaml.safe_dump(run.to_dict(), sort_keys=False), encoding="utf-8"
-    )
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
 
 
 def resume(folder: str | Path, *, quiet: bool = False) -> Run:
@@ -197,7 +155,7 @@ def _loop(
     method.train()
     together = parallel.Together(method, shard=s.shard)
     optimiser = build_optimiser(method, run.optim)
-    guard = NonFiniteGuard()
+    guard, before = NonFiniteGuard(), Before(method)
     skipped, unread = Skipped(folder / "skipped.jsonl", len(source), s.max_bad, write=first), []
     if state is None:
         torch.manual_seed(s.seed + 1)
@@ -237,17 +195,20 @@ def _loop(
             unread.extend(batch.skipped)
             yield batch.to(device)
 
+    def state_now(rng: dict[str, Any]) -> dict[str, Any]:
+        learner = capture(method, optimiser) if first or s.shard else {}
+        return {"learner": learner, "rng": rng, "guard": guard.consecutive}
+
     def save(step: int, *, final: bool = False) -> None:
         """Everything that is needed to go on; all processes wait where it must have been done."""
         nonlocal saved_at
         saved_at = time.monotonic()
-        learner = capture(method, optimiser) if first or s.shard else {}
+        payload = state_now(rng_state())
         if first:
-            payload = {"learner": learner, "rng": rng_state(), "guard": guard.consecutive}
             try:
                 save_checkpoint(folder, step, payload)
                 with parallel.same_chance():  # what is sharded is read from the file, whole
-                    export(run, load_method(folder)[0] if s.shard else method, plan)
+                    place.export(run, load_method(folder)[0] if s.shard else method, plan)
             except (SaveFailed, OSError) as error:
                 if final:
                     raise
@@ -255,6 +216,20 @@ def _loop(
             saved_at = time.monotonic()
         if final:
             distributed.barrier()
+
+    def skip(step: int) -> None:
+        """A step that is not finite leaves nothing behind but the means to repeat it."""
+        before.undo()
+        bar.note(f"Step {step}: loss or gradients are not finite; the step is skipped. `nolabel "
+                 f"replay {folder}` repeats it and says where that began.")  # fmt: skip
+        if guard.consecutive > 1:
+            return  # the first of them is the one to look at
+        payload = state_now(before.rng)
+        try:
+            if first:
+                save_checkpoint(folder / CAPTURED, step, payload, keep=1)
+        except SaveFailed as error:
+            bar.note(f"Could not keep it. {error}")
 
     def look(step: int) -> None:
         """Keeps what the encoder sees, at a few steps of the run."""
@@ -271,7 +246,7 @@ def _loop(
             return
         back = record.go_back() if record else 0
         if record:
-            export(run, method, plan)
+            place.export(run, method, plan)
         raise GuardStop(
             f"Stopped at step {step}: the weights of --init were being destroyed ({why}). The "
             f"encoder in {folder} is that of step {parallel.from_first(back)}. {advice}"
@@ -292,6 +267,7 @@ def _loop(
             set_rates(optimiser, run.optim, clock)
             due_line = (step + 1) % log_every(run) == 0 or step + 1 == total
             wait = 0.0
+            before.keep()
             out, mean = gradients(
                 together, batches, parts, clock, lambda: autocast(s.precision, device),
                 lambda share, step=step: heart.beat(step + share),
@@ -315,7 +291,7 @@ def _loop(
                 method.after_update(clock)
             else:
                 optimiser.zero_grad(set_to_none=True)
-                bar.note(f"Step {step}: loss or gradients are not finite; the step is skipped.")
+                skip(step)
             bar.update(step + 1, float(loss), batch_size, wait)
             done, said = step + 1, Said()
             if not starved and bar.starving():
@@ -364,36 +340,3 @@ def _loop(
         spent = time.monotonic() - began
         say(f"Done: {total} steps, {images:,} images in {spent:.0f} s. Encoder: {folder}")
         say(str(examine(read_metrics(folder / "metrics.jsonl"), total)))
-
-
-def export(run: Run, method: Method, plan: ViewPlan) -> None:
-    """Writes the public encoder file of the branch to judge, and the text side where there is
-    one."""
-    if method.wants_text:
-        own: Any = method
-        save_text(run.folder / TEXT_FILE, own.shared, own.tokenizer, method=run.method)
-    encoder = method.encoder
-    held = getattr(method, "teacher", None)  # an average of the student, or a frozen network
-    teacher = isinstance(held, torch.nn.Module) and any(encoder is m for m in held.modules())
-    shared = run.to_dict()
-    shared["settings"].pop("out")  # where a run lies is no property of its encoder
-    save_encoder(
-        run.folder / "encoder.safetensors",
-        encoder,
-        branch="teacher" if teacher else "encoder",
-        method=run.method,
-        mean=plan.mean,
-        std=plan.std,
-        image_size=int(run.settings.image_size or encoder.image_size),
-        run=shared,
-    )
-
-
-def autocast(precision: str, device: torch.device) -> Any:
-    """bf16 autocast, or nothing."""
-    if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-__all__ = ["build_method", "load_method", "plan_of", "pretrain", "resume", "with_length"]

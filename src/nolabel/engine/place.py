@@ -1,0 +1,73 @@
+"""A run's folder: made before training, and the encoder file in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import torch
+import yaml
+
+from nolabel.engine.build import keep
+from nolabel.engine.environment import environment
+from nolabel.errors import UsageError
+from nolabel.methods.base import Method
+from nolabel.options import Run
+from nolabel.views.plan import ViewPlan
+from nolabel.weights.file import save_encoder
+from nolabel.weights.text import TEXT_FILE, save_text
+
+
+def check(run: Run) -> None:
+    """Refuses a folder that holds something."""
+    folder = run.folder
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    ours = (folder / "config.yaml").exists()
+    if not run.settings.overwrite:
+        raise UsageError(
+            f"The folder {folder} {'already holds a run' if ours else 'is not empty'}. Use "
+            f"another --out, `nolabel resume {folder}` to go on, or --overwrite to replace it."
+        )
+    if not ours:
+        raise UsageError(
+            f"{folder} is not empty and holds no run; --overwrite replaces runs only. Use "
+            "another --out."
+        )
+
+
+def make(run: Run, extra: Any) -> None:
+    """The folder with what is known before training."""
+    folder = run.folder
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    keep(extra, folder)
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(run.to_dict(), sort_keys=False), encoding="utf-8"
+    )
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+
+
+def export(run: Run, method: Method, plan: ViewPlan) -> None:
+    """Writes the public encoder file of the branch to judge, and the text side where there is
+    one."""
+    if method.wants_text:
+        own: Any = method
+        save_text(run.folder / TEXT_FILE, own.shared, own.tokenizer, method=run.method)
+    encoder = method.encoder
+    held = getattr(method, "teacher", None)  # an average of the student, or a frozen network
+    teacher = isinstance(held, torch.nn.Module) and any(encoder is m for m in held.modules())
+    shared = run.to_dict()
+    shared["settings"].pop("out")  # where a run lies is no property of its encoder
+    save_encoder(
+        run.folder / "encoder.safetensors",
+        encoder,
+        branch="teacher" if teacher else "encoder",
+        method=run.method,
+        mean=plan.mean,
+        std=plan.std,
+        image_size=int(run.settings.image_size or encoder.image_size),
+        run=shared,
+    )

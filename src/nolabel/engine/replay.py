@@ -1,0 +1,228 @@
+"""A step that was not finite: undone, its state kept, and repeated to find where it began.
+
+The run skips such a step and keeps under captured/ what it started from.  Images and views follow
+from the step's number and the seed, so that one process repeats it exactly, whenever it likes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nolabel.data.loader import make_loader
+from nolabel.data.sources import open_source
+from nolabel.engine import parallel
+from nolabel.engine.build import build_method, companion
+from nolabel.engine.checkpoint import load_checkpoint, restore, rng_state, set_rng_state
+from nolabel.engine.device import autocast, device_of
+from nolabel.engine.gradients import gradients
+from nolabel.errors import UsageError
+from nolabel.methods.base import Method
+from nolabel.options import Run, read_yaml
+from nolabel.types import Batch, Clock
+from nolabel.views import FastViews
+
+CAPTURED = "captured"  # folder in the run's, with the newest step that was not finite
+
+
+class Before:
+    """What a step changes although its update is left out: the statistics of batch norms, and the
+    random state.  Copies, made before each step; the rest changes in an update alone."""
+
+    def __init__(self, method: nn.Module):
+        norms = [m for m in method.modules() if isinstance(m, _BatchNorm)]
+        kept = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
+        self._live = [b for some in kept for b in some if b is not None]
+        self._copies = [b.clone() for b in self._live]
+        self.rng = rng_state()
+
+    def keep(self) -> None:
+        """Called before the step."""
+        self.rng = rng_state()
+        if self._live:
+            torch._foreach_copy_(self._copies, self._live)
+
+    def undo(self) -> None:
+        """Puts the statistics back: what was not finite would stay in them for ever."""
+        if self._live:
+            torch._foreach_copy_(self._live, self._copies)
+
+
+@dataclasses.dataclass
+class Repeated:
+    """What a repeated step showed; names are those of modules and parameters of the method."""
+
+    precision: str
+    loss: float
+    views: list[str]  # views that hold values that are not finite
+    weights: list[str]  # parameters and buffers that did so before the step
+    output: str  # the first output that is not finite
+    entered: float  # largest absolute value of what entered there
+    gradient: str  # the first output, in the backward pass, whose gradient is not finite
+    gradients: int  # parameters whose gradient is not finite
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradients are."""
+        return not self.gradients and math.isfinite(self.loss)
+
+
+def replay(folder: str | Path, precision: str | None = None) -> tuple[int, Repeated]:
+    """Repeats the step that a run kept because it was not finite.
+
+    Args:
+        folder: of the run.
+        precision: fp32 or bf16; None: that of the run.
+
+    Returns:
+        The step, counted from 0, and what it showed.
+
+    Raises:
+        UsageError: no such step was kept.
+    """
+    folder = Path(folder)
+    if not (folder / CAPTURED).is_dir() or not (folder / "config.yaml").is_file():
+        raise UsageError(
+            f"{folder} holds no step that was not finite. Such a step is skipped, said, and kept "
+            f"in the folder {CAPTURED} of the run."
+        )
+    run = Run.from_dict(read_yaml(folder / "config.yaml"))
+    s, device = run.settings, device_of(run)
+    bare = dataclasses.replace(run, settings=dataclasses.replace(s, init=None))
+    method, plan = build_method(bare, companion(run, folder=folder))
+    held = load_checkpoint(folder / CAPTURED)
+    restore(method, None, held.state["learner"])
+    method.to(device).train()
+    set_rng_state(held.state["rng"])
+    source = open_source(s.data, image_size=s.image_size, download=s.download, channels=s.channels)
+    parts = int(s.accumulate or 1)
+    batches = make_loader(
+        source,
+        FastViews(plan, s.seed, device=device if s.views_on == "device" else "cpu"),
+        seed=s.seed,
+        batch_size=int(s.batch_size or 0),
+        start_step=held.step,
+        total_steps=held.step + 1,
+        accumulate=parts,
+        with_text=method.wants_text,
+    )
+    chosen = precision or s.precision
+    clock = Clock(held.step, int(s.steps or 0), run.steps_per_epoch)
+    return held.step, _repeat(method, (b.to(device) for b in batches), parts, clock, chosen, device)
+
+
+def _repeat(
+    method: Method,
+    batches: Iterator[Batch],
+    parts: int,
+    clock: Clock,
+    precision: str,
+    device: torch.device,
+) -> Repeated:
+    state = {**dict(method.named_parameters()), **dict(method.named_buffers())}
+    out = Repeated(precision, 0.0, [], [k for k, v in state.items() if _bad(v)], "", 0.0, "", 0)
+
+    def watched() -> Iterator[Batch]:
+        for batch in batches:
+            out.views += [k for k, v in batch.views.items() if _bad(v) and k not in out.views]
+            yield batch
+
+    with _looking(method, out):
+        _, loss = gradients(
+            parallel.Together(method), watched(), parts, clock, lambda: autocast(precision, device)
+        )
+    out.loss = float(loss)
+    out.gradients = sum(p.grad is not None and _bad(p.grad) for p in method.parameters())
+    return out
+
+
+@contextlib.contextmanager
+def _looking(method: nn.Module, out: Repeated) -> Iterator[None]:
+    """Notes the first outputs, there and back, that are not finite."""
+
+    def look(name: str, given: Any, made: Any) -> None:
+        for x in _tensors(made):
+            if not out.output and _bad(x):
+                out.output = name
+                out.entered = max((_largest(g) for g in _tensors(given)), default=0.0)
+            if x.requires_grad:
+                x.register_hook(lambda grad: back(name, grad))
+
+    def back(name: str, grad: Tensor) -> None:
+        if not out.gradient and _bad(grad):
+            out.gradient = name
+
+    hooks = [
+        m.register_forward_hook(lambda m, given, made, name=name: look(name, given, made))
+        for name, m in method.named_modules() if name
+    ]  # fmt: skip
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors of floats in what enters or leaves a module."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _tensors(v)
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from _tensors(v)
+
+
+def _bad(x: Tensor) -> bool:
+    return x.is_floating_point() and not bool(torch.isfinite(x).all())
+
+
+def _largest(x: Tensor) -> float:
+    """Largest absolute value among those that are finite."""
+    x = x.detach()[torch.isfinite(x.detach())].abs()
+    return float(x.max()) if x.numel() else 0.0
+
+
+def told(step: int, seen: Repeated, full: Repeated | None = None) -> str:
+    """What a user wants to know of a repeated step, and what to change.
+
+    Args:
+        seen: in the run's precision.
+        full: in fp32, where the run's is another.
+    """
+    lines = [f"step {step} in {seen.precision}: loss {seen.loss:g}, "
+             f"{seen.gradients or 'no'} gradients that are not finite"]  # fmt: skip
+    if seen.finite:
+        lines.append("repeated here it is finite: what broke it was not the step itself. Suspect "
+                     "the device, or a process of its own among several.")  # fmt: skip
+        return "\n".join(lines)
+    if seen.weights:
+        lines.append(f"weights and buffers that were not finite before it: {len(seen.weights)}, "
+                     f"first {seen.weights[0]}")  # fmt: skip
+    if seen.views:
+        lines.append(f"views with values that are not finite: {', '.join(seen.views)}")
+    if seen.output:
+        lines.append(f"first output that is not finite: {seen.output} (the largest value that "
+                     f"entered: {seen.entered:.3g})")  # fmt: skip
+    elif math.isfinite(seen.loss):
+        place = f", from {seen.gradient} on backwards" if seen.gradient else ""
+        lines.append(f"all outputs and the loss are finite; the gradients are not{place}")
+    else:
+        lines.append("all outputs of modules are finite; the loss itself is not")
+    if full is not None and full.finite:
+        lines.append(f"in fp32 it is finite (loss {full.loss:g}): use --precision fp32.")
+    else:
+        lines.append("in fp32 just as well: try --optim.lr a third as large, a longer "
+                     "--optim.warmup-epochs, or --optim.clip 1.")  # fmt: skip
+    return "\n".join(lines)
