@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from nolabel.data.loader import make_loader
 from nolabel.data.order import batch_indices, replacement
@@ -260,8 +261,28 @@ def test_a_worker_that_dies_is_a_clear_error():
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__call__(images, keys, epoch)
 
-    with pytest.raises(DataError, match="A data worker died.*--workers"):
+    with pytest.raises(DataError, match="A data worker died.*once more than the 3.*--workers"):
         _batches(executor=Deadly(), workers=1)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_workers_that_die_are_started_again_and_no_batch_is_lost_or_comes_twice(
+    accumulate, tmp_path
+):
+    class Mortal(Crops):
+        def __call__(self, images, keys, epoch):
+            number = len(list(tmp_path.iterdir()))
+            if epoch == 1 and number < 3 and get_worker_info():
+                (tmp_path / str(number)).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(images, keys, epoch)
+
+    said: list[str] = []
+    whole = _batches(accumulate=accumulate)
+    assert _same(whole, _batches(executor=Mortal(), workers=2, accumulate=accumulate,
+                                 note=said.append))  # fmt: skip
+    assert 1 <= len(said) <= 3  # both workers may die at once
+    assert "Starting the workers again (1 of 3 times)" in said[0]
 
 
 def test_a_mistake_in_the_code_keeps_its_own_kind():

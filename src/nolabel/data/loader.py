@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from nolabel.errors import DataError, NolabelError, UsageError
 from nolabel.types import Batch
 
 _PREFETCH = 2  # batches a worker may be ahead; each may be a gigabyte
+RESTARTS = 3  # times that dead workers are replaced, before it is taken for the data's fault
 
 
 def make_loader(
@@ -42,10 +43,12 @@ def make_loader(
     pin: bool = False,
     with_labels: bool = False,
     with_text: bool = False,
+    note: Callable[[str], Any] = lambda text: None,
 ) -> Iterator[Batch]:
     """Yields the batches of steps start_step .. total_steps - 1: `accumulate` of them a step.
 
-    The batches are bitwise the same for every number of workers.  An executor whose `device` is
+    The batches are bitwise the same for every number of workers, also when some died and were
+    started again, from the first batch that had not come.  An executor whose `device` is
     not the CPU makes the views in this process; the workers then only read and decode.
 
     Args:
@@ -62,10 +65,12 @@ def make_loader(
         pin: Whether to return page-locked tensors, for a quick copy to a GPU.
         with_labels: Whether batches carry labels.
         with_text: Whether batches carry texts.
+        note: Told when workers that died are started again.
 
     Raises:
         UsageError, DataError: At once, see `StepDataset`.
-        DataError: From the iterator: a worker died, or the source is full of bad files.
+        DataError: From the iterator: workers died more than RESTARTS times, or the source is full
+            of bad files.
     """
     dataset = StepDataset(
         source,
@@ -78,27 +83,35 @@ def make_loader(
         with_labels=with_labels,
         with_text=with_text,
     )
-    steps = _Steps(start_step, total_steps, accumulate)
+    steps = _Steps(start_step * accumulate, total_steps * accumulate, accumulate)
     if workers < 0:
         raise UsageError(f"The number of workers cannot be negative, got {workers}.")
     if workers == 0:
         return _here(dataset, steps, pin)
-    return _in_workers(dataset, steps, min(workers, max(len(steps), 1)), pin)
+    return _in_workers(dataset, steps, min(workers, max(len(steps), 1)), pin, note)
 
 
 class _Steps(Sampler[tuple[int, int]]):
-    """(step, micro) in order; holds three integers, however long the run."""
+    """(step, micro) in order; holds three integers, however long the run.
 
-    def __init__(self, start: int, total: int, accumulate: int):
-        self.start, self.total, self.accumulate = start, total, accumulate
+    Args:
+        first, end: micro-batches of the whole run before those, and up to their end.
+        accumulate: of them a step.
+    """
+
+    def __init__(self, first: int, end: int, accumulate: int):
+        self.first, self.end, self.accumulate = first, end, accumulate
 
     def __len__(self) -> int:
-        return max(0, self.total - self.start) * self.accumulate
+        return max(0, self.end - self.first)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        for step in range(self.start, self.total):
-            for micro in range(self.accumulate):
-                yield step, micro
+        for item in range(self.first, self.end):
+            yield divmod(item, self.accumulate)
+
+    def after(self, done: int) -> _Steps:
+        """Those that follow the first `done`."""
+        return _Steps(self.first + done, self.end, self.accumulate)
 
 
 def _here(dataset: StepDataset, steps: _Steps, pin: bool) -> Iterator[Batch]:
@@ -107,7 +120,35 @@ def _here(dataset: StepDataset, steps: _Steps, pin: bool) -> Iterator[Batch]:
         yield _pinned(batch) if pin else batch
 
 
-def _in_workers(dataset: StepDataset, steps: _Steps, workers: int, pin: bool) -> Iterator[Batch]:
+def _in_workers(
+    dataset: StepDataset, steps: _Steps, workers: int, pin: bool, note: Callable[[str], Any]
+) -> Iterator[Batch]:
+    """Batches from worker processes, which are started again when one of them dies."""
+    done = deaths = 0
+    while True:
+        try:
+            for batch in _from_workers(dataset, steps.after(done), workers, pin):
+                yield batch
+                done += 1
+            return
+        except _Died as error:
+            deaths += 1
+            said = f"A data worker died ({error})."
+            if deaths > RESTARTS:
+                raise DataError(
+                    f"{said}  That was once more than the {RESTARTS} times that workers are "
+                    "started again.  Most often memory ran out, or the shared memory (/dev/shm) "
+                    "of a container is too small: use fewer --workers, a smaller --batch-size, or "
+                    "0 workers to see the cause."
+                ) from error
+            note(f"{said}  Starting the workers again ({deaths} of {RESTARTS} times).")
+
+
+class _Died(Exception):
+    """A worker process ended without being asked to."""
+
+
+def _from_workers(dataset: StepDataset, steps: _Steps, workers: int, pin: bool) -> Iterator[Batch]:
     device = torch.device(getattr(dataset.executor, "device", "cpu"))
     decode_only = device.type != "cpu"
     with warnings.catch_warnings():
@@ -153,17 +194,13 @@ def _is_death(error: RuntimeError) -> bool:
 
 
 def _received(parcels: Iterator[_Parcel]) -> Iterator[_Parcel]:
-    """What the workers send; their death becomes an error that says what to do."""
+    """What the workers send; their death has an error of its own."""
     try:
         yield from parcels
     except (RuntimeError, ConnectionError, EOFError) as error:  # the latter in mid-message
         if isinstance(error, RuntimeError) and not _is_death(error):
             raise
-        raise DataError(
-            f"A data worker died ({(str(error) or 'no word').splitlines()[0]}).  Most often "
-            "memory ran out, or the shared memory (/dev/shm) of a container is too small: use "
-            "fewer --workers, a smaller --batch-size, or 0 workers to see the cause."
-        ) from error
+        raise _Died((str(error) or "no word").splitlines()[0]) from error
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,7 @@ def told(step: int, seen: Repeated, full: Repeated | None = None) -> str:
     if full is not None and full.finite:
         lines.append(f"in fp32 it is finite (loss {full.loss:g}): use --precision fp32.")
     else:
-        lines.append("in fp32 just as well: try --optim.lr a third as large, a longer "
-                     "--optim.warmup-epochs, or --optim.clip 1.")  # fmt: skip
+        also = "in fp32 just as well; " if full is not None else ""
+        lines.append(f"{also}try --optim.lr a third as large, a longer --optim.warmup-epochs, or "
+                     "--optim.clip 1.")  # fmt: skip
     return "\n".join(lines)

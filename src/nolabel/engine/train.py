@@ -181,6 +181,7 @@ def _loop(
             workers=int(s.workers or 0),
             pin=device.type == "cuda",
             with_text=method.wants_text,
+            note=warn,
         )
     )
     saved_at, began, starved = time.monotonic(), time.monotonic(), False
@@ -220,10 +221,10 @@ def _loop(
     def skip(step: int) -> None:
         """A step that is not finite leaves nothing behind but the means to repeat it."""
         before.undo()
-        bar.note(f"Step {step}: loss or gradients are not finite; the step is skipped. `nolabel "
-                 f"replay {folder}` repeats it and says where that began.")  # fmt: skip
+        bar.note(f"Step {step}: loss or gradients are not finite; the step is skipped.")
         if guard.consecutive > 1:
             return  # the first of them is the one to look at
+        bar.note(f"`nolabel replay {folder}` repeats it and says where that began.")
         payload = state_now(before.rng)
         try:
             if first:
