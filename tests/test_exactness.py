@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from nolabel import distributed, methods
 from nolabel.engine import norms, parallel
@@ -79,6 +80,7 @@ VARIANTS = {  # what else the same pages can do
 # processes do without most ResNets, and parts are cut alike whatever the method.
 ALL = os.environ.get("NOLABEL_EXACTNESS") == "write"
 SHARDED_BY_THREE = ("mae", "clip", "swav", "dinov2", "byol, ResNet")
+BY_LAYERS = ("mae", "beit", "clip", "simmim, Swin", "dinov2", "byol")  # also sharded by layers
 Case = tuple[str, str, dict[str, Any]]
 
 
@@ -125,7 +127,9 @@ def cut(batch: Batch, parts: int) -> Iterator[Batch]:
         )  # fmt: skip
 
 
-def train(case: Case, shard: bool = False, parts: int = 1) -> dict[str, Tensor]:
+def train(
+    case: Case, shard: bool = False, parts: int = 1, layers: bool = False
+) -> dict[str, Tensor]:
     """Loss and gradients of each step, and the state after the last."""
     method, backbone, given = case
     kind = methods.load(method)
@@ -134,7 +138,7 @@ def train(case: Case, shard: bool = False, parts: int = 1) -> dict[str, Tensor]:
     for held in vars(model).values():
         if isinstance(held, Frozen):
             held.module.double()
-    together = parallel.Together(model, shard=shard)
+    together = parallel.Together(model, shard=shard, layers=layers)
     optim = Optim(name="sgd", lr=0.05, lr_end=0.0, warmup_epochs=0.0, clip=3.0)
     optimiser = build_optimiser(model, optim)
     torch.manual_seed(1)
@@ -183,7 +187,7 @@ def averaging(method: nn.Module, without: Any) -> None:
             m.__class__ = Averaged  # type: ignore[assignment]
 
 
-def alone(self: parallel.Together, method: Any, *, shard: bool) -> None:
+def alone(self: parallel.Together, method: Any, **sharding: bool) -> None:
     self.method, self.ddp, self.sharded = method, None, None
     self.work = parallel._Work(method)
 
@@ -228,6 +232,12 @@ def process(rank: int, world: int, port: int, folder: str) -> None:
             digests[name].append(digest(sharded))
             if name in one:
                 found[name]["sharded"] = max(apart(one[name], sharded).values())
+        if ALL or name in BY_LAYERS and world == 2:
+            layers = train(case, shard=True, parts=parts, layers=True)
+            digests[name].append(digest(layers))
+            if name in one:
+                found[name]["by layers"] = max(apart(one[name], layers).values())
+    put_together()
     for name, (place, attribute, wrong, row) in BROKEN.items():
         right = getattr(place, attribute)
         setattr(place, attribute, wrong)
@@ -239,6 +249,18 @@ def process(rank: int, world: int, port: int, folder: str) -> None:
             broken[name] = apart(one[row], together)
     torch.save((found, digests, broken), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def put_together() -> None:
+    """Between the passes a layer's weights are whole, unless they come together by layers."""
+    kind, options = methods.load("mae"), methods.load("mae").Options(**OPTIONS["mae"])
+    for layers in (False, True):
+        model = build_small(kind, options, "vit_pico").double()
+        together = parallel.Together(model, shard=True, layers=layers)
+        together.step(part(random_batch(kind.views(options, SIDE), 0)), Clock(0, 8, 2))
+        assert isinstance(model.encoder.units[0].qkv.weight, DTensor) == layers
+        with together.whole():
+            assert not isinstance(model.encoder.units[0].qkv.weight, DTensor)
 
 
 def digest(values: dict[str, Tensor]) -> str:
@@ -287,13 +309,13 @@ def test_several_processes_train_every_method_as_one_does(world, tmp_path):
     assert {f"`{name}`" for name in found} <= rows
 
 
-COLUMNS = ("loss", "gradient", "state", "batch norms", "sharded")
+COLUMNS = ("loss", "gradient", "state", "batch norms", "sharded", "by layers")
 
 
 def write(world: int, found: dict[str, dict[str, float]]) -> None:
     """The table between the marks of the page, for this number of processes."""
     lines = [f"| {world} processes | loss | gradients | weights and buffers | batch norms "
-             "| sharded, all of it |", "|---|---|---|---|---|---|"]  # fmt: skip
+             "| sharded, all of it | by layers |", "|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, d in found.items():
         cells = (f"{d[c]:.0e}" if c in d else "-" for c in COLUMNS)
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")

@@ -52,6 +52,7 @@ class Settings:
     device: str = "auto"  # auto, cpu or cuda
     checkpoint_activations: bool = False  # transformers: less memory for a third more time
     shard: bool = False  # several processes share weights, gradients and moments (FSDP2)
+    shard_layers: bool = False  # of --shard: weights come together a layer at a time, not a step
     precision: str = "auto"  # auto (measured), fp32 or bf16
     init: str | None = None  # ENC: continue from these weights
     warm_heads: int | None = None  # of --init: steps in which new heads alone learn; auto: 5 %
@@ -307,6 +308,8 @@ def _check(s: Settings) -> None:
         raise unknown("init-guard", s.init_guard, ("off", "warn", "rollback"))
     if s.shard and s.init_guard == "rollback":
         raise UsageError("--shard and --init-guard rollback exclude each other. Use one of them.")
+    if s.shard_layers and not s.shard:
+        raise UsageError("--shard-layers is for runs with --shard. Use both, or none.")
     if s.on_collapse not in ("warn", "stop"):
         raise unknown("on-collapse", s.on_collapse, ("warn", "stop"))
     if s.warm_heads is not None and (s.warm_heads < 0 or not s.init):

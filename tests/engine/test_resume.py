@@ -16,6 +16,7 @@ import pytest
 
 from conftest import TINY
 from nolabel.engine.checkpoint import load_checkpoint
+from nolabel.engine.stop import StopRequest
 from nolabel.errors import FileDamaged
 
 STEPS = 24
@@ -121,6 +122,19 @@ def test_sigterm_saves_and_leaves_with_75(photos, tmp_path):
     assert process.returncode == 75, err
     assert "nolabel resume" in err
     assert load_checkpoint(out).step >= 5
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_what_systems_send_is_a_request_to_stop_and_is_given_back(name):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        if "USR" in name:
+            os.kill(os.getpid(), number)  # clusters may say it twice
+    assert signal.getsignal(number) is before
 
 
 def test_three_resumes_in_a_row_equal_none(photos, tmp_path, monkeypatch):

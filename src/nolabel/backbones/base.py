@@ -51,6 +51,12 @@ class Backbone(nn.Module):
     recompute = False  # activation checkpointing, of transformers
 
     @property
+    def units(self) -> list[nn.Module]:
+        """Modules that hold most of the weights and that training calls as modules, never by their
+        parts: what can be put together one by one where weights are sharded."""
+        return []
+
+    @property
     def channels(self) -> int:
         """Channels C of the images that it takes."""
         return int(self.kwargs.get("in_chans", 3))

@@ -77,6 +77,10 @@ class BEiT(Backbone):
         pooled = x[:, 1:].mean(1) if self.net.global_pool == "avg" else x[:, 0]
         return Tokens(self.net.fc_norm(pooled), x[:, 1:], grid, x[:, :1])
 
+    @property
+    def units(self) -> list[nn.Module]:
+        return [part for block in self.net.blocks for part in (block.attn, block.mlp)]
+
     def tokens(
         self,
         x: Tensor,

@@ -64,6 +64,10 @@ class Swin(Backbone):
         self._check(self.image_size, self.image_size)
 
     @property
+    def units(self) -> list[nn.Module]:
+        return [block.mlp for stage in self.net.layers for block in stage.blocks]
+
+    @property
     def mask_patch(self) -> int:
         return int(self.net.patch_embed.patch_size[0])
 

@@ -105,6 +105,11 @@ class TextTower(nn.Module):
         self.projection = nn.Linear(dim, out, bias=False)
         self._init(dim, depth)
 
+    @property
+    def units(self) -> list[nn.Module]:
+        """As `Backbone.units`."""
+        return list(self.blocks)
+
     def _init(self, dim: int, depth: int) -> None:
         """Normal weights with the official deviations; biases are zero."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)

@@ -160,6 +160,10 @@ class ViT(Backbone):
         pooled = x[:, 0] if self.net.global_pool == "token" and r else x[:, r:].mean(1)
         return Tokens(self.net.fc_norm(pooled), x[:, r:], grid, x[:, :r])
 
+    @property
+    def units(self) -> list[nn.Module]:
+        return [part for block in self.net.blocks for part in (block.attn, block.mlp)]
+
     def tokens(
         self,
         x: Tensor,

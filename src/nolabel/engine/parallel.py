@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from nolabel import distributed
@@ -125,14 +125,16 @@ class Together:
 
     By default each process holds everything (DDP).  Sharded (FSDP2), each holds a part of every
     weight, gradient and moment, teachers included; the weights are whole from the start of a step
-    to the end of its backward pass.
+    to the end of its backward pass, those of a transformer's layers only while they are used, if
+    that is asked for.
 
     Args:
         method: on its device; the same weights on all processes.
         shard: whether to shard it; alone nothing is.
+        layers: whether attention and MLPs are put together one at a time.
     """
 
-    def __init__(self, method: Method, *, shard: bool = False):
+    def __init__(self, method: Method, *, shard: bool = False, layers: bool = False):
         self.method, self.work = method, _Work(method)
         self.ddp: DistributedDataParallel | None = None
         self.sharded: Any = None
@@ -141,7 +143,7 @@ class Together:
             return
         synchronise(method, method.own_norms)
         if shard:
-            self._shard()
+            self._shard(layers)
             return
         with warnings.catch_warnings():
             # What torch 2.15 names instead is not what is meant, by its own word.
@@ -151,16 +153,17 @@ class Together:
                 self.work, broadcast_buffers=False, gradient_as_bucket_view=True
             )
 
-    def _shard(self) -> None:
+    def _shard(self, layers: bool) -> None:
         self.rest = [p for p in self.method.parameters() if not p.ndim]
         for p in self.method.parameters():
             p.data = p.data.contiguous()  # channels-last ones cannot be cut
         device = next(self.method.parameters()).device.type
+        mesh = init_device_mesh(device, (distributed.world_size(),))
+        if layers:
+            for unit in [u for m in self.method.modules() for u in getattr(m, "units", ())]:
+                fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         self.sharded = fully_shard(
-            self.work,
-            mesh=init_device_mesh(device, (distributed.world_size(),)),
-            reshard_after_forward=False,
-            ignored_params=set(self.rest),
+            self.work, mesh=mesh, reshard_after_forward=False, ignored_params=set(self.rest)
         )
 
     def step(self, batch: Batch, clock: Clock, *, last: bool = True) -> Step:
@@ -198,14 +201,16 @@ class Together:
     def whole(self) -> Iterator[None]:
         """For the time being each process has all weights in one piece, to look at.  The random
         state, which all must share, is afterwards what it was before."""
-        if self.sharded is not None:
-            self.sharded.unshard()
+        parts = [] if self.sharded is None else self.sharded.modules()
+        units = [m for m in parts if isinstance(m, FSDPModule)]
+        for unit in units:
+            unit.unshard()
         try:
             with same_chance():
                 yield
         finally:
-            if self.sharded is not None:
-                self.sharded.reshard()
+            for unit in units:
+                unit.reshard()
 
 
 @contextlib.contextmanager

@@ -153,7 +153,7 @@ def _loop(
     first = distributed.rank() == 0
     quiet = quiet or not first
     method.train()
-    together = parallel.Together(method, shard=s.shard)
+    together = parallel.Together(method, shard=s.shard, layers=s.shard_layers)
     optimiser = build_optimiser(method, run.optim)
     guard, before = NonFiniteGuard(), Before(method)
     skipped, unread = Skipped(folder / "skipped.jsonl", len(source), s.max_bad, write=first), []

@@ -1,0 +1,257 @@
+"""What a run survives, and what that costs.
+
+    python benchmarks/endurance.py [--what soak kills saves] [--steps N] [--kills N]
+    python benchmarks/endurance.py --render
+
+soak   ten thousand steps with two workers and a save every 500: memory and open files from outside
+kills  a run killed (-9) at random moments and resumed, against one that was left alone: the bytes
+       of the encoder; without workers, with two, and in two processes
+saves  seconds of a save at the papers' sizes, as a share of half an hour; and of `nolabel resume`
+       until the first batch of the step that follows
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from page import write_between_marks
+
+RESULTS = Path(__file__).parent / "results" / "endurance.json"
+WHAT = ("soak", "kills", "saves")
+SMALL = ["--data", "creatures", "--backbone", "vit_pico", "--batch-size", "8", "--hidden", "32",
+         "--projection", "8", "--precision", "fp32", "--device", "cpu"]  # fmt: skip
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+TOGETHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+HALF_HOUR = 1800.0
+
+
+def start(*args: str, processes: int = 1) -> subprocess.Popen[str]:
+    many = TOGETHER if processes > 1 else []
+    return subprocess.Popen(
+        [sys.executable, *many, "-m", "nolabel", *args], stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, said = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"failed: {said.strip().splitlines()[-1:]}")
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    from nolabel.engine.log import read_metrics
+
+    return read_metrics(folder / "metrics.jsonl")
+
+
+def soak(place: Path, steps: int) -> dict[str, Any]:
+    """Memory and open files of all of a run's processes, every 250 steps."""
+    out = place / "soak"
+    given = ["--steps", str(steps), "--workers", "2", "--checkpoint-every", "500",
+             "--log-every", "50", "--out", str(out)]  # fmt: skip
+    process, seen = start("pretrain", "simclr", *SMALL, *given), []
+    while process.poll() is None:
+        time.sleep(0.1)
+        done = lines(out)[-1]["step"] if (out / "metrics.jsonl").exists() and lines(out) else 0
+        if 250 * (len(seen) + 1) <= done < steps:
+            with contextlib.suppress(OSError):  # a worker that leaves while it is looked at
+                family = [process.pid, *children(process.pid)]
+                seen.append(
+                    {
+                        "step": done,
+                        "processes": len(family),
+                        "bytes": sum(map(resident, family)),
+                        "files": sum(len(os.listdir(f"/proc/{p}/fd")) for p in family),
+                    }
+                )
+                print(seen[-1], flush=True)
+    finish(process)
+    late = [s for s in seen if s["step"] >= 1000]
+    x, y = [s["step"] / 1000 for s in late], [s["bytes"] / 1e6 for s in late]
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    slope = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum(
+        (a - mx) ** 2 for a in x
+    )
+    files = sorted({s["files"] for s in late})
+    return {"steps": steps, "megabytes_per_1000_steps": slope, "megabytes": my,
+            "open_files": [files[0], files[-1]], "seen": seen}  # fmt: skip
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that are a process's own: what forked workers share counts once."""
+    fields = dict(
+        line.split(":", 1)
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    )
+    return int(fields["Pss"].split()[0]) * 1024
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path("/proc").glob(f"{pid}/task/*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *children(child)]
+    return found
+
+
+def kills(place: Path, number: int) -> list[dict[str, Any]]:
+    out = []
+    for workers, processes in ((0, 1), (2, 1), (0, 2)):
+        name = f"workers-{workers}-processes-{processes}"
+        rng = random.Random(name)
+        given = ["--steps", "200", "--workers", str(workers), "--checkpoint-every", "5",
+                 "--log-every", "1"]  # fmt: skip
+        whole, killed = place / f"{name}-whole", place / f"{name}-killed"
+        finish(start("pretrain", "simclr", *SMALL, *given, "--out", str(whole),
+                     processes=processes))  # fmt: skip
+        # Where the run is already beyond a moment when it starts again, it is killed at its start.
+        moments = sorted(rng.randrange(1, 198) for _ in range(number))
+        at = []
+        for i, moment in enumerate(moments):
+            args = ["resume", str(killed)]
+            if not i:
+                args = ["pretrain", "simclr", *SMALL, *given, "--out", str(killed)]
+            process = start(*args, processes=processes)
+            while process.poll() is None and not reached(killed, moment):
+                time.sleep(0.005)
+            time.sleep(rng.random() * 0.1)
+            family = [process.pid, *children(process.pid)]
+            for pid in family:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.communicate()
+            at.append(lines(killed)[-1]["step"])
+        finish(start("resume", str(killed), processes=processes))
+        same = len({(f / "encoder.safetensors").read_bytes() for f in (whole, killed)}) == 1
+        losses = [[line["loss"] for line in lines(f)] for f in (whole, killed)]
+        out.append({"workers": workers, "processes": processes, "killed_at": at,
+                    "same_bytes": same, "same_losses": losses[0] == losses[1]})  # fmt: skip
+        print(out[-1], flush=True)
+    return out
+
+
+def reached(folder: Path, step: int) -> bool:
+    found = lines(folder)
+    return bool(found) and found[-1]["step"] >= step
+
+
+SIZES = (
+    ("dino", "vit_small_patch16_224"),
+    ("dino", "vit_base_patch16_224"),
+    ("mae", "vit_base_patch16_224"),
+)
+
+
+def saves(place: Path) -> list[dict[str, Any]]:
+    out = []
+    for method, backbone in SIZES:
+        folder = place / f"{method}-{backbone}"
+        args = ["pretrain", method, "--data", "creatures", "--backbone", backbone,
+                "--image-size", "224", "--batch-size", "2", "--steps", "3", "--workers", "0",
+                "--checkpoint-every", "2", "--log-every", "1", "--precision", "fp32",
+                "--recipe", "paper", "--out", str(folder)]  # fmt: skip
+        finish(start(*args))
+        row = {"method": method, "backbone": backbone, **save_seconds(folder)}
+        (folder / "checkpoints" / "step-00000003.ckpt").unlink()
+        kept = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)[:2]
+        (folder / "metrics.jsonl").write_text("".join(kept))
+        began, process = time.time(), start("resume", str(folder))
+        while not reached(folder, 3):
+            time.sleep(0.01)
+        last, seen = lines(folder)[-1], time.time()
+        finish(process)
+        # The line is written after the step; its clock starts before the step's first batch.
+        step = last["seconds"] * (1 - last["data_wait"])
+        row["resume_seconds"] = seen - began - step
+        out.append(row)
+        print(row, flush=True)
+    return out
+
+
+def save_seconds(folder: Path) -> dict[str, Any]:
+    """The middle of three saves of what a run's newest checkpoint holds, encoder included."""
+    from nolabel.engine.build import load_method, plan_of
+    from nolabel.engine.checkpoint import load_checkpoint, save_checkpoint
+    from nolabel.engine.place import export
+
+    method, run = load_method(folder)
+    state, times, plan = load_checkpoint(folder).state, [], plan_of(run)
+    for step in (3, 3, 3):
+        tick = time.perf_counter()
+        path = save_checkpoint(folder, step, state)
+        export(run, method, plan)
+        times.append(time.perf_counter() - tick)
+    seconds = sorted(times)[1]
+    return {"bytes": path.stat().st_size, "save_seconds": seconds,
+            "share_of_half_an_hour": seconds / HALF_HOUR}  # fmt: skip
+
+
+def render(found: dict[str, Any]) -> None:
+    """Writes what was found between the marks of docs/distributed.md."""
+    machine = found["environment"]["cpu"]
+    body = [f"On two cores of a CPU ({machine}), as `benchmarks/endurance.py` found:", ""]
+    if long := found.get("soak"):
+        low, high = long["open_files"]
+        body.append(
+            f"- {long['steps']:,} steps with two workers and a save every 500: memory grew by "
+            f"{long['megabytes_per_1000_steps']:.2f} MB in 1,000 steps (of "
+            f"{long['megabytes']:,.0f} MB), {low}{f' to {high}' * (low != high)} files were open."
+        )
+    for row in found.get("kills", ()):
+        how = f"{row['workers'] or 'no'} workers, {row['processes']} process"
+        same = "the same" if row["same_bytes"] and row["same_losses"] else "NOT the same"
+        body.append(
+            f"- Killed (-9) {len(row['killed_at'])} times in 200 steps and resumed, {how}"
+            f"{'es' * (row['processes'] > 1)}: {same} encoder and losses, to the last bit."
+        )
+    if rows := found.get("saves"):
+        body += ["", "| run | checkpoint | a save | of half an hour | resume to first batch |",
+                 "|---|---|---|---|---|"]  # fmt: skip
+        body += [
+            f"| {r['method']} `{r['backbone']}` | {r['bytes'] / 1e9:.2f} GB "
+            f"| {r['save_seconds']:.1f} s | {r['share_of_half_an_hour']:.2%} "
+            f"| {r['resume_seconds']:.1f} s |"
+            for r in rows
+        ]
+    write_between_marks("endurance", "\n".join(body), page="distributed.md")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--what", nargs="*", default=list(WHAT), choices=WHAT)
+    parser.add_argument("--steps", type=int, default=10_000, help="of the soak")
+    parser.add_argument("--kills", type=int, default=20, help="in each of the killed runs")
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--render", action="store_true", help="only write the page")
+    args = parser.parse_args()
+    found = json.loads(args.json.read_text()) if args.json.exists() else {}
+    if not args.render:
+        from nolabel.engine.environment import environment
+
+        for what in args.what:
+            with tempfile.TemporaryDirectory() as place:
+                if what == "soak":
+                    found[what] = soak(Path(place), args.steps)
+                elif what == "kills":
+                    found[what] = kills(Path(place), args.kills)
+                else:
+                    found[what] = saves(Path(place))
+            found["environment"] = environment()
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
+    render(found)
+
+
+if __name__ == "__main__":
+    main()
