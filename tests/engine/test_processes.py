@@ -117,7 +117,8 @@ def test_sharded_processes_do_the_same_and_one_goes_on_with_what_they_saved(tmp_
              "--shared-head"]  # fmt: skip
     one, sharded = tmp_path / "one", tmp_path / "sharded"
     first = start("pretrain", "ibot", *given, "--out", str(one), processes=1)
-    second = start("pretrain", "ibot", *given, "--out", str(sharded), "--shard")
+    second = start("pretrain", "ibot", *given, "--out", str(sharded), "--shard",
+                   "--shard-layers")  # fmt: skip
     for code, _, err in (done(first), done(second)):
         assert code == 0, err
     near(weights(one), weights(sharded), atol=1e-4)

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from nolabel import distributed
@@ -138,6 +138,7 @@ class Together:
         self.method, self.work = method, _Work(method)
         self.ddp: DistributedDataParallel | None = None
         self.sharded: Any = None
+        self.layers: list[Any] = []  # sharded on their own
         self.rest: list[nn.Parameter] = []  # that cannot be cut
         if distributed.world_size() == 1:
             return
@@ -160,11 +161,14 @@ class Together:
         device = next(self.method.parameters()).device.type
         mesh = init_device_mesh(device, (distributed.world_size(),))
         if layers:
-            for unit in [u for m in self.method.modules() for u in getattr(m, "units", ())]:
+            self.layers = [u for m in self.method.modules() for u in getattr(m, "units", ())]
+            for unit in self.layers:
                 fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         self.sharded = fully_shard(
             self.work, mesh=mesh, reshard_after_forward=False, ignored_params=set(self.rest)
         )
+        # Else a look before the first step would take a layer for the whole.
+        self.sharded._get_fsdp_state()._lazy_init()
 
     def step(self, batch: Batch, clock: Clock, *, last: bool = True) -> Step:
         """The loss of this process's micro-batch; the backward pass of the last one of an
@@ -201,9 +205,10 @@ class Together:
     def whole(self) -> Iterator[None]:
         """For the time being each process has all weights in one piece, to look at.  The random
         state, which all must share, is afterwards what it was before."""
-        parts = [] if self.sharded is None else self.sharded.modules()
-        units = [m for m in parts if isinstance(m, FSDPModule)]
+        units = [] if self.sharded is None else [self.sharded, *self.layers]
         for unit in units:
+            # Whoever looks alone must not take a layer apart again: nobody else would hear of it.
+            unit.set_reshard_after_forward(False, recurse=False)
             unit.unshard()
         try:
             with same_chance():
@@ -211,6 +216,7 @@ class Together:
         finally:
             for unit in units:
                 unit.reshard()
+                unit.set_reshard_after_forward(unit is not self.sharded, recurse=False)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ import os
 import signal
 from typing import Any
 
-
 PATIENT = [getattr(signal, n) for n in ("SIGUSR1", "SIGUSR2") if hasattr(signal, n)]
 
 
