@@ -53,6 +53,7 @@ class Settings:
     checkpoint_activations: bool = False  # transformers: less memory for a third more time
     shard: bool = False  # several processes share weights, gradients and moments (FSDP2)
     shard_layers: bool = False  # of --shard: weights come together a layer at a time, not a step
+    compile: bool = False  # the networks' layers, by torch.compile; for long runs on GPUs
     precision: str = "auto"  # auto (measured), fp32 or bf16
     init: str | None = None  # ENC: continue from these weights
     warm_heads: int | None = None  # of --init: steps in which new heads alone learn; auto: 5 %

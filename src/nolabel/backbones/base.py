@@ -57,6 +57,11 @@ class Backbone(nn.Module):
         return []
 
     @property
+    def compiles(self) -> list[nn.Module]:
+        """The layers that `--compile` compiles, each called as a module: many and alike."""
+        return self.units
+
+    @property
     def channels(self) -> int:
         """Channels C of the images that it takes."""
         return int(self.kwargs.get("in_chans", 3))

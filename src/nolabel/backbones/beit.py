@@ -81,6 +81,10 @@ class BEiT(Backbone):
     def units(self) -> list[nn.Module]:
         return [part for block in self.net.blocks for part in (block.attn, block.mlp)]
 
+    @property
+    def compiles(self) -> list[nn.Module]:
+        return list(self.net.blocks)
+
     def tokens(
         self,
         x: Tensor,

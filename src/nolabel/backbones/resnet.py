@@ -8,7 +8,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone, asked, require
 from nolabel.backbones.blocks import DropPath
@@ -40,6 +40,12 @@ class ResNet(Backbone):
         net.to(memory_format=torch.channels_last)
         self.depth = 4
         self.patch_size = int(net.feature_info[-1]["reduction"]) // (1 if maxpool else 2)
+
+    @property
+    def compiles(self) -> list[nn.Module]:
+        net = self.net
+        stages = (net.layer1, net.layer2, net.layer3, net.layer4)
+        return [block for stage in stages for block in stage]
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         """Feature maps [N, D_i, h_i, w_i] of the four stages."""

@@ -110,6 +110,11 @@ class TextTower(nn.Module):
         """As `Backbone.units`."""
         return list(self.blocks)
 
+    @property
+    def compiles(self) -> list[nn.Module]:
+        """As `Backbone.compiles`."""
+        return list(self.blocks)
+
     def _init(self, dim: int, depth: int) -> None:
         """Normal weights with the official deviations; biases are zero."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)

@@ -164,6 +164,10 @@ class ViT(Backbone):
     def units(self) -> list[nn.Module]:
         return [part for block in self.net.blocks for part in (block.attn, block.mlp)]
 
+    @property
+    def compiles(self) -> list[nn.Module]:
+        return self.units if self.sample_drop else list(self.net.blocks)
+
     def tokens(
         self,
         x: Tensor,

@@ -33,6 +33,7 @@ from nolabel.engine.checkpoint import (
     save_checkpoint,
     set_rng_state,
 )
+from nolabel.engine.compiled import compile_layers, plainly
 from nolabel.engine.device import autocast, device_of
 from nolabel.engine.doctor import examine
 from nolabel.engine.film import looks_of
@@ -153,6 +154,8 @@ def _loop(
     first = distributed.rank() == 0
     quiet = quiet or not first
     method.train()
+    if s.compile:
+        compile_layers(method, device)
     together = parallel.Together(method, shard=s.shard, layers=s.shard_layers)
     optimiser = build_optimiser(method, run.optim)
     guard, before = NonFiniteGuard(), Before(method)
@@ -235,7 +238,7 @@ def _loop(
     def look(step: int) -> None:
         """Keeps what the encoder sees, at a few steps of the run."""
         if step in looks:
-            with together.whole():
+            with together.whole(), plainly(s.compile):
                 if record:
                     record.film.look(step, method.encoder)
 
@@ -312,7 +315,7 @@ def _loop(
                     **moved(method, size),
                 }
                 features = None if out.features is None else distributed.gather(out.features)
-                with together.whole():  # a probe needs the weights
+                with together.whole(), plainly(s.compile):  # a probe needs the weights
                     said = parallel.from_first(record.line(line, features) if record else said)
                 if said.destroyed:
                     destroyed(said.destroyed, done)
