@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from nolabel import methods
 from nolabel.engine import compiled, train
@@ -25,6 +26,7 @@ def test_a_compiled_run_is_the_plain_one_and_compiles_in_its_first_steps_alone(
     """Traced and run by torch's own kernels: what a compiler makes of it is the compiler's."""
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
     torch._dynamo.reset()
+    counters.clear()
     given = {"backbone": backbone, "steps": 6, "log_every": 1}
     if "dino" in method:
         given["drop_path"] = 0.0
@@ -36,6 +38,7 @@ def test_a_compiled_run_is_the_plain_one_and_compiles_in_its_first_steps_alone(
         for r in (plain, fast)
     )
     assert len(a) == 6
+    assert counters["stats"]["unique_graphs"] > 0
     torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-4, atol=1e-5)
 
 
