@@ -115,6 +115,13 @@ def same_in_workers():
     return check
 
 
+def some_creatures():
+    """Labelled ones to judge with: few are enough, and quick."""
+    from nolabel.data.sources import Subset, open_source
+
+    return Subset(open_source("creatures:train", image_size=32), range(2000))
+
+
 def knn_gain(trained, random, **judge):
     """Top-1 of two encoders by k-NN and their difference with the low end of its 95 % interval.
 
@@ -140,11 +147,11 @@ def gain_of_a_short_run(tmp_path):
     import nolabel as nl
 
     def learn(method, *, data="creatures", train=None, test=None, **settings):
-        """`train` and `test`: what judges, by default the data's; without test one leaves out."""
+        """`train` and `test`: what judges, by default creatures; without test one leaves out."""
         given = {"precision": "fp32", "quiet": True, "checkpoint_every": 100_000, **settings}
         folder = nl.pretrain(method, data=data, out=tmp_path / "run", **given).folder
         if train is None:
-            train, test = f"{data}:train", f"{data}:test"
+            train, test = some_creatures(), "creatures:test"
         judge = {"train": train} | ({"test": test} if test else {})
         return knn_gain(str(folder), f"random:{folder}", **judge)
 

@@ -29,8 +29,8 @@ def test_a_method_beats_its_random_initialisation_on_creatures(name, gain_of_a_s
 def test_deepclusterv2_beats_its_random_initialisation_on_few_creatures(gain_of_a_short_run):
     """Few, because its first epoch only fills the memory."""
     found = gain_of_a_short_run(
-        "deepclusterv2", data=Creatures(size=32, count=2000), train="creatures:train",
-        test="creatures:test", backbone="resnet_nano", steps=300, batch_size=64,
+        "deepclusterv2", data=Creatures(size=32, count=2000), backbone="resnet_nano", steps=300,
+        batch_size=64,
     )  # fmt: skip
     assert found["low"] > 0, found
 
