@@ -115,11 +115,11 @@ def same_in_workers():
     return check
 
 
-def some_creatures():
-    """Labelled ones to judge with: few are enough, and quick."""
+def some_creatures(count=2000):
+    """Labelled ones to judge with: few are mostly enough, and quick."""
     from nolabel.data.sources import Subset, open_source
 
-    return Subset(open_source("creatures:train", image_size=32), range(2000))
+    return Subset(open_source("creatures:train", image_size=32), range(count))
 
 
 def knn_gain(trained, random, **judge):
@@ -146,12 +146,13 @@ def gain_of_a_short_run(tmp_path):
     """Trains and returns by how much k-NN gains over the encoder's random start."""
     import nolabel as nl
 
-    def learn(method, *, data="creatures", train=None, test=None, **settings):
-        """`train` and `test`: what judges, by default creatures; without test one leaves out."""
+    def learn(method, *, data="creatures", train=None, test=None, known=2000, **settings):
+        """`train` and `test`: what judges, by default so many creatures as are `known`; without
+        test one leaves out."""
         given = {"precision": "fp32", "quiet": True, "checkpoint_every": 100_000, **settings}
         folder = nl.pretrain(method, data=data, out=tmp_path / "run", **given).folder
         if train is None:
-            train, test = some_creatures(), "creatures:test"
+            train, test = some_creatures(known), "creatures:test"
         judge = {"train": train} | ({"test": test} if test else {})
         return knn_gain(str(folder), f"random:{folder}", **judge)
 

@@ -16,7 +16,7 @@ CREATURES = {
     "byol": {"steps": 250},
     "dino": {"steps": 320, "backbone": "vit_pico", "patch_size": 8},
     "ibot": {"steps": 300, "backbone": "vit_pico", "patch_size": 8},
-    "dinov2": {"steps": 100, "backbone": "vit_pico"},
+    "dinov2": {"steps": 150, "backbone": "vit_pico", "known": 5000},
 }
 
 
