@@ -61,6 +61,9 @@ def test_more_devices_are_faster_wait_more_and_shards_are_smaller():
     assert many["waiting_seconds"] > eight["waiting_seconds"]
     for part in ("weights", "gradients", "moments"):
         assert shard["memory"][part] == pytest.approx(eight["memory"][part] / 8)
+    layers = plan.plan("dino", devices=8, shard=True, shard_layers=True, **SMALL)
+    assert layers["memory"]["put together"] < 0.9 * shard["memory"]["put together"]
+    assert layers["bytes_sent_per_step"] > 1.2 * shard["bytes_sent_per_step"]
     assert one["memory"]["moments"] == 8 * one["numbers_trained"]
     assert many["checkpoint_every_seconds"] < one["checkpoint_every_seconds"]
     assert one["fits"]
@@ -72,6 +75,8 @@ def test_what_cannot_be_planned_is_said():
         plan.plan("dino", devices=9, **SMALL)
     with pytest.raises(UsageError, match="h200"):
         plan.plan("dino", gpu="h20", **SMALL)
+    with pytest.raises(UsageError, match="--shard-layers is for runs with --shard"):
+        plan.plan("dino", shard_layers=True, **SMALL)
     with pytest.raises(UsageError, match="share"):
         plan.plan("dino", share=0.0, **SMALL)
 

@@ -133,6 +133,7 @@ def plan_(args: list[str], about: str) -> None:
         images: int = 1_281_167  # of the data (ImageNet's)
         epochs: int | None = None  # default: the recipe's
         shard: bool = False  # weights, gradients and moments shared out
+        shard_layers: bool = False  # of --shard: weights come together a layer at a time
         precision: str = "bf16"  # bf16 or fp32
         share: float = 0.4  # of the GPU's peak that a step reaches (nolabel bench step)
         price: float = 0.0  # of a GPU for an hour

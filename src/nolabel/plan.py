@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -65,6 +65,9 @@ class Counts:
     kept: float  # bytes that the forward pass keeps for the backward pass
     trained: float  # numbers that are trained
     held: float  # numbers that are not: teachers, centres, queues
+    units: float  # modules that `--shard-layers` puts together one at a time
+    alike: float  # numbers in them
+    fetched: float  # numbers that it puts together in a step: at each use, there and back
 
     def __add__(self, other: Counts) -> Counts:
         a, b = dataclasses.astuple(self), dataclasses.astuple(other)
@@ -92,18 +95,33 @@ def count(method: Method, images: int, size: int, precision: str) -> Counts:
             alive.append(x)
         return x
 
+    units = [u for m in method.modules() for u in getattr(m, "units", ())]
+    alike = {u: sum(p.numel() for p in u.parameters()) for u in units}
+    fetched = 0
+
+    def use(unit: nn.Module, given: Any) -> None:
+        nonlocal fetched
+        back = torch.is_grad_enabled() and any(p.requires_grad for p in unit.parameters())
+        fetched += alike[unit] * (2 if back else 1)
+
+    hooks = [u.register_forward_pre_hook(use) for u in units]
     cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     clock = Clock(600, 800, 1)
     with torch.random.fork_rng(devices=[]):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), cast:
             loss = method.step(batch, clock).loss
         loss.backward()
+        for hook in hooks:
+            hook.remove()
         # Fused attention is not counted by torch's counter; the plain one is, and costs as much.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             method.step(batch, clock).loss.backward()
     trained = count_parameters(method, trainable=True)
     held = sum(t.numel() for t in (*method.parameters(), *method.buffers())) - trained
-    return Counts(float(counter.get_total_flops()), float(sum(kept.values())), trained, held)
+    return Counts(
+        float(counter.get_total_flops()), float(sum(kept.values())), trained, held,
+        len(units), sum(alike.values()), fetched,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=8)
@@ -132,8 +150,9 @@ def extrapolated(
     depth, few, more, deeper = _copies(kind, options, backbone, size, patch, precision)
     an_image, a_layer = (more - few) * (1 / (MORE - FEW)), deeper - few
     base = few + an_image * (images - FEW)
-    extra = Counts(a_layer.flops * images / FEW, a_layer.kept * images / FEW, a_layer.trained,
-                   a_layer.held)  # fmt: skip
+    extra = dataclasses.replace(
+        a_layer, flops=a_layer.flops * images / FEW, kept=a_layer.kept * images / FEW
+    )
     return base + extra * (depth - SHALLOW)
 
 
@@ -150,6 +169,7 @@ def plan(
     images: int = 1_281_167,
     epochs: int | None = None,
     shard: bool = False,
+    shard_layers: bool = False,
     precision: str = "bf16",
     share: float = 0.4,
     price: float = 0.0,
@@ -167,6 +187,7 @@ def plan(
         images: of the data.
         epochs: None: the recipe's.
         shard: whether weights, gradients and moments are shared out (`--shard`).
+        shard_layers: whether weights also come together a layer at a time (`--shard-layers`).
         precision: bf16 or fp32.
         share: of the device's peak that a step reaches (`nolabel bench step` measures it).
         price: of one device for an hour.
@@ -198,19 +219,25 @@ def plan(
         )
     own = batch // devices
     c = extrapolated(kind, told.options, backbone, image_size, patch_size, precision, own)
+    if shard_layers and not shard:
+        raise UsageError("--shard-layers is for runs with --shard. Use both, or none.")
     parts = devices if shard else 1
+    together = 4 * (2 * c.trained + c.held) if shard else 0.0
+    if shard_layers and c.units:  # of those that are alike, one in use and one on its way
+        share_alike = c.alike / (c.trained + c.held)
+        together *= 1 - share_alike + share_alike * 2 / c.units
     moments = (8 if told.optim.name == "adamw" else 4) * c.trained
     memory = {
         "weights": 4 * (c.trained + c.held) / parts,
         "gradients": 4 * c.trained / parts,
         "moments": moments / parts,
-        "put together": 4 * (2 * c.trained + c.held) if shard else 0.0,
+        "put together": together,
         "activations": c.kept,
     }
     needed = sum(memory.values())
     rate = share * device.flops / (1 if precision == "bf16" else 2)
     compute = c.flops / rate
-    sent, waiting = communication(c, devices, shard, compute, device)
+    sent, waiting = communication(c, devices, shard, shard_layers, compute, device)
     step = compute + waiting
     saved = 4 * (c.trained + c.held) + moments
     writing = saved / DISK
@@ -219,6 +246,7 @@ def plan(
     return {
         "method": method, "backbone": backbone, "image_size": image_size, "devices": devices,
         "gpu": gpu, "batch_size": batch, "batch_of_a_device": own, "shard": shard,
+        "shard_layers": shard_layers,
         "precision": precision, "share_of_peak": share, "recipe": recipe,
         "numbers_trained": c.trained, "numbers_held": c.held,
         "flops_per_image": c.flops / own,
@@ -243,12 +271,13 @@ def _largest(memory: dict[str, float], own: int, device: Device) -> int:
 
 
 def communication(
-    c: Counts, devices: int, shard: bool, compute: float, device: Device
+    c: Counts, devices: int, shard: bool, layers: bool, compute: float, device: Device
 ) -> tuple[float, float]:
     """Bytes that a device sends in a step, and seconds for which it waits for them.
 
     In a ring of W, an average moves 2 (W - 1) / W of what is averaged; gradients travel beside the
-    backward pass, weights that are put together at the start do not.
+    backward pass, and so do layers beside the layers before them; weights that are put together at
+    the start do not.
     """
     if devices == 1:
         return 0.0, 0.0
@@ -256,8 +285,14 @@ def communication(
     speed = device.inside if devices <= NODE else device.outside
     gradients = 4 * c.trained * ring * (1 if shard else 2)
     weights = 4 * (c.trained + c.held) * ring if shard else 0.0
+    beside = 0.0
+    if layers:
+        weights -= 4 * c.alike * ring
+        beside = 4 * c.fetched * ring
     late = max(gradients / speed - BACKWARD * compute, 0.0)
-    return gradients + weights, weights / speed + late
+    if beside:
+        late = max((gradients + beside) / speed - compute, late)
+    return gradients + weights + beside, weights / speed + late
 
 
 def check(
@@ -317,7 +352,7 @@ def describe(p: dict[str, Any], error: float | None = None) -> str:
         f"{p['checkpoint_every_seconds'] / 60:,.0f} min; faults cost {p['lost_to_faults']:.1%}",
     ]
     if not p["fits"]:
-        more = "" if p["shard"] else " --shard,"
+        more = " --shard," * (not p["shard"]) + " --shard-layers," * (not p["shard_layers"])
         lines.append(f"to fit      try{more} --accumulate, a smaller batch, or more devices")
     if error is not None:
         lines.append(f"checked     a deeper copy's step here was predicted within {error:+.0%}")
