@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from pathlib import Path
@@ -115,11 +116,13 @@ def same_in_workers():
     return check
 
 
-def some_creatures(count=2000):
-    """Labelled ones to judge with: few are mostly enough, and quick."""
-    from nolabel.data.sources import Subset, open_source
+@functools.cache
+def judging_creatures(known=2000):
+    """What `nl.evaluate` judges with: few labelled ones are mostly enough, and quick; many unseen
+    ones make the intervals narrow."""
+    from nolabel.data.creatures import Creatures
 
-    return Subset(open_source("creatures:train", image_size=32), range(count))
+    return {"train": Creatures("train", count=known), "test": Creatures("test", count=5000)}
 
 
 def knn_gain(trained, random, **judge):
@@ -151,9 +154,9 @@ def gain_of_a_short_run(tmp_path):
         test one leaves out."""
         given = {"precision": "fp32", "quiet": True, "checkpoint_every": 100_000, **settings}
         folder = nl.pretrain(method, data=data, out=tmp_path / "run", **given).folder
-        if train is None:
-            train, test = some_creatures(known), "creatures:test"
-        judge = {"train": train} | ({"test": test} if test else {})
+        judge = judging_creatures(known)
+        if train is not None:
+            judge = {"train": train} | ({"test": test} if test else {})
         return knn_gain(str(folder), f"random:{folder}", **judge)
 
     return learn

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 import nolabel as nl
-from conftest import some_creatures
+from conftest import judging_creatures
 from nolabel.data.sources import open_source
 from nolabel.engine.build import load_method
 from nolabel.types import Batch, Clock
@@ -18,7 +18,7 @@ SHORT = {"precision": "fp32", "quiet": True, "checkpoint_every": 10_000, "batch_
 
 def test_simclr_beats_its_random_initialisation_and_distill_and_eva_learn_from_it(tmp_path, gain):
     """One test for three methods: the teacher need not be trained twice."""
-    judge = {"train": some_creatures(), "test": "creatures:test"}
+    judge = judging_creatures()
     given = {"data": "creatures", "backbone": "resnet_nano", **SHORT}
     run = nl.pretrain("simclr", out=tmp_path / "simclr", steps=100, **given)
     found = gain(str(run.folder), f"random:{run.folder}", **judge)

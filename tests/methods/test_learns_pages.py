@@ -13,7 +13,7 @@ CREATURES = {
     "mocov3": {"steps": 100, "batch_size": 128},
     "barlow": {"steps": 100},
     "obow": {"steps": 100},
-    "byol": {"steps": 140},
+    "byol": {"steps": 210},
     "dino": {"steps": 320, "backbone": "vit_pico", "patch_size": 8},
     "ibot": {"steps": 300, "backbone": "vit_pico", "patch_size": 8},
     "dinov2": {"steps": 150, "batch_size": 32, "backbone": "vit_pico", "known": 5000},
