@@ -84,7 +84,8 @@ def one(name: str, data: str, seed: int, runs: Path) -> dict[str, Any]:
         try:
             report = nl.evaluate(protocol, spec, **sets, **options)
         except (UsageError, DataError) as error:
-            row[protocol] = {"left_out": str(error).split(".")[0]}
+            why = str(error).replace(f"{runs}/", "").split(".")[0]
+            row[protocol] = {"left_out": why}
             continue
         best = report.best
         if protocol == "robustness":
