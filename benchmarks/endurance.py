@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from page import write_between_marks
 
 RESULTS = Path(__file__).parent / "results" / "endurance.json"
@@ -56,6 +57,12 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return read_metrics(folder / "metrics.jsonl")
 
 
+def step_of(folder: Path) -> int:
+    """Steps of which there is a line."""
+    found = lines(folder)
+    return found[-1]["step"] if found else 0
+
+
 def soak(place: Path, steps: int) -> dict[str, Any]:
     """Memory and open files of all of a run's processes, every 250 steps."""
     out = place / "soak"
@@ -64,7 +71,7 @@ def soak(place: Path, steps: int) -> dict[str, Any]:
     process, seen = start("pretrain", "simclr", *SMALL, *given), []
     while process.poll() is None:
         time.sleep(0.1)
-        done = lines(out)[-1]["step"] if (out / "metrics.jsonl").exists() and lines(out) else 0
+        done = step_of(out)
         if 250 * (len(seen) + 1) <= done < steps:
             with contextlib.suppress(OSError):  # a worker that leaves while it is looked at
                 family = [process.pid, *children(process.pid)]
@@ -80,13 +87,14 @@ def soak(place: Path, steps: int) -> dict[str, Any]:
     finish(process)
     late = [s for s in seen if s["step"] >= 1000]
     x, y = [s["step"] / 1000 for s in late], [s["bytes"] / 1e6 for s in late]
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    slope = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum(
-        (a - mx) ** 2 for a in x
-    )
-    files = sorted({s["files"] for s in late})
-    return {"steps": steps, "megabytes_per_1000_steps": slope, "megabytes": my,
-            "open_files": [files[0], files[-1]], "seen": seen}  # fmt: skip
+    files = [s["files"] for s in late]
+    return {
+        "steps": steps,
+        "megabytes_per_1000_steps": float(np.polyfit(x, y, 1)[0]),
+        "megabytes": sum(y) / len(y),
+        "open_files": [min(files), max(files)],
+        "seen": seen,
+    }
 
 
 def resident(pid: int) -> int:
@@ -124,7 +132,7 @@ def kills(place: Path, number: int) -> list[dict[str, Any]]:
             if not i:
                 args = ["pretrain", "simclr", *SMALL, *given, "--out", str(killed)]
             process = start(*args, processes=processes)
-            while process.poll() is None and not reached(killed, moment):
+            while process.poll() is None and step_of(killed) < moment:
                 time.sleep(0.005)
             time.sleep(rng.random() * 0.1)
             family = [process.pid, *children(process.pid)]
@@ -132,7 +140,7 @@ def kills(place: Path, number: int) -> list[dict[str, Any]]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.communicate()
-            at.append(lines(killed)[-1]["step"])
+            at.append(step_of(killed))
         finish(start("resume", str(killed), processes=processes))
         same = len({(f / "encoder.safetensors").read_bytes() for f in (whole, killed)}) == 1
         losses = [[line["loss"] for line in lines(f)] for f in (whole, killed)]
@@ -140,11 +148,6 @@ def kills(place: Path, number: int) -> list[dict[str, Any]]:
                     "same_bytes": same, "same_losses": losses[0] == losses[1]})  # fmt: skip
         print(out[-1], flush=True)
     return out
-
-
-def reached(folder: Path, step: int) -> bool:
-    found = lines(folder)
-    return bool(found) and found[-1]["step"] >= step
 
 
 SIZES = (
@@ -168,7 +171,7 @@ def saves(place: Path) -> list[dict[str, Any]]:
         kept = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)[:2]
         (folder / "metrics.jsonl").write_text("".join(kept))
         began, process = time.time(), start("resume", str(folder))
-        while not reached(folder, 3):
+        while step_of(folder) < 3:
             time.sleep(0.01)
         last, seen = lines(folder)[-1], time.time()
         finish(process)

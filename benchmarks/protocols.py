@@ -94,8 +94,8 @@ def one(name: str, data: str, seed: int, runs: Path) -> dict[str, Any]:
     return row
 
 
-def folder(runs: Path, name: str, data: str, seed: int | str) -> Path:
-    return table.folder(runs, (name, "vit_pico", data, int(seed)))
+def folder(runs: Path, name: str, data: str, seed: int) -> Path:
+    return table.folder(runs, (name, "vit_pico", data, seed))
 
 
 def train(name: str, data: str, seed: int, runs: Path) -> None:

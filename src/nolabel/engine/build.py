@@ -131,12 +131,18 @@ def _take_up(method: Method, run: Run) -> bool:
     return fits
 
 
+def started(folder: Path) -> tuple[Run, Method, ViewPlan]:
+    """A run that has started, its method without its weights (what --init named may be gone), and
+    its views."""
+    run = Run.from_dict(read_yaml(folder / "config.yaml"))
+    bare = dataclasses.replace(run, settings=dataclasses.replace(run.settings, init=None))
+    return run, *build_method(bare, companion(run, folder=folder))
+
+
 def load_method(folder: str | Path) -> tuple[Method, Run]:
     """A trained method with its heads and decoders, from a run's newest checkpoint."""
     folder = Path(folder)
-    run = Run.from_dict(read_yaml(folder / "config.yaml"))
-    bare = dataclasses.replace(run, settings=dataclasses.replace(run.settings, init=None))
-    method, _ = build_method(bare, companion(run, folder=folder))
+    run, method, _ = started(folder)
     restore(method, None, load_checkpoint(folder).state["learner"])
     return method.eval(), run
 

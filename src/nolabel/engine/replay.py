@@ -17,18 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nolabel.data.loader import make_loader
 from nolabel.data.sources import open_source
 from nolabel.engine import parallel
-from nolabel.engine.build import build_method, companion
+from nolabel.engine.build import started
 from nolabel.engine.checkpoint import load_checkpoint, restore, rng_state, set_rng_state
 from nolabel.engine.device import autocast, device_of
+from nolabel.engine.feed import batches_of
 from nolabel.engine.gradients import gradients
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method
-from nolabel.options import Run, read_yaml
 from nolabel.types import Batch, Clock
-from nolabel.views import FastViews
 
 CAPTURED = "captured"  # folder in the run's, with the newest step that was not finite
 
@@ -94,26 +92,15 @@ def replay(folder: str | Path, precision: str | None = None) -> tuple[int, Repea
             f"{folder} holds no step that was not finite. Such a step is skipped, said, and kept "
             f"in the folder {CAPTURED} of the run."
         )
-    run = Run.from_dict(read_yaml(folder / "config.yaml"))
+    run, method, plan = started(folder)
     s, device = run.settings, device_of(run)
-    bare = dataclasses.replace(run, settings=dataclasses.replace(s, init=None))
-    method, plan = build_method(bare, companion(run, folder=folder))
     held = load_checkpoint(folder / CAPTURED)
     restore(method, None, held.state["learner"])
     method.to(device).train()
     set_rng_state(held.state["rng"])
     source = open_source(s.data, image_size=s.image_size, download=s.download, channels=s.channels)
+    batches = batches_of(run, method, plan, source, device, held.step, held.step + 1)
     parts = int(s.accumulate or 1)
-    batches = make_loader(
-        source,
-        FastViews(plan, s.seed, device=device if s.views_on == "device" else "cpu"),
-        seed=s.seed,
-        batch_size=int(s.batch_size or 0),
-        start_step=held.step,
-        total_steps=held.step + 1,
-        accumulate=parts,
-        with_text=method.wants_text,
-    )
     chosen = precision or s.precision
     clock = Clock(held.step, int(s.steps or 0), run.steps_per_epoch)
     return held.step, _repeat(method, (b.to(device) for b in batches), parts, clock, chosen, device)

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from nolabel import distributed
-from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source, open_source, warm
 from nolabel.data.stages import why_starved
 from nolabel.engine import calibrate, memory, parallel, place
@@ -36,6 +35,7 @@ from nolabel.engine.checkpoint import (
 from nolabel.engine.compiled import compile_layers, plainly
 from nolabel.engine.device import autocast, device_of
 from nolabel.engine.doctor import examine
+from nolabel.engine.feed import batches_of
 from nolabel.engine.film import looks_of
 from nolabel.engine.gradients import gradients
 from nolabel.engine.health import NonFiniteGuard
@@ -57,7 +57,6 @@ from nolabel.methods.base import Method
 from nolabel.options import Run, read_yaml
 from nolabel.schedules import learning_rate
 from nolabel.types import Batch, Clock
-from nolabel.views import FastViews
 from nolabel.views.plan import ViewPlan
 
 CHECKPOINT_SECONDS = 300.0
@@ -170,23 +169,8 @@ def _loop(
     parameters = [p for p in method.parameters() if p.requires_grad]
     frozen_for = int(s.warm_heads or 0)
     network = {id(p) for p in begin.backbones(method)} if frozen_for else set()
-    loader: Iterator[Batch] = iter(
-        make_loader(
-            source,
-            FastViews(plan, s.seed, device=device if s.views_on == "device" else "cpu"),
-            seed=s.seed,
-            batch_size=batch_size,
-            start_step=start,
-            total_steps=total,
-            accumulate=parts,
-            rank=distributed.rank(),
-            world=distributed.world_size(),
-            workers=int(s.workers or 0),
-            pin=device.type == "cuda",
-            with_text=method.wants_text,
-            note=warn,
-        )
-    )
+    workers = int(s.workers or 0)
+    loader = batches_of(run, method, plan, source, device, start, total, workers=workers)
     saved_at, began, starved = time.monotonic(), time.monotonic(), False
     wait = 0.0  # seconds for which the step waited for data
 
@@ -300,7 +284,7 @@ def _loop(
             done, said = step + 1, Said()
             if not starved and bar.starving():
                 starved = True  # said once
-                why = why_starved(source, plan, device=device, workers=int(s.workers or 0))
+                why = why_starved(source, plan, device=device, workers=workers)
                 bar.note(f"Waiting for data takes {bar.data_wait:.0%} of the time.  {why}")
             if due_line:
                 rates = {g["decay"]: g for g in optimiser.param_groups}
