@@ -278,6 +278,11 @@ def test_bench_data_writes_rates_and_stages(tmp_path, capsys):
         (["bench", "stp"], "'stp'"),
         (["bench", "data", "--data", "creatures", "--workers", "-1"], "--workers is -1"),
         (["bench", "data", "--data", "creatures", "--recipe", "dinno"], "dino"),
+        (
+            ["bench", "embed", "--data", "digits", "--encoder", "pixels", "--seconds", "0"],
+            "above 0",
+        ),
+        (["bench", "embed", "--data", "digits", "--encoder", "pixels", "--precision", "f"], "bf16"),
     ],
 )
 def test_bench_says_what_is_wrong(flags, says, capsys):

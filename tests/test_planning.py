@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from nolabel import cli, methods, plan
 from nolabel.backbones import depth_of
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts
 from nolabel.testing import build_on
+from nolabel.weights import load
 
 SMALL = {"backbone": "vit_pico", "image_size": 32, "recipe": "auto", "images": 10_000,
          "batch_size": 64}  # fmt: skip
@@ -101,3 +103,27 @@ def test_plan_and_bench_step_by_command(tmp_path, capsys):
     # A step is counted in the same way by both.
     assert step["flops_per_image"] == pytest.approx(found["flops_per_image"], rel=0.02)
     assert "TFLOP/s" in capsys.readouterr().out
+
+
+def test_bench_embed_counts_what_a_vision_transformer_multiplies(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for i in range(5):
+        Image.new("RGB", (40, 40), (i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "photos" / "bad.png").write_bytes(b"no image")
+    out = tmp_path / "embed.json"
+    given = ["--encoder", "random:vit_pico", "--image-size", "32", "--batch-size", "4"]
+    assert cli.main(["bench", "embed", *given, "--data", str(tmp_path / "photos"), "--seconds",
+                     "0.05", "--json", str(out)]) == 0  # fmt: skip
+    found = json.loads(out.read_text())
+    net = load("random:vit_pico", image_size=32).backbone.net
+    width, tokens = net.embed_dim, net.patch_embed.num_patches + 1
+    a_layer = 2 * tokens * width**2 * (4 + 2 * 4) + 4 * tokens**2 * width
+    patches = 2 * (tokens - 1) * net.patch_embed.proj.weight.numel()
+    assert found["flops_per_image"] == len(net.blocks) * a_layer + patches
+    assert found["flops_per_second"] == pytest.approx(
+        found["flops_per_image"] * found["images_per_second"]
+    )
+    assert set(found["precisions"]) == {"fp32", "bf16"}
+    assert found["images_per_second"] == max(p["whole"] for p in found["precisions"].values())
+    assert found["images"] == 6
+    assert "of the bare network, bf16" in capsys.readouterr().out

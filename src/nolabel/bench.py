@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from nolabel.data.loader import make_loader
 from nolabel.data.sources import Source
@@ -16,10 +19,12 @@ from nolabel.engine.build import build_method, companion, plan_of
 from nolabel.engine.calibrate import measure
 from nolabel.engine.device import device_of
 from nolabel.engine.environment import environment
-from nolabel.errors import UsageError
+from nolabel.errors import DataError, UsageError, unknown
+from nolabel.features import chunks, embedded
 from nolabel.options import merge, resolve
 from nolabel.plan import count
 from nolabel.views import FastViews
+from nolabel.weights.encoder import Encoder
 
 _WARM = 2  # batches a worker makes before the clock starts
 
@@ -165,6 +170,105 @@ def bench_step(
     }  # fmt: skip
 
 
+def bench_embed(
+    encoder: Encoder,
+    source: Source,
+    *,
+    batch_size: int = 256,
+    precision: str = "auto",
+    seconds: float = 5.0,
+) -> dict[str, Any]:
+    """How fast features are made, stage by stage, and how much of the machine that uses.
+
+    Args:
+        encoder: does the work on its own device.
+        source: the images; a set that is too small for the time is gone through again.
+        batch_size: images at once.
+        precision: auto (both are measured), fp32 or bf16.
+        seconds: how long each stage is measured, after a warm-up.
+
+    Returns:
+        Images per second of reading alone and preparing alone, and at each precision of the bare
+        network on one prepared batch and of the whole road; FLOP per image and per second, the
+        device's measured peak at the faster precision, and the share of it.
+
+    Raises:
+        UsageError: a number out of range or an unknown precision.
+        DataError: no image of the first batch could be read.
+    """
+    if batch_size < 1 or seconds <= 0:
+        raise UsageError(
+            f"--batch-size must be at least 1 and --seconds above 0, got {batch_size} and "
+            f"{seconds:g}."
+        )
+    if precision not in ("auto", "fp32", "bf16"):
+        raise unknown("precision", precision, ("auto", "fp32", "bf16"))
+    batch_size = min(batch_size, len(source))
+    first = next(chunks(source, batch_size))
+    if not len(first.keys):
+        raise DataError(f"No image of the first batch of {source.name!r} can be read.")
+    x, where, before = encoder.prepare_pixels(first.images), encoder.device, encoder.precision
+
+    def reading() -> Iterator[int]:
+        while True:
+            yield from (len(c.keys) + len(c.skipped) for c in chunks(source, batch_size))
+
+    def preparing() -> Iterator[int]:
+        while True:
+            yield len(encoder.prepare_pixels(first.images))
+
+    def network() -> Iterator[int]:
+        while True:
+            with encoder.evaluating():
+                encoder.backbone.tokens(x)
+            yield len(x)
+
+    def whole() -> Iterator[int]:
+        while True:
+            for c, _ in embedded(encoder, source, batch_size):
+                yield len(c.keys) + len(c.skipped)
+
+    rates = {
+        "read": _pace(reading(), seconds, where),
+        "prepare": _pace(preparing(), seconds, where),
+    }
+    each: dict[str, dict[str, float]] = {}
+    try:
+        for p in ("fp32", "bf16") if precision == "auto" else (precision,):
+            encoder.precision = p
+            each[p] = {"network": _pace(network(), seconds, where),
+                       "whole": _pace(whole(), seconds, where)}  # fmt: skip
+        best = max(each, key=lambda p: each[p]["whole"])
+        encoder.precision = best
+        # Fused attention is not counted everywhere; the plain one does the same products.
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            next(network())
+    finally:
+        encoder.precision = before
+    flops, peak = counter.get_total_flops() / len(x), peak_flops(where, best)
+    rate = each[best]["whole"]
+    return {
+        "encoder": encoder.name, "image_size": encoder.size, "data": source.name,
+        "images": len(source), "batch_size": batch_size, "device": str(where), "precision": best,
+        "images_per_second": rate, "stages": rates, "precisions": each,
+        "share_of_network": rate / each[best]["network"], "flops_per_image": flops,
+        "flops_per_second": flops * rate, "peak_flops_per_second": peak,
+        "share_of_peak": flops * rate / peak, "environment": environment(),
+    }  # fmt: skip
+
+
+def _pace(work: Iterator[int], seconds: float, device: torch.device) -> float:
+    """Images per second of what says how many each turn did; the first turn is not timed."""
+    with contextlib.closing(work):  # type: ignore[type-var]  it is a generator
+        next(work)
+        done, start = 0, time.perf_counter()
+        while done == 0 or time.perf_counter() - start < seconds:
+            done += next(work)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return done / (time.perf_counter() - start)
+
+
 def peak_flops(device: torch.device, precision: str) -> float:
     """FLOP a second of a large product of matrices, the best of several."""
     n = 8192 if device.type == "cuda" else 1536
@@ -193,6 +297,30 @@ def describe_step(found: dict[str, Any]) -> str:
     ]
     if found["peak_bytes"]:
         lines.append(f"memory      {found['peak_bytes'] / 1e9:,.2f} GB at most")
+    return "\n".join(lines)
+
+
+def describe_embed(found: dict[str, Any]) -> str:
+    """The outcome of `bench_embed` as lines to read."""
+    lines = [
+        f"encoder     {found['encoder']} at {found['image_size']} px, {found['device']}, "
+        f"batches of {found['batch_size']}",
+        f"data        {found['data']}: {found['images']:,} images",
+        f"read        {found['stages']['read']:10,.1f} images/s, alone",
+        f"prepare     {found['stages']['prepare']:10,.1f} images/s, alone",
+    ]
+    for name, p in found["precisions"].items():
+        lines += [
+            f"network     {p['network']:10,.1f} images/s, alone, {name}",
+            f"end to end  {p['whole']:10,.1f} images/s, {p['whole'] / p['network']:.0%} of the "
+            f"bare network, {name}",
+        ]
+    lines += [
+        f"work        {found['flops_per_image'] / 1e9:,.3f} GFLOP an image, "
+        f"{found['flops_per_second'] / 1e12:,.3f} TFLOP/s in {found['precision']}",
+        f"machine     {found['peak_flops_per_second'] / 1e12:,.3f} TFLOP/s in a product of "
+        f"matrices; {found['share_of_peak']:.0%} of it is reached",
+    ]
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ VERBS = {
     "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
     "scan": "--data SRC: look before training: sizes, bad files, duplicates, a recipe, its cost",
     "pack": "--data SRC --out DIR [--max-side N]: shrink and pack into tar shards for speed",
-    "bench": "data --data SRC | step --method METHOD: images per second, on this machine",
+    "bench": "data | step | embed: images per second of each stage, on this machine",
     "plan": "--method METHOD --devices N --gpu GPU: memory, speed, time and cost, on paper",
     "embed": "--encoder ENC --data SRC --out FILE: the features of a whole set, to be continued",
     "search": "--index FILE --encoder ENC --query IMAGE_OR_TEXT: the nearest images",

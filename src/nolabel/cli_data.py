@@ -62,15 +62,17 @@ def pack_(args: list[str], about: str) -> None:
 
 
 def bench_(args: list[str], about: str) -> None:
-    """`nolabel bench data` and `nolabel bench step`."""
-    what = first(args, "bench", "WHAT", ("data", "step"), about)
+    """`nolabel bench data`, `nolabel bench step` and `nolabel bench embed`."""
+    verbs = {"data": _bench_data, "step": _bench_step, "embed": _bench_embed}
+    what = first(args, "bench", "WHAT", tuple(verbs), about)
     if what is None:
         return
-    if what == "step":
-        return _bench_step(args[1:], about)
-    if what != "data":
-        raise unknown("bench", what, ("data", "step"))
+    if what not in verbs:
+        raise unknown("bench", what, tuple(verbs))
+    verbs[what](args[1:], about)
 
+
+def _bench_data(args: list[str], about: str) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Bench:
         data: str  # SRC
@@ -82,7 +84,7 @@ def bench_(args: list[str], about: str) -> None:
         device: str = "auto"  # where the batches go: auto, cpu or cuda
         json: str | None = None  # write the numbers to this file
 
-    given = flags(Bench, args[1:], "nolabel bench data", about)
+    given = flags(Bench, args, "nolabel bench data", about)
     from nolabel.bench import bench_data, describe
     from nolabel.data.sources import open_source
 
@@ -114,6 +116,33 @@ def _bench_step(args: list[str], about: str) -> None:
 
     found = bench_step(**{k: v for k, v in asdict(given).items() if k != "json"})
     print(describe_step(found))
+    write_json(given.json, found)
+
+
+def _bench_embed(args: list[str], about: str) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class BenchEmbed:
+        encoder: str  # ENC
+        data: str  # SRC
+        batch_size: int = 256  # images at once
+        image_size: int | None = None  # side in pixels; default: the encoder's own
+        precision: str = "auto"  # auto (both are measured), fp32 or bf16
+        seconds: float = 5.0  # how long each stage is measured
+        device: str = "auto"  # auto, cpu or cuda
+        json: str | None = None  # write the numbers to this file
+
+    given = flags(BenchEmbed, args, "nolabel bench embed", about)
+    from nolabel.bench import bench_embed, describe_embed
+    from nolabel.data.sources import open_source
+    from nolabel.weights import load
+
+    encoder = load(given.encoder, image_size=given.image_size, device=given.device)
+    source = open_source(given.data, image_size=encoder.image_size, channels=encoder.channels)
+    found = bench_embed(
+        encoder, source, batch_size=given.batch_size, precision=given.precision,
+        seconds=given.seconds,
+    )  # fmt: skip
+    print(describe_embed(found))
     write_json(given.json, found)
 
 

@@ -60,10 +60,10 @@ def extract(
     keys: list[np.ndarray] = []
     skipped: list[tuple[str, str]] = []
     with progress_bar(f"{encoder.name} on {source.name}", len(source), progress) as advance:
-        for chunk in chunks(source, batch_size):
+        for chunk, own in embedded(encoder, source, batch_size):
             skipped += chunk.skipped
-            if len(chunk.keys):
-                values.append(encoder.forward(encoder.prepare_pixels(chunk.images)))
+            if own is not None:
+                values.append(own)
                 keys.append(chunk.keys)
             advance(len(chunk.keys) + len(chunk.skipped))
     if not values:
@@ -72,6 +72,15 @@ def extract(
     kept = np.concatenate(keys)
     labels = None if source.labels is None else torch.from_numpy(source.labels[kept].astype("i8"))
     return Features(torch.cat(values), labels, tuple(skipped), torch.from_numpy(kept))
+
+
+def embedded(
+    encoder: Encoder, source: Source, batch_size: int
+) -> Iterator[tuple[Chunk, Tensor | None]]:
+    """The images batch by batch with their features float32 [B, D] on the CPU, None without any."""
+    for chunk in chunks(source, batch_size):
+        good = len(chunk.keys) > 0
+        yield chunk, encoder.forward(encoder.prepare_pixels(chunk.images)) if good else None
 
 
 def chunks(source: Source, batch_size: int) -> Iterator[Chunk]:
