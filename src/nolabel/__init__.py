@@ -45,14 +45,17 @@ def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> 
     """
     from nolabel.data.sources import open_source
     from nolabel.engine.train import pretrain as train
-    from nolabel.options import merge, resolve
+    from nolabel.options import merge
 
     source = None
     if not isinstance(data, str) and not hasattr(data, "__fspath__"):
         channels = int(options.get("channels", getattr(data, "channels", 3)))
         source = open_source(data, channels=channels)
         options = {**options, "channels": channels}
-    run, source = resolve(method, merge({"data": str(data), **options}), source=source)
+    # By name, as `fit` lies above the engine, which asks this module for its version.
+    resolve = importlib.import_module("nolabel.fit").resolve
+    parse = merge({"data": str(data), **options})
+    run, source = resolve(method, parse, source=source, quiet=quiet)
     return train(run, source, quiet=quiet)
 
 

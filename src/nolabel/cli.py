@@ -115,7 +115,8 @@ def _pretrain(args: list[str]) -> None:
         return
     import tyro
 
-    from nolabel.options import Settings, resolve
+    from nolabel.fit import resolve
+    from nolabel.options import Settings
     from nolabel.types import Optim
 
     @dataclass(frozen=True, kw_only=True)

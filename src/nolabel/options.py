@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -44,7 +44,7 @@ class Settings:
     epochs: int | None = None  # length: one of epochs, steps, minutes
     steps: int | None = None  # length in optimiser steps
     minutes: float | None = None  # length in minutes on this machine, measured at the start
-    batch_size: int | None = None  # global: images of one optimiser step
+    batch_size: int | Literal["auto"] | None = None  # images of a step, globally; auto: as many fit
     accumulate: int | None = None  # micro-batches of a step; auto: as few as memory allows
     workers: int | None = None  # processes that read data; 0 = none but the main one
     views_on: str = "auto"  # where views are made: cpu, or device (workers then only decode)
@@ -142,7 +142,9 @@ def _coerce(kind: Any, value: Any, where: str) -> Any:
         return Optim() if kind is Optim else Settings() if kind is Settings else value
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         inner = [k for k in typing.get_args(kind) if k is not type(None)]
-        return None if value is None else _coerce(inner[0], value, where)
+        if value is None or any(value in typing.get_args(k) for k in inner[1:]):  # a Literal's
+            return value
+        return _coerce(inner[0], value, where)
     if typing.get_origin(kind) is Mapping or getattr(kind, "__name__", "") == "Mapping":
         return dict(value)
     if typing.get_origin(kind) is tuple:
@@ -185,9 +187,7 @@ def resolve(
         config: a YAML file whose values lie between the recipe's and the explicit ones.
     """
     kind = methods.load(method)
-    raw = read_yaml(config) if config else {}
-    base = from_plain(Settings, raw.get("settings") or {}, "settings.")
-    s, _, _ = parse(base, kind.Options(), Optim())
+    raw, base, s = asked(kind, parse, config)
     _check(s)
     source = source or open_source(
         s.data, image_size=s.image_size, download=s.download, channels=s.channels
@@ -199,7 +199,7 @@ def resolve(
         s = dataclasses.replace(s, image_size=_image_size(source, s))
     assert s.image_size is not None  # noqa: S101
     s = _backbone(s, kind)
-    facts = _facts(s, len(source))
+    facts = recipe_facts(s, len(source))
     saved = read_yaml(s.recipe) if s.recipe not in ("auto", "paper") else {}
     recipe = kind.recipe("paper" if s.recipe == "paper" else "auto", facts)
     options, optim = recipe.options, recipe.optim
@@ -209,7 +209,7 @@ def resolve(
     shared = saved.get("settings") or {}
     _, options, optim = parse(base, options, optim)
 
-    batch = s.batch_size or shared.get("batch_size") or recipe.batch_size
+    batch = int(s.batch_size or shared.get("batch_size") or recipe.batch_size)
     if batch > len(source):
         raise UsageError(
             f"Batch size {batch} is larger than the data: {len(source)} images. "
@@ -234,12 +234,21 @@ def resolve(
     return with_length(run, steps) if steps else run, source
 
 
-def _facts(s: Settings, images: int) -> Facts:
+def asked(
+    kind: type[Method], parse: Parse, config: str | None
+) -> tuple[dict[str, Any], Settings, Settings]:
+    """The configuration file's content, its settings, and those with what was given over them."""
+    raw = read_yaml(config) if config else {}
+    base = from_plain(Settings, raw.get("settings") or {}, "settings.")
+    return raw, base, parse(base, kind.Options(), Optim())[0]
+
+
+def recipe_facts(s: Settings, images: int) -> Facts:
     """What a recipe depends on."""
     return Facts(
         image_size=int(s.image_size or 0),
         images=images,
-        batch_size=s.batch_size,
+        batch_size=None if s.batch_size is None else int(s.batch_size),
         conv="resnet" in str(s.backbone),
         patch_size=stride_of(str(s.backbone), s.patch_size),
         device=s.device,
@@ -249,7 +258,8 @@ def _facts(s: Settings, images: int) -> Facts:
 def departures(run: Run) -> list[tuple[str, Any, Any]]:
     """Where a resolved run is not what its recipe says: name, value, the recipe's value."""
     recipe = methods.load(run.method).recipe(
-        "paper" if run.settings.recipe == "paper" else "auto", _facts(run.settings, run.images)
+        "paper" if run.settings.recipe == "paper" else "auto",
+        recipe_facts(run.settings, run.images),
     )
     told = dataclasses.replace(run, options=recipe.options, optim=recipe.optim)
     told = with_length(told, int(run.settings.steps or 1))
@@ -288,6 +298,8 @@ def _check(s: Settings) -> None:
     given = [k for k, v in lengths.items() if v is not None]
     if len(given) > 1:
         raise UsageError(f"Give one of --epochs, --steps, --minutes; got {' and '.join(given)}.")
+    if s.batch_size == "auto":
+        raise UsageError("--batch-size auto is for `nolabel pretrain` alone. Give a number.")
     for key in (*lengths, "batch_size", "accumulate", "image_size", "patch_size", "log_every",
                 "checkpoint_every", "probe_every"):  # fmt: skip
         value = getattr(s, key)

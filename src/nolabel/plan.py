@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nolabel import backbones, methods
+from nolabel.backbones.base import Backbone
 from nolabel.errors import UsageError, unknown
 from nolabel.heads import count_parameters
 from nolabel.methods.base import Facts, Method, Recipe
@@ -32,6 +33,7 @@ FEW, MORE = 2, 4  # images of theirs
 NODE = 8  # devices that a fast network joins
 BACKWARD = 2 / 3  # of a step, beside which gradients travel
 HOURS = 50_000.0  # between faults of one device (Llama 3: 16,384 of them, one fault in 3 hours)
+FULL = 0.92  # of a device's memory: what may be planned for
 DISK = 2e9  # bytes a second that a checkpoint is written at
 
 
@@ -126,14 +128,19 @@ def count(method: Method, images: int, size: int, precision: str) -> Counts:
 
 @functools.lru_cache(maxsize=8)
 def _copies(
-    kind: type[Method], options: Any, backbone: str, size: int, patch: int | None, precision: str
-) -> tuple[int, Counts, Counts, Counts]:
+    kind: type[Method], options: Any, backbone: str, size: int, patch: int | None, precision: str,
+    recompute: bool,
+) -> tuple[int, Counts, Counts, Counts]:  # fmt: skip
     """Depth of the whole network, and the counts of a shallow copy with few and with more images,
     and of a deeper one; a network without a stack of equal blocks is its own copy."""
 
     def at(depth: int | None, n: int) -> Counts:
         kwargs = {} if depth is None else {"depth": depth}
-        return count(build_on(kind, options, backbone, size, patch, kwargs), n, size, precision)
+        method = build_on(kind, options, backbone, size, patch, kwargs)
+        for module in method.modules():
+            if isinstance(module, Backbone):
+                module.recompute = recompute
+        return count(method, n, size, precision)
 
     depth = backbones.depth_of(backbone, patch)
     if depth is None or depth <= DEEPER:
@@ -144,10 +151,10 @@ def _copies(
 
 def extrapolated(
     kind: type[Method], options: Any, backbone: str, size: int, patch: int | None,
-    precision: str, images: int,
+    precision: str, images: int, recompute: bool = False,
 ) -> Counts:  # fmt: skip
     """Counts of a step of so many images on the whole network."""
-    depth, few, more, deeper = _copies(kind, options, backbone, size, patch, precision)
+    depth, few, more, deeper = _copies(kind, options, backbone, size, patch, precision, recompute)
     an_image, a_layer = (more - few) * (1 / (MORE - FEW)), deeper - few
     base = few + an_image * (images - FEW)
     extra = dataclasses.replace(
@@ -222,24 +229,13 @@ def plan(
     if shard_layers and not shard:
         raise UsageError("--shard-layers is for runs with --shard. Use both, or none.")
     parts = devices if shard else 1
-    together = 4 * (2 * c.trained + c.held) if shard else 0.0
-    if shard_layers and c.units:  # of those that are alike, one in use and one on its way
-        share_alike = c.alike / (c.trained + c.held)
-        together *= 1 - share_alike + share_alike * 2 / c.units
-    moments = (8 if told.optim.name == "adamw" else 4) * c.trained
-    memory = {
-        "weights": 4 * (c.trained + c.held) / parts,
-        "gradients": 4 * c.trained / parts,
-        "moments": moments / parts,
-        "put together": together,
-        "activations": c.kept,
-    }
+    memory = memory_of(c, told.optim.name, parts, shard_layers)
     needed = sum(memory.values())
     rate = share * device.flops / (1 if precision == "bf16" else 2)
     compute = c.flops / rate
     sent, waiting = communication(c, devices, shard, shard_layers, compute, device)
     step = compute + waiting
-    saved = 4 * (c.trained + c.held) + moments
+    saved = 4 * (c.trained + c.held) + memory["moments"] * parts
     writing = saved / DISK
     length = epochs or told.epochs
     steps = max(images // batch, 1) * length
@@ -251,8 +247,8 @@ def plan(
         "numbers_trained": c.trained, "numbers_held": c.held,
         "flops_per_image": c.flops / own,
         "memory": memory, "memory_bytes": needed, "memory_of_device": device.memory,
-        "fits": needed <= 0.92 * device.memory,
-        "largest_batch_of_a_device": _largest(memory, own, device),
+        "fits": needed <= FULL * device.memory,
+        "largest_batch_of_a_device": _largest(memory, own, FULL * device.memory),
         "bytes_sent_per_step": sent, "compute_seconds": compute, "waiting_seconds": waiting,
         "step_seconds": step, "images_per_second": batch / step,
         "epochs": length, "steps": steps, "seconds": steps * step,
@@ -264,10 +260,32 @@ def plan(
     }  # fmt: skip
 
 
-def _largest(memory: dict[str, float], own: int, device: Device) -> int:
-    """Images of a device that fit beside what does not depend on them."""
+def memory_of(c: Counts, optimiser: str, parts: int, layers: bool) -> dict[str, float]:
+    """Bytes that a step needs on a device, by what for.
+
+    Args:
+        c: of the images that a device has at once.
+        optimiser: its name.
+        parts: devices that share weights, gradients and moments; 1: each has its own.
+        layers: of sharing: whether weights come together a layer at a time.
+    """
+    together = 4 * (2 * c.trained + c.held) if parts > 1 else 0.0
+    if layers and c.units:  # of those that are alike, one in use and one on its way
+        share_alike = c.alike / (c.trained + c.held)
+        together *= 1 - share_alike + share_alike * 2 / c.units
+    return {
+        "weights": 4 * (c.trained + c.held) / parts,
+        "gradients": 4 * c.trained / parts,
+        "moments": (8 if optimiser == "adamw" else 4) * c.trained / parts,
+        "put together": together,
+        "activations": c.kept,
+    }
+
+
+def _largest(memory: dict[str, float], own: int, room: float) -> int:
+    """Images of a device that fit into so many bytes, beside what does not depend on them."""
     fixed = sum(v for k, v in memory.items() if k != "activations")
-    return max(int((0.92 * device.memory - fixed) / (memory["activations"] / own)), 0)
+    return max(int((room - fixed) / (memory["activations"] / own)), 0)
 
 
 def communication(
