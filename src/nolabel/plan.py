@@ -212,11 +212,7 @@ def plan(
     if precision not in ("bf16", "fp32"):
         raise unknown("precision", precision, ("bf16", "fp32"))
     device, kind = DEVICES[gpu], methods.load(method)
-    facts = Facts(
-        image_size=image_size, images=images, batch_size=batch_size, conv="resnet" in backbone,
-        patch_size=backbones.stride_of(backbone, patch_size), device="cuda",
-    )  # fmt: skip
-    told: Recipe = kind.recipe("paper" if recipe == "paper" else "auto", facts)
+    told = _told(kind, recipe, backbone, image_size, patch_size, images, batch_size)
     batch = told.batch_size
     if batch % devices:
         near = max(batch // devices, 1) * devices
@@ -258,6 +254,18 @@ def plan(
         "checkpoint_every_seconds": math.sqrt(2 * writing * HOURS * 3600 / devices),
         "lost_to_faults": math.sqrt(2 * writing * devices / (HOURS * 3600)),
     }  # fmt: skip
+
+
+def _told(
+    kind: type[Method], recipe: str, backbone: str, size: int, patch: int | None, images: int,
+    batch: int | None = None,
+) -> Recipe:  # fmt: skip
+    """What a method's recipe says for such a run on GPUs."""
+    facts = Facts(
+        image_size=size, images=images, batch_size=batch, conv="resnet" in backbone,
+        patch_size=backbones.stride_of(backbone, patch), device="cuda",
+    )  # fmt: skip
+    return kind.recipe("paper" if recipe == "paper" else "auto", facts)
 
 
 def memory_of(c: Counts, optimiser: str, parts: int, layers: bool) -> dict[str, float]:
@@ -324,9 +332,7 @@ def check(
         seconds predicted and measured, their ratio less one, and the machine's rate in FLOP/s.
     """
     kind = methods.load(method)
-    facts = Facts(image_size=image_size, images=images, conv="resnet" in backbone,
-                  patch_size=backbones.stride_of(backbone, patch_size))  # fmt: skip
-    options = kind.recipe(recipe, facts).options
+    options = _told(kind, recipe, backbone, image_size, patch_size, images).options
     deep = backbones.depth_of(backbone, patch_size)
     found = []
     for depth, n in ((SHALLOW, FEW), (DEEPER + 1, MORE)):
