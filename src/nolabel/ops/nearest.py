@@ -5,10 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nolabel.ops.coarse import coarse, nearest_by_bytes
+from nolabel.ops.largest import largest
+
 # Queries and rows whose similarities are held at once, 64 MB: whatever the number of rows, the
 # product runs at full speed.
 _QUERIES, _ROWS = 512, 2**15
-_GROUPS = 16  # columns that share a maximum; measured best of 8 to 60, rows of 60,000, k = 20
+# From where on bytes are faster, measured with k = 20: with fewer queries the rounding of the rows
+# does not pay, with narrower rows the products are cheap, and more neighbours need more candidates.
+_MANY_QUERIES, _MANY_ROWS, _WIDE, _FEW = 2048, 2**14, 192, 32
+_CANDIDATES = 8  # for each neighbour
+_ENOUGH = 0.7  # of the first queries must be answered by bytes, or the others are not tried
 
 
 @torch.no_grad()
@@ -23,6 +30,33 @@ def nearest(queries: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     m, n = len(queries), len(rows)
     k = min(k, n)
+    rounded = coarse(queries, rows) if bytes_pay(queries, rows, k) else None
+    if rounded is None:
+        return _nearest(queries, rows, k)
+    values, index = queries.new_empty(m, k), torch.empty(m, k, dtype=torch.int64)
+    asked, open_ = torch.arange(m), torch.ones(m, dtype=torch.bool)
+    for which in (asked[:_QUERIES], asked[_QUERIES:]):
+        found = nearest_by_bytes(queries, rows, rounded, which, k, min(_CANDIDATES * k, n))
+        values[which], index[which], sure = found
+        open_[which] = ~sure
+        if sure.float().mean() < _ENOUGH:
+            break
+    if open_.any():
+        values[open_], index[open_] = _nearest(queries[open_], rows, k)
+    return values, index
+
+
+def bytes_pay(queries: Tensor, rows: Tensor, k: int) -> bool:
+    """Whether products of bytes are worth their while: large float32 matrices on a processor that
+    has instructions for them (VNNI)."""
+    large = len(queries) >= _MANY_QUERIES and len(rows) >= _MANY_ROWS and rows.shape[1] >= _WIDE
+    plain = rows.device.type == "cpu" and rows.dtype == queries.dtype == torch.float32
+    able = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    return large and plain and k <= _FEW and hasattr(torch, "_int_mm") and bool(able())
+
+
+def _nearest(queries: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    m, n = len(queries), len(rows)
     values, index = queries.new_empty(m, k), torch.empty(m, k, dtype=torch.int64).to(rows.device)
     room = queries.new_empty(min(m, _QUERIES), min(n, _ROWS))  # for all: fresh memory is slow
     for at in range(0, m, _QUERIES):
@@ -39,30 +73,3 @@ def nearest(queries: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values[at : at + _QUERIES] = best
         index[at : at + _QUERIES] = columns.gather(1, order)
     return values, index
-
-
-def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and their columns, both [M, k], largest first.
-
-    As `x.topk(k, dim=1)`, up to the order of equal values, and several times faster where rows are
-    long: the k largest lie in the k groups of columns whose maxima are largest, and a maximum is
-    cheaper than a selection.
-
-    Args:
-        x: float [M, N].
-        k: At most N.
-    """
-    n = x.shape[1]
-    width = n // _GROUPS  # groups; column c < width * _GROUPS is in group c % width
-    if width <= 4 * k:  # little would be left out
-        best = x.topk(k, dim=1)
-        return best.values, best.indices
-    whole = x[:, : width * _GROUPS].unflatten(1, (_GROUPS, width))
-    groups = whole.amax(1).topk(k, dim=1, sorted=False).indices  # [M, k]
-    rows = groups[:, None].expand(-1, _GROUPS, -1)
-    tail = torch.arange(width * _GROUPS, n, device=x.device).expand(len(x), -1)
-    found = torch.cat([whole.gather(2, rows).flatten(1), x[:, width * _GROUPS :]], 1)
-    offsets = torch.arange(_GROUPS, device=x.device)[None, :, None] * width
-    columns = torch.cat([(groups[:, None] + offsets).flatten(1), tail], 1)
-    values, at = found.topk(k, dim=1)
-    return values, columns.gather(1, at)
