@@ -23,7 +23,7 @@ import numpy as np
 from page import write_between_marks
 
 RESULTS = Path(__file__).parent / "results" / "pictures.json"
-METHODS = ("dino", "ibot", "mae", "mocov3", "simclr")
+METHODS = ("dino", "ibot", "mae", "mocov3", "simclr", "distill", "mocov2", "dvae", "eva")
 # picture, its number, the baseline's number, what it is
 SCORES = (
     ("attention", "iou_head_mean", "", "attention, IoU of the head mean"),
