@@ -30,6 +30,8 @@ def test_twice_the_memory_holds_about_twice_the_images_until_the_data_end(monkey
 
 def test_the_papers_batch_is_enough(monkeypatch):
     assert found(1e12, monkeypatch, "dino", count=40_000).settings.batch_size == 1024
+    # Data that are smaller than the paper's batch are no obstacle.
+    assert found(1e12, monkeypatch, recipe="paper", count=100).settings.batch_size == 8
 
 
 def test_the_learning_rate_is_that_of_the_batch_which_was_found(monkeypatch):

@@ -32,7 +32,7 @@ def resolve(
 ) -> tuple[Run, Source]:
     """As `options.resolve`, and `--batch-size auto` becomes a number."""
 
-    def with_batch(batch: int | None) -> Parse:
+    def with_batch(batch: int) -> Parse:
         def parsed(s: Settings, o: Any, optim: Optim) -> tuple[Settings, Any, Optim]:
             s, o, optim = parse(s, o, optim)
             return dataclasses.replace(s, batch_size=batch), o, optim
@@ -40,7 +40,8 @@ def resolve(
         return parsed
 
     if asked(methods.load(method), parse, config)[2].batch_size == "auto":
-        run, source = options.resolve(method, with_batch(None), config=config, source=source)
+        # The recipe's own batch may be larger than the data: any will do to count with.
+        run, source = options.resolve(method, with_batch(2), config=config, source=source)
         # Rates and more depend on the batch: the recipe is asked again.
         batch = largest_batch(run, quiet=quiet)
         return options.resolve(method, with_batch(batch), config=config, source=source)
@@ -56,7 +57,7 @@ def largest_batch(run: Run, *, quiet: bool = False) -> int:
     trial before training cuts the batch into micro-batches.
 
     Args:
-        run: resolved with its recipe's batch.
+        run: resolved with any batch.
         quiet: say nothing.
 
     Raises:
