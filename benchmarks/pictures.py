@@ -23,7 +23,7 @@ import numpy as np
 from page import write_between_marks
 
 RESULTS = Path(__file__).parent / "results" / "pictures.json"
-METHODS = ("dino", "ibot", "mae", "mocov3", "simclr", "distill", "mocov2", "dvae", "eva")
+METHODS = ("dino", "ibot", "mae", "mocov3", "simclr", "dvae", "eva")
 # picture, its number, the baseline's number, what it is
 SCORES = (
     ("attention", "iou_head_mean", "", "attention, IoU of the head mean"),
@@ -155,7 +155,7 @@ def render(found: dict[str, Any]) -> None:
             "`vit_pico` after two minutes of one thread on `creatures` (`simclr-600`: 600 steps, "
             f"about ten minutes), {CLASSES * EACH} test images, class by class; mean over the "
             "seeds, whose number is in brackets, ± standard error. Bold: above random weights by "
-            "more than two standard errors.", "",
+            "more than two standard errors. `eva` had a ResNet of `simclr` as its teacher.", "",
             "| | " + " | ".join(f"{n} ({len(table[n])})" for n in names) + " | colour | ceiling |",
             "|---" * (len(names) + 3) + "|",
         ]  # fmt: skip
@@ -167,7 +167,7 @@ def render(found: dict[str, Any]) -> None:
                 clear = mean - chance[0] > 2 * np.hypot(error, chance[1]) and n != "random"
                 text = f"{100 * mean:.1f} ± {100 * error:.1f}"
                 cells.append(f"**{text}**" if clear else text)
-            first = table[names[0]]
+            first = table["random"]  # whose saliency takes part where colours need one
             colour = f"{100 * _spread(first, f'{picture}.{base}')[0]:.1f}" if base else ""
             top = f"{picture}.iou_ceiling" if own.startswith("iou") else f"{picture}.pck_ceiling"
             most = ""
@@ -184,7 +184,7 @@ def render(found: dict[str, Any]) -> None:
                 cells.append(f"{100 * mean:.1f} ± {100 * error:.1f}")
             colour = ""
             if "part" in what:
-                colour = f"{100 * _spread(table[names[0]], 'pca.part_colour')[0]:.1f}"
+                colour = f"{100 * _spread(table['random'], 'pca.part_colour')[0]:.1f}"
             lines.append(f"| {title} | " + " | ".join([*cells, colour, ""]) + " |")
         lines.append("")
     if "cost" in found:
