@@ -35,6 +35,7 @@ SMALL = ["--data", "creatures", "--backbone", "vit_pico", "--batch-size", "8", "
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 TOGETHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 HALF_HOUR = 1800.0
+EVERY = 50  # steps between looks at memory
 
 
 def start(*args: str, processes: int = 1) -> subprocess.Popen[str]:
@@ -64,15 +65,16 @@ def step_of(folder: Path) -> int:
 
 
 def soak(place: Path, steps: int) -> dict[str, Any]:
-    """Memory and open files of all of a run's processes, every 250 steps."""
+    """Memory and open files of all of a run's processes, every 50 steps: they sway with what the
+    workers have just made, so it takes many looks to see a trend."""
     out = place / "soak"
     given = ["--steps", str(steps), "--workers", "2", "--checkpoint-every", "500",
              "--log-every", "50", "--out", str(out)]  # fmt: skip
     process, seen = start("pretrain", "simclr", *SMALL, *given), []
     while process.poll() is None:
-        time.sleep(0.1)
+        time.sleep(0.2)
         done = step_of(out)
-        if 250 * (len(seen) + 1) <= done < steps:
+        if EVERY * (len(seen) + 1) <= done < steps:
             with contextlib.suppress(OSError):  # a worker that leaves while it is looked at
                 family = [process.pid, *children(process.pid)]
                 seen.append(
@@ -83,14 +85,17 @@ def soak(place: Path, steps: int) -> dict[str, Any]:
                         "files": sum(len(os.listdir(f"/proc/{p}/fd")) for p in family),
                     }
                 )
-                print(seen[-1], flush=True)
+                if not len(seen) % 10:
+                    print(seen[-1], flush=True)
     finish(process)
     late = [s for s in seen if s["step"] >= 1000]
     x, y = [s["step"] / 1000 for s in late], [s["bytes"] / 1e6 for s in late]
     files = [s["files"] for s in late]
+    slope, noise = np.polyfit(x, y, 1, cov=True)
     return {
         "steps": steps,
-        "megabytes_per_1000_steps": float(np.polyfit(x, y, 1)[0]),
+        "megabytes_per_1000_steps": float(slope[0]),
+        "standard_error": float(noise[0, 0] ** 0.5),
         "megabytes": sum(y) / len(y),
         "open_files": [min(files), max(files)],
         "seen": seen,
@@ -98,12 +103,13 @@ def soak(place: Path, steps: int) -> dict[str, Any]:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that are a process's own: what forked workers share counts once."""
+    """Bytes of memory that are a process's own: what forked workers share counts once, and files
+    that are mapped do not, for other programs may come and share them."""
     fields = dict(
         line.split(":", 1)
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     )
-    return int(fields["Pss"].split()[0]) * 1024
+    return sum(int(fields[f"Pss_{kind}"].split()[0]) for kind in ("Anon", "Shmem")) * 1024
 
 
 def children(pid: int) -> list[int]:
@@ -209,8 +215,8 @@ def render(found: dict[str, Any]) -> None:
         low, high = long["open_files"]
         body.append(
             f"- {long['steps']:,} steps with two workers and a save every 500: memory grew by "
-            f"{long['megabytes_per_1000_steps']:.2f} MB in 1,000 steps (of "
-            f"{long['megabytes']:,.0f} MB), {low}{f' to {high}' * (low != high)} files were open."
+            f"{long['megabytes_per_1000_steps']:.1f} ± {long['standard_error']:.1f} MB in 1,000 "
+            f"steps (of {long['megabytes']:,.0f} MB), {low}{f' to {high}' * (low != high)} files were open."
         )
     for row in found.get("kills", ()):
         how = f"{row['workers'] or 'no'} workers, {row['processes']} process"
