@@ -216,7 +216,8 @@ def render(found: dict[str, Any]) -> None:
         body.append(
             f"- {long['steps']:,} steps with two workers and a save every 500: memory grew by "
             f"{long['megabytes_per_1000_steps']:.1f} ± {long['standard_error']:.1f} MB in 1,000 "
-            f"steps (of {long['megabytes']:,.0f} MB), {low}{f' to {high}' * (low != high)} files were open."
+            f"steps (of {long['megabytes']:,.0f} MB), {low}{f' to {high}' * (low != high)} files "
+            "were open."
         )
     for row in found.get("kills", ()):
         how = f"{row['workers'] or 'no'} workers, {row['processes']} process"
