@@ -108,15 +108,13 @@ def _rate(
         source, views, seed=seed, batch_size=batch_size, start_step=0, total_steps=10**9,
         workers=workers, pin=device.type == "cuda",
     )  # fmt: skip
-    with contextlib.closing(loader) as batches:  # type: ignore[type-var]  it is a generator
-        for _ in range(_WARM * max(workers, 1)):
-            next(batches).to(device)
-        count, start = 0, time.perf_counter()
-        while count == 0 or time.perf_counter() - start < seconds:
-            count += next(batches).to(device).size
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return count / (time.perf_counter() - start)
+
+    def made() -> Iterator[int]:
+        with contextlib.closing(loader) as batches:  # type: ignore[type-var]  it is a generator
+            for batch in batches:
+                yield batch.to(device).size
+
+    return _pace(made(), seconds, device, warm=_WARM * max(workers, 1))
 
 
 def bench_step(
@@ -257,10 +255,11 @@ def bench_embed(
     }  # fmt: skip
 
 
-def _pace(work: Iterator[int], seconds: float, device: torch.device) -> float:
-    """Images per second of what says how many each turn did; the first turn is not timed."""
+def _pace(work: Iterator[int], seconds: float, device: torch.device, warm: int = 1) -> float:
+    """Images per second of what says how many each turn did; the first turns are not timed."""
     with contextlib.closing(work):  # type: ignore[type-var]  it is a generator
-        next(work)
+        for _ in range(warm):
+            next(work)
         done, start = 0, time.perf_counter()
         while done == 0 or time.perf_counter() - start < seconds:
             done += next(work)

@@ -76,7 +76,7 @@ def largest_batch(run: Run, *, quiet: bool = False) -> int:
     def needed(own: int) -> float:
         c = extrapolated(
             kind, run.options, str(s.backbone), int(s.image_size or 0), s.patch_size, precision,
-            own, recompute=s.checkpoint_activations,
+            own, again=s.checkpoint_activations,
         )  # fmt: skip
         sharing = processes if s.shard else 1
         return sum(memory_of(c, run.optim.name, sharing, s.shard_layers).values())

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nolabel import backbones, methods
-from nolabel.backbones.base import Backbone
+from nolabel.backbones.base import recompute
 from nolabel.errors import UsageError, unknown
 from nolabel.heads import count_parameters
 from nolabel.methods.base import Facts, Method, Recipe
@@ -129,7 +129,7 @@ def count(method: Method, images: int, size: int, precision: str) -> Counts:
 @functools.lru_cache(maxsize=8)
 def _copies(
     kind: type[Method], options: Any, backbone: str, size: int, patch: int | None, precision: str,
-    recompute: bool,
+    again: bool,
 ) -> tuple[int, Counts, Counts, Counts]:  # fmt: skip
     """Depth of the whole network, and the counts of a shallow copy with few and with more images,
     and of a deeper one; a network without a stack of equal blocks is its own copy."""
@@ -137,9 +137,7 @@ def _copies(
     def at(depth: int | None, n: int) -> Counts:
         kwargs = {} if depth is None else {"depth": depth}
         method = build_on(kind, options, backbone, size, patch, kwargs)
-        for module in method.modules():
-            if isinstance(module, Backbone):
-                module.recompute = recompute
+        recompute(method, again)
         return count(method, n, size, precision)
 
     depth = backbones.depth_of(backbone, patch)
@@ -151,10 +149,11 @@ def _copies(
 
 def extrapolated(
     kind: type[Method], options: Any, backbone: str, size: int, patch: int | None,
-    precision: str, images: int, recompute: bool = False,
+    precision: str, images: int, again: bool = False,
 ) -> Counts:  # fmt: skip
-    """Counts of a step of so many images on the whole network."""
-    depth, few, more, deeper = _copies(kind, options, backbone, size, patch, precision, recompute)
+    """Counts of a step of so many images on the whole network; `again`: with activations that are
+    computed again instead of kept."""
+    depth, few, more, deeper = _copies(kind, options, backbone, size, patch, precision, again)
     an_image, a_layer = (more - few) * (1 / (MORE - FEW)), deeper - few
     base = few + an_image * (images - FEW)
     extra = dataclasses.replace(

@@ -208,3 +208,10 @@ def require(backbone: Backbone, needs: Iterable[str], who: str) -> None:
             f"Use {use}, for example --backbone vit_tiny, or a method that works with any "
             "backbone, such as simclr."
         )
+
+
+def recompute(module: nn.Module, yes: bool = True) -> None:
+    """Whether all networks in a module compute activations again instead of keeping them."""
+    for part in module.modules():
+        if isinstance(part, Backbone):
+            part.recompute = yes

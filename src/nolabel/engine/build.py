@@ -18,7 +18,7 @@ import yaml
 from torch import Tensor
 
 from nolabel import backbones, methods
-from nolabel.backbones.base import Backbone
+from nolabel.backbones.base import recompute
 from nolabel.backbones.vit import ViT, at_size, fit_positions
 from nolabel.data.sources import Source
 from nolabel.data.tokens import TOKENIZER_FILE, Tokenizer
@@ -102,9 +102,7 @@ def build_method(run: Run, extra: Companion = None) -> tuple[Method, ViewPlan]:
                 f"--checkpoint-activations is for transformers; {backbone.name!r} is none. Use "
                 "--accumulate to save memory."
             )
-        for module in method.modules():
-            if isinstance(module, Backbone):
-                module.recompute = True
+        recompute(method)
     if s.init:
         method.continued = _take_up(method, run)
     return method, plan
