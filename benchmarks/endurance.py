@@ -52,6 +52,14 @@ def finish(process: subprocess.Popen[str]) -> None:
         raise SystemExit(f"failed: {said.strip().splitlines()[-1:]}")
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """Kills it (-9) and all that it has started."""
+    for pid in [process.pid, *children(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
 def lines(folder: Path) -> list[dict[str, Any]]:
     from nolabel.engine.log import read_metrics
 
@@ -141,11 +149,7 @@ def kills(place: Path, number: int) -> list[dict[str, Any]]:
             while process.poll() is None and step_of(killed) < moment:
                 time.sleep(0.005)
             time.sleep(rng.random() * 0.1)
-            family = [process.pid, *children(process.pid)]
-            for pid in family:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.communicate()
+            end(process)
             at.append(step_of(killed))
         finish(start("resume", str(killed), processes=processes))
         same = len({(f / "encoder.safetensors").read_bytes() for f in (whole, killed)}) == 1
@@ -173,10 +177,13 @@ def saves(place: Path) -> list[dict[str, Any]]:
     for method, backbone in SIZES:
         folder = place / f"{method}-{backbone}"
         args = ["pretrain", method, "--data", str(photos), "--backbone", backbone,
-                "--image-size", "224", "--batch-size", "2", "--steps", "3", "--workers", "0",
+                "--image-size", "224", "--batch-size", "2", "--steps", "1000", "--workers", "0",
                 "--checkpoint-every", "2", "--log-every", "1", "--precision", "fp32",
                 "--recipe", "paper", "--out", str(folder)]  # fmt: skip
-        finish(start(*args))
+        process = start(*args)
+        while step_of(folder) < 3:  # the checkpoint of the second step is written before the third
+            time.sleep(0.01)
+        end(process)
         row = {"method": method, "backbone": backbone, **save_seconds(folder)}
         (folder / "checkpoints" / "step-00000003.ckpt").unlink()
         kept = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)[:2]
@@ -185,7 +192,7 @@ def saves(place: Path) -> list[dict[str, Any]]:
         while step_of(folder) < 3:
             time.sleep(0.01)
         last, seen = lines(folder)[-1], time.time()
-        finish(process)
+        end(process)
         # The line is written after the step; its clock starts before the step's first batch.
         step = last["seconds"] * (1 - last["data_wait"])
         row["resume_seconds"] = seen - began - step

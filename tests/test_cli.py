@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nolabel import cli
+from nolabel import cli, cli_runs
 from nolabel.backbones import PRESETS
 from nolabel.data.sources import NAMES as SETS
 from nolabel.evaluate import PROTOCOLS
@@ -287,3 +288,19 @@ def test_bench_data_writes_rates_and_stages(tmp_path, capsys):
 )
 def test_bench_says_what_is_wrong(flags, says, capsys):
     assert says in fails(capsys, 2, *flags)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs a system that reads ahead")
+def test_resume_has_the_newest_checkpoint_alone_read_ahead(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda f, *_: asked.append(os.readlink(f"/proc/self/fd/{f}"))
+    )
+    cli_runs.read_ahead(tmp_path)  # nothing there: no error, which is for what opens it
+    place = tmp_path / "checkpoints"
+    place.mkdir()
+    for step, when in ((9, 100), (10, 300), (4, 200)):
+        (place / f"step-{step:08d}.ckpt").write_bytes(b"x")
+        os.utime(place / f"step-{step:08d}.ckpt", (when, when))
+    cli_runs.read_ahead(tmp_path)
+    assert asked == [str(place / "step-00000010.ckpt")]

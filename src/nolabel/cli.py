@@ -83,18 +83,18 @@ def _run(args: list[str]) -> int:
         print(version("nolabel"))
         return 0
     verbs: dict[str, Callable[[list[str]], None]] = {
-        "demo": _demo, "pretrain": _pretrain, "resume": _resume, "evaluate": _evaluate,
+        "demo": _demo, "pretrain": _pretrain, "evaluate": _evaluate,
         "compare": _compare, "show": _show, "report": _report, "list": _list,
-        "replay": _replay,
     }  # fmt: skip
     if args[0] not in VERBS:
         raise unknown("verb", args[0], VERBS)
     if args[0] in verbs:
         verbs[args[0]](args[1:])
     else:
-        from nolabel import cli_apps, cli_data, cli_weights
+        from nolabel import cli_apps, cli_data, cli_runs, cli_weights
 
         about = {
+            "resume": cli_runs.resume_, "replay": cli_runs.replay_,
             "scan": cli_data.scan_, "pack": cli_data.pack_, "bench": cli_data.bench_,
             "plan": cli_data.plan_,
             "ablate": cli_data.ablate_, "import": cli_weights.import_,
@@ -159,38 +159,6 @@ def _pretrain(args: list[str]) -> None:
         return
     run = pretrain(run, source)
     write_json(own.json, {**run.to_dict(), "encoder": str(run.folder / "encoder.safetensors")})
-
-
-def _resume(args: list[str]) -> None:
-    from tyro.conf import Positional
-
-    @dataclass(frozen=True, kw_only=True)
-    class Resume:
-        folder: Positional[str]  # the run's folder
-
-    given = flags(Resume, args, "nolabel resume", "Continue a stopped run exactly.")
-    from nolabel.engine.train import resume
-
-    resume(given.folder)
-
-
-def _replay(args: list[str]) -> None:
-    from tyro.conf import Positional
-
-    @dataclass(frozen=True, kw_only=True)
-    class Replay:
-        folder: Positional[str]  # the run's folder
-        json: str | None = None  # write what was seen to this file
-
-    given = flags(Replay, args, "nolabel replay", VERBS["replay"])
-    from nolabel.engine.log import strict
-    from nolabel.engine.replay import replay, told
-
-    step, seen = replay(given.folder)
-    full = replay(given.folder, "fp32")[1] if seen.precision != "fp32" else None
-    print(told(step, seen, full))
-    both = {"step": step, "seen": asdict(seen), "fp32": asdict(full) if full else None}
-    write_json(given.json, strict(both))
 
 
 def _evaluate(args: list[str]) -> None:

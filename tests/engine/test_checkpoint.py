@@ -33,14 +33,16 @@ def names(folder):
 
 
 def file_that_fails(error, after):
-    """`open` whose files take `after` writes, tear the next one in half and raise `error`."""
-    real = builtins.open
+    """`open` whose files take `after` writes, tear the next one in half and raise `error`; and its
+    files' numbers of writes, which grow."""
+    real, files = builtins.open, []
 
     def opened(path, mode="r", *args, **kwargs):
         file = real(path, mode, *args, **kwargs)
         if "w" not in mode:
             return file
-        return Torn(file)
+        files.append(Torn(file))
+        return files[-1]
 
     class Torn:
         def __init__(self, file):
@@ -62,7 +64,7 @@ def file_that_fails(error, after):
             self.count += 1
             return self.file.write(data)
 
-    return opened
+    return opened, files
 
 
 def raiser(error):
@@ -73,8 +75,8 @@ def raiser(error):
 
 
 def break_at(monkeypatch, call, error):
-    if call in ("header", "payload"):
-        fail = file_that_fails(error, after=0 if call == "header" else 1)
+    if call in ("place", "payload"):
+        fail, _ = file_that_fails(error, after=0 if call == "place" else 1)
         monkeypatch.setattr(builtins, "open", fail)
     elif call == "folder fsync":
         monkeypatch.setattr(ckpt, "sync_folder", raiser(error))
@@ -82,7 +84,7 @@ def break_at(monkeypatch, call, error):
         monkeypatch.setattr(os, call, raiser(error))
 
 
-CALLS = ["header", "payload", "fsync", "replace"]
+CALLS = ["place", "payload", "fsync", "replace"]  # of the first line; what follows it; ...
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -99,6 +101,27 @@ def test_killed_in_mid_save_the_previous_checkpoint_loads_and_no_orphan_outlives
     assert names(tmp_path) == ["step-00000001.ckpt", "step-00000002.tmp"]
     ckpt.save_checkpoint(tmp_path, 3, state(5))
     assert names(tmp_path) == ["step-00000001.ckpt", "step-00000003.ckpt"]
+
+
+@pytest.mark.parametrize("error", [Killed(), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_save_that_breaks_at_any_of_its_writes_breaks_with_that_error(
+    error, tmp_path, monkeypatch
+):
+    """torch.save would put an error of its own in its place."""
+    ckpt.save_checkpoint(tmp_path, 1, state(3))
+    with monkeypatch.context() as m:
+        opened, files = file_that_fails(error, after=1000)
+        m.setattr(builtins, "open", opened)
+        ckpt.save_checkpoint(tmp_path, 1, state(3))
+    writes = files[0].count
+    assert writes > 10
+    for after in range(writes):
+        with monkeypatch.context() as m, pytest.raises((Killed, ckpt.SaveFailed)) as raised:
+            m.setattr(builtins, "open", file_that_fails(error, after)[0])
+            ckpt.save_checkpoint(tmp_path, 2, state(4))
+        assert raised.value is error or raised.value.__cause__ is error
+        assert ckpt.load_checkpoint(tmp_path).step == 1
+        assert torch.serialization.get_crc32_options()  # switched off while saving, and on again
 
 
 def test_killed_after_the_rename_the_new_checkpoint_loads(tmp_path, monkeypatch):
@@ -183,6 +206,21 @@ def test_a_file_of_a_later_format_names_its_format(tmp_path):
     path.write_bytes(json.dumps(json.loads(line) | {"format": 9}).encode() + b"\n" + payload)
     with pytest.raises(FileDamaged, match="format 9"):
         ckpt.load_checkpoint(tmp_path)
+
+
+def test_a_file_of_the_first_format_is_read_and_guarded(tmp_path):
+    """Its first line had no spaces at its end."""
+    path = ckpt.save_checkpoint(tmp_path, 1, state(3))
+    line, _, payload = path.read_bytes().partition(b"\n")
+    old = json.dumps(json.loads(line) | {"format": 1}).encode() + b"\n" + payload
+    path.write_bytes(old)
+    assert torch.equal(ckpt.load_checkpoint(tmp_path).state["x"], torch.arange(3))
+    for place in (20, 60, len(line.rstrip()) + 1, len(old) // 2, len(old) - 1):
+        raw = bytearray(old)
+        raw[place] ^= 1
+        path.write_bytes(raw)
+        with pytest.raises(FileDamaged):
+            ckpt.load_checkpoint(tmp_path)
 
 
 def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):

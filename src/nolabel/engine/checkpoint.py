@@ -1,8 +1,10 @@
 """The private resume state: written atomically, checked by digest, never unpickled blindly.
 
-A file is one line of JSON (magic, format, step, SHA-256 and length of the rest) and then what
-`torch.save` wrote.  It is read with `weights_only=True`.  Saving reads the state and draws nothing
-at random, so a run that saves equals one that does not.
+A file is one line of JSON (magic, format, step, SHA-256 and length of the rest), filled up with
+spaces, and then what `torch.save` wrote.  It is read with `weights_only=True`.  Neither writing nor
+reading holds a second copy of the state: it goes to the disk as it is, its digest is taken on the
+way, and the first line is written last.  Saving reads the state and draws nothing at random, so a
+run that saves equals one that does not.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,8 @@ from nolabel import distributed
 from nolabel.errors import FileDamaged, NolabelError
 
 MAGIC = "nolabel-checkpoint"
-FORMAT = 1
+FORMAT = 2  # the first had a first line of its own length
+FIRST_LINE = 256  # bytes
 
 
 class SaveFailed(NolabelError):  # noqa: N818  named as in errors.py
@@ -166,13 +169,14 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
         place.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(place).free < needed * 1.05:
             raise OSError(errno.ENOSPC, "Not enough free space")
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        payload = buffer.getbuffer()
-        needed = len(payload)
         with open(temporary, "wb") as file:
-            file.write(_header(step, payload))
-            file.write(payload)
+            file.write(b" " * FIRST_LINE)
+            payload = _Digested(file)
+            with _without_crc():
+                torch.save(dict(state), cast(BinaryIO, payload))
+            payload.check()
+            file.seek(0)
+            file.write(_header(step, payload.digest.hexdigest(), payload.bytes))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -232,15 +236,73 @@ def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def _header(step: int, payload: bytes | memoryview) -> bytes:
-    header = {
-        "magic": MAGIC,
-        "format": FORMAT,
-        "step": step,
-        "sha256": hashlib.sha256(payload).hexdigest(),
-        "bytes": len(payload),
-    }
-    return json.dumps(header).encode() + b"\n"
+class _Digested:
+    """What is written goes on to a file, and into a digest.
+
+    The file's first error waits for `check`: raised in the midst of `torch.save`, it would be
+    replaced by one of torch's own, about a position that is not the expected one.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
+        self.error: BaseException | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+                self.digest.update(data)
+                self.bytes += len(data)
+            except BaseException as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: the file is flushed when its first line is there."""
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+class _Rest(io.RawIOBase):
+    """An open file from its present position on, as if it began there."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.start = file, file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.file.tell() - self.start
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        at = offset + self.start if whence == os.SEEK_SET else offset
+        return self.file.seek(at, whence) - self.start
+
+    def readinto(self, buffer: Any) -> int:
+        return self.file.readinto(buffer)  # type: ignore[attr-defined,no-any-return]
+
+
+@contextlib.contextmanager
+def _without_crc() -> Iterator[None]:
+    """torch.save without checksums of its own: the digest is better, and they cost as much."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def _header(step: int, digest: str, length: int, kind: int = FORMAT) -> bytes:
+    header = {"magic": MAGIC, "format": kind, "step": step, "sha256": digest, "bytes": length}
+    line = json.dumps(header).encode()
+    return (line if kind == 1 else line.ljust(FIRST_LINE - 1)) + b"\n"
 
 
 def _tensor_bytes(value: Any) -> int:
@@ -255,22 +317,27 @@ def _tensor_bytes(value: Any) -> int:
 def _read(path: Path) -> tuple[int, dict[str, Any]]:
     step = _step(path)
     with open(path, "rb") as file:
-        line, payload = file.readline(100_000), file.read()
-    # Compared as a whole with what it must be: the digest guards the payload, not the header, and
-    # one altered digit of the step would resume at a wrong place.
-    if line != _header(step, payload):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            header = json.loads(line)
-            if header["magic"] == MAGIC and header["format"] > FORMAT:
-                raise FileDamaged(
-                    f"The checkpoint {path} is of format {header['format']}, this version reads "
-                    f"{FORMAT}, or it is damaged. Resume with the version that wrote it."
-                )
-        raise FileDamaged(f"The checkpoint {path} is damaged (short or altered).")
-    try:
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:  # the digest is right, yet this is not a state of ours
-        raise FileDamaged(f"The checkpoint {path} cannot be read: {error}") from error
+        line = file.readline(100_000)
+        rest = _Rest(file)
+        digest, length = hashlib.file_digest(file, "sha256").hexdigest(), rest.tell()
+        # Compared as a whole with what it must be: the digest guards the payload, not the first
+        # line, and one altered digit of the step would resume at a wrong place.
+        if line not in (_header(step, digest, length, kind) for kind in (FORMAT, 1)):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                header = json.loads(line)
+                if header["magic"] == MAGIC and header["format"] > FORMAT:
+                    raise FileDamaged(
+                        f"The checkpoint {path} is of format {header['format']}, this version "
+                        f"reads {FORMAT}, or it is damaged. Resume with the version that wrote it."
+                    )
+            raise FileDamaged(f"The checkpoint {path} is damaged (short or altered).")
+        rest.seek(0)
+        try:
+            state = torch.load(cast(BinaryIO, rest), map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # the digest is right, yet this is not a state of ours
+            raise FileDamaged(f"The checkpoint {path} cannot be read: {error}") from error
     return step, state
 
 

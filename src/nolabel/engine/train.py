@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +122,17 @@ def _resume(run: Run, *, quiet: bool) -> Run:
     # The weights come from the checkpoint: what --init named may be gone by now.
     bare = dataclasses.replace(run, settings=dataclasses.replace(s, init=None))
     extra = companion(run, folder=folder)
-    method, plan = build_method(bare, extra)
-    method.to(device)
-    if not any((folder / "checkpoints").glob("step-*.ckpt")):
+    has_any = any((folder / "checkpoints").glob("step-*.ckpt"))
+    with ThreadPoolExecutor(1) as aside:  # a large file takes as long to read as a network to build
+        loading = aside.submit(load_checkpoint, folder) if has_any else None
+        method, plan = build_method(bare, extra)
+        method.to(device)
+    if loading is None:
         say(f"{folder} has no checkpoint yet: starting from step 0.")
         method, plan = build_method(run, extra)
         _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
         return run
-    loaded = load_checkpoint(folder)
+    loaded = loading.result()
     for note in loaded.notes:
         say(note)
     if loaded.step >= int(s.steps or 0):
