@@ -218,7 +218,7 @@ def bench_embed(
     def network() -> Iterator[int]:
         while True:
             with encoder.evaluating():
-                encoder.backbone.tokens(x)
+                encoder.backbone(x)
             yield len(x)
 
     def whole() -> Iterator[int]:

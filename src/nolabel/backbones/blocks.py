@@ -1,4 +1,4 @@
-"""The transformer block of timm, for decoders and predictors."""
+"""The transformer block of timm: for decoders and predictors, and for its first token alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import SwiGLUPacked
+import torch.nn.functional as F  # noqa: N812
+from timm.layers import Attention, SwiGLUPacked
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 
@@ -19,6 +20,39 @@ class Block(TimmBlock):
     def __init__(self, dim: int, heads: int):
         norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm calls it like a class
         super().__init__(dim, heads, qkv_bias=True, norm_layer=norm)
+
+
+def makes_first_alone(block: Any) -> bool:
+    """Whether `first_alone` makes what the block would: a plain one of timm's, without dropout,
+    whose weights are at hand."""
+    a = block.attn
+    if type(block) is not TimmBlock or type(a) is not Attention:
+        return False
+    if getattr(a, "gate", None) is not None:
+        return False
+    if block.training and (a.attn_drop.p or a.proj_drop.p):
+        return False
+    # Sharded by layers, weights are put together only where their module is called.
+    return distributed.own_part(a.qkv.weight) is a.qkv.weight
+
+
+def first_alone(block: Any, x: Tensor) -> Tensor:
+    """What a block makes of the first of tokens [N, T, D], as [N, 1, D].
+
+    Of the other tokens it computes the keys and values that the first one looks at, a sixth of the
+    block, and of stochastic depth it draws what the whole block would.
+    """
+    a, y = block.attn, block.norm1(x)
+    d = a.qkv.weight.shape[0] // 3
+    weight = a.qkv.weight.split((d, 2 * d))
+    bias = (None, None) if a.qkv.bias is None else a.qkv.bias.split((d, 2 * d))
+    q = F.linear(y[:, :1], weight[0], bias[0]).unflatten(-1, (a.num_heads, -1)).transpose(1, 2)
+    both = F.linear(y, weight[1], bias[1]).unflatten(-1, (2, a.num_heads, -1))
+    k, v = both.permute(2, 0, 3, 1, 4)
+    attention = ((a.q_norm(q) * a.scale) @ a.k_norm(k).transpose(-2, -1)).softmax(-1)
+    seen = (attention.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+    x = x[:, :1] + block.drop_path1(block.ls1(a.proj(a.norm(seen))))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
 class DropPath(nn.Module):

@@ -19,7 +19,7 @@ from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from nolabel.backbones.base import FACETS, Backbone, asked, layer_number
-from nolabel.backbones.blocks import DropPath, random_order
+from nolabel.backbones.blocks import DropPath, first_alone, makes_first_alone, random_order
 from nolabel.errors import UsageError, unknown
 from nolabel.types import Tokens
 
@@ -179,6 +179,20 @@ class ViT(Backbone):
         for block in self.net.blocks:
             x = self._block_by_block(self._block, block, x)
         return self._tokens(self.net.norm(x), grid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The pooled embedding [N, D], as of `tokens`; where that is the class token, the last
+        block computes it alone."""
+        net = self.net
+        *blocks, last = net.blocks
+        of_class = net.global_pool == "token" and net.num_prefix_tokens
+        if not of_class or (self.training and self.sample_drop) or not makes_first_alone(last):
+            return super().forward(x)
+        x, _ = self._embed(x)
+        for block in blocks:
+            x = self._block_by_block(self._block, block, x)
+        x = self._block_by_block(first_alone, last, x)
+        return net.fc_norm(net.norm(x)[:, 0])
 
     def layers(self, x: Tensor, n: int) -> list[Tokens]:
         x, grid = self._embed(x)

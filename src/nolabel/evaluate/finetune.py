@@ -99,8 +99,8 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        t = self.backbone.tokens(x)
-        return self.head(t.pooled if self.pool == "auto" else t.patches.mean(1))
+        auto = self.pool == "auto"
+        return self.head(self.backbone(x) if auto else self.backbone.tokens(x).patches.mean(1))
 
 
 def run_finetune(

@@ -188,7 +188,7 @@ class Encoder:
     def forward(self, x: Tensor) -> Tensor:
         """Embeddings [N, D], float32 on the CPU, of prepared images [N, 3, S, S]."""
         with self.evaluating():
-            return self.backbone.tokens(x).pooled.float().cpu()
+            return self.backbone(x).float().cpu()
 
     def tokens(self, images: Any, layer: int = -1, *, batch_size: int = 64) -> Tokens:
         """Tokens of one layer, through the final norm, on the CPU.
