@@ -179,20 +179,14 @@ def pooling(encoder: Encoder, pool: str) -> Callable[[Tensor], Tensor]:
     def pooled(x: Tensor) -> Tensor:
         with encoder.evaluating():
             t = encoder.backbone.tokens(x)
-            if pool == "auto":
-                z = t.pooled
-            else:
-                if pool != "mean" and (t.prefix is None or not t.prefix.shape[1]):
-                    raise UsageError(
-                        f"{encoder.name!r} has no class token.  Use --pool mean or auto."
-                    )
-                mean = t.patches.mean(1)
-                first = mean if t.prefix is None or not t.prefix.shape[1] else t.prefix[:, 0]
-                parts = {"class": [first], "mean": [mean], "both": [first, mean]}[pool]
-                z = torch.cat(parts, 1)
-            return z.float().cpu()
+            if pool != "mean" and (t.prefix is None or not t.prefix.shape[1]):
+                raise UsageError(f"{encoder.name!r} has no class token.  Use --pool mean or auto.")
+            mean = t.patches.mean(1)
+            first = mean if t.prefix is None or not t.prefix.shape[1] else t.prefix[:, 0]
+            parts = {"class": [first], "mean": [mean], "both": [first, mean]}[pool]
+            return torch.cat(parts, 1).float().cpu()
 
-    return pooled
+    return encoder.forward if pool == "auto" else pooled
 
 
 def open_index(path: str | os.PathLike[str]) -> Index:
