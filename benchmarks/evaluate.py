@@ -99,7 +99,7 @@ def extraction(name: str, images: int, rounds: int = 5) -> list[dict[str, Any]]:
             began = time.perf_counter()
             with encoder.evaluating(), torch.inference_mode():
                 for _ in range(images // batch):
-                    encoder.backbone.tokens(x)
+                    encoder.backbone(x)
             bare.append(images // batch * batch / (time.perf_counter() - began))
             began = time.perf_counter()
             extract(encoder, source, batch_size=batch)
