@@ -77,7 +77,7 @@ def peer() -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began, "guess": guess.tolist()}
 
 
-def extraction(name: str, images: int, rounds: int = 5) -> list[dict[str, Any]]:
+def extraction(name: str, images: int, rounds: int = 9) -> list[dict[str, Any]]:
     import numpy as np
     import torch
 
@@ -104,9 +104,11 @@ def extraction(name: str, images: int, rounds: int = 5) -> list[dict[str, Any]]:
             began = time.perf_counter()
             extract(encoder, source, batch_size=batch)
             whole.append(images / (time.perf_counter() - began))
-        a, b = (sorted(v[1:])[rounds // 2] for v in (bare, whole))
+        # Of each round's share, because the machine's own speed changes from round to round.
+        shares = [w / b for w, b in zip(whole, bare, strict=True)]
+        a, b, share = (sorted(v[1:])[rounds // 2] for v in (bare, whole, shares))
         rows.append({"encoder": name, "image_size": side, "precision": precision, "images": images,
-                     "bare": a, "extract": b, "share": b / a})  # fmt: skip
+                     "bare": a, "extract": b, "share": share})  # fmt: skip
     return rows
 
 
