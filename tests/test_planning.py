@@ -41,9 +41,10 @@ def test_the_count_of_a_transformer_is_the_formula_by_hand():
     net = model.backbone
     d, t, views, images = net.dim, 65, 2, 4
     layer = 24 * t * d * d + 4 * t * t * d  # products of matrices, two FLOP each
+    last = (4 * t + 20) * d * d + 4 * t * d  # keys and values of all, the rest of the class token
     head = 2 * (d * given.hidden + given.hidden * given.projection)
     patches = 2 * 64 * (3 * net.patch_size**2) * d
-    forward = views * images * (net.depth * layer + head)
+    forward = views * images * ((net.depth - 1) * layer + last + head)
     # Backward costs twice as much, but no image needs a gradient.
     expected = 3 * forward + 2 * views * images * patches
     found = plan.count(model, images, 32, "fp32").flops
@@ -119,7 +120,8 @@ def test_bench_embed_counts_what_a_vision_transformer_multiplies(tmp_path, capsy
     width, tokens = net.embed_dim, net.patch_embed.num_patches + 1
     a_layer = 2 * tokens * width**2 * (4 + 2 * 4) + 4 * tokens**2 * width
     patches = 2 * (tokens - 1) * net.patch_embed.proj.weight.numel()
-    assert found["flops_per_image"] == len(net.blocks) * a_layer + patches
+    last = 2 * width**2 * (2 * tokens + 2 + 2 * 4) + 4 * tokens * width  # for the class token
+    assert found["flops_per_image"] == (len(net.blocks) - 1) * a_layer + last + patches
     assert found["flops_per_second"] == pytest.approx(
         found["flops_per_image"] * found["images_per_second"]
     )

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from nolabel.data import creatures
 from nolabel.data.creatures import (
     COLOURS,
     KEYPOINTS,
@@ -16,7 +17,17 @@ from nolabel.data.creatures import (
     draw_scene,
     render,
 )
+from nolabel.data.scenes import Scenes
 from nolabel.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def worlds(monkeypatch):
+    """Nothing that another set has drawn."""
+    monkeypatch.setattr(creatures, "SHARED_BYTES", 0)
+    found: dict[tuple[object, ...], object] = {}
+    monkeypatch.setattr(creatures, "_WORLDS", found)
+    return found
 
 
 def test_an_image_does_not_depend_on_its_batch_or_on_the_order() -> None:
@@ -169,6 +180,33 @@ def test_the_callers_changes_do_not_reach_the_cache() -> None:
     source = Creatures(count=3)
     source.images()[:] = 0
     assert source.images().any()
+
+
+def test_a_set_that_is_opened_again_is_not_drawn_again(worlds, monkeypatch) -> None:
+    monkeypatch.setattr(creatures, "SHARED_BYTES", 10**6)
+    drawn, real = [], Creatures._render
+    monkeypatch.setattr(
+        Creatures, "_render", lambda s, which: drawn.append(len(which)) or real(s, which)
+    )
+    small = Creatures(count=20).images()
+    large = Creatures(count=30).images()
+    assert np.array_equal(large[:20], small)
+    assert np.array_equal(Creatures(count=20).images(), small)
+    assert drawn == [20, 10, 0]
+    others = [
+        Creatures(count=20, size=16),
+        Creatures("test", count=20),
+        Creatures(count=20, seed=1),
+    ]
+    for other in others:
+        other.images()
+    assert drawn == [20, 10, 0, 20, 20, 20]
+    assert len({o.images().tobytes() for o in (*others, Scenes(count=20))}) == 4
+
+    for seed in range(40):  # of 30,720 bytes: more than are kept
+        Creatures(count=10, seed=seed).images()
+    assert sum(w.images.nbytes for w in worlds.values()) <= 10**6
+    assert list(worlds)[-1] == (Creatures, "train", 32, 39)
 
 
 def test_wrong_requests_are_explained() -> None:

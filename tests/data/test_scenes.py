@@ -7,12 +7,20 @@ import pickle
 import numpy as np
 import pytest
 
+from nolabel.data import creatures
 from nolabel.data.creatures import render
 from nolabel.data.scenes import Scenes
 from nolabel.data.sources import open_source
 from nolabel.errors import UsageError
 
 WORDS = ("", "two", "three", "four")
+
+
+@pytest.fixture(autouse=True)
+def nothing_drawn(monkeypatch):
+    """Every set draws its own images."""
+    monkeypatch.setattr(creatures, "SHARED_BYTES", 0)
+    monkeypatch.setattr(creatures, "_WORLDS", {})
 
 
 def test_labels_count_the_creatures_and_every_number_is_as_frequent():

@@ -34,6 +34,7 @@ __all__ = ["KEYPOINTS", "KINDS", "PARTS", "Creatures", "Scene", "draw_scene", "r
 SPLITS: dict[str, int] = {"train": 10_000, "test": 2_000}  # name -> number of images
 MIN_SIZE = 16  # pixels; below, legs are thinner than half a pixel
 CACHE_BYTES = 512 * 2**20  # larger image sets are rendered on request instead of kept
+SHARED_BYTES = 128 * 2**20  # of the sets that are kept for whoever opens them again
 DRAWN = 512  # scenes described at once: enough to make Python's share of the time small
 
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -279,6 +280,34 @@ def _check_size(size: int) -> None:
         )
 
 
+class _Kept:
+    """Images that have been drawn."""
+
+    def __init__(self, count: int, size: int):
+        self.images = np.empty((count, size, size, 3), np.uint8)
+        self.ready = np.zeros(count, bool)  # which of them are there
+
+
+_WORLDS: dict[tuple[object, ...], _Kept] = {}  # the one used last is the last
+
+
+def _kept(world: tuple[object, ...], count: int, size: int) -> _Kept:
+    """The images of a world that this process has drawn: a set that is opened again, as for
+    judging what was trained on it, is not drawn again."""
+    found = _WORLDS.pop(world, None)
+    if found is None or len(found.ready) < count:
+        new = _Kept(count, size)
+        if found is not None:  # a smaller set is the beginning of a larger one
+            new.images[: len(found.ready)] = found.images
+            new.ready[: len(found.ready)] = found.ready
+        found = new
+    if found.images.nbytes <= SHARED_BYTES:
+        _WORLDS[world] = found
+    while sum(w.images.nbytes for w in _WORLDS.values()) > SHARED_BYTES:
+        del _WORLDS[next(iter(_WORLDS))]
+    return found
+
+
 class Creatures:
     """Images of one creature each, rendered when first asked for.
 
@@ -300,22 +329,14 @@ class Creatures:
         self.split, self.size, self.seed = split, size, seed
         self.name = f"creatures:{split}"
         self.labels = _labels(seed, split, np.arange(SPLITS[split] if count is None else count))
-        self._forget()
-
-    def _forget(self) -> None:
-        self._cache: np.ndarray | None = None  # uint8 [N, H, W, 3]
-        self._ready = np.zeros(len(self), bool)  # which images the cache holds
+        self._kept: _Kept | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, object]:
         # A copy in another process renders its own images: quicker than sending them.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_ready")}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+        return {**self.__dict__, "_kept": None}
 
     def path(self, index: int) -> str:
         """A name for the image, like a file's path."""
@@ -353,12 +374,14 @@ class Creatures:
         self._check_indices(which)
         if len(self) * self.size**2 * 3 > CACHE_BYTES:
             return self._render(which)
-        if self._cache is None:
-            self._cache = np.empty((len(self), self.size, self.size, 3), np.uint8)
-        missing = np.unique(which[~self._ready[which]])
-        self._cache[missing] = self._render(missing)
-        self._ready[missing] = True
-        return self._cache[which]
+        if self._kept is None:
+            world = (type(self), self.split, self.size, self.seed)
+            self._kept = _kept(world, len(self), self.size)
+        kept = self._kept
+        missing = np.unique(which[~kept.ready[which]])
+        kept.images[missing] = self._render(missing)
+        kept.ready[missing] = True
+        return kept.images[which]
 
     def _render(self, which: np.ndarray) -> np.ndarray:
         out = np.empty((len(which), self.size, self.size, 3), np.uint8)
