@@ -30,7 +30,7 @@ def test_simclr_beats_its_random_initialisation_and_distill_and_eva_learn_from_i
     assert found["low"] > 0, found
 
     given |= {"backbone": "vit_pico", "batch_size": 64}
-    patches = nl.pretrain("eva", out=tmp_path / "eva", steps=150, **given)
+    patches = nl.pretrain("eva", out=tmp_path / "eva", steps=90, **given)
     source = open_source("creatures:test", image_size=32)
     method, _ = load_method(str(patches.folder))
     method.eval()
