@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY
+from nolabel.engine import stop
 from nolabel.engine.checkpoint import load_checkpoint
 from nolabel.engine.stop import StopRequest
 from nolabel.errors import FileDamaged
@@ -117,7 +118,9 @@ def test_sigterm_saves_and_leaves_with_75(photos, tmp_path):
     args[args.index("--steps") + 1] = "100000"
     process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for_step(out, 5, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # as from SLURM
+    time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)  # and from torchrun, which was told as well
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert "nolabel resume" in err
@@ -128,13 +131,25 @@ def test_sigterm_saves_and_leaves_with_75(photos, tmp_path):
 def test_what_systems_send_is_a_request_to_stop_and_is_given_back(name):
     number = getattr(signal, name)
     before = signal.getsignal(number)
-    with StopRequest() as stop:
-        assert not stop.requested
+    with StopRequest() as request:
+        assert not request.requested
         os.kill(os.getpid(), number)
-        assert stop.requested
-        if "USR" in name:
-            os.kill(os.getpid(), number)  # clusters may say it twice
+        assert request.requested
+        os.kill(os.getpid(), number)  # clusters may say it twice
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_one_more_request_after_a_while_is_immediate(name, monkeypatch):
+    killed, now = [], [100.0]
+    monkeypatch.setattr(stop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stop.os, "kill", lambda pid, number: killed.append(number))
+    request = StopRequest()
+    for later in (0.0, 0.5, stop.ONE_REQUEST):
+        assert not killed
+        now[0] = 100.0 + later
+        request._handle(getattr(signal, name), None)
+    assert killed == ([] if "USR" in name else [signal.SIGKILL])
 
 
 def test_three_resumes_in_a_row_equal_none(photos, tmp_path, monkeypatch):
