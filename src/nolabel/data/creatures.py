@@ -291,7 +291,7 @@ class _Kept:
 _WORLDS: dict[tuple[object, ...], _Kept] = {}  # the one used last is the last
 
 
-def _kept(world: tuple[object, ...], count: int, size: int) -> _Kept:
+def _opened(world: tuple[object, ...], count: int, size: int) -> _Kept:
     """The images of a world that this process has drawn: a set that is opened again, as for
     judging what was trained on it, is not drawn again."""
     found = _WORLDS.pop(world, None)
@@ -376,7 +376,7 @@ class Creatures:
             return self._render(which)
         if self._kept is None:
             world = (type(self), self.split, self.size, self.seed)
-            self._kept = _kept(world, len(self), self.size)
+            self._kept = _opened(world, len(self), self.size)
         kept = self._kept
         missing = np.unique(which[~kept.ready[which]])
         kept.images[missing] = self._render(missing)

@@ -164,7 +164,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
     place = Path(folder) / "checkpoints"
     path = place / f"step-{step:08d}.ckpt"
     temporary = path.with_suffix(".tmp")
-    needed = _tensor_bytes(state)  # an estimate: spares a doomed copy and a full disk
+    needed = _tensor_bytes(state)  # an estimate: spares a doomed write and a full disk
     try:
         place.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(place).free < needed * 1.05:
