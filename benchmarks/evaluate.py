@@ -46,7 +46,7 @@ def ours() -> dict[str, Any]:
     """A process of its own, so that the peak is its own."""
     import torch
 
-    from nolabel.evaluate.knn import knn_predict
+    from nolabel.protocols.knn import knn_predict
 
     x, y, z, _ = features()
     began = time.perf_counter()
@@ -82,8 +82,8 @@ def extraction(name: str, images: int, rounds: int = 9) -> list[dict[str, Any]]:
     import torch
 
     import nolabel as nl
-    from nolabel.data.sources import Arrays
-    from nolabel.features import extract
+    from nolabel.data.open import Arrays
+    from nolabel.encoders.features import extract
 
     rows = []
     for precision in ("fp32", "bf16"):

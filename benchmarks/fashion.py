@@ -29,7 +29,7 @@ def nolabel(*args: str) -> None:
 
 def write_folder(folder: Path) -> None:
     """One PNG file an image, in the order of the set; nothing in a name tells the label."""
-    from nolabel.data.sources import open_source
+    from nolabel.data.open import open_source
 
     source = open_source("fashion-mnist:train")
     folder.mkdir(parents=True, exist_ok=True)

@@ -51,9 +51,9 @@ def one(method: str, backbone: str, data: str, seed: int, steps: int, out: Path)
     import numpy as np
 
     import nolabel as nl
-    from nolabel.data.sources import Subset, open_source
+    from nolabel.data.open import Subset, open_source
+    from nolabel.encoders.features import extract
     from nolabel.engine.health import effective_rank
-    from nolabel.features import extract
 
     if steps == MEASURED:
         out = out.with_name(out.name + "-measured")

@@ -43,7 +43,7 @@ COSTS = (("vit_pico", 32, 256), ("vit_tiny", 224, 8), ("vit_small", 224, 8))
 def scores(encoder: Any) -> dict[str, float]:
     """Mean over the classes of every number in `SCORES`, and what can be read from each layer."""
     import nolabel as nl
-    from nolabel.data.creatures import KINDS
+    from nolabel.data.creatures.world import KINDS
 
     out: dict[str, list[float]] = {}
     for kind in KINDS[:CLASSES]:
@@ -59,8 +59,8 @@ def scores(encoder: Any) -> dict[str, float]:
 def measure(
     runs: Path, methods: list[str], seeds: int, name_of: str, found: dict[str, Any]
 ) -> None:
+    from nolabel.encoders import load
     from nolabel.engine.environment import environment
-    from nolabel.weights import load
 
     for seed in range(seeds):
         for method in methods:
@@ -84,7 +84,7 @@ def untrained(folder: str, seed: int) -> Any:
     import torch
 
     from nolabel.backbones import build
-    from nolabel.weights import Encoder, load
+    from nolabel.encoders import Encoder, load
 
     like = load(folder)
     torch.manual_seed(1000 + seed)
@@ -96,10 +96,10 @@ def cost(found: dict[str, Any], repeats: int = 15) -> None:
     """Times of attention and components in units of one forward pass, alternating."""
     import torch
 
+    from nolabel.encoders import load
     from nolabel.engine.environment import environment
-    from nolabel.pictures.dense import dense
+    from nolabel.pictures._dense import dense
     from nolabel.pictures.pca import principal
-    from nolabel.weights import load
 
     found["cost"] = []
     for name, size, count in COSTS:

@@ -36,7 +36,7 @@ def rates(kind: str) -> np.ndarray:
 
 def write_set(folder: Path, captions: str, seed: int) -> Path:
     """Images and their captions as a table; where it is."""
-    from nolabel.data.creatures import Creatures
+    from nolabel.data.creatures.world import Creatures
     from nolabel.pictures.typographic import write
 
     table = folder / "captions.csv"
@@ -64,14 +64,14 @@ def write_set(folder: Path, captions: str, seed: int) -> Path:
 
 def colour_of(caption: str) -> int:
     """The number of the creature's colour in its caption, "a red snail on ..."."""
-    from nolabel.data.creatures import COLOURS
+    from nolabel.data.creatures.world import COLOURS
 
     return list(COLOURS).index(caption.split()[1])
 
 
 def write_groups(folder: Path) -> Path:
     """Test images as a table whose labels are their colours; where it is."""
-    from nolabel.data.creatures import COLOURS, Creatures
+    from nolabel.data.creatures.world import COLOURS, Creatures
 
     table = folder / "groups.csv"
     if table.exists():

@@ -65,7 +65,7 @@ def main() -> None:
     from playwright.sync_api import sync_playwright
 
     from nolabel.engine.environment import environment
-    from nolabel.report import build_report
+    from nolabel.tools.report import build_report
 
     found: dict[str, Any] = {"rows": {}, "environment": environment()}
     with sync_playwright() as driver:

@@ -22,7 +22,7 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """48 creatures of three kinds as PNG files in a folder a kind."""
-    from nolabel.data.creatures import Creatures
+    from nolabel.data.creatures.world import Creatures
 
     root = tmp_path_factory.mktemp("photos")
     creatures = Creatures(size=32, count=160)
@@ -120,7 +120,7 @@ def same_in_workers():
 def judging_creatures(known=2000):
     """What `nl.evaluate` judges with: few labelled ones are mostly enough, and quick; many unseen
     ones make the intervals narrow."""
-    from nolabel.data.creatures import Creatures
+    from nolabel.data.creatures.world import Creatures
 
     return {"train": Creatures("train", count=known), "test": Creatures("test", count=5000)}
 

@@ -28,7 +28,7 @@ from nolabel import distributed, methods
 from nolabel.engine import norms, parallel
 from nolabel.engine.gradients import gradients
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, set_rates
-from nolabel.state import Frozen
+from nolabel.nn.state import Frozen
 from nolabel.testing import IMAGES, build_small, random_batch
 from nolabel.types import Batch, Clock, Optim
 

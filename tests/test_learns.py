@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 
 import nolabel as nl
 from conftest import judging_creatures
-from nolabel.data.sources import open_source
+from nolabel.data.open import open_source
 from nolabel.engine.build import load_method
 from nolabel.types import Batch, Clock
 

@@ -17,16 +17,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nolabel.options import Run
-    from nolabel.weights import Encoder
+    from nolabel.config import Run
+    from nolabel.encoders import Encoder
 
 __version__ = "0.1.0"
 __all__ = ["Encoder", "Run", "compare", "evaluate", "load", "pretrain", "resume", "show"]
 
 _WHERE = {
-    "Encoder": "nolabel.weights",
-    "Run": "nolabel.options",
-    "load": "nolabel.weights",
+    "evaluate": "nolabel.protocols.run",
+    "show": "nolabel.tools.show",
+    "Encoder": "nolabel.encoders",
+    "Run": "nolabel.config",
+    "load": "nolabel.encoders",
     "resume": "nolabel.engine.train",
 }
 
@@ -43,9 +45,9 @@ def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> 
     Raises:
         UsageError: unknown option (with the nearest one), or settings that do not fit.
     """
-    from nolabel.data.sources import open_source
+    from nolabel.config import merge
+    from nolabel.data.open import open_source
     from nolabel.engine.train import pretrain as train
-    from nolabel.options import merge
 
     source = None
     if not isinstance(data, str) and not hasattr(data, "__fspath__"):
@@ -53,7 +55,7 @@ def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> 
         source = open_source(data, channels=channels)
         options = {**options, "channels": channels}
     # By name, as `fit` lies above the engine, which asks this module for its version.
-    resolve = importlib.import_module("nolabel.fit").resolve
+    resolve = importlib.import_module("nolabel.tools.fit").resolve
     parse = merge({"data": str(data), **options})
     run, source = resolve(method, parse, source=source, quiet=quiet)
     return train(run, source, quiet=quiet)
@@ -63,7 +65,7 @@ def compare(
     encoders: Any, *, train: Any = None, test: Any = None, protocols: Any = (), options: Any = None
 ) -> Any:
     """Several encoders, one table (`nolabel compare`); `options` maps protocols to theirs."""
-    from nolabel.evaluate.compare import compare as run
+    from nolabel.protocols.compare import compare as run
 
     return run(encoders, train, test, protocols=protocols, options=options)
 
@@ -71,6 +73,4 @@ def compare(
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
-    if name in ("evaluate", "show"):
-        return importlib.import_module(f"nolabel.{name}")
     raise AttributeError(f"module 'nolabel' has no attribute {name!r}")

@@ -21,7 +21,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.engine.checkpoint import capture, restore, rng_state, set_rng_state
 from nolabel.engine.optimiser import build_optimiser
 from nolabel.methods.base import Facts, Method
-from nolabel.state import Frozen
+from nolabel.nn.state import Frozen
 from nolabel.types import Batch, Clock, Optim, Tokens
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, ViewPlan
 

@@ -14,10 +14,10 @@ import nolabel as nl
 from nolabel.apps.embed import Options, embed, open_index, part
 from nolabel.apps.search import draw, search
 from nolabel.cli import main
-from nolabel.data.creatures import Creatures
-from nolabel.data.sources import open_source
+from nolabel.data.creatures.world import Creatures
+from nolabel.data.open import open_source
+from nolabel.encoders.features import extract
 from nolabel.errors import BadImage, DataError, FileDamaged, UsageError
-from nolabel.features import extract
 
 SOURCE = Creatures("test", count=70)
 

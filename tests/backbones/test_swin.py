@@ -11,11 +11,11 @@ import nolabel as nl
 from nolabel import backbones
 from nolabel.backbones import PRESETS, build, stride_of
 from nolabel.backbones.swin import windows_of
+from nolabel.config import merge, resolve
+from nolabel.encoders import Encoder, load
 from nolabel.engine.optimiser import build_optimiser
 from nolabel.errors import UsageError
-from nolabel.options import merge, resolve
 from nolabel.types import Optim
-from nolabel.weights import Encoder, load
 
 
 def swin(size=32, name="swin_nano", **changes):

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nolabel.data.images import read_image
-from nolabel.data.sources import open_source
+from nolabel.data.open import open_source
+from nolabel.data.sources._decode import read_image
 from nolabel.errors import BadImage
 
 GROWTH = 300e6  # bytes of memory that reading the corpus may add
@@ -154,7 +154,7 @@ def test_an_odd_file_is_read(name):
 READER = """
 import json, resource, sys
 from nolabel.data.loader import make_loader
-from nolabel.data.sources import open_source
+from nolabel.data.open import open_source
 from nolabel.views import FastViews, View, ViewPlan
 import PIL.Image, simplejpeg
 source = open_source(sys.argv[1])

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nolabel.data.bands import read_bands, shown
-from nolabel.data.images import read_image
-from nolabel.data.sources import Arrays, Subset, open_source
+from nolabel.data.open import Arrays, Subset, open_source
+from nolabel.data.sources._bands import read_bands, shown
+from nolabel.data.sources._decode import read_image
 from nolabel.data.statistics import measure_statistics
 from nolabel.errors import BadImage, DataError, UsageError
 

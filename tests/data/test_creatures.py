@@ -7,8 +7,9 @@ import pickle
 import numpy as np
 import pytest
 
-from nolabel.data import creatures
-from nolabel.data.creatures import (
+from nolabel.data.creatures import world as creatures
+from nolabel.data.creatures.scenes import Scenes
+from nolabel.data.creatures.world import (
     COLOURS,
     KEYPOINTS,
     KINDS,
@@ -17,7 +18,6 @@ from nolabel.data.creatures import (
     draw_scene,
     render,
 )
-from nolabel.data.scenes import Scenes
 from nolabel.errors import UsageError
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from nolabel.data.sources import open_source
+from nolabel.data.open import open_source
 from nolabel.errors import BadImage, DataError, UsageError
 
 datasets = pytest.importorskip("datasets")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from nolabel.data.images import read_image
+from nolabel.data.sources._decode import read_image
 from nolabel.errors import BadImage
 
 HEIGHT, WIDTH = 32, 48

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from nolabel.data.batches import ATTEMPTS, StepDataset
 from nolabel.data.loader import make_loader
+from nolabel.data.open import Arrays, Subset, open_source
 from nolabel.data.order import batch_indices, replacement
-from nolabel.data.sources import Arrays, Subset, open_source
-from nolabel.data.steps import ATTEMPTS, StepDataset
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Batch, Sample
 from nolabel.views import FastViews, View, ViewPlan

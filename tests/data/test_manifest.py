@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nolabel.data import names
-from nolabel.data.manifest import Manifest
+from nolabel.data import _strings as names
+from nolabel.data.sources.manifest import Manifest
 from nolabel.errors import BadImage, DataError, UsageError
 
 
@@ -106,7 +106,7 @@ def test_a_list_that_is_not_whole_is_refused_with_what_to_do(name, content, erro
 
 
 def test_what_was_read_is_kept_until_the_file_changes(pictures, monkeypatch):
-    from nolabel.data import manifest
+    from nolabel.data.sources import manifest
 
     file = pictures / "table.csv"
     file.write_text("path,label\n0.png,a\n1.png,b\n")

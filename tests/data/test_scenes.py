@@ -7,10 +7,10 @@ import pickle
 import numpy as np
 import pytest
 
-from nolabel.data import creatures
-from nolabel.data.creatures import render
-from nolabel.data.scenes import Scenes
-from nolabel.data.sources import open_source
+from nolabel.data.creatures import world as creatures
+from nolabel.data.creatures.scenes import Scenes
+from nolabel.data.creatures.world import render
+from nolabel.data.open import open_source
 from nolabel.errors import UsageError
 
 WORDS = ("", "two", "three", "four")

@@ -9,7 +9,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from nolabel.data.shards import Shards, braces
+from nolabel.data.sources.shards import Shards, braces
 from nolabel.errors import BadImage, DataError, UsageError
 
 

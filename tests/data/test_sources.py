@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nolabel.data import builtin
-from nolabel.data.sources import (
+from nolabel.data.open import (
     NAMES,
     Arrays,
     Items,
@@ -24,6 +23,7 @@ from nolabel.data.sources import (
     require_labels,
     split,
 )
+from nolabel.data.sources import builtin
 from nolabel.errors import BadImage, DataError, UsageError
 
 has_fashion = pytest.mark.skipif(
@@ -253,7 +253,7 @@ def test_every_class_of_two_is_in_both_parts_of_a_split():
 
 def test_the_table_of_names_needs_no_heavy_import():
     code = (
-        "import sys, nolabel.data.sources as s;"
+        "import sys, nolabel.data.open as s;"
         "assert [n.name for n in s.NAMES], s;"
         "print(*{'torch', 'torchvision', 'sklearn'} & set(sys.modules))"
     )

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from nolabel.data import stages
-from nolabel.data.sources import Arrays, open_source
+from nolabel.data.open import Arrays, open_source
 from nolabel.errors import BadImage, DataError
 from nolabel.types import Sample
 from nolabel.views import View, ViewPlan

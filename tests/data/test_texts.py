@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nolabel.data import creatures
-from nolabel.data.creatures import Creatures
+from nolabel.data.creatures import world as creatures
+from nolabel.data.creatures.world import Creatures
 from nolabel.data.loader import make_loader
-from nolabel.data.pack import pack
-from nolabel.data.sources import Arrays, Subset, open_source, split
-from nolabel.data.texts import has_texts, require_texts, texts_of
+from nolabel.data.open import Arrays, Subset, open_source, split
+from nolabel.data.text.captions import has_texts, require_texts, texts_of
 from nolabel.errors import DataError
+from nolabel.tools.pack import pack
 from nolabel.views import FastViews, View, ViewPlan
 
 VIEWS = FastViews(ViewPlan(views=(View(name="v", size=8),)))

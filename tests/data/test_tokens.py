@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nolabel.data.tokens import PUBLISHED, Tokenizer, clean
+from nolabel.data.text.tokenizer import PUBLISHED, Tokenizer, clean
 from nolabel.errors import FileDamaged, UsageError
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "clip_tokens.json"
@@ -86,7 +86,8 @@ def test_vocabulary_is_never_larger_than_asked():
 
 def test_learning_is_the_same_in_every_process():
     code = (
-        "from nolabel.data.creatures import Creatures; from nolabel.data.tokens import Tokenizer;"
+        "from nolabel.data.creatures.world import Creatures;"
+        "from nolabel.data.text.tokenizer import Tokenizer;"
         "import hashlib, numpy as np; t = Creatures().read_texts(np.arange(500));"
         "print(hashlib.sha256(Tokenizer.learn(t, 560, 16).text().encode()).hexdigest())"
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nolabel.data.pack import Packing, pack
-from nolabel.data.sources import open_source
+from nolabel.data.open import open_source
 from nolabel.errors import BadImage, DataError, UsageError
+from nolabel.tools.pack import Packing, pack
 
 av = pytest.importorskip("av")
 
@@ -105,7 +105,7 @@ def test_frames_can_be_packed(clip, tmp_path):
 
 
 def test_the_index_is_kept_until_the_file_changes(clip, monkeypatch):
-    from nolabel.data import video
+    from nolabel.data.sources import video
 
     open_source(str(clip))
     calls = []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nolabel.config import Settings
 from nolabel.engine import calibrate
-from nolabel.options import Settings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

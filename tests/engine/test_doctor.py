@@ -12,8 +12,8 @@ from nolabel.engine.doctor import ADVICE, Doctor, examine
 from nolabel.engine.log import read_metrics
 from nolabel.engine.optimiser import UpdateSize, teacher_distance
 from nolabel.errors import GuardStop
-from nolabel.report.page import verdict
-from nolabel.state import Ema
+from nolabel.nn.state import Ema
+from nolabel.tools.report.page import verdict
 
 
 def lines(n=100, every=5, loss=lambda t: 5 * 0.98**t + 1, **more):

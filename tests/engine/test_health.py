@@ -9,8 +9,8 @@ import torch
 
 from nolabel.engine.health import NonFiniteGuard, effective_rank, feature_std, signals
 from nolabel.errors import GuardStop
-from nolabel.ops.contrast import pair_signals
-from nolabel.ops.losses import target_signals
+from nolabel.nn.contrastive import pair_signals
+from nolabel.nn.losses import target_signals
 
 
 def test_spread_does_not_depend_on_the_features_lengths():

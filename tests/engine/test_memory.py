@@ -7,16 +7,17 @@ import dataclasses
 import pytest
 import torch
 
-from nolabel import methods, plan
+from nolabel import methods
 from nolabel.backbones.base import Backbone
-from nolabel.data.creatures import Creatures
+from nolabel.config import merge, resolve
+from nolabel.data.creatures.world import Creatures
 from nolabel.engine import calibrate
 from nolabel.engine.build import build_method
 from nolabel.engine.memory import told
 from nolabel.errors import OutOfMemory, UsageError
 from nolabel.methods.base import Facts
-from nolabel.options import merge, resolve
 from nolabel.testing import build_on, noise_batch
+from nolabel.tools import plan
 from nolabel.types import Clock
 
 

@@ -16,7 +16,7 @@ from nolabel.engine.optimiser import (
     set_rates,
 )
 from nolabel.errors import UsageError
-from nolabel.schedules import learning_rate
+from nolabel.nn.schedules import learning_rate
 from nolabel.types import Clock, Optim
 
 

@@ -88,8 +88,8 @@ def test_killed_at_a_random_step_and_resumed_the_encoder_is_bit_identical(
 
 @pytest.mark.parametrize("kind", ["manifest", "shards", "bad files"])
 def test_every_kind_of_source_resumes_bit_identical(kind, photos, tmp_path, monkeypatch):
-    from nolabel.data.pack import Packing, pack
-    from nolabel.data.sources import open_source
+    from nolabel.data.open import open_source
+    from nolabel.tools.pack import Packing, pack
 
     monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path / "cache"))
     files = sorted(photos.rglob("*.png"))

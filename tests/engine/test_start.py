@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import nolabel as nl
-from nolabel.data.creatures import Creatures
+from nolabel.data.creatures.world import Creatures
 from nolabel.engine import start as begin
 from nolabel.engine.health import effective_rank
 from nolabel.errors import GuardStop, UsageError

@@ -16,7 +16,7 @@ from nolabel.engine import train
 from nolabel.engine.build import build_method, load_method, load_teacher
 from nolabel.engine.checkpoint import load_checkpoint
 from nolabel.errors import FileDamaged, UsageError
-from nolabel.state import Frozen
+from nolabel.nn.state import Frozen
 
 QUICK = {"batch_size": 8, "precision": "fp32", "workers": 0, "image_size": 32, "device": "cpu",
          "quiet": True}  # fmt: skip

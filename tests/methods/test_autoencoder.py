@@ -10,7 +10,7 @@ import torch
 from nolabel.backbones import build
 from nolabel.errors import UsageError
 from nolabel.methods.autoencoder import Autoencoder, factors
-from nolabel.ops.pixels import mean_colour_error
+from nolabel.nn.pixels import mean_colour_error
 from nolabel.types import Batch, Clock
 
 CLOCK = Clock(0, 10, 2)

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from nolabel.backbones import build
+from nolabel.encoders import load_encoder_file, save_encoder
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts
 from nolabel.methods.beit import BEiT
-from nolabel.ops.masks import block_masks
-from nolabel.state import Frozen
+from nolabel.nn.masks import block_masks
+from nolabel.nn.state import Frozen
 from nolabel.testing import Colours
 from nolabel.types import Batch, Clock
-from nolabel.weights import load_encoder_file, save_encoder
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 CLOCK = Clock(0, 10, 2)

@@ -11,7 +11,7 @@ from nolabel.backbones import build
 from nolabel.engine.health import effective_rank
 from nolabel.methods.base import Facts
 from nolabel.methods.byol import BYOL, regression_loss
-from nolabel.schedules import momentum
+from nolabel.nn.schedules import momentum
 from nolabel.types import Batch, Clock
 
 CLOCK = Clock(3, 10, 2)

@@ -12,7 +12,7 @@ from nolabel.backbones import build
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts
 from nolabel.methods.deepclusterv2 import DeepClusterV2
-from nolabel.ops.assignment import spherical_kmeans
+from nolabel.nn.assignment import spherical_kmeans
 from nolabel.types import Batch, Clock
 
 

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from nolabel.backbones import build
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, set_rates
-from nolabel.heads import PrototypeHead
 from nolabel.methods.dino import DINO
-from nolabel.ops.losses import cross_entropy_views
-from nolabel.schedules import learning_rate, momentum, per_epoch_linear, weight_decay
-from nolabel.state import Centre
+from nolabel.nn.heads import PrototypeHead
+from nolabel.nn.losses import cross_entropy_views
+from nolabel.nn.schedules import learning_rate, momentum, per_epoch_linear, weight_decay
+from nolabel.nn.state import Centre
 from nolabel.types import Batch, Clock, Optim
 
 ORACLES = Path(__file__).parents[1] / "oracles"

@@ -13,9 +13,9 @@ from nolabel.backbones import build
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts
 from nolabel.methods.dinov2 import DINOv2
-from nolabel.ops import losses
-from nolabel.ops.assignment import sinkhorn
-from nolabel.ops.koleo import koleo as koleo_of
+from nolabel.nn import losses
+from nolabel.nn.assignment import sinkhorn
+from nolabel.nn.koleo import koleo as koleo_of
 from nolabel.types import Batch, Clock
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "dinov2_losses.safetensors"

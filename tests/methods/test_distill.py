@@ -12,7 +12,7 @@ from nolabel.backbones import build
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts
 from nolabel.methods.distill import Distill, similarities
-from nolabel.state import Frozen
+from nolabel.nn.state import Frozen
 from nolabel.types import Batch, Clock
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3

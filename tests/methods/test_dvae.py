@@ -12,8 +12,8 @@ from nolabel.backbones import build
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts
 from nolabel.methods.dvae import DVAE, EPS, gumbel, kl_to_uniform
-from nolabel.ops.patches import patchify
-from nolabel.ops.pixels import logit_laplace_nll
+from nolabel.nn.patches import patchify
+from nolabel.nn.pixels import logit_laplace_nll
 from nolabel.types import Batch, Clock
 
 CLOCK = Clock(0, 10, 2)

@@ -10,8 +10,8 @@ from nolabel.backbones.vit import init_like_beit
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts
 from nolabel.methods.eva import EVA
-from nolabel.ops.masks import block_masks
-from nolabel.state import Frozen
+from nolabel.nn.masks import block_masks
+from nolabel.nn.state import Frozen
 from nolabel.types import Batch, Clock
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3

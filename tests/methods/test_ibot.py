@@ -12,9 +12,9 @@ from nolabel.backbones import build
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts
 from nolabel.methods.ibot import IBOT
-from nolabel.ops import losses
-from nolabel.schedules import momentum, per_epoch_linear
-from nolabel.state import Centre
+from nolabel.nn import losses
+from nolabel.nn.schedules import momentum, per_epoch_linear
+from nolabel.nn.state import Centre
 from nolabel.types import Batch, Clock
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "ibot_loss.safetensors"

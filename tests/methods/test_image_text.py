@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import nolabel as nl
 from nolabel.backbones import build
 from nolabel.backbones.text import QuickGELU, SharedSpace, TextTower
-from nolabel.data.tokens import Tokenizer
+from nolabel.data.text.tokenizer import Tokenizer
 from nolabel.errors import DataError, UsageError
 from nolabel.methods.base import Facts
 from nolabel.methods.clip import CLIP
 from nolabel.methods.siglip import SigLIP
-from nolabel.ops.contrast import clip_loss, siglip_loss
+from nolabel.nn.contrastive import clip_loss, siglip_loss
 from nolabel.testing import captions
 from nolabel.types import Batch, Clock
 

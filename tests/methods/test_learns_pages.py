@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nolabel.data.creatures import Creatures
+from nolabel.data.creatures.world import Creatures
 from nolabel.errors import NolabelError
 
 CREATURES = {

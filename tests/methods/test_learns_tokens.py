@@ -7,7 +7,7 @@ import json
 import torch
 
 import nolabel as nl
-from nolabel.data.sources import open_source
+from nolabel.data.open import open_source
 from nolabel.engine.build import load_method
 
 SHORT = {"data": "creatures", "precision": "fp32", "quiet": True, "checkpoint_every": 100_000}

@@ -12,7 +12,7 @@ from nolabel.backbones import build
 from nolabel.backbones.vit import sincos_positions
 from nolabel.errors import UsageError
 from nolabel.methods.mae import MAE
-from nolabel.ops.patches import keep_by_noise, patchify, unpatchify
+from nolabel.nn.patches import keep_by_noise, patchify, unpatchify
 from nolabel.types import Batch, Clock
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "mae.safetensors"
@@ -71,7 +71,7 @@ def test_masked_patches_alone_count():
     target = patchify(x, 8)
     pred = m.predict(x, noise, 0.75)[0]
     changed = pred + (1 - mask)[..., None] * 100.0  # visible patches predicted absurdly
-    from nolabel.ops.losses import masked_mse
+    from nolabel.nn.losses import masked_mse
 
     assert torch.equal(masked_mse(pred, target, mask), masked_mse(changed, target, mask))
 

@@ -13,7 +13,7 @@ from nolabel.backbones import build
 from nolabel.backbones.vit import sincos_positions
 from nolabel.methods.base import Facts
 from nolabel.methods.mocov3 import MoCoV3, contrast
-from nolabel.schedules import momentum
+from nolabel.nn.schedules import momentum
 from nolabel.types import Batch, Clock
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "mocov3_loss.safetensors"

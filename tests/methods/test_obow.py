@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from nolabel.backbones import build
 from nolabel.methods.base import Facts
 from nolabel.methods.obow import OBoW, bag_of_words, inner, one_location
-from nolabel.schedules import momentum
+from nolabel.nn.schedules import momentum
 from nolabel.types import Batch, Clock, Tokens
 
 CLOCK = Clock(3, 10, 2)

@@ -13,7 +13,7 @@ from vector_quantize_pytorch import VectorQuantize
 
 from nolabel.methods.triplet import triplet_loss
 from nolabel.methods.vqvae import Codebook
-from nolabel.ops.losses import nt_xent
+from nolabel.nn.losses import nt_xent
 
 
 def two_views(b=9, d=6, seed=0):

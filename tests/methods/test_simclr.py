@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from nolabel.backbones import build
 from nolabel.methods.base import Facts
 from nolabel.methods.simclr import SimCLR
-from nolabel.ops.losses import nt_xent
+from nolabel.nn.losses import nt_xent
 from nolabel.types import Batch, Clock
 
 CLOCK = Clock(0, 10, 2)

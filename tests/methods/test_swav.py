@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from nolabel.backbones import build
 from nolabel.methods.base import Facts
 from nolabel.methods.swav import SwAV
-from nolabel.ops.assignment import sinkhorn
-from nolabel.ops.losses import cross_entropy_views
+from nolabel.nn.assignment import sinkhorn
+from nolabel.nn.losses import cross_entropy_views
 from nolabel.types import Batch, Clock
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "swav.safetensors"

@@ -18,7 +18,7 @@ from nolabel.backbones import build
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts
 from nolabel.methods.vqvae import VQVAE, Codebook
-from nolabel.ops.assignment import codes_in_use
+from nolabel.nn.assignment import codes_in_use
 from nolabel.types import Batch, Clock
 
 CLOCK = Clock(0, 10, 2)

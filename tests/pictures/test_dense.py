@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from nolabel.backbones import build
-from nolabel.data.creatures import Creatures
+from nolabel.data.creatures.world import Creatures
+from nolabel.encoders import Encoder, load
 from nolabel.errors import UsageError
-from nolabel.pictures.dense import colours, dense, log_bins, truth
-from nolabel.weights import Encoder, load
+from nolabel.pictures._dense import colours, dense, log_bins, truth
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "dense_descriptors.safetensors"
 

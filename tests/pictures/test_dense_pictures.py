@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nolabel.data.creatures import Creatures
+from nolabel.data.creatures.world import Creatures
+from nolabel.encoders import load
 from nolabel.errors import DataError, UsageError
-from nolabel.evaluate.attention import ceiling, iou
+from nolabel.pictures._dense import Dense
 from nolabel.pictures.correspond import buddies, correspond, pck, spread
-from nolabel.pictures.dense import Dense
 from nolabel.pictures.objects import normalised_cut, objects
 from nolabel.pictures.parts import agreement, clusters, foreground, overlap, parts, segment
 from nolabel.pictures.similarity import part_auroc, similarity
-from nolabel.weights import load
+from nolabel.protocols.attention import ceiling, iou
 
 SIDE, GRID = 64, (32, 32)
 VIT = load("random:vit_pico")
@@ -201,7 +201,7 @@ def test_each_picture_is_drawn_with_its_numbers_and_baselines(name):
 
 
 def test_show_takes_images_that_belong_together_and_refuses_unknown_options():
-    from nolabel.show import _samples, show
+    from nolabel.tools.show import _samples, show
 
     source = Creatures("test", size=32)
     for alike, own in ((2, [0, 0, 1, 1]), (1, [0, 0, 0, 0]), (0, None)):

@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from nolabel.backbones.pixels import Pixels
-from nolabel.data.creatures import Creatures
-from nolabel.data.sources import Arrays
+from nolabel.data.creatures.world import Creatures
+from nolabel.data.open import Arrays
+from nolabel.encoders import Encoder, load
 from nolabel.errors import UsageError
-from nolabel.pictures.cosegment import cosegment, guided, pixel_iou
-from nolabel.pictures.dream import dream, head_activation, unit_activation
-from nolabel.pictures.invert import invert
-from nolabel.pictures.optimise import (
+from nolabel.pictures._optimise import (
     Fourier,
     Generator,
     colours_of,
@@ -27,6 +25,9 @@ from nolabel.pictures.optimise import (
     unnormalised,
     warped,
 )
+from nolabel.pictures.cosegment import cosegment, guided, pixel_iou
+from nolabel.pictures.dream import dream, head_activation, unit_activation
+from nolabel.pictures.invert import invert
 from nolabel.pictures.prototypes import prototypes, scores
 from nolabel.pictures.transfer import (
     by_gram,
@@ -38,9 +39,8 @@ from nolabel.pictures.transfer import (
     self_similarity,
     transfer,
 )
-from nolabel.show import show
+from nolabel.tools.show import show
 from nolabel.types import Tokens
-from nolabel.weights import Encoder, load
 
 VIT = load("random:vit_pico")
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from nolabel.data.creatures import Creatures
+from nolabel.data.creatures.world import Creatures
+from nolabel.encoders import load
 from nolabel.errors import UsageError
-from nolabel.pictures.dense import Dense
+from nolabel.pictures._dense import Dense
 from nolabel.pictures.pca import part_accuracy, pca, place_r2, turned
-from nolabel.weights import load
 
 SAMPLES = [Creatures("test", size=32).read(i) for i in range(8)]
 

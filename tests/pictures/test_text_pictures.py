@@ -12,20 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nolabel.data.creatures import Creatures
-from nolabel.data.scenes import Scenes
-from nolabel.data.sources import Arrays
+from nolabel.data.creatures.scenes import Scenes
+from nolabel.data.creatures.world import Creatures
+from nolabel.data.open import Arrays
+from nolabel.encoders import load
+from nolabel.encoders.text import TextEncoder
 from nolabel.errors import DataError, UsageError
+from nolabel.pictures._bootstrap import difference, interval
 from nolabel.pictures.ask import ask, auroc, hidden_maps, patch_maps, spoken
 from nolabel.pictures.bias import bias
-from nolabel.pictures.bootstrap import difference, interval
 from nolabel.pictures.counting import SENTENCES, counting, nearest_mean
 from nolabel.pictures.paint import others, paint
 from nolabel.pictures.relations import pairs, relations, scored
 from nolabel.pictures.typographic import typographic, write
 from nolabel.types import Sample
-from nolabel.weights import load
-from nolabel.weights.text import TextEncoder
 
 SIDE = 32
 COLOURS = ("red", "green", "blue")

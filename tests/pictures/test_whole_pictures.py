@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from nolabel.data.creatures import Creatures
-from nolabel.data.sources import Arrays
+from nolabel.data.creatures.world import Creatures
+from nolabel.data.open import Arrays
+from nolabel.encoders import load
 from nolabel.errors import DataError, UsageError
 from nolabel.pictures import NAMES, options_of
 from nolabel.pictures.attention_distance import attention_distance
@@ -15,8 +16,7 @@ from nolabel.pictures.filters import filters, smoothness
 from nolabel.pictures.neighbours import neighbours
 from nolabel.pictures.positions import positions
 from nolabel.pictures.tsne import purity, tsne
-from nolabel.show import show
-from nolabel.weights import load
+from nolabel.tools.show import show
 
 VIT = load("random:vit_pico")
 NAMES_OF = ("red", "green", "blue")

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from nolabel.data.open import Source, Subset
 from nolabel.data.progress import progress_bar
-from nolabel.data.sources import Source, Subset
+from nolabel.encoders.encoder import Encoder
+from nolabel.encoders.features import chunks
 from nolabel.errors import DataError, FileDamaged, UsageError, printable, unknown
-from nolabel.features import chunks
-from nolabel.weights.encoder import Encoder
 
 FORMATS = (".npy", ".safetensors", ".parquet")
 POOLS = ("auto", "class", "mean", "both")

@@ -17,10 +17,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from nolabel.apps.embed import Index, open_index, pooling, width_of
+from nolabel.encoders.encoder import Encoder
 from nolabel.errors import BadImage, DataError, UsageError
-from nolabel.pictures.tiles import Pictures, sheet
+from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.types import Picture
-from nolabel.weights.encoder import Encoder
 
 _ROWS = 65536  # compared at once
 PROBED = 32  # cells that an approximate search looks into
@@ -161,7 +161,7 @@ def _check(index: Index, encoder: Encoder) -> None:
 
 
 def _text_tower(encoder: Encoder, query: str) -> Any:
-    from nolabel.weights.text import text_of
+    from nolabel.encoders.text import text_of
 
     try:
         return text_of(encoder)

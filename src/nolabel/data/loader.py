@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from nolabel.data.sources import Source
-from nolabel.data.steps import Executor, Raw, StepDataset
+from nolabel.data.batches import Executor, Raw, StepDataset
+from nolabel.data.open import Source
 from nolabel.errors import DataError, NolabelError, UsageError
 from nolabel.types import Batch
 

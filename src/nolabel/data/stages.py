@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from nolabel.data.batches import how_to_read
+from nolabel.data.open import Source, fast_images
 from nolabel.data.order import index_at
-from nolabel.data.sources import Source, fast_images
-from nolabel.data.steps import how_to_read
 from nolabel.errors import BadImage, DataError
 from nolabel.views import FastViews, ViewPlan
 

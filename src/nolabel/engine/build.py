@@ -20,17 +20,17 @@ from torch import Tensor
 from nolabel import backbones, methods
 from nolabel.backbones.base import recompute
 from nolabel.backbones.vit import ViT, at_size, fit_positions
-from nolabel.data.sources import Source
-from nolabel.data.tokens import TOKENIZER_FILE, Tokenizer
+from nolabel.config import Run, read_yaml
+from nolabel.data.open import Source
+from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from nolabel.encoders import load
+from nolabel.encoders.file import LICENCE, save_encoder
 from nolabel.engine.checkpoint import load_checkpoint, restore
 from nolabel.engine.texts import learn_tokenizer, saved_tokenizer
 from nolabel.errors import FileDamaged, UsageError
 from nolabel.methods.base import Method
-from nolabel.options import Run, read_yaml
-from nolabel.state import Frozen
+from nolabel.nn.state import Frozen
 from nolabel.views.plan import ViewPlan
-from nolabel.weights import load
-from nolabel.weights.file import LICENCE, save_encoder
 
 TEACHER, TOKENIZER, WEIGHTS = "teacher.safetensors", "tokenizer", "weights.safetensors"
 EXAMPLES = {

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 
 from nolabel import distributed, methods
+from nolabel.config import Run, Settings, with_length
 from nolabel.data.loader import make_loader
-from nolabel.data.sources import Source
+from nolabel.data.open import Source
 from nolabel.engine import memory, parallel
 from nolabel.engine.device import autocast
 from nolabel.engine.log import say
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm
 from nolabel.methods.base import Method
-from nolabel.options import Run, Settings, with_length
 from nolabel.types import Batch, Clock
 from nolabel.views import FastViews
 from nolabel.views.plan import ViewPlan

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from nolabel import methods
-from nolabel.data.sources import Source
+from nolabel.config import Run
+from nolabel.data.open import Source
 from nolabel.engine.build import build_method, companion
-from nolabel.heads import count_parameters
-from nolabel.options import Run
-from nolabel.state import Frozen
+from nolabel.nn.heads import count_parameters
+from nolabel.nn.state import Frozen
 
 
 def describe(run: Run, source: Source) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nolabel.options import Run
+from nolabel.config import Run
 
 
 def device_of(run: Run) -> torch.device:

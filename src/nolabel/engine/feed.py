@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 
 from nolabel import distributed
+from nolabel.config import Run
 from nolabel.data.loader import make_loader
-from nolabel.data.sources import Source
+from nolabel.data.open import Source
 from nolabel.engine.log import warn
 from nolabel.methods.base import Method
-from nolabel.options import Run
 from nolabel.types import Batch
 from nolabel.views import FastViews
 from nolabel.views.plan import ViewPlan

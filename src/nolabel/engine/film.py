@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 
 from nolabel.backbones.base import Backbone
-from nolabel.data.names import whole_arrays
-from nolabel.data.sources import Source
+from nolabel.data._strings import whole_arrays
+from nolabel.data.open import Source
+from nolabel.encoders.encoder import Encoder
 from nolabel.errors import BadImage
-from nolabel.ops.pixels import to_pixels
+from nolabel.nn.pixels import to_pixels
 from nolabel.views.plan import ViewPlan
-from nolabel.weights.encoder import Encoder
 
 FOLDER = "film"
 IMAGES = 4

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from nolabel.errors import GuardStop
-from nolabel.ops.spectrum import effective_number
+from nolabel.nn.spectrum import effective_number
 
 
 def feature_std(z: Tensor) -> float:

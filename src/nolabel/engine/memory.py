@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 
 from nolabel import distributed
+from nolabel.config import Run
 from nolabel.errors import OutOfMemory
-from nolabel.options import Run
 
 
 def ran_out(error: BaseException) -> bool:

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from nolabel import distributed
 from nolabel.backbones.depth import is_plain, layer_numbers
 from nolabel.errors import unknown
-from nolabel.schedules import learning_rate, weight_decay
-from nolabel.state import Ema
+from nolabel.nn.schedules import learning_rate, weight_decay
+from nolabel.nn.state import Ema
 from nolabel.types import Clock, Optim
 
 NAMES = ("adamw", "sgd", "lars", "larc")

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 import yaml
 
+from nolabel.config import Run
+from nolabel.encoders.file import save_encoder
+from nolabel.encoders.text import TEXT_FILE, save_text
 from nolabel.engine.build import keep
 from nolabel.engine.environment import environment
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method
-from nolabel.options import Run
 from nolabel.views.plan import ViewPlan
-from nolabel.weights.file import save_encoder
-from nolabel.weights.text import TEXT_FILE, save_text
 
 
 def check(run: Run) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from nolabel.backbones.base import Backbone
-from nolabel.data.sources import Subset, open_source, require_labels, split
-from nolabel.evaluate.knn import run_knn
+from nolabel.data.open import Subset, open_source, require_labels, split
+from nolabel.encoders.encoder import Encoder
+from nolabel.protocols.knn import run_knn
 from nolabel.views.plan import ViewPlan
-from nolabel.weights.encoder import Encoder
 
 MOST = 4000  # images in the bank; a quarter as many are queries
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from nolabel.data.sources import Source
+from nolabel.config import Run
+from nolabel.data.open import Source
 from nolabel.engine import probe
 from nolabel.engine import start as begin
 from nolabel.engine.doctor import Doctor
@@ -16,7 +17,6 @@ from nolabel.engine.film import Film
 from nolabel.engine.health import signals
 from nolabel.engine.log import MetricsLog, Progress, read_metrics
 from nolabel.methods.base import Method
-from nolabel.options import Run
 from nolabel.views.plan import ViewPlan
 
 

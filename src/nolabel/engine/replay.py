@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nolabel.data.sources import open_source
+from nolabel.data.open import open_source
 from nolabel.engine import parallel
 from nolabel.engine.build import started
 from nolabel.engine.checkpoint import load_checkpoint, restore, rng_state, set_rng_state

@@ -24,14 +24,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
-from nolabel.data.sources import Source
+from nolabel.config import Run
+from nolabel.data.open import Source
+from nolabel.encoders.encoder import Encoder
 from nolabel.engine.health import effective_rank
 from nolabel.engine.log import say
 from nolabel.errors import BadImage, DataError
 from nolabel.methods.base import Method
-from nolabel.options import Run
 from nolabel.views.plan import ViewPlan
-from nolabel.weights.encoder import Encoder
 
 IMAGES = 256  # that are looked at
 LEAST = 8  # fewer say nothing

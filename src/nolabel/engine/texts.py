@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from nolabel import methods
-from nolabel.data.sources import Source
-from nolabel.data.texts import require_texts, spread, texts_of
-from nolabel.data.tokens import TOKENIZER_FILE, Tokenizer
-from nolabel.options import Run
+from nolabel.config import Run
+from nolabel.data.open import Source
+from nolabel.data.text.captions import require_texts, spread, texts_of
+from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 MOST = 100_000  # captions that a tokenizer is learnt from, spread over the data
 

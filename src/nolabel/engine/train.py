@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from nolabel import distributed
-from nolabel.data.sources import Source, open_source, warm
+from nolabel.config import Run, read_yaml
+from nolabel.data.open import Source, open_source, warm
 from nolabel.data.stages import why_starved
 from nolabel.engine import calibrate, memory, parallel, place
 from nolabel.engine import start as begin
@@ -55,8 +56,7 @@ from nolabel.engine.skipped import Skipped
 from nolabel.engine.stop import StopRequest
 from nolabel.errors import DataError, GuardStop, Stopped, UsageError
 from nolabel.methods.base import Method
-from nolabel.options import Run, read_yaml
-from nolabel.schedules import learning_rate
+from nolabel.nn.schedules import learning_rate
 from nolabel.types import Batch, Clock
 from nolabel.views.plan import ViewPlan
 

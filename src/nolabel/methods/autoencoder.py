@@ -40,7 +40,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.pixels import mean_colour_error
+from nolabel.nn.pixels import mean_colour_error
 from nolabel.types import Batch, Clock, Optim, Step, Tokens
 from nolabel.views.plan import View, ViewPlan
 

@@ -13,7 +13,7 @@ from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, ViewPlan
 
 if TYPE_CHECKING:
-    from nolabel.data.tokens import Tokenizer
+    from nolabel.data.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,11 +30,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
-from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.contrast import pair_signals
-from nolabel.schedules import momentum
-from nolabel.state import Ema
+from nolabel.nn.contrastive import pair_signals
+from nolabel.nn.heads import mlp
+from nolabel.nn.schedules import momentum
+from nolabel.nn.state import Ema
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, two_views
 

@@ -35,9 +35,9 @@ from torch import Tensor
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.text import SharedSpace
-from nolabel.data.tokens import PUBLISHED, Tokenizer, make_tokenizer
+from nolabel.data.text.tokenizer import PUBLISHED, Tokenizer, make_tokenizer
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.contrast import clip_loss, pair_signals
+from nolabel.nn.contrastive import clip_loss, pair_signals
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 

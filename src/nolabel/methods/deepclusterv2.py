@@ -35,9 +35,9 @@ from torch import Tensor
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.errors import UsageError
-from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.assignment import spherical_kmeans
+from nolabel.nn.assignment import spherical_kmeans
+from nolabel.nn.heads import mlp
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, multi_crop
 

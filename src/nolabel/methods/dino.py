@@ -36,12 +36,12 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_dino
 from nolabel.errors import unknown
-from nolabel.heads import PrototypeHead, mlp
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.assignment import sinkhorn
-from nolabel.ops.losses import cross_entropy_views, squared_distance_views, target_signals
-from nolabel.schedules import momentum, per_epoch_linear
-from nolabel.state import Centre, Ema
+from nolabel.nn.assignment import sinkhorn
+from nolabel.nn.heads import PrototypeHead, mlp
+from nolabel.nn.losses import cross_entropy_views, squared_distance_views, target_signals
+from nolabel.nn.schedules import momentum, per_epoch_linear
+from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, multi_crop
 

@@ -31,15 +31,15 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import init_like_dino
 from nolabel.errors import unknown
-from nolabel.heads import PrototypeHead
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops import losses
-from nolabel.ops.assignment import sinkhorn_shift
-from nolabel.ops.chance import Chance
-from nolabel.ops.koleo import koleo as koleo_of
-from nolabel.ops.masks import block_masks
-from nolabel.schedules import linear, momentum
-from nolabel.state import Centre, Ema
+from nolabel.nn import losses
+from nolabel.nn.assignment import sinkhorn_shift
+from nolabel.nn.heads import PrototypeHead
+from nolabel.nn.keyed_random import Chance
+from nolabel.nn.koleo import koleo as koleo_of
+from nolabel.nn.masks import block_masks
+from nolabel.nn.schedules import linear, momentum
+from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, multi_crop
 

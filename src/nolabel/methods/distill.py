@@ -44,10 +44,10 @@ from torch import Tensor
 
 from nolabel.backbones.base import Backbone
 from nolabel.errors import UsageError
-from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.losses import entropy
-from nolabel.state import Frozen, Queue
+from nolabel.nn.heads import mlp
+from nolabel.nn.losses import entropy
+from nolabel.nn.state import Frozen, Queue
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 

@@ -43,15 +43,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
+from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError, unknown
-from nolabel.heads import PatchDecoder
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.assignment import codes_in_use
-from nolabel.ops.chance import Chance
-from nolabel.ops.patches import unpatchify
-from nolabel.ops.pixels import logit_laplace_nll, mean_colour_error
-from nolabel.schedules import cosine
+from nolabel.nn.assignment import codes_in_use
+from nolabel.nn.keyed_random import Chance
+from nolabel.nn.patches import unpatchify
+from nolabel.nn.pixels import logit_laplace_nll, mean_colour_error
+from nolabel.nn.schedules import cosine
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 

@@ -33,8 +33,8 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_beit
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.masks import block_masks
-from nolabel.state import Frozen
+from nolabel.nn.masks import block_masks
+from nolabel.nn.state import Frozen
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 

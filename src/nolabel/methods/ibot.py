@@ -34,13 +34,13 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_dino
 from nolabel.errors import unknown
-from nolabel.heads import PrototypeHead
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops import losses
-from nolabel.ops.chance import Chance
-from nolabel.ops.masks import block_masks, random_masks
-from nolabel.schedules import momentum, per_epoch_linear
-from nolabel.state import Centre, Ema
+from nolabel.nn import losses
+from nolabel.nn.heads import PrototypeHead
+from nolabel.nn.keyed_random import Chance
+from nolabel.nn.masks import block_masks, random_masks
+from nolabel.nn.schedules import momentum, per_epoch_linear
+from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, multi_crop
 

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
+from nolabel.backbones.decoder import transformer_blocks
 from nolabel.backbones.vit import ViT, init_like_mae, sincos_positions
 from nolabel.errors import UsageError
-from nolabel.heads import transformer_blocks
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.losses import masked_mse
-from nolabel.ops.patches import keep_by_noise, normalise_patches, patchify, unpatchify
+from nolabel.nn.losses import masked_mse
+from nolabel.nn.patches import keep_by_noise, normalise_patches, patchify, unpatchify
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 

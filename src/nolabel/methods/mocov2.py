@@ -36,10 +36,10 @@ from torch import Tensor, nn
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.contrast import pair_signals
-from nolabel.state import Ema, Queue
+from nolabel.nn.contrastive import pair_signals
+from nolabel.nn.heads import mlp
+from nolabel.nn.state import Ema, Queue
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, two_views
 

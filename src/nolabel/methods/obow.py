@@ -43,11 +43,11 @@ from torch import Tensor, nn
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.losses import target_signals
-from nolabel.schedules import momentum
-from nolabel.state import Ema, Queue
+from nolabel.nn.heads import mlp
+from nolabel.nn.losses import target_signals
+from nolabel.nn.schedules import momentum
+from nolabel.nn.state import Ema, Queue
 from nolabel.types import Batch, Clock, Optim, Step, Tokens
 from nolabel.views.plan import View, ViewPlan
 

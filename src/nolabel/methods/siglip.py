@@ -33,9 +33,9 @@ from torch import Tensor
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.text import SharedSpace
-from nolabel.data.tokens import Tokenizer, make_tokenizer
+from nolabel.data.text.tokenizer import Tokenizer, make_tokenizer
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.contrast import pair_signals, siglip_loss
+from nolabel.nn.contrastive import pair_signals, siglip_loss
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.heads import ProjectionHead
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.contrast import pair_signals
-from nolabel.ops.losses import nt_xent
+from nolabel.nn.contrastive import pair_signals
+from nolabel.nn.heads import ProjectionHead
+from nolabel.nn.losses import nt_xent
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, two_views
 

@@ -36,7 +36,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_mae, sincos_positions
 from nolabel.errors import UsageError
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.masks import unit_masks
+from nolabel.nn.masks import unit_masks
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.heads import mlp
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.assignment import sinkhorn
-from nolabel.ops.losses import cross_entropy_views, target_signals
-from nolabel.state import Queue
+from nolabel.nn.assignment import sinkhorn
+from nolabel.nn.heads import mlp
+from nolabel.nn.losses import cross_entropy_views, target_signals
+from nolabel.nn.state import Queue
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, multi_crop
 

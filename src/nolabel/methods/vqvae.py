@@ -40,13 +40,13 @@ from torch import Tensor, nn
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
+from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError
-from nolabel.heads import PatchDecoder
 from nolabel.methods.base import Facts, Method, Recipe
-from nolabel.ops.assignment import codes_in_use
-from nolabel.ops.patches import unpatchify
-from nolabel.ops.pixels import mean_colour_error
+from nolabel.nn.assignment import codes_in_use
+from nolabel.nn.patches import unpatchify
+from nolabel.nn.pixels import mean_colour_error
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 

@@ -21,16 +21,16 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from nolabel.data.open import Source
 from nolabel.data.progress import progress_bar
-from nolabel.data.sources import Source
+from nolabel.encoders import Encoder
+from nolabel.encoders.features import extract
+from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import UsageError, unknown
-from nolabel.features import extract
-from nolabel.ops.pixels import to_pixels
-from nolabel.pictures.dense import dense
-from nolabel.pictures.tiles import Pictures, enlarge, heat, sheet
+from nolabel.nn.pixels import to_pixels
+from nolabel.pictures._dense import dense
+from nolabel.pictures._tiles import Pictures, enlarge, heat, sheet
 from nolabel.types import Picture, Sample
-from nolabel.weights import Encoder
-from nolabel.weights.text import TextEncoder, text_of
 
 # Words that get no map of their own.
 LITTLE = {"a", "an", "the", "of", "on", "in", "at", "and", "or", "with", "to", "is", "are", "from"}

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from nolabel.backbones.base import require
+from nolabel.encoders import Encoder
 from nolabel.errors import UsageError, unknown
-from nolabel.evaluate.attention import areas, ceiling, iou
-from nolabel.ops.patches import mass_mask
-from nolabel.ops.pixels import to_pixels
-from nolabel.pictures.dense import plain, truth
-from nolabel.pictures.tiles import FILMS, HEAD_COLOURS, Pictures, dots, enlarge, heat, sheet
+from nolabel.nn.patches import mass_mask
+from nolabel.nn.pixels import to_pixels
+from nolabel.pictures._dense import plain, truth
+from nolabel.pictures._tiles import FILMS, HEAD_COLOURS, Pictures, dots, enlarge, heat, sheet
+from nolabel.protocols.attention import areas, ceiling, iou
 from nolabel.types import Picture
-from nolabel.weights import Encoder
 
 MOST = 24  # rows of the sheet; a film may have more
 

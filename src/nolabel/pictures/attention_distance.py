@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from nolabel.backbones.base import require
-from nolabel.pictures.dense import plain
-from nolabel.pictures.tiles import Pictures, chart
+from nolabel.encoders import Encoder
+from nolabel.pictures._dense import plain
+from nolabel.pictures._tiles import Pictures, chart
 from nolabel.types import Picture
-from nolabel.weights import Encoder
 
 
 def attention_distance(encoder: Encoder, images: Any) -> Pictures:

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nolabel.data.sources import Source, require_labels
+from nolabel.data.open import Source, require_labels
+from nolabel.encoders import Encoder
+from nolabel.encoders.features import extract
+from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import UsageError
-from nolabel.evaluate.zeroshot import Options, class_vectors
-from nolabel.features import extract
-from nolabel.pictures.bootstrap import interval
-from nolabel.pictures.tiles import Pictures, chart
+from nolabel.pictures._bootstrap import interval
+from nolabel.pictures._tiles import Pictures, chart
 from nolabel.pictures.typographic import meaningless
+from nolabel.protocols.zeroshot import Options, class_vectors
 from nolabel.types import Picture
-from nolabel.weights import Encoder
-from nolabel.weights.text import TextEncoder, text_of
 
 SHUFFLES = 1_000
 EMPTY = 40  # sets of words without meaning

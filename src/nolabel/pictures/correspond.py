@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
-from nolabel.pictures.dense import Dense, dense, samples_of
-from nolabel.pictures.tiles import Pictures, dots, sheet
+from nolabel.pictures._dense import Dense, dense, samples_of
+from nolabel.pictures._tiles import Pictures, dots, sheet
 from nolabel.types import Picture, Sample
-from nolabel.weights import Encoder
 
 ALPHA = 0.1  # of PCK
 

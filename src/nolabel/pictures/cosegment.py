@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import uniform_filter
 
+from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
-from nolabel.pictures.dense import truth
+from nolabel.pictures._dense import truth
+from nolabel.pictures._tiles import Pictures, enlarge, sheet
 from nolabel.pictures.parts import common, described, only_colours
-from nolabel.pictures.tiles import Pictures, enlarge, sheet
 from nolabel.types import Picture
-from nolabel.weights import Encoder
 
 
 def cosegment(

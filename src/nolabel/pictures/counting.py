@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import spearmanr
 
-from nolabel.data.scenes import MOST, Scenes
+from nolabel.data.creatures.scenes import MOST, Scenes
+from nolabel.encoders import Encoder
+from nolabel.encoders.text import text_of
 from nolabel.errors import UsageError
-from nolabel.evaluate.scores import wilson
-from nolabel.pictures.tiles import Pictures, enlarge, heat, sheet
+from nolabel.pictures._tiles import Pictures, enlarge, heat, sheet
+from nolabel.protocols._scores import wilson
 from nolabel.types import Picture
-from nolabel.weights import Encoder
-from nolabel.weights.text import text_of
 
 SENTENCES = ("one creature", "two creatures", "three creatures", "four creatures")
 SHOWN = 3  # scenes of each number

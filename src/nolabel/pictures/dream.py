@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from nolabel.backbones.base import layer_number, require
-from nolabel.data.sources import Source
+from nolabel.data.open import Source
+from nolabel.encoders import Encoder
+from nolabel.encoders.features import chunks
 from nolabel.errors import DataError, UsageError
-from nolabel.features import chunks
-from nolabel.pictures.optimise import (
+from nolabel.pictures._optimise import (
     Each,
     Fourier,
     colours_of,
@@ -30,9 +31,8 @@ from nolabel.pictures.optimise import (
     unnormalised,
     warped,
 )
-from nolabel.pictures.tiles import Pictures, sheet
+from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.types import Picture
-from nolabel.weights import Encoder
 
 STARTS = (0.01, 0.1, 0.3, 1.0, 3.0)  # deviations of the spectrum, until every unit has a slope
 CHOSEN = 4  # units, when none are named

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
+from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.pca import principal
-from nolabel.pictures.tiles import Pictures, sheet
 from nolabel.types import Picture
-from nolabel.weights import Encoder
 
 
 def filters(encoder: Encoder, images: Any = None, *, most: int = 64) -> Pictures:

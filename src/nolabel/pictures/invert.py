@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 
 from nolabel.backbones.base import layer_number
-from nolabel.data.sources import Source
+from nolabel.data.open import Source
+from nolabel.encoders import Encoder, load
+from nolabel.encoders.features import extract
 from nolabel.errors import UsageError
-from nolabel.features import extract
-from nolabel.ops.nearest import nearest
-from nolabel.ops.pixels import to_pixels
-from nolabel.pictures.dense import plain
-from nolabel.pictures.optimise import (
+from nolabel.nn.knn import nearest
+from nolabel.nn.pixels import to_pixels
+from nolabel.pictures._dense import plain
+from nolabel.pictures._optimise import (
     Each,
     Generator,
     Search,
@@ -33,9 +34,8 @@ from nolabel.pictures.optimise import (
     pixels_of,
     search,
 )
-from nolabel.pictures.tiles import Pictures, chart, sheet
+from nolabel.pictures._tiles import Pictures, chart, sheet
 from nolabel.types import Picture
-from nolabel.weights import Encoder, load
 
 NOISE = 32  # channels that the network draws from
 OTHERS = 128  # images of the set that tell how tokens usually are

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 
-from nolabel.data.sources import Source
+from nolabel.data.open import Source
+from nolabel.encoders import Encoder, load
+from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError
-from nolabel.features import Features, extract
-from nolabel.ops.nearest import nearest
-from nolabel.pictures.dense import plain
-from nolabel.pictures.tiles import Pictures, sheet
+from nolabel.nn.knn import nearest
+from nolabel.pictures._dense import plain
+from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.types import Picture
-from nolabel.weights import Encoder, load
 
 
 def neighbours(encoder: Encoder, images: Any, *, gallery: Source, k: int = 7) -> Pictures:

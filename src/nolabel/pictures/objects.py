@@ -16,11 +16,11 @@ from scipy.linalg import eigh
 from scipy.ndimage import label
 from torch import Tensor
 
-from nolabel.evaluate.attention import ceiling, iou
-from nolabel.pictures.dense import colours, dense, truth
-from nolabel.pictures.tiles import Pictures, enlarge, heat, sheet, tinted
+from nolabel.encoders import Encoder
+from nolabel.pictures._dense import colours, dense, truth
+from nolabel.pictures._tiles import Pictures, enlarge, heat, sheet, tinted
+from nolabel.protocols.attention import ceiling, iou
 from nolabel.types import Picture
-from nolabel.weights import Encoder
 
 JOINED, APART = 1.0, 1e-5  # weights of edges
 

@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nolabel.data.sources import Source
-from nolabel.data.texts import has_texts, texts_of
+from nolabel.data.open import Source
+from nolabel.data.text.captions import has_texts, texts_of
+from nolabel.encoders import Encoder, load
+from nolabel.encoders.features import extract
+from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import UsageError
-from nolabel.features import extract
-from nolabel.pictures.optimise import (
+from nolabel.pictures._optimise import (
     Each,
     Fourier,
     colours_of,
@@ -29,10 +31,8 @@ from nolabel.pictures.optimise import (
     search,
     warped,
 )
-from nolabel.pictures.tiles import Pictures, sheet
+from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.types import Picture
-from nolabel.weights import Encoder, load
-from nolabel.weights.text import TextEncoder, text_of
 
 OTHERS = 99  # sentences that the right one competes with, at most
 COLOURS = 1_000  # images whose colours are taken

@@ -20,12 +20,12 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 
+from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
-from nolabel.evaluate.attention import ceiling, iou
-from nolabel.pictures.dense import Dense, colours, dense, truth
-from nolabel.pictures.tiles import Pictures, enlarge, sheet, tinted
+from nolabel.pictures._dense import Dense, colours, dense, truth
+from nolabel.pictures._tiles import Pictures, enlarge, sheet, tinted
+from nolabel.protocols.attention import ceiling, iou
 from nolabel.types import Picture
-from nolabel.weights import Encoder
 
 MOST, ELBOW, VOTES = 14, 0.975, 0.75  # clusters; share of the error that may stay; of the images
 FITTED = 20_000  # descriptors that k-means sees at most; all are assigned

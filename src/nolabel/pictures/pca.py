@@ -17,11 +17,11 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from nolabel.backbones.base import layer_number
+from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
-from nolabel.pictures.dense import Dense, dense_layers, truth
-from nolabel.pictures.tiles import Pictures, chart, sheet
+from nolabel.pictures._dense import Dense, dense_layers, truth
+from nolabel.pictures._tiles import Pictures, chart, sheet
 from nolabel.types import Picture
-from nolabel.weights import Encoder
 
 _SHOWN = 12  # images that are drawn; all are measured
 _LOW, _HIGH = 1, 99  # percentiles that become black and full colour: one odd patch ruins no picture

@@ -11,10 +11,10 @@ import numpy as np
 import torch.nn.functional as F
 from scipy.stats import spearmanr
 
+from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
-from nolabel.pictures.tiles import Pictures, heat, sheet
+from nolabel.pictures._tiles import Pictures, heat, sheet
 from nolabel.types import Picture
-from nolabel.weights import Encoder
 
 
 def positions(encoder: Encoder, images: Any = None, *, across: int = 7) -> Pictures:

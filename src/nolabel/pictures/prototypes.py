@@ -16,13 +16,13 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
-from nolabel.data.sources import Source
+from nolabel.data.open import Source
+from nolabel.encoders import Encoder, load
+from nolabel.encoders.features import extract
 from nolabel.errors import UsageError
-from nolabel.features import extract
-from nolabel.heads import PrototypeHead
-from nolabel.pictures.tiles import Pictures, sheet
+from nolabel.nn.heads import PrototypeHead
+from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.types import Picture
-from nolabel.weights import Encoder, load
 
 
 def prototypes(

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.ops.pixels import to_pixels
-from nolabel.pictures.tiles import Pictures, sheet
+from nolabel.nn.pixels import to_pixels
+from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.types import Picture
 
 

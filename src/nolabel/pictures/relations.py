@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from nolabel.data.creatures import KINDS, Scene, draw_scene, render
+from nolabel.data.creatures.world import KINDS, Scene, draw_scene, render
+from nolabel.encoders import Encoder
+from nolabel.encoders.text import text_of
 from nolabel.errors import UsageError
-from nolabel.evaluate.scores import wilson
-from nolabel.pictures.tiles import Pictures, sheet
+from nolabel.pictures._tiles import Pictures, sheet
+from nolabel.protocols._scores import wilson
 from nolabel.types import Picture
-from nolabel.weights import Encoder
-from nolabel.weights.text import text_of
 
 PAIRS = ("kind", "colour", "side")
 CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}

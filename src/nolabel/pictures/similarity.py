@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from nolabel.encoders import Encoder
+from nolabel.pictures._dense import dense, truth
+from nolabel.pictures._tiles import Pictures, dots, enlarge, heat, sheet
 from nolabel.pictures.attention import patch_at
-from nolabel.pictures.dense import dense, truth
-from nolabel.pictures.tiles import Pictures, dots, enlarge, heat, sheet
 from nolabel.types import Picture
-from nolabel.weights import Encoder
 
 
 def similarity(

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from nolabel.backbones.base import require
+from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
-from nolabel.ops.pixels import to_pixels
-from nolabel.pictures.dense import plain, samples_of
-from nolabel.pictures.optimise import (
+from nolabel.nn.pixels import to_pixels
+from nolabel.pictures._dense import plain, samples_of
+from nolabel.pictures._optimise import (
     Each,
     Generator,
     crops,
@@ -35,9 +36,8 @@ from nolabel.pictures.optimise import (
     search,
     unnormalised,
 )
-from nolabel.pictures.tiles import Pictures, chart, sheet
+from nolabel.pictures._tiles import Pictures, chart, sheet
 from nolabel.types import Picture
-from nolabel.weights import Encoder
 
 WIDTHS = (16, 32, 64, 128, 128)
 CROP = (0.95, 1.0)  # share of the side that a step sees

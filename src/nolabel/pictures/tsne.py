@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from sklearn.manifold import TSNE
 
-from nolabel.data.sources import Source
+from nolabel.data.open import Source
+from nolabel.encoders import Encoder
+from nolabel.encoders.features import extract
 from nolabel.errors import DataError, UsageError
-from nolabel.features import extract
-from nolabel.ops.nearest import nearest
-from nolabel.pictures.tiles import Pictures, chart
+from nolabel.nn.knn import nearest
+from nolabel.pictures._tiles import Pictures, chart
 from nolabel.types import Picture
-from nolabel.weights import Encoder
 
 NEAR = 10
 KINDS = ("tsne", "umap")

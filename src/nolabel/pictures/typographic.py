@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from nolabel.data.sources import Source, require_labels
-from nolabel.evaluate.scores import wilson
-from nolabel.evaluate.zeroshot import Options, class_vectors
-from nolabel.pictures.bootstrap import difference
-from nolabel.pictures.tiles import Pictures, sheet
+from nolabel.data.open import Source, require_labels
+from nolabel.encoders import Encoder
+from nolabel.encoders.text import text_of
+from nolabel.pictures._bootstrap import difference
+from nolabel.pictures._tiles import Pictures, sheet
+from nolabel.protocols._scores import wilson
+from nolabel.protocols.zeroshot import Options, class_vectors
 from nolabel.types import Picture
-from nolabel.weights import Encoder
-from nolabel.weights.text import text_of
 
 TAGS = ("none", "blank", "nonsense", "mirrored", "right", "wrong")
 LETTERS = "bcdfghjklmnpqrstvwxz"  # no vowels, so no words

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nolabel.data.bands import shown
-from nolabel.ops.pixels import to_pixels
-from nolabel.pictures.tiles import Pictures, sheet
+from nolabel.data.sources._bands import shown
+from nolabel.nn.pixels import to_pixels
+from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.types import Picture
 from nolabel.views import FastViews, ViewPlan
 

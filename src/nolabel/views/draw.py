@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nolabel.ops.chance import uniform
+from nolabel.nn.keyed_random import uniform
 from nolabel.views.plan import View, ViewPlan
 
 _TRIES = 10  # of torchvision's RandomResizedCrop before its fallback

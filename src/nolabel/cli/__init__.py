@@ -1,0 +1,371 @@
+"""Verbs only.  Each verb's work is elsewhere; heavy imports happen inside the verb."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, make_dataclass
+from typing import Annotated, Any
+
+from nolabel.cli.flags import announced_first, first, flags, write_json
+from nolabel.errors import NolabelError, Stopped, UsageError, unknown
+
+VERBS = {
+    "demo": "the main job on built-in data: pre-train, compare, pictures, report.html",
+    "pretrain": "METHOD --data SRC: train an encoder on unlabelled images",
+    "resume": "DIR: continue a stopped run exactly",
+    "replay": "DIR: repeat the step that was not finite, and say where that began",
+    "evaluate": "PROTOCOL --encoder ENC [--train SRC] [--test SRC]: measure an encoder",
+    "compare": "ENC ENC ... [--train SRC] [--test SRC]: several encoders, one table",
+    "ablate": "METHOD --data SRC: its settings one at a time, equal budgets, several seeds",
+    "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
+    "scan": "--data SRC: look before training: sizes, bad files, duplicates, a recipe, its cost",
+    "pack": "--data SRC --out DIR [--max-side N]: shrink and pack into tar shards for speed",
+    "bench": "data | step | embed: images per second of each stage, on this machine",
+    "plan": "--method METHOD --devices N --gpu GPU: memory, speed, time and cost, on paper",
+    "embed": "--encoder ENC --data SRC --out FILE: the features of a whole set, to be continued",
+    "search": "--index FILE --encoder ENC --query IMAGE_OR_TEXT: the nearest images",
+    "import": "FILE --as LAYOUT: a published checkpoint becomes an encoder",
+    "export": "--encoder ENC --to timm|hf|onnx --out DIR: for other libraries, with the proof",
+    "report": "DIR: one offline HTML file about a run, with a verdict first",
+    "list": "methods | backbones | datasets | protocols | pictures: what there is",
+}
+LISTS = ("methods", "backbones", "datasets", "protocols", "pictures")
+
+
+def usage() -> str:
+    """The text of `nolabel --help`."""
+    verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
+    return (
+        "nolabel: learn to see without labels.\n\n"
+        f"usage: nolabel VERB ...\n\n{verbs}\n\n"
+        "`nolabel VERB --help` lists the options of a verb with their defaults;\n"
+        "`nolabel pretrain METHOD --help` adds those of a method.\n\n"
+        "A first run:    nolabel demo\n"
+        "Your images:    nolabel pretrain dino --data photos/ --out runs/dino\n\n"
+        "SRC  a folder; a list (.txt) or table (.csv, .tsv, .parquet) of paths; tar shards\n"
+        "     ('shards/{000..127}.tar'); a video or a folder of them (clips@5: frames a second);\n"
+        "     hf:owner/name; creatures, digits, fashion-mnist, cifar10, emoji (:train or :test)\n"
+        "ENC  a run's folder, an encoder.safetensors, timm:NAME, openclip:NAME/TAG, random:NAME,\n"
+        "     pixels\n\n"
+        "exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped by a guard, 75 stopped on request"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not announced_first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        code = _run(args)
+        sys.stdout.flush()  # here, so that a closed pipe (`| head`) is noticed and forgiven
+    except NolabelError as error:
+        # Wrong use is the same in all processes; what went wrong in one of them, it says itself.
+        if announced_first() or not isinstance(error, UsageError | Stopped):
+            print(f"nolabel: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"nolabel: {error}. Check the path and the free space.", file=sys.stderr)
+        return 1
+    return code
+
+
+def _run(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if args else 2
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("nolabel"))
+        return 0
+    verbs: dict[str, Callable[[list[str]], None]] = {
+        "demo": _demo, "pretrain": _pretrain, "evaluate": _evaluate,
+        "compare": _compare, "show": _show, "report": _report, "list": _list,
+    }  # fmt: skip
+    if args[0] not in VERBS:
+        raise unknown("verb", args[0], VERBS)
+    if args[0] in verbs:
+        verbs[args[0]](args[1:])
+    else:
+        from nolabel.cli import apps as cli_apps
+        from nolabel.cli import data as cli_data
+        from nolabel.cli import encoders as cli_weights
+        from nolabel.cli import runs as cli_runs
+
+        about = {
+            "resume": cli_runs.resume_, "replay": cli_runs.replay_,
+            "scan": cli_data.scan_, "pack": cli_data.pack_, "bench": cli_data.bench_,
+            "plan": cli_data.plan_,
+            "ablate": cli_data.ablate_, "import": cli_weights.import_,
+            "export": cli_weights.export_,
+            "embed": cli_apps.embed_, "search": cli_apps.search_,
+        }  # fmt: skip
+        about[args[0]](args[1:], VERBS[args[0]])
+    return 0
+
+
+def _pretrain(args: list[str]) -> None:
+    from nolabel import methods
+
+    name = first(
+        args, "pretrain", "METHOD", (*methods.METHODS, "path/to/file.py:Class"), VERBS["pretrain"]
+    )
+    if name is None:
+        return
+    import tyro
+
+    from nolabel.config import Settings
+    from nolabel.tools.fit import resolve
+    from nolabel.types import Optim
+
+    @dataclass(frozen=True, kw_only=True)
+    class Own:
+        config: str | None = None  # a config.yaml whose values these flags override
+        dry_run: bool = False  # print the resolved run and stop
+        json: str | None = None  # write the outcome to this file
+
+    kind = methods.load(name)
+    flat = tyro.conf.OmitArgPrefixes
+    everything = make_dataclass(
+        "Pretrain",
+        [
+            ("own", Annotated[Own, flat]),
+            ("settings", Annotated[Settings, flat]),
+            ("options", Annotated[kind.Options, flat]),
+            ("optim", Optim),
+        ],
+        frozen=True,
+    )
+    title = (kind.__doc__ or name).strip().splitlines()[0]
+    prog, rest = f"nolabel pretrain {name}", args[1:]
+
+    def parse(s: Any, o: Any, optim: Any) -> tuple[Any, Any, Any]:
+        default = everything(Own(), s, o, optim)  # type: ignore[call-arg]
+        given = flags(everything, rest, prog, title, default)
+        return given.settings, given.options, given.optim
+
+    own = flags(
+        everything, rest, prog, title,
+        everything(Own(), Settings(), kind.Options(), Optim()),  # type: ignore[call-arg]
+    ).own  # fmt: skip
+    run, source = resolve(name, parse, config=own.config)
+    from nolabel.engine.describe import describe
+    from nolabel.engine.train import pretrain
+
+    print(describe(run, source))
+    if own.dry_run:
+        write_json(own.json, run.to_dict())
+        return
+    run = pretrain(run, source)
+    write_json(own.json, {**run.to_dict(), "encoder": str(run.folder / "encoder.safetensors")})
+
+
+def _evaluate(args: list[str]) -> None:
+    from nolabel.protocols.run import PROTOCOLS, evaluate, options_of
+
+    names = list(PROTOCOLS)
+    name = first(args, "evaluate", "PROTOCOL", [*names, "all"], VERBS["evaluate"])
+    if name is None:
+        return
+    if name == "all":
+        from nolabel.cli.apps import evaluate_all_
+
+        return evaluate_all_(args[1:])
+    if name not in names:
+        raise unknown("protocol", name, [*names, "all"])
+    import tyro
+
+    kind, learns = options_of(name), "train" in PROTOCOLS[name].needs
+    text, maybe, told = str, str | None, tyro.conf.arg
+    fields: list[Any] = [
+        ("encoder", Annotated[text, told(help="ENC: a run's folder, timm:NAME, pixels, ...")]),
+        ("train", Annotated[text, told(help="SRC with labels, to learn from")])
+        if learns
+        else ("train", Annotated[maybe, tyro.conf.Suppress], None),
+        ("test", Annotated[maybe, told(help="SRC with labels, to judge on; by default "
+                                       "the set's test split, or a fifth of train")], None)
+        if learns
+        else ("test", Annotated[text, told(help="SRC with labels, captions or both")]),
+        ("options", Annotated[kind, tyro.conf.OmitArgPrefixes], kind()),
+        ("json", Annotated[maybe, told(help="write the table to this file")], None),
+    ]  # fmt: skip
+    given = flags(
+        make_dataclass("Evaluate", fields, frozen=True, kw_only=True),
+        args[1:],
+        f"nolabel evaluate {name}",
+        "Measure an encoder: --encoder ENC "
+        + ("--train SRC [--test SRC]." if learns else "--test SRC."),
+    )
+    options = asdict(given.options)
+    report = evaluate(name, given.encoder, given.train, given.test, **options)
+    print(report)
+    write_json(given.json, report.to_json())
+
+
+def _compare(args: list[str]) -> None:
+    from tyro.conf import Positional
+
+    @dataclass(frozen=True, kw_only=True)
+    class Compare:
+        encoders: Positional[tuple[str, ...]]  # two or more ENC
+        train: str | None = None  # SRC with labels; none for protocols that learn nothing
+        test: str | None = None  # SRC; default: the train set's test split, or a fifth of it
+        protocols: tuple[str, ...] = ()  # which; default knn, without --train labelfree
+        json: str | None = None  # write the table to this file
+
+    given = flags(Compare, args, "nolabel compare", "Several encoders, one table.")
+    from nolabel.protocols.compare import compare
+
+    table = compare(given.encoders, given.train, given.test, protocols=given.protocols)
+    print(table)
+    write_json(given.json, table.to_json())
+
+
+def _show(args: list[str]) -> None:
+    from nolabel.pictures import NAMES, options_of
+
+    names = {n.name: n for n in NAMES}
+    name = first(args, "show", "WHAT", list(names), VERBS["show"])
+    if name is None:
+        return
+    if name not in names:
+        raise unknown("picture", name, names)
+    import tyro
+
+    text, told = str, tyro.conf.arg
+    of = "a run's folder" if names[name].of_run else "ENC: a run's folder, timm:NAME, ..."
+    of += "; one with a text tower (clip, siglip)" if names[name].of_text else ""
+    of += "; several stand below each other"
+    options = options_of(name)
+    fields: list[Any] = [
+        ("encoder", Annotated[tuple[str, ...], told(help=of)]),
+        ("data", Annotated[text, told(help="SRC")])
+        if names[name].looks
+        else ("data", Annotated[str | None, told(help="not looked at")], None),
+        (
+            "out",
+            Annotated[text, told(help="folder for the pictures, numbers and data")],
+            "pictures",
+        ),
+        ("count", Annotated[int, told(help="images shown")], 8),
+        ("label", Annotated[str | None, told(help="the class whose images are shown")], None),
+        *((o.name, Annotated[o.kind, told(help=o.help)], o.default) for o in options),
+        ("json", Annotated[str | None, told(help="write the numbers to this file")], None),
+    ]
+    kind = make_dataclass("Show", fields, frozen=True, kw_only=True)
+    given = flags(kind, args[1:], f"nolabel show {name}", names[name].description)
+    from nolabel.tools.show import show
+
+    pictures = show(
+        name, given.encoder, given.data, count=given.count, label=given.label,
+        **{o.name: getattr(given, o.name) for o in options},
+    )  # fmt: skip
+    for picture in pictures:
+        print(picture.caption)
+    for path in pictures.save(given.out):
+        print(path)
+    write_json(given.json, pictures.numbers)
+
+
+def _report(args: list[str]) -> None:
+    from tyro.conf import Positional
+
+    @dataclass(frozen=True, kw_only=True)
+    class Report:
+        folder: Positional[str]  # the run's folder
+        out: str | None = None  # the HTML file; default report.html in the folder
+        data: str = "auto"  # SRC for its pictures; auto: what the run was probed or trained on
+        draw: bool = True  # draw the pictures that are not in the folder yet
+
+    given = flags(Report, args, "nolabel report", VERBS["report"])
+    from nolabel.tools.report import build_report
+    from nolabel.tools.show import draw_missing
+
+    missing = draw_missing(given.folder, given.data) if given.draw else []
+    print(build_report(given.folder, out=given.out, notes=missing))
+
+
+def _demo(args: list[str]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Demo:
+        out: str = "demo"  # folder for the run, the pictures and report.html
+        minutes: float = 2.5  # length of the training
+        method: str = "simclr"  # dino, mae or simclr
+        overwrite: bool = False  # replace an earlier demo in the folder
+        json: str | None = None  # write the numbers to this file
+
+    given = flags(Demo, args, "nolabel demo", VERBS["demo"])
+    from nolabel.tools.demo import demo
+
+    numbers = demo(given.out, given.minutes, given.method, overwrite=given.overwrite)
+    write_json(given.json, numbers)
+
+
+def _list(args: list[str]) -> None:
+    what = first(args, "list", "WHAT", LISTS, VERBS["list"])
+    if what is None:
+        return
+    out = None
+    if args[1:]:
+
+        @dataclass(frozen=True, kw_only=True)
+        class List:
+            json: str | None = None  # write the list to this file
+
+        out = flags(List, args[1:], f"nolabel list {what}", VERBS["list"]).json
+    rows: list[dict[str, Any]]
+    if what == "methods":
+        from nolabel.methods import METHODS
+
+        rows = [
+            {
+                "name": n,
+                "family": e.family,
+                "description": e.description,
+                "paper": e.paper,
+                "needs": e.needs,
+                "when": e.when,
+            }
+            for n, e in METHODS.items()
+        ]
+    elif what == "backbones":
+        from nolabel.backbones import PRESETS
+
+        rows = [{"name": n, "description": p.description} for n, p in PRESETS.items()]
+        more = "and any other VisionTransformer, SwinTransformer or ResNet of timm, by name"
+        rows.append({"name": "vit_*, swin_*, resnet*", "description": more})
+    elif what == "datasets":
+        from nolabel.data.open import NAMES
+
+        rows = [n._asdict() if hasattr(n, "_asdict") else dict(vars(n)) for n in NAMES]
+    elif what == "protocols":
+        from nolabel.protocols.run import PROTOCOLS
+
+        rows = [
+            {"name": p.name, "description": p.description, "paper": p.paper}
+            for p in PROTOCOLS.values()
+        ]
+    elif what == "pictures":
+        from nolabel.pictures import NAMES as PICTURES
+
+        rows = [{"name": p.name, "description": p.description} for p in PICTURES]
+    else:
+        raise unknown("list", what, LISTS)
+    family = ""
+    for row in rows:
+        if row.get("family", "") != family:
+            family = row["family"]
+            print(f"{family}:")
+        paper = f"  ({row['paper']})" if row.get("paper") else ""
+        print(f"  {row['name']:<16} {row['description']}{paper}")
+        if row.get("when"):
+            print(f"  {'':<16} needs {row['needs']}; {row['when']}")
+    write_json(out, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Verbs that put an encoder to use."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from nolabel.cli.flags import flags, write_json
+
+
+def evaluate_all_(args: list[str]) -> None:
+    """`nolabel evaluate all`."""
+    from nolabel.protocols.all import evaluate_all
+
+    @dataclass(frozen=True, kw_only=True)
+    class Evaluate:
+        encoder: str  # ENC: a run's folder, timm:NAME, pixels, ...
+        train: str  # SRC with labels, to learn from
+        test: str | None = None  # SRC with labels; default: the set's test split, or a fifth
+        json: str | None = None  # write the tables to this file
+
+    given = flags(Evaluate, args, "nolabel evaluate all", "Every protocol that suits.")
+    found = evaluate_all(given.encoder, given.train, given.test)
+    print(found)
+    write_json(given.json, found.to_json())
+
+
+def embed_(args: list[str], about: str) -> None:
+    """`nolabel embed`."""
+    import tyro
+
+    from nolabel.apps.embed import Options, embed
+    from nolabel.data.open import open_source
+    from nolabel.encoders import load
+
+    @dataclass(frozen=True, kw_only=True)
+    class Embed:
+        encoder: str  # ENC
+        data: str  # SRC
+        out: str  # FILE.npy, FILE.safetensors or FILE.parquet
+        options: Annotated[Options, tyro.conf.OmitArgPrefixes] = Options()
+        image_size: int | None = None  # side in pixels; default: the encoder's own
+        device: str = "auto"  # auto, cpu or cuda
+        overwrite: bool = False  # replace a file that is there
+        json: str | None = None  # write the description of the features to this file too
+
+    given = flags(Embed, args, "nolabel embed", about)
+    encoder = load(given.encoder, image_size=given.image_size, device=given.device)
+    source = open_source(given.data, image_size=encoder.image_size, channels=encoder.channels)
+    index = embed(encoder, source, given.out, options=given.options, overwrite=given.overwrite)
+    a = index.about
+    print(f"wrote {given.out}: {a['count']:,} x {a['dim']} {a['dtype']} of {a['encoder']}")
+    if a["skipped"]:
+        path, reason = a["skipped"][0]
+        print(f"{len(a['skipped'])} image(s) could not be read, first {path}: {reason}")
+    print(f"search it: nolabel search --index {given.out} --encoder {given.encoder} --query IMAGE")
+    write_json(given.json, a)
+
+
+def search_(args: list[str], about: str) -> None:
+    """`nolabel search`."""
+    from nolabel.apps.embed import open_index
+    from nolabel.apps.search import search
+    from nolabel.encoders import load
+
+    @dataclass(frozen=True, kw_only=True)
+    class Search:
+        index: str  # FILE that nolabel embed wrote
+        encoder: str  # the ENC that made it
+        query: str  # an image; or words, for encoders of clip and siglip
+        k: int = 10  # images that are found
+        approximate: bool = False  # look into the nearest cells alone, for millions of rows (faiss)
+        data: str | None = None  # SRC that was embedded, to draw the images with --out
+        out: str | None = None  # folder for the picture of the images
+        json: str | None = None  # write what was found to this file
+
+    given = flags(Search, args, "nolabel search", about)
+    index = open_index(given.index)
+    encoder = load(given.encoder, image_size=index.about["image_size"])
+    hits = search(index, encoder, given.query, k=given.k, approximate=given.approximate)
+    print(hits)
+    if given.out:
+        for path in _drawn(index, encoder, hits, given).save(given.out):
+            print(path)
+    found = zip(hits.rows, hits.names, hits.similarity, strict=True)
+    rows = [{"row": r, "name": n, "similarity": s} for r, n, s in found]
+    write_json(given.json, {"query": hits.query, "found": rows})
+
+
+def _drawn(index: Any, encoder: Any, hits: Any, given: Any) -> Any:
+    import os
+
+    from nolabel.apps.search import draw
+    from nolabel.data.open import Subset, open_source
+    from nolabel.data.sources._decode import read_image
+
+    data = given.data or index.about["data"]
+    source = open_source(data, image_size=encoder.image_size, channels=encoder.channels)
+    first, count = index.about["first"], index.about["count"]
+    source = Subset(source, range(first, first + count))
+    query = read_image(given.query) if os.path.exists(given.query) else None
+    return draw(hits, source, query)

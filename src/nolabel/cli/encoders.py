@@ -1,0 +1,89 @@
+"""Verbs that bring weights in and take them out."""
+
+import os
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from nolabel.cli.flags import first, flags, write_json
+
+
+def import_(args: list[str], about: str) -> None:
+    """`nolabel import`."""
+    from nolabel.encoders.convert.official import FAMILIES, import_file, save_imported
+    from nolabel.encoders.state_dict import some
+
+    file = first(args, "import", "FILE", ("a checkpoint: .pth, .pt, .bin, .safetensors",), about)
+    if file is None:
+        return
+    import tyro
+
+    @dataclass(frozen=True, kw_only=True)
+    class Import:
+        as_: Annotated[str, tyro.conf.arg(name="as", help=f"its layout: {', '.join(FAMILIES)}")]
+        out: str = ""  # folder for the encoder; default imported/NAME-OF-THE-FILE
+        branch: str = ""  # of a training checkpoint: teacher or student; default: as published
+        heads: int | None = None  # attention heads; default: the published number for the width
+        text_heads: int | None = None  # those of CLIP's text tower; default: 64 wide each
+        image_size: int | None = None  # side in pixels at which it will be used; default: its own
+        positions: str = ""  # dino, mae or timm: how positions are resized; default: the family's
+        pool: str = ""  # class or mean: the embedding; default: class, for BEiT mean
+        quick_gelu: bool = True  # CLIP as OpenAI trained it; most of OpenCLIP's are without
+        tokenizer: str = ""  # tokenizer.json for CLIP's text tower; default: CLIP's own vocabulary
+        overwrite: bool = False  # replace an encoder that is in the folder
+        json: str | None = None  # write what was imported to this file
+
+    given = flags(Import, args[1:], "nolabel import FILE", about)
+    chosen: dict[str, Any] = {
+        k: getattr(given, k)
+        for k in ("branch", "heads", "text_heads", "image_size", "positions", "pool", "quick_gelu")
+    }
+    found = import_file(file, given.as_, **chosen)
+    out = given.out or os.path.join("imported", os.path.basename(file).split(".")[0])
+    paths = save_imported(
+        found, out, family=given.as_, tokenizer=given.tokenizer, overwrite=given.overwrite
+    )
+    e, b = found.encoder, found.encoder.backbone
+    numbers = {
+        "file": file, "layout": given.as_, "branch": found.branch or None, "name": b.name,
+        "kwargs": b.kwargs, "parameters": sum(p.numel() for p in b.parameters()), "dim": b.dim,
+        "image_size": e.image_size, "positions": getattr(b, "positions", None),
+        "mean": list(e.mean), "std": list(e.std), "left_out": list(found.left_out),
+        "written": [str(p) for p in paths],
+    }  # fmt: skip
+    print(f"read {file} as {given.as_} ({FAMILIES[given.as_].paper})")
+    print(
+        f"network: {b.name}, {numbers['parameters']:,} parameters, embedding of {b.dim}, images "
+        f"of {e.image_size} px"
+        + (f", positions resized as by {b.positions}" if hasattr(b, "positions") else "")
+    )
+    if found.left_out:
+        print(f"left out, as no part of the encoder: {some(found.left_out, 4)}")
+    if found.text and len(paths) == 1:
+        print("the text tower was left out: its vocabulary is not CLIP's.  Give --tokenizer.")
+    for path in paths:
+        print(f"wrote {path}")
+    print(f"use it as --encoder {out}")
+    write_json(given.json, numbers)
+
+
+def export_(args: list[str], about: str) -> None:
+    """`nolabel export`."""
+    from nolabel.encoders import load
+    from nolabel.encoders.convert.export import export
+
+    @dataclass(frozen=True, kw_only=True)
+    class Export:
+        encoder: str  # ENC
+        to: str  # timm, hf (transformers) or onnx
+        out: str  # a folder
+        image_size: int | None = None  # side in pixels; default: the encoder's own
+        overwrite: bool = False  # replace what is in the folder
+        json: str | None = None  # write what was done to this file
+
+    given = flags(Export, args, "nolabel export", about)
+    encoder = load(given.encoder, image_size=given.image_size, device="cpu")
+    told = export(encoder, given.to, given.out, overwrite=given.overwrite)
+    print(f"wrote {told['folder']}: {', '.join(told['files'])}")
+    print(f"read back: largest difference of a feature {told['largest_difference']:.1e}")
+    print(f"load it: {told['loading']}")
+    write_json(given.json, told)

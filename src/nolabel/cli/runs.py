@@ -1,0 +1,54 @@
+"""Verbs that take up a run that has begun."""
+
+import contextlib
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nolabel.cli.flags import flags, write_json
+
+
+def resume_(args: list[str], about: str) -> None:
+    """`nolabel resume`."""
+    from tyro.conf import Positional
+
+    @dataclass(frozen=True, kw_only=True)
+    class Resume:
+        folder: Positional[str]  # the run's folder
+
+    given = flags(Resume, args, "nolabel resume", f"{about}.")
+    read_ahead(Path(given.folder))
+    from nolabel.engine.train import resume
+
+    resume(given.folder)
+
+
+def read_ahead(folder: Path) -> None:
+    """Has the system read a run's newest checkpoint while torch is imported, which takes seconds
+    as well."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with contextlib.suppress(OSError, ValueError):  # whatever is wrong is said where it is opened
+        newest = max((folder / "checkpoints").glob("step-*.ckpt"), key=lambda p: p.stat().st_mtime)
+        with newest.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def replay_(args: list[str], about: str) -> None:
+    """`nolabel replay`."""
+    from tyro.conf import Positional
+
+    @dataclass(frozen=True, kw_only=True)
+    class Replay:
+        folder: Positional[str]  # the run's folder
+        json: str | None = None  # write what was seen to this file
+
+    given = flags(Replay, args, "nolabel replay", f"{about}.")
+    from nolabel.engine.log import strict
+    from nolabel.engine.replay import replay, told
+
+    step, seen = replay(given.folder)
+    full = replay(given.folder, "fp32")[1] if seen.precision != "fp32" else None
+    print(told(step, seen, full))
+    both = {"step": step, "seen": asdict(seen), "fp32": asdict(full) if full else None}
+    write_json(given.json, strict(both))

@@ -1,0 +1,1 @@
+"""The procedural world of drawn creatures: labels, captions, masks, parts, videos."""

@@ -1,0 +1,119 @@
+"""One image file -> pixels of any number of channels and of 8 or 16 bits, nothing made up.
+
+For what is no photograph: X-rays, microscopes, satellites, depth.  Orientation is applied as for
+photographs; nothing is converted but colour to grey when one channel is asked for.
+
+    1 channel      grey files as they are, of 8 or 16 bits; colour becomes its grey
+    4 channels     RGBA and CMYK files as they are
+    any number     `.npy` arrays uint8 or uint16 [H, W, C] (or [H, W])
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from nolabel.data.sources._decode import MAX_PIXELS, SUFFIXES, decode, open_regular, read_image
+from nolabel.errors import BadImage
+
+ARRAY = ".npy"
+BAND_SUFFIXES = SUFFIXES | {ARRAY}
+_NPY = b"\x93NUMPY"
+
+
+def read_bands(
+    source: str | os.PathLike[str] | bytes,
+    channels: int,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    enough: int | None = None,
+) -> np.ndarray:
+    """Reads one image with this number of channels.
+
+    Args:
+        source: A path, or the bytes of a file.
+        channels: C; 3 is `read_image`.
+        max_pixels: Largest width x height accepted.
+        enough: As for `read_image`; used with 3 channels only.
+
+    Returns:
+        uint8 or uint16 [H, W, C], contiguous.
+
+    Raises:
+        BadImage: As `read_image`, or the file has another number of channels.
+    """
+    if channels == 3 and not _is_array(source):
+        return read_image(source, max_pixels=max_pixels, enough=enough)
+    if isinstance(source, bytes):
+        name, data = "<bytes>", source
+    else:
+        name = os.fspath(source)
+        try:
+            with open_regular(name) as file:
+                data = file.read()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise BadImage(name, f"cannot be read ({reason})") from None
+    if data.startswith(_NPY):
+        pixels = _array(data, name)
+        if pixels.shape[0] * pixels.shape[1] > max_pixels:
+            raise BadImage(name, f"larger than the limit of {max_pixels:,} pixels")
+    else:
+        pixels = decode(io.BytesIO(data), name, max_pixels, lambda i: _picture(i, channels))
+        if pixels.dtype not in (np.uint8, np.uint16):
+            raise BadImage(name, f"values of {pixels.dtype}; allowed are 8 and 16 bits")
+    if pixels.shape[2] != channels:
+        raise BadImage(name, f"has {pixels.shape[2]} channels, not {channels}")
+    return pixels
+
+
+def shown(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] to look at, of uint8 or uint16 [H, W, C].
+
+    The first three channels are red, green and blue; of fewer, the first is grey.  16 bits are
+    stretched from the smallest value to the largest.
+    """
+    some = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, -1)
+    if some.dtype != np.uint8:
+        low, high = float(some.min()), float(some.max())
+        some = ((some - low) * (255 / max(high - low, 1))).round().astype(np.uint8)
+    return np.ascontiguousarray(some)
+
+
+def _is_array(source: Any) -> bool:
+    if isinstance(source, bytes):
+        return source.startswith(_NPY)
+    return os.fspath(source).lower().endswith(ARRAY)
+
+
+def _array(data: bytes, name: str) -> np.ndarray:
+    try:
+        pixels = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise BadImage(name, f"a damaged array ({str(error).splitlines()[0]})") from None
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.dtype not in (np.uint8, np.uint16) or 0 in pixels.shape:
+        raise BadImage(
+            name,
+            f"an array {pixels.dtype} {list(pixels.shape)}; allowed are uint8 and uint16 "
+            "[H, W, channels]",
+        )
+    return np.ascontiguousarray(pixels)
+
+
+def _picture(image: Image.Image, channels: int) -> np.ndarray:
+    """[H, W, C] of a loaded image, with the channels that it has; one if that is asked for."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        pixels = np.asarray(image).astype(np.uint16)
+    elif channels == 1:
+        pixels = np.asarray(image.convert("L"))
+    elif image.mode in ("P", "PA", "LA") and image.has_transparency_data:
+        pixels = np.asarray(image.convert("RGBA"))
+    else:
+        pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "1") else image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels

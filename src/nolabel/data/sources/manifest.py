@@ -1,0 +1,184 @@
+"""Lists of images in a file: plain lists of paths, and tables (CSV, TSV, Parquet).
+
+A table has the column `path` and, if wanted, `label`, `text`, `group` and `domain`; other columns
+are left alone.  Relative paths start from the folder of the file that lists them.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from nolabel.data import _strings as names
+from nolabel.data.open import label_at
+from nolabel.data.sources._bands import read_bands
+from nolabel.errors import DataError, UsageError, did_you_mean
+from nolabel.types import Sample
+
+LISTS = (".txt", ".lst", ".list")
+TABLES = (".csv", ".tsv", ".parquet", ".pq")
+_KEPT = "manifest 2"  # the cache's name; another one when what is kept changes
+COLUMNS = ("path", "label", "text", "group", "domain")
+
+
+class Manifest:
+    """The images that a file lists.
+
+    Labels count when every row has one.  If all of them are whole numbers, classes are in the
+    order of the numbers, else in that of the names.  `groups`, int64 [N] or None, numbers the
+    values of the column `group` (of one patient, one video) in the same way, and `domains` those of
+    the column `domain` (of one camera, one style), which `domain_names` tells.
+
+    What was read is kept in the user's cache and read again when the file's size or time changes.
+
+    Raises:
+        DataError: The file lists no image, cannot be read, or a row is not whole.
+        UsageError: A table without the column `path`; or Parquet without its reader.
+    """
+
+    in_memory = False
+    channels = 3
+    reduces = True
+
+    def __init__(self, file: str | os.PathLike[str]):
+        self.name = os.fspath(file)
+        self.folder = os.path.dirname(os.path.abspath(self.name))
+        try:
+            key = names.fingerprint(self.name)
+            arrays = names.kept(_KEPT, key)
+            if arrays is None:
+                arrays = _pack(_columns(self.name))
+                names.keep(_KEPT, key, arrays)
+        except OSError as error:
+            raise DataError(f"Cannot read {self.name!r}: {error.strerror or error}.") from None
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(
+                f"{self.name!r} is no text that can be read ({error}).  Save it as UTF-8."
+            ) from None
+        self.paths = names.Strings.among(arrays, "path")
+        if not len(self.paths):
+            raise DataError(f"{self.name!r} lists no image.  Give one path a line.")
+        self.texts = names.Strings.among(arrays, "text") if "text.ends" in arrays else None
+        self.labels: np.ndarray | None = arrays.get("labels")
+        self.classes = (
+            tuple(names.Strings.among(arrays, "classes")) if "classes.ends" in arrays else ()
+        )
+        self.groups: np.ndarray | None = arrays.get("groups")
+        self.domains: np.ndarray | None = arrays.get("domains")
+        self.domain_names = (
+            tuple(names.Strings.among(arrays, "domains_of")) if "domains_of.ends" in arrays else ()
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, i: int, /) -> str:
+        """Absolute path of image i."""
+        return os.path.join(self.folder, self.paths[i])
+
+    def raw(self, i: int, /) -> bytes:
+        """The file of image i as it is.  Raises OSError or BadImage."""
+        with open(self.path(i), "rb") as file:
+            return file.read()
+
+    def read(self, i: int, /, enough: int | None = None) -> Sample:
+        """Image i, decoded, with its text.  Raises BadImage."""
+        image = read_bands(self.path(i), self.channels, enough=enough)
+        return Sample(image=image, label=label_at(self.labels, i), text=self.read_text(i))
+
+    def read_text(self, i: int, /) -> str | None:
+        """The text of image i."""
+        return None if self.texts is None else self.texts[i]
+
+
+def is_manifest(path: str) -> bool:
+    """Whether a file's suffix is that of a list or a table."""
+    return os.path.splitext(path)[1].lower() in (*LISTS, *TABLES)
+
+
+def _columns(file: str) -> dict[str, list[str]]:
+    """column -> its values, all of one length."""
+    suffix = os.path.splitext(file)[1].lower()
+    if suffix in LISTS:
+        with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
+            return {"path": [line.strip() for line in lines if line.strip()]}
+    if suffix in (".parquet", ".pq"):
+        return _parquet(file)
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        rows = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else ",")
+        return _table(file, rows)
+
+
+def _table(file: str, rows: Iterator[list[str]]) -> dict[str, list[str]]:
+    header = [name.strip().lower() for name in next(rows, [])]
+    at = _places(file, header)
+    out: dict[str, list[str]] = {name: [] for name in at}
+    for number, row in enumerate(rows, 2):
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise DataError(
+                f"{file!r}, row {number}: {len(row)} fields where the header has {len(header)}.  "
+                "Put fields that hold a comma into double quotes."
+            )
+        for name, i in at.items():
+            out[name].append(row[i].strip())
+        if not out["path"][-1]:
+            raise DataError(f"{file!r}, row {number}: the path is empty.")
+    return out
+
+
+def _places(file: str, header: list[str]) -> dict[str, int]:
+    """column of ours -> its place in the table."""
+    if "path" not in header:
+        raise UsageError(
+            f"{file!r} has no column 'path'.{did_you_mean('path', header)}  It has: "
+            f"{', '.join(header) or 'none'}.  The first row must name the columns: path, and if "
+            "wanted label, text, group, domain."
+        )
+    return {name: header.index(name) for name in COLUMNS if name in header}
+
+
+def _parquet(file: str) -> dict[str, list[str]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise UsageError(
+            f"Reading {file!r} needs pyarrow: pip install 'nolabel[parquet]', or save it as CSV."
+        ) from None
+    import pyarrow
+
+    try:
+        at = _places(file, list(parquet.read_schema(file).names))
+        table = parquet.read_table(file, columns=list(at))
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file!r} is no Parquet file that can be read ({error}).") from None
+    out: dict[str, list[str]] = {}
+    for name in at:
+        values: list[Any] = table.column(name).to_pylist()
+        if name == "path" and not all(isinstance(v, str) and v for v in values):
+            raise DataError(f"{file!r}: the column 'path' must hold a text in every row.")
+        out[name] = ["" if v is None else str(v) for v in values]
+    return out
+
+
+def _pack(columns: dict[str, list[str]]) -> dict[str, np.ndarray]:
+    """The columns as arrays; labels and groups as numbers."""
+    out: dict[str, np.ndarray] = {}
+    for name in ("path", "text"):
+        if name in columns:
+            out |= names.Strings.of(columns[name]).arrays(name)
+    for name, numbers in (("label", "labels"), ("group", "groups"), ("domain", "domains")):
+        values = columns.get(name)
+        if not values or not all(values):
+            continue
+        distinct, out[numbers] = names.number(values)
+        if name == "label":
+            out |= names.Strings.of(distinct).arrays("classes")
+        elif name == "domain":
+            out |= names.Strings.of(distinct).arrays("domains_of")
+    return out

@@ -1,0 +1,240 @@
+"""Tar shards in WebDataset's layout, read at random through an index of offsets.
+
+A sample is the files of one tar that share their name up to the first dot of its last part:
+`cats/001.jpg`, `cats/001.cls` and `cats/001.txt` are the image, the label and the text of sample
+`cats/001`.  Other files are left alone; nothing is unpickled, nothing is ever written under a
+member's name, and links and devices are passed over.  The index of a tar is made once and kept in
+the user's cache until its size or time changes.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+import tarfile
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from nolabel.data import _strings as names
+from nolabel.data.open import label_at
+from nolabel.data.sources._bands import read_bands
+from nolabel.data.sources._decode import SUFFIXES
+from nolabel.errors import BadImage, DataError, UsageError
+from nolabel.types import Sample
+
+BLOCK = 1024  # neighbouring samples that are read at about the same time
+_OPEN = 64  # shards held open in one process
+_MOST_LABEL = 1 << 16  # bytes; a longer one is no label
+_BRACES = re.compile(r"\{([^{}]+)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class Shards:
+    """The samples of one or more tar files, in the order of the files and of their members.
+
+    Args:
+        pattern: A tar, a pattern such as `shards/*.tar`, or one with braces,
+            `shards/{000..127}.tar` or `{train,extra}.tar`.
+
+    Labels, from members `.cls`, count when every sample has one.
+
+    Raises:
+        UsageError: No such file, or a compressed one.
+        DataError: A file is no tar, or none of them holds an image.
+    """
+
+    in_memory = False
+    channels = 3
+    block = BLOCK  # the order of images shuffles blocks, so that a disk is read in large pieces
+
+    def __init__(self, pattern: str | os.PathLike[str]):
+        self.name = os.fspath(pattern)
+        self.files = tuple(os.path.abspath(f) for f in expand(self.name))
+        parts = [_indexed(file) for file in self.files]
+        counts = [len(p["image"]) for p in parts]
+        self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        if not self.starts[-1]:
+            raise DataError(
+                f"No images in {self.name!r}.  Members count as images by their suffix: "
+                f"{' '.join(sorted(SUFFIXES))}."
+            )
+        self.images_at = np.concatenate([p["image"] for p in parts])  # int64 [N, 2]: offset, size
+        self.texts_at = np.concatenate([p["text"] for p in parts])  # the same; size -1 is none
+        self.members = [names.Strings.among(p, "member") for p in parts]
+        words = [w for p in parts for w in names.Strings.among(p, "label")]
+        self.labels: np.ndarray | None = None
+        self.classes: tuple[str, ...] = ()
+        if all(words):
+            self.classes, self.labels = names.number(words)
+        self._open: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def path(self, i: int, /) -> str:
+        """The shard and the member, as `shards/000.tar::cats/001.jpg`."""
+        shard = self._shard(i)
+        return f"{self.files[shard]}::{self.members[shard][i - int(self.starts[shard])]}"
+
+    def raw(self, i: int, /) -> bytes:
+        """The file of image i as it is.  Raises OSError or BadImage."""
+        return self._bytes(i, self.images_at[i])
+
+    def read(self, i: int, /, enough: int | None = None) -> Sample:
+        """Sample i, decoded, with its text.  Raises BadImage."""
+        try:
+            image = read_bands(self.raw(i), self.channels, enough=enough)
+            text = self.read_text(i)
+        except BadImage as error:
+            raise BadImage(self.path(i), error.reason) from None
+        except OSError as error:
+            raise BadImage(self.path(i), f"cannot be read ({error.strerror})") from None
+        return Sample(image=image, label=label_at(self.labels, i), text=text)
+
+    def read_text(self, i: int, /) -> str | None:
+        """The text of sample i.  Raises OSError or BadImage."""
+        if self.texts_at[i, 1] < 0:
+            return None
+        return self._bytes(i, self.texts_at[i]).decode("utf-8", "replace").strip()
+
+    def _shard(self, i: int) -> int:
+        return int(np.searchsorted(self.starts, i, side="right")) - 1
+
+    def _bytes(self, i: int, at: np.ndarray) -> bytes:
+        offset, size = int(at[0]), int(at[1])
+        # pread has no position of its own: forked workers may share the descriptor.  The lock
+        # keeps a thread from closing what another is reading.
+        with self._lock:
+            data = os.pread(self._descriptor(self._shard(i)), size, offset)
+        if len(data) < size:
+            raise BadImage(self.path(i), "the shard ends too early")
+        return data
+
+    def _descriptor(self, shard: int) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        while len(self._open) >= _OPEN:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[shard] = os.open(self.files[shard], os.O_RDONLY)
+        return self._open[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_open", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Descriptors and locks stay in their process.
+        self.__dict__.update(state, _open=OrderedDict(), _lock=threading.Lock())
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_open", {}).values():
+            os.close(descriptor)
+
+
+def is_shards(text: str) -> bool:
+    """Whether a user means tar shards by this."""
+    return text.endswith((".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst"))
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that a pattern with braces and wildcards means, sorted within a wildcard.
+
+    Raises:
+        UsageError: One is missing, none matches, or they are compressed.
+    """
+    if not pattern.endswith(".tar"):
+        raise UsageError(
+            f"{pattern!r} is compressed, and a compressed tar cannot be read at random.  "
+            "Decompress it first (images hardly shrink anyway)."
+        )
+    files: list[str] = []
+    for one in braces(pattern):
+        found = sorted(glob.glob(one)) if glob.has_magic(one) and not os.path.exists(one) else [one]
+        files += found
+    missing = [f for f in files if not os.path.isfile(f)]
+    if missing or not files:
+        what = f"{len(missing)} of {len(files)} shards are missing" if files else "no shard matches"
+        first = f", the first: {missing[0]!r}" if missing else ""
+        raise UsageError(f"{pattern!r}: {what}{first}.  Put the pattern into quotes.")
+    return files
+
+
+def braces(pattern: str) -> list[str]:
+    """`a{00..02}` -> a00, a01, a02; `{x,y}` -> x, y; several braces give every combination."""
+    pieces = _BRACES.split(pattern)
+    choices: list[list[str]] = []
+    for i, piece in enumerate(pieces):
+        span = _RANGE.fullmatch(piece)
+        if i % 2 == 0:
+            choices.append([piece])
+        elif span:
+            first, last, width = int(span[1]), int(span[2]), len(span[1])
+            choices.append([f"{n:0{width}}" for n in range(first, last + 1)])
+        else:
+            choices.append(piece.split(","))
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _indexed(file: str) -> dict[str, np.ndarray]:
+    try:
+        key = names.fingerprint(file)
+        arrays = names.kept("shard", key)
+        if arrays is None:
+            arrays = _index(file)
+            names.keep("shard", key, arrays)
+    except tarfile.TarError as error:
+        raise DataError(f"{file!r} is no tar file that can be read ({error}).") from None
+    except OSError as error:
+        raise DataError(f"Cannot read {file!r}: {error.strerror or error}.") from None
+    return arrays
+
+
+def _index(file: str) -> dict[str, np.ndarray]:
+    """Places of images and texts, labels and member names of one tar."""
+    samples: dict[str, dict[str, tuple[str, int, int]]] = {}
+    with tarfile.open(file, "r:") as tar:
+        while True:
+            try:
+                member = tar.next()
+            except tarfile.ReadError:
+                if not samples:
+                    raise
+                break  # cut short: what came before is whole, and the last read will tell
+            if member is None:
+                break
+            tar.members = []  # type: ignore[assignment]  # else it keeps all that it has seen
+            if not member.isreg() or member.issparse():
+                continue
+            head, _, base = member.name.rpartition("/")
+            stem, dot, suffix = base.partition(".")
+            if not dot or not stem:
+                continue
+            suffix = suffix.lower()
+            kind = "image" if "." + suffix.rpartition(".")[2] in SUFFIXES else suffix
+            if kind in ("image", "cls", "txt"):
+                place = (member.name, member.offset_data, member.size)
+                samples.setdefault(f"{head}/{stem}", {}).setdefault(kind, place)
+    whole = [parts for parts in samples.values() if "image" in parts]
+    none = ("", 0, -1)
+    labels = []
+    with open(file, "rb") as raw:
+        for parts in whole:
+            _, offset, size = parts.get("cls", none)
+            word = ""
+            if 0 < size <= _MOST_LABEL:
+                raw.seek(offset)
+                word = raw.read(size).decode("utf-8", "replace").strip()
+            labels.append(word)
+    texts = [parts.get("txt", none)[1:] for parts in whole]
+    return {
+        "image": np.array([p["image"][1:] for p in whole], np.int64).reshape(-1, 2),
+        "text": np.array(texts, np.int64).reshape(-1, 2),
+        **names.Strings.of(p["image"][0] for p in whole).arrays("member"),
+        **names.Strings.of(labels).arrays("label"),
+    }

@@ -1,0 +1,1 @@
+"""Published checkpoints and other libraries' layouts, in and out."""

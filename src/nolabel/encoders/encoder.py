@@ -1,0 +1,320 @@
+"""An encoder ready for use: a backbone, and how images are prepared for it.
+
+`load` (in `spec`) turns what a user names into one; every evaluator and picture takes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nolabel.backbones.base import Backbone, layer_number, require
+from nolabel.errors import (
+    BadImage,
+    DataError,
+    UsageError,
+)
+from nolabel.types import Tokens
+from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, FastViews, evaluation_plan
+from nolabel.views.images import sharable
+
+_SMALL = 96  # pixels; below, cutting off the border costs more than it helps
+_MARGIN = 256 / 224  # the field's usual ratio of the shorter side to the cut centre
+
+
+class Encoder:
+    """A backbone with its preparation of images.
+
+    Args:
+        backbone: The network.  Its training mode is left as it is; every method here switches to
+            evaluation and back.
+        name: For tables and messages.
+        mean: Mean of each channel (red, green, blue), with pixels in 0..1.
+        std: Standard deviation of each channel.
+        image_size: Side S of the prepared image in pixels; None is the backbone's own.
+        resize: Shorter side in pixels before the centre is cut.  None takes image_size * 256 / 224
+            from 96 px on, as the papers do at 224, and image_size below.
+        meta: What is known about it, such as the header of its file.
+
+    Raises:
+        UsageError: The backbone cannot take images of this size.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        name: str = "",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        image_size: int | None = None,
+        resize: int | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ):
+        self.backbone = backbone
+        self.name = name or backbone.name
+        self.mean = tuple(float(v) for v in mean)
+        self.std = tuple(float(v) for v in std)
+        if not len(self.mean) == len(self.std) == backbone.channels:
+            raise UsageError(
+                f"{backbone.name!r} takes images of {backbone.channels} channels, but mean and std "
+                f"have {len(self.mean)} and {len(self.std)} numbers."
+            )
+        self.image_size = image_size or backbone.image_size
+        if resize is None:
+            wide = self.image_size >= _SMALL
+            resize = round(self.image_size * _MARGIN) if wide else self.image_size
+        self.resize = resize
+        self.meta = dict(meta or {})
+        self.precision = "fp32"  # or bf16: products in bfloat16, features still float32
+        self._device = torch.device("cpu")
+        self._views: FastViews | None = None
+        self._check_size()
+
+    def _check_size(self) -> None:
+        s, p, name = self.image_size, self.backbone.patch_size, self.backbone.name
+        if s != self.backbone.image_size:
+            require(self.backbone, ["any_size"], f"An image size of {s} px")
+        if "mask" in self.backbone.can and (s < p or s % p):  # patches are cut, not convolved
+            near = [n for n in (s // p * p, s // p * p + p) if n]
+            raise UsageError(
+                f"{name!r} makes tokens of {p} px, which do not divide an image of {s} px.  Use "
+                f"--image-size {' or '.join(map(str, near))}."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        first = next(self.backbone.parameters(), None)
+        return self._device if first is None else first.device
+
+    @property
+    def dim(self) -> int:
+        """Width D of the embedding."""
+        return self.backbone.dim
+
+    @property
+    def size(self) -> int:
+        """Side S of the prepared images in pixels."""
+        return self.image_size
+
+    @property
+    def channels(self) -> int:
+        """Channels C of the images that it takes."""
+        return self.backbone.channels
+
+    def to(self, device: torch.device | str) -> Encoder:
+        """Moves the backbone; returns the encoder itself."""
+        self._device = torch.device(device)
+        self.backbone.to(self._device)
+        return self
+
+    def prepare(self, images: Any) -> Tensor:
+        """Decodes, resizes the shorter side, cuts the centre and normalises.
+
+        Args:
+            images: One image or many: paths, Pillow images, uint8 arrays [H, W, C] or grey [H, W],
+                a list of these, or an array uint8 [N, H, W, C].  A float tensor [N, C, H, W] or
+                [C, H, W] counts as prepared and only changes device.
+
+        Returns:
+            float32 [N, C, S, S] on the encoder's device.
+
+        Raises:
+            UsageError: Not images.
+            DataError: An image cannot be read; the message names it.
+        """
+        if isinstance(images, Tensor) and images.is_floating_point():
+            x = images if images.ndim == 4 else images[None]
+            if x.ndim != 4 or x.shape[1] != self.channels:
+                raise UsageError(
+                    f"Prepared images are float [N, {self.channels}, H, W], got "
+                    f"{list(images.shape)}."
+                )
+            return x.to(self.device, torch.float32)
+        pixels = [_pixels(image, self.channels) for image in _listed(images, self.channels)]
+        return self.prepare_pixels(pixels)
+
+    def prepare_pixels(self, pixels: np.ndarray | Sequence[np.ndarray]) -> Tensor:
+        """As `prepare`, for uint8 [N, H, W, C] or N of uint8 or uint16 [H, W, C]."""
+        if not len(pixels):
+            side = self.image_size
+            return torch.empty(0, self.channels, side, side, device=self.device)
+        if self._prepared_already(pixels):
+            return self.normalise(np.ascontiguousarray(pixels))
+        if self._views is None or self._views.device != self.device:
+            plan = evaluation_plan(self.image_size, self.resize, mean=self.mean, std=self.std)
+            self._views = FastViews(plan, device=self.device)
+        return self._views(pixels, np.arange(len(pixels)), 0)["image"][0]
+
+    def _prepared_already(self, pixels: np.ndarray | Sequence[np.ndarray]) -> bool:
+        """Whether nothing but the normalisation is missing."""
+        shape = (self.image_size, self.image_size, self.channels)
+        return self.resize == self.image_size and all(
+            p.shape == shape and p.dtype == np.uint8 for p in pixels
+        )
+
+    def normalise(self, pixels: np.ndarray) -> Tensor:
+        """uint8 [N, H, W, C] to float32 [N, C, H, W] on the encoder's device, only normalised: in
+        the size and shape that they have."""
+        mean, std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1)
+                     for v in (self.mean, self.std))  # fmt: skip
+        x = torch.from_numpy(sharable(pixels)).to(self.device).permute(0, 3, 1, 2)
+        return x.contiguous().float().mul_(1 / (255 * std)).sub_(mean / std)
+
+    def embed(self, images: Any, *, normalize: bool = False, batch_size: int = 64) -> Tensor:
+        """Embeds images.
+
+        Args:
+            images: As for `prepare`.
+            normalize: Whether embeddings are scaled to unit length.
+            batch_size: Images at once.
+
+        Returns:
+            float32 [N, D] on the CPU.
+
+        Raises:
+            UsageError, DataError: As for `prepare`.
+        """
+        parts = [self.forward(x) for x in self._batches(images, batch_size)]
+        z = torch.cat(parts) if parts else torch.empty(0, self.dim)
+        return torch.nn.functional.normalize(z, dim=-1) if normalize else z
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings [N, D], float32 on the CPU, of prepared images [N, 3, S, S]."""
+        with self.evaluating():
+            return self.backbone(x).float().cpu()
+
+    def tokens(self, images: Any, layer: int = -1, *, batch_size: int = 64) -> Tokens:
+        """Tokens of one layer, through the final norm, on the CPU.
+
+        Args:
+            images: As for `prepare`; one or more.
+            layer: 0 is the first of `backbone.depth`, -1 the last.
+            batch_size: Images at once.
+
+        Raises:
+            UsageError: No such layer, or no images.
+        """
+        deep = layer_number(self.backbone, layer)
+        parts = []
+        for x in self._batches(images, batch_size):
+            with self.evaluating():
+                last = deep == self.backbone.depth - 1
+                t = (
+                    self.backbone.tokens(x)
+                    if last
+                    else self.backbone.layers(x, self.backbone.depth - deep)[0]
+                )
+            parts.append(t)
+        if not parts:
+            raise UsageError("No images were given.")
+
+        def joined(which: str) -> Tensor:
+            return torch.cat([getattr(t, which).float().cpu() for t in parts])
+
+        prefix = None if parts[0].prefix is None else joined("prefix")
+        return Tokens(joined("pooled"), joined("patches"), parts[0].grid, prefix)
+
+    def attention(
+        self, images: Any, layer: int = -1, *, patch: int | None = None, batch_size: int = 64
+    ) -> Tensor:
+        """The class token's attention to the patches, or that of one patch.
+
+        Not renormalised: what goes to the class token and to registers is missing, so rows sum to
+        at most 1.
+
+        Args:
+            images: As for `prepare`; one or more.
+            layer: 0 is the first of `backbone.depth`, -1 the last.
+            patch: The patch that looks, from 0, row by row; None is the class token.
+            batch_size: Images at once.
+
+        Returns:
+            float32 [N, heads, P] on the CPU, patches row by row.
+
+        Raises:
+            UsageError: The backbone has no class token, or no such layer or patch.
+        """
+        require(self.backbone, ["attention"], "Attention")
+        if patch is None and getattr(self.backbone.net, "cls_token", True) is None:
+            raise UsageError(f"{self.backbone.name!r} has no class token whose attention to show.")
+        deep = layer_number(self.backbone, layer)
+        parts = []
+        for x in self._batches(images, batch_size):
+            p = self.backbone.patch_size
+            patches = (x.shape[-2] // p) * (x.shape[-1] // p)
+            rows = slice(0, 1)
+            if patch is not None:
+                if not 0 <= patch < patches:
+                    raise UsageError(f"Patch {patch} does not exist: there are 0 to {patches - 1}.")
+                rows = slice(patch - patches, patch - patches + 1 or None)  # patches come last
+            with self.evaluating():
+                a = self.backbone.attention(x, deep, rows)[:, :, 0]  # [N, heads, R + P]
+            parts.append(a[:, :, a.shape[-1] - patches :].float().cpu())
+        if not parts:
+            raise UsageError("No images were given.")
+        return torch.cat(parts)
+
+    @contextlib.contextmanager
+    def evaluating(self, *, gradients: bool = False) -> Iterator[None]:
+        """Evaluation and inference mode, at the encoder's precision, inside; every module's own
+        mode again outside.
+
+        Args:
+            gradients: whether the images are to get gradients, so no inference mode.
+        """
+        modes = [(m, m.training) for m in self.backbone.modules()]
+        self.backbone.eval()
+        try:
+            with (
+                torch.enable_grad() if gradients else torch.inference_mode(),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
+            ):
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
+        if batch_size < 1:
+            raise UsageError(f"The batch size must be at least 1, got {batch_size}.")
+        if isinstance(images, Tensor) and images.is_floating_point():
+            some: Any = images[None] if images.ndim == 3 else images
+        else:
+            some = _listed(images, self.channels)
+        for start in range(0, len(some), batch_size):
+            yield self.prepare(some[start : start + batch_size])
+
+    def __repr__(self) -> str:
+        return (
+            f"Encoder({self.name!r}, {self.backbone.name}, dim={self.dim}, "
+            f"image_size={self.image_size}, device={str(self.device)!r})"
+        )
+
+
+def _listed(images: Any, channels: int) -> list[Any]:
+    """One image or many -> a list."""
+    if isinstance(images, Tensor):
+        images = images.cpu().numpy()
+    if isinstance(images, np.ndarray):
+        one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == channels)
+        return [images] if one else list(images)
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        return list(images)
+    return [images]
+
+
+def _pixels(image: Any, channels: int) -> np.ndarray:
+    """uint8 or uint16 [H, W, C] of a path, Pillow image or array."""
+    from nolabel.data.sources.items import Items
+
+    try:
+        return Items([image], "images", channels).read(0).image
+    except BadImage as error:
+        raise DataError(f"Cannot embed {error.path!r}: {error.reason}.") from None

@@ -1,0 +1,383 @@
+"""The encoder file: safetensors with timm's parameter names and a JSON header, nothing pickled.
+
+The header stands in the file's metadata under the key "nolabel".  Its `checksum` is a SHA-256 over
+
+    1. the header itself without `checksum`, as JSON in UTF-8 with sorted keys and no spaces;
+    2. for every tensor, in the order of the names: name, type and shape as JSON in the same form,
+       then the bytes of the values, row by row, little-endian.
+
+So a byte that changes anywhere - in a weight, in the normalisation, in the run's configuration -
+is noticed.  It protects against accidents, not against forgery: who can write the file can also
+compute the sum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nolabel.backbones.base import Backbone
+from nolabel.encoders.state_dict import misfits
+from nolabel.errors import DataError, FileDamaged, UsageError, unknown
+
+if TYPE_CHECKING:
+    from nolabel.encoders.encoder import Encoder
+
+FORMAT = 1
+KEY = "nolabel"
+BRANCHES = ("teacher", "student", "encoder")
+LICENCE = "Weights trained by the user; their licence is the user's choice."
+# What every header holds; the type is checked after the checksum, so a miss is a foreign file.
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "kwargs": dict,
+    "branch": str,
+    "method": str,
+    "image_size": int,
+    "mean": list,
+    "std": list,
+    "checksum": str,
+}
+# Keyword arguments of timm that fetch or open further files; a file may not ask for them.
+_FORBIDDEN = frozenset(
+    {
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "checkpoint_path",
+        "cache_dir",
+    }
+)
+
+
+def save_encoder(
+    path: str | os.PathLike[str],
+    backbone: Backbone,
+    *,
+    branch: str,
+    method: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    image_size: int,
+    run: Mapping[str, Any] | None,
+    licence: str = LICENCE,
+) -> Path:
+    """Writes an encoder file, whole or not at all.
+
+    Args:
+        path: Where to; an existing file is replaced in one step.
+        backbone: The network; saved are `backbone.net`'s parameters and buffers.
+        branch: Which network of the method it is: "teacher", "student" or "encoder".
+        method: Name of the method that trained it.
+        mean: Mean of red, green, blue that was subtracted from pixels in 0..1.
+        std: Standard deviation of red, green, blue that they were divided by.
+        image_size: Side in pixels that it is meant for.
+        run: The run's configuration, of JSON's types, or None.
+        licence: Note on the licence of the weights.
+
+    Returns:
+        The path.
+
+    Raises:
+        UsageError: The backbone has no weights, or the header cannot be written as JSON.
+        DataError: The file cannot be written (no such folder, no space, no permission).
+    """
+    if branch not in BRANCHES:
+        raise unknown("branch", branch, BRANCHES)
+    path = Path(path)
+    net: Any = backbone.net
+    tensors = {
+        name: t.detach().to("cpu", copy=True).contiguous() for name, t in net.state_dict().items()
+    }
+    if not tensors:
+        raise UsageError(f"{backbone.name!r} has no weights to save.")
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "name": backbone.name,
+        "kwargs": dict(backbone.kwargs),
+        "positions": getattr(backbone, "positions", None),
+        "branch": branch,
+        "method": method,
+        "image_size": int(image_size),
+        "mean": [float(v) for v in mean],
+        "std": [float(v) for v in std],
+        "run": None if run is None else dict(run),
+        "run_sha256": None if run is None else _sha256(_json(dict(run))),
+        "licence": licence,
+        **versions(),
+    }
+    return write_tensors(path, header, tensors, "the encoder")
+
+
+def write_tensors(
+    path: Path, header: Mapping[str, Any], tensors: dict[str, Tensor], what: str
+) -> Path:
+    """Writes tensors on the CPU under a header, with their checksum, whole or not at all.
+
+    Args:
+        path: Where to; an existing file is replaced in one step.
+        header: Of JSON's types.
+        tensors: Contiguous.
+        what: What it is, for the message.
+
+    Raises:
+        UsageError: The header cannot be written as JSON.
+        DataError: The file cannot be written (no such folder, no space, no permission).
+    """
+    from safetensors.torch import save_file
+
+    header = {**header, "checksum": checksum(header, tensors)}
+    # One key of metadata only: with more, safetensors writes them in random order, and the same
+    # weights would not give the same file.
+    metadata = {KEY: json.dumps(header, ensure_ascii=False)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except Exception as error:  # safetensors wraps what the system says in an error of its own
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"Cannot write {what} to {str(path)!r}: {reason}.  Check that the folder exists, "
+            "may be written to, and has space."
+        ) from error
+    return path
+
+
+def load_encoder_file(
+    path: str | os.PathLike[str],
+    *,
+    image_size: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Encoder:
+    """Reads an encoder file; needs neither the run's folder nor the method that made it.
+
+    Args:
+        path: The file.
+        image_size: Side in pixels at which it will be used; None is the one it was trained at.
+        device: Where the encoder goes.
+
+    Raises:
+        UsageError: No such file, or it was written by a newer version.
+        FileDamaged: The file is truncated, altered, or not an encoder file.
+    """
+    from nolabel.backbones.vit import at_size
+    from nolabel.encoders.encoder import Encoder
+
+    header, tensors = read_tensors(path, fields=_FIELDS, tensors=True)
+    backbone = build_from(header, path)
+    _fill(backbone, tensors, path)
+    if image_size and "any_size" not in backbone.can:
+        backbone = at_size(backbone, image_size)
+    encoder = Encoder(
+        backbone,
+        name=os.fspath(path),
+        mean=header["mean"],
+        std=header["std"],
+        image_size=image_size or header["image_size"],
+        meta={**header, "path": os.fspath(path)},
+    )
+    return encoder.to(device)
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The header of an encoder file, without its weights (so the checksum is not verified).
+
+    Raises:
+        UsageError, FileDamaged: As `load_encoder_file`.
+    """
+    return read_tensors(path, fields=_FIELDS, tensors=False)[0]
+
+
+def build_from(header: Mapping[str, Any], path: str | os.PathLike[str]) -> Backbone:
+    """The header's architecture with fresh weights.  The caller looks after the seed.
+
+    Raises:
+        FileDamaged: The header describes no network that can be built.
+    """
+    from nolabel.backbones import build
+
+    name, kwargs = header["name"], header["kwargs"]
+    extra = {"positions": header["positions"]} if header.get("positions") else {}
+    forbidden = sorted(_FORBIDDEN & kwargs.keys())
+    if forbidden:
+        raise FileDamaged(f"{_said(path)} asks for {forbidden[0]!r}, which no encoder file may.")
+    state = torch.get_rng_state()  # the weights come from the file: chance stays untouched
+    try:
+        return build(name, kwargs=kwargs, **extra)
+    except (UsageError, TypeError, ValueError, RuntimeError) as error:
+        raise FileDamaged(
+            f"{_said(path)} names the architecture {name!r} with {kwargs}, which cannot be built "
+            f"here ({error}).  It was written with timm {header.get('timm', 'of unknown version')}."
+        ) from error
+    finally:
+        torch.set_rng_state(state)
+
+
+def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The checksum as described at the top of this file, 64 hexadecimal digits."""
+    digest = hashlib.sha256(_json({k: v for k, v in header.items() if k != "checksum"}))
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(_json([name, str(t.dtype).removeprefix("torch."), list(t.shape)]))
+        raw = t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().data)
+    return digest.hexdigest()
+
+
+def read_tensors(
+    path: str | os.PathLike[str],
+    *,
+    fields: Mapping[str, type | tuple[type, ...]],
+    tensors: bool,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header, with `fields` of these types, and (if `tensors`) checksummed tensors of a file.
+
+    Raises:
+        UsageError, FileDamaged: As `load_encoder_file`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"{str(path)!r} {what}; an encoder file (.safetensors) is needed.")
+    values: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if tensors and KEY in metadata:
+                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except PermissionError as error:
+        raise UsageError(f"{str(path)!r} may not be read: no permission.") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileDamaged(f"{_said(path)} {_impostor(path)}") from error
+    if KEY not in metadata:
+        raise FileDamaged(
+            f"{_said(path)} holds tensors but no header of nolabel, so its architecture is not "
+            "known.  Give a file that nolabel wrote, or timm:NAME for published weights."
+        )
+    return _checked(metadata[KEY], values if tensors else None, path, fields), values
+
+
+def _checked(
+    text: str,
+    tensors: Mapping[str, Tensor] | None,
+    path: Path,
+    fields: Mapping[str, type | tuple[type, ...]],
+) -> dict[str, Any]:
+    """The header, after its checksum (unless the tensors were left out) and its fields."""
+    altered = (
+        f"{_said(path)} was altered after it was written: {{}}.  Copy it again from where it came, "
+        "or export it again from its run."
+    )
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise FileDamaged(altered.format("its header is not readable")) from error
+    number = header.get("format") if isinstance(header, dict) else None
+    if isinstance(number, int) and number > FORMAT:
+        raise UsageError(
+            f"{str(path)!r} has format {number}, and this version of nolabel reads up to {FORMAT}. "
+            "Update nolabel."
+        )
+    if number != FORMAT:
+        raise FileDamaged(altered.format("its header has no valid format number"))
+    if tensors is not None and checksum(header, tensors) != header.get("checksum"):
+        raise FileDamaged(altered.format("its checksum does not match"))
+    if header.get("kind") == "text" and fields is _FIELDS:
+        raise UsageError(
+            f"{str(path)!r} is the text side of a run.  Give the encoder.safetensors beside it."
+        )
+    wrong = [k for k, kind in fields.items() if not isinstance(header.get(k), kind)]
+    if "kwargs" not in wrong and "mean" in fields:
+        channels = header["kwargs"].get("in_chans", 3)
+        wrong += [k for k in ("mean", "std") if k not in wrong and len(header[k]) != channels]
+    if wrong:
+        raise FileDamaged(altered.format(f"its header lacks a valid {wrong[0]!r}"))
+    return header
+
+
+def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Puts the tensors into the network, all of them or none."""
+    net: Any = backbone.net
+    own: dict[str, Tensor] = net.state_dict()
+    shape = "{name} is {got}, not {own}"
+    if problems := misfits(own, tensors, "unexpected", shape):
+        raise FileDamaged(
+            f"{_said(path)} does not fit its own architecture {backbone.name!r}: tensors "
+            f"{'; '.join(problems)}.  Another version of timm may have renamed them; the header "
+            "says which one wrote the file."
+        )
+    net.load_state_dict(dict(tensors))
+
+
+def _impostor(path: Path) -> str:
+    with open(path, "rb") as file:
+        head = file.read(64)
+    size = path.stat().st_size
+    if not head:
+        return "is empty (0 bytes).  Copy it again from where it came."
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return (
+            "is a pickled PyTorch checkpoint, which can run code when opened; nolabel never opens "
+            "one.  Give the encoder.safetensors of the run instead."
+        )
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file: fetch it with 'git lfs pull'."
+    length = int.from_bytes(head[:8], "little")
+    if len(head) > 8 and head[8:9] == b"{" and length < 100_000_000:
+        return (
+            f"is truncated or altered: its {size:,} bytes are not what its own table of contents "
+            "says.  Copy it again from where it came, or export it again from its run."
+        )
+    return "is not a safetensors file.  Give the encoder.safetensors of a run."
+
+
+def _said(path: str | os.PathLike[str]) -> str:
+    return f"The file {os.fspath(path)!r}"
+
+
+def _json(value: Any) -> bytes:
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    except TypeError as error:
+        raise UsageError(f"An encoder file's header must be of JSON's types: {error}.") from error
+    return text.encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that wrote a file."""
+    try:
+        own = importlib.metadata.version("nolabel")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        own = "unknown"
+    timm = importlib.metadata.version("timm")
+    return {"nolabel": own, "torch": torch.__version__, "timm": timm}
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name in a folder survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):  # Windows has no such call
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,205 @@
+"""`load`: what a user names (ENC on the command line) becomes an encoder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nolabel.encoders.encoder import Encoder
+from nolabel.errors import NolabelError, UsageError, did_you_mean, unknown
+from nolabel.views import IMAGENET_MEAN, IMAGENET_STD
+
+ENCODER_FILE = "encoder.safetensors"  # its name in a run's folder
+KINDS = (
+    "a run folder",
+    "an encoder file (.safetensors)",
+    "timm:NAME[.TAG]",
+    "openclip:NAME/TAG",
+    "random:NAME",
+    "random:RUN",
+    "pixels",
+)
+
+
+def load(
+    spec: str | os.PathLike[str] | Encoder,
+    *,
+    image_size: int | None = None,
+    device: torch.device | str = "auto",
+    channels: int = 3,
+) -> Encoder:
+    """Turns what a user names into an encoder, in evaluation mode.
+
+    Args:
+        spec: A run folder, an encoder file, `timm:NAME[.TAG]` (published weights, fetched by
+            timm), `openclip:NAME/TAG` (by open_clip), `random:NAME` or `random:RUN` (that
+            architecture with fresh weights, always the same ones, initialised by timm or as the
+            run's method starts), or `pixels` (32 px unless told).  An encoder is returned as it is.
+        image_size: Side in pixels at which it will be used; None is its own.
+        device: "auto" takes a GPU when there is one.
+        channels: Of the images, for `pixels` and `random:NAME`; others have their own.
+
+    Raises:
+        UsageError: Unknown spec or name, or a size that does not fit.
+        FileDamaged: The encoder file is truncated, altered, or not one.
+        NolabelError: Published weights could not be fetched.
+    """
+    if isinstance(spec, Encoder):
+        if image_size not in (None, spec.image_size):
+            raise UsageError("An encoder that is loaded already keeps its image size.")
+        return spec if device == "auto" else spec.to(device)
+    where = pick_device(device)
+    text = os.fspath(spec)
+    kind, colon, rest = text.partition(":")
+    if text == "pixels":
+        from nolabel.backbones import build
+
+        backbone = build("pixels", image_size=image_size, channels=channels)
+        encoder = Encoder(backbone, name=text, **_statistics(channels))
+    elif colon and kind == "timm":
+        encoder = _published(rest, image_size)
+    elif colon and kind == "openclip":
+        from nolabel.encoders.convert.openclip import load_openclip
+
+        encoder = load_openclip(rest, image_size)
+    elif colon and kind == "random":
+        encoder = _fresh(rest, image_size, channels)
+    else:
+        from nolabel.encoders.file import load_encoder_file
+
+        encoder = load_encoder_file(_file_of(text), image_size=image_size)
+        encoder.name = text
+    encoder.backbone.eval()
+    return encoder.to(where)
+
+
+def pick_device(device: torch.device | str) -> torch.device:
+    """ "auto" is a GPU when there is one.
+
+    Raises:
+        UsageError: An unknown device, or one that is not there.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise unknown("device", str(device), ("auto", "cpu", "cuda")) from None
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("No CUDA device is available here.  Use --device cpu or auto.")
+    return where
+
+
+def _published(name: str, image_size: int | None) -> Encoder:
+    from nolabel.backbones import PRESETS, build
+
+    preset = PRESETS.get(name)
+    if preset is not None and preset.kwargs:
+        raise UsageError(
+            f"{name!r} is an architecture of nolabel's own, without published weights.  "
+            f"Use random:{name}, or a timm name such as timm:vit_small_patch16_224.dino."
+        )
+    state = torch.get_rng_state()
+    try:
+        backbone = build(name, pretrained=True)
+    except UsageError:
+        raise
+    except Exception as error:  # timm, its hub and the network raise many kinds
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if "tag" in reason or "No pretrained" in reason:
+            raise UsageError(
+                f"timm has no published weights {name!r}: {reason}  Published ones are listed by "
+                "`nolabel list weights`."
+            ) from error
+        raise NolabelError(
+            f"The published weights of {name!r} could not be fetched ({reason}).  Check the "
+            "network connection and try again; weights fetched once are kept and work offline."
+        ) from error
+    finally:
+        torch.set_rng_state(state)
+    known: Any = getattr(backbone.net, "pretrained_cfg", None) or {}
+    mean, std = known.get("mean") or IMAGENET_MEAN, known.get("std") or IMAGENET_STD
+    meta = {"source": "timm", "licence": known.get("license")}
+    return Encoder(
+        backbone,
+        name=f"timm:{name}",
+        mean=mean,
+        std=std,
+        image_size=image_size,
+        meta=meta,
+    )
+
+
+def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
+    """The architecture of that name, or of that run, with weights drawn from seed 0."""
+    from nolabel import methods
+    from nolabel.backbones import PRESETS, build
+    from nolabel.encoders.file import build_from, read_header
+
+    if name == "pixels":
+        raise UsageError("Pixels have no weights that could be random.  Use pixels.")
+    is_run = name not in PRESETS and os.path.exists(name)
+    state = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(0)  # not torch.manual_seed: that seeds GPUs as well
+        if not is_run:
+            backbone = build(name, image_size=image_size, channels=channels)
+            statistics = _statistics(channels)
+            return Encoder(backbone, name=f"random:{name}", image_size=image_size, **statistics)
+        path = _file_of(name)
+        header = read_header(path)
+        backbone = build_from(header, path)
+        if (
+            header.get("method") in methods.METHODS
+        ):  # a file's own class is code that it may not run
+            methods.load(header["method"]).init(backbone)
+    finally:
+        torch.set_rng_state(state)
+    return Encoder(
+        backbone,
+        name=f"random:{name}",
+        mean=header["mean"],
+        std=header["std"],
+        image_size=image_size or header["image_size"],
+    )
+
+
+def _statistics(channels: int) -> dict[str, Any]:
+    """Mean and deviation when no data say better: ImageNet's, or the middle of the range."""
+    if channels == 3:
+        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return {"mean": (0.5,) * channels, "std": (0.25,) * channels}
+
+
+def _file_of(text: str) -> Path:
+    """The encoder file meant by a path: itself, or the one in the run's folder."""
+    path = Path(text)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / ENCODER_FILE).is_file():
+            raise UsageError(
+                f"The folder {text!r} holds no {ENCODER_FILE}, so it is not a run that has saved "
+                "an encoder yet."
+            )
+        return path / ENCODER_FILE
+    allowed = f"Allowed: {', '.join(KINDS)}."
+    kind, colon, _ = text.partition(":")
+    if colon and os.sep not in kind:
+        kinds = ("timm", "openclip", "random", "pixels")
+        raise UsageError(f"Unknown kind of encoder {kind!r}.{did_you_mean(kind, kinds)} {allowed}")
+    from nolabel.backbones import PRESETS
+
+    if text in PRESETS:
+        raise UsageError(
+            f"No encoder {text!r}: an architecture alone has no weights.  Say random:{text} for "
+            f"fresh ones or timm:NAME for published ones. {allowed}"
+        )
+    close = did_you_mean(text, ["pixels"])
+    with contextlib.suppress(OSError):
+        close = close or did_you_mean(str(path), [str(p) for p in path.parent.iterdir()])
+    raise UsageError(f"No encoder {text!r}: no such folder or file.{close} {allowed}")

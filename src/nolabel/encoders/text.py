@@ -1,0 +1,179 @@
+"""The text side of an image-text run: `text.safetensors` and `tokenizer.json` beside the encoder.
+
+The file holds the text tower, the projection of the image's embedding into the shared space, and
+the scale (and bias) of the similarities, with a JSON header and checksum like the encoder's
+(see `file`).  The image projection is here and not in the encoder's file, so that the latter stays
+that of a plain timm network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nolabel.backbones.text import SharedSpace
+from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from nolabel.encoders.file import FORMAT, LICENCE, read_tensors, versions, write_tensors
+from nolabel.encoders.loading import pick_device
+from nolabel.errors import FileDamaged, UsageError
+
+TEXT_FILE = "text.safetensors"  # its name in a run's folder
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "kwargs": dict,
+    "method": str,
+    "tokenizer_sha256": str,
+    "checksum": str,
+}
+
+
+class TextEncoder:
+    """Texts and images in one space.
+
+    Attributes:
+        shared: Text tower, image projection, scale and bias.
+        tokenizer: Texts to ids.
+        name: For tables and messages.
+        meta: The file's header.
+    """
+
+    def __init__(
+        self, shared: SharedSpace, tokenizer: Tokenizer, *, name: str, meta: dict[str, Any]
+    ):
+        self.shared, self.tokenizer = shared.eval(), tokenizer
+        self.name, self.meta = name, meta
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tower is."""
+        return self.shared.log_scale.device
+
+    def to(self, device: torch.device | str) -> TextEncoder:
+        """Moves the tower; returns the text encoder itself."""
+        self.shared.to(device)
+        return self
+
+    def embed(self, texts: str | Sequence[str], *, batch_size: int = 256) -> Tensor:
+        """Unit vectors float32 [N, E] on the CPU of N texts (one text counts as a list of one)."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        parts = [torch.empty(0, self.shared.image.out_features)]
+        with self._inference():
+            for start in range(0, len(texts), batch_size):
+                ids = self.tokenizer(texts[start : start + batch_size]).to(self.device)
+                parts.append(self.shared.texts(ids).cpu())
+        return torch.cat(parts)
+
+    def project(self, features: Tensor, *, batch_size: int = 8192) -> Tensor:
+        """The encoder's embeddings [N, D] to unit vectors float32 [N, E] on the CPU.
+
+        Raises:
+            UsageError: Embeddings of another width: another encoder's.
+        """
+        wide = self.shared.image.in_features
+        if features.shape[-1] != wide:
+            raise UsageError(
+                f"{self.name!r} belongs to an encoder of width {wide}, these embeddings have "
+                f"{features.shape[-1]}.  Use the encoder of the same run."
+            )
+        with self._inference():
+            parts = [
+                self.shared.images(f.to(self.device)).cpu() for f in features.split(batch_size)
+            ]
+        return torch.cat(parts) if parts else torch.empty(0, self.shared.image.out_features)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            yield
+
+
+def text_of(encoder: Any) -> TextEncoder:
+    """The text side of an encoder: of the same run, or of the same published model.
+
+    Raises:
+        UsageError: It has none.
+        FileDamaged: As `load_text`.
+    """
+    if isinstance(encoder.meta.get("text"), TextEncoder):
+        return encoder.meta["text"].to(encoder.device)
+    path = encoder.meta.get("path")
+    if not path or not (Path(path).parent / TEXT_FILE).is_file():
+        raise UsageError(
+            f"{encoder.name!r} has no text tower.  Use the folder of a run of clip or siglip, or "
+            "openclip:NAME/TAG."
+        )
+    return load_text(path, device=encoder.device)
+
+
+def save_text(
+    path: str | os.PathLike[str], shared: SharedSpace, tokenizer: Tokenizer, *, method: str
+) -> Path:
+    """Writes the text side, whole or not at all; the tokenizer has a file of its own.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    tensors = {
+        name: t.detach().to("cpu", copy=True).contiguous()
+        for name, t in shared.state_dict().items()
+    }
+    header = {
+        "format": FORMAT,
+        "kind": "text",
+        "kwargs": dict(shared.kwargs),
+        "method": method,
+        "tokenizer_sha256": _sha256(tokenizer),
+        "licence": LICENCE,
+        **versions(),
+    }
+    return write_tensors(Path(path), header, tensors, "the text tower")
+
+
+def load_text(
+    folder: str | os.PathLike[str], *, device: torch.device | str = "auto"
+) -> TextEncoder:
+    """The text side of a run.
+
+    Args:
+        folder: The run's folder, or a file in it.
+        device: "auto" takes a GPU when there is one.
+
+    Raises:
+        UsageError: The run has no text tower.
+        FileDamaged: A file is truncated or altered, or the two do not belong together.
+    """
+    folder = Path(folder)
+    folder = folder if folder.is_dir() or not folder.exists() else folder.parent
+    path = folder / TEXT_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"{str(folder)!r} holds no {TEXT_FILE}, so it is no run that has learnt from texts.  "
+            "Use a run of clip or siglip."
+        )
+    header, tensors = read_tensors(path, fields=_FIELDS, tensors=True)
+    tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+    if _sha256(tokenizer) != header["tokenizer_sha256"]:
+        raise FileDamaged(
+            f"{TEXT_FILE} and {TOKENIZER_FILE} in {str(folder)!r} do not belong together: the "
+            "tower was trained with another tokenizer.  Copy both from the same run."
+        )
+    state = torch.get_rng_state()  # the weights come from the file: chance stays untouched
+    try:
+        shared = SharedSpace(**header["kwargs"])
+        shared.load_state_dict(tensors)
+    except (TypeError, RuntimeError, UsageError) as error:
+        raise FileDamaged(f"{str(path)!r} does not fit its own header: {error}") from None
+    finally:
+        torch.set_rng_state(state)
+    found = TextEncoder(shared, tokenizer, name=os.fspath(folder), meta=header)
+    return found.to(pick_device(device))
+
+
+def _sha256(tokenizer: Tokenizer) -> str:
+    return hashlib.sha256(tokenizer.text().encode()).hexdigest()

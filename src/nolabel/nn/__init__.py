@@ -1,0 +1,1 @@
+"""Shared blocks of networks and losses: small, and stateless but for `state`."""

@@ -1,1 +1,0 @@
-"""Stateless maths that several methods share."""

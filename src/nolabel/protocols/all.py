@@ -1,0 +1,73 @@
+"""Every protocol that suits an encoder and the data, one after the other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from nolabel.encoders import Encoder, load
+from nolabel.encoders.features import Features, extract
+from nolabel.errors import DataError, UsageError
+from nolabel.protocols.run import PROTOCOLS, open_sets, open_test, run
+from nolabel.types import Report
+
+_LEFT_OUT = {
+    "transfer": "it takes several sets",
+    "finetune": "it takes a training of its own; ask for it by name",
+}
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Reports of the protocols that suit, and why the others do not."""
+
+    reports: tuple[Report, ...]
+    left_out: tuple[tuple[str, str], ...]  # protocol, reason
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary for `--json`."""
+        return {
+            "reports": [r.to_json() for r in self.reports],
+            "left_out": [{"protocol": n, "reason": r} for n, r in self.left_out],
+        }
+
+    def __str__(self) -> str:
+        lines = [str(r) for r in self.reports]
+        lines += [f"left out: {n}: {r}" for n, r in self.left_out]
+        return "\n".join(lines)
+
+
+def evaluate_all(
+    encoder: Encoder | str | os.PathLike[str], train: Any, test: Any = None
+) -> Everything:
+    """Runs every protocol with its defaults; features are computed once.
+
+    Args:
+        encoder: An encoder, or what `nolabel.encoders.load` takes.
+        train: Labelled images, as `evaluate` takes them.
+        test: As `evaluate` takes it.
+
+    Raises:
+        UsageError, DataError: The sets cannot be opened, or no protocol suits.
+    """
+    e: Any = encoder if hasattr(encoder, "backbone") else load(str(encoder))
+    learned, judged, notes = open_sets(train, test, image_size=e.image_size, channels=e.channels)
+    features: tuple[Features, Features] | None = None
+    reports, left_out = [], [(n, r) for n, r in _LEFT_OUT.items() if n in PROTOCOLS]
+    for name, p in PROTOCOLS.items():
+        if name in _LEFT_OUT:
+            continue
+        try:
+            data: Any = judged
+            if "own" in p.needs:
+                data = open_test(name, e, train if test is None else test)
+            if "features" in p.needs and features is None:
+                features = (extract(e, learned), extract(e, judged))
+            given = features if "features" in p.needs else None
+            reports.append(run(name, e, learned, data, features=given, notes=notes))
+        except (UsageError, DataError) as error:
+            left_out.append((name, str(error).split("\n")[0]))
+    if not reports:
+        raise DataError(f"No protocol suits {e.name!r} and these data; {left_out[-1][1]}")
+    return Everything(tuple(reports), tuple(left_out))

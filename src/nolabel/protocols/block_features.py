@@ -1,0 +1,110 @@
+"""Features of the last blocks of a network, of centre views or of random crops, in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nolabel.data.open import Source
+from nolabel.data.progress import progress_bar
+from nolabel.encoders.encoder import Encoder
+from nolabel.encoders.features import chunks
+from nolabel.errors import DataError, UsageError
+from nolabel.views import FastViews
+from nolabel.views.plan import View, ViewPlan
+
+POOLS = ("auto", "class", "class+mean", "mean")
+
+
+@dataclass(frozen=True)
+class Deep:
+    """Features of a set.
+
+    Attributes:
+        pooled: float [M, D], the encoder's own embedding.
+        tokens: float [M, n, D], the class token (the mean of the patches, without one) after the
+            last norm of each of the last n blocks, shallow to deep.
+        patches: float [M, D], the mean of the last block's patches.
+        keys: int64 [M], numbers of the images in their source; a crop repeats its image's.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    patches: Tensor
+    keys: Tensor
+
+    def features(self, blocks: int, pool: str) -> Tensor:
+        """float [M, F]: the last `blocks` class tokens side by side, then what `pool` says.
+
+        "auto" is the encoder's own embedding (of one block), "mean" the mean patch alone.
+        """
+        if pool == "auto":
+            return self.pooled if blocks == 1 else self.tokens[:, -blocks:].flatten(1)
+        if pool == "mean":
+            return self.patches
+        parts = [self.tokens[:, -blocks:].flatten(1)]
+        return torch.cat(parts + [self.patches] * (pool == "class+mean"), 1)
+
+
+def extract_deep(
+    encoder: Encoder, source: Source, *, blocks: int, crops: int, seed: int, batch_size: int
+) -> Deep:
+    """Runs the encoder over a source.
+
+    Args:
+        encoder: Does the work on its own device.
+        source: The images; those that cannot be read are left out.
+        blocks: Last blocks whose tokens are kept.
+        crops: Random crops (8 % to all of the area, mirrored by half) of each image; 0 is the
+            centre view alone.
+        seed: Of the crops.
+        batch_size: Images at once.
+
+    Raises:
+        UsageError: More blocks than there are, or blocks of different widths.
+        DataError: No image could be read.
+    """
+    b = encoder.backbone
+    if not 1 <= blocks <= b.depth:
+        raise UsageError(f"blocks must be 1 to {b.depth} for {encoder.name!r}, got {blocks}.")
+    plan = ViewPlan(views=(View(name="image", size=encoder.size),), mean=encoder.mean,
+                    std=encoder.std)  # fmt: skip
+    views = FastViews(plan, seed, device=encoder.device) if crops else None
+    pooled: list[Tensor] = []
+    tokens: list[Tensor] = []
+    patches: list[Tensor] = []
+    keys: list[np.ndarray] = []
+    total = len(source) * max(crops, 1)
+    with progress_bar(f"{encoder.name} on {source.name}", total, True) as advance:
+        for epoch in range(max(crops, 1)):
+            for chunk in chunks(source, batch_size):
+                if len(chunk.keys):
+                    if views is None:
+                        x = encoder.prepare_pixels(chunk.images)
+                    else:
+                        x = views(chunk.images, chunk.keys, epoch)["image"][0]
+                    with encoder.evaluating():
+                        t = b.layers(x, blocks)
+                        if len({part.pooled.shape[1] for part in t}) > 1:
+                            raise UsageError(
+                                f"The last {blocks} layers of {encoder.name!r} have different "
+                                "widths; a ViT has blocks of one width.  Use --blocks 1."
+                            )
+                        first = [
+                            p.patches.mean(1) if p.prefix is None or not p.prefix.shape[1]
+                            else p.prefix[:, 0] for p in t
+                        ]  # fmt: skip
+                        tokens.append(torch.stack(first, 1).float().cpu())
+                        patches.append(t[-1].patches.mean(1).float().cpu())
+                        pooled.append(t[-1].pooled.float().cpu())
+                    keys.append(np.asarray(chunk.keys))
+                advance(len(chunk.keys) + len(chunk.skipped))
+    if not keys:
+        raise DataError(f"{source.name!r} has no image that can be read.")
+    return Deep(
+        torch.cat(pooled), torch.cat(tokens), torch.cat(patches),
+        torch.from_numpy(np.concatenate(keys)),
+    )  # fmt: skip

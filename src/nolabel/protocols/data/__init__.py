@@ -1,0 +1,1 @@
+"""Data of published protocols, in their own layouts."""

@@ -1,0 +1,106 @@
+"""The layout of the revisited Oxford and Paris benchmarks: queries, a database, ground truth.
+
+A folder holds `jpg/` and `gnd_roxford5k.pkl`, `gnd_rparis6k.pkl`, or the same as JSON
+(`gnd_NAME.json`): `imlist` and `qimlist`, names without suffix, and `gnd`, for each query `easy`,
+`hard` and `junk`, numbers of database images, and `bbx`, the box of the query in pixels.
+
+The second form is read without being opened as what it is (see `plain_values`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nolabel.data.sources.items import Items
+from nolabel.errors import DataError, FileDamaged
+from nolabel.protocols.data._pickle import plain_values
+
+
+@dataclass(frozen=True)
+class Revisited:
+    """Queries and a database.
+
+    Attributes:
+        name: of the folder.
+        queries, database: the images.
+        boxes: float [Q, 4]: left, top, right, bottom of what each query shows, in pixels.
+        easy, hard, junk: for each query, int64 numbers of database images.
+    """
+
+    name: str
+    queries: Items
+    database: Items
+    boxes: np.ndarray
+    easy: tuple[np.ndarray, ...]
+    hard: tuple[np.ndarray, ...]
+    junk: tuple[np.ndarray, ...]
+
+
+def find_truth(folder: str | os.PathLike[str]) -> Path | None:
+    """The file with the ground truth in a folder of this layout, or None."""
+    path = Path(folder)
+    if not path.is_dir():
+        return None
+    found = sorted((*path.glob("gnd_*.json"), *path.glob("gnd_*.pkl")))
+    return found[0] if found else None
+
+
+def open_revisited(folder: str | os.PathLike[str]) -> Revisited:
+    """Reads the ground truth of a folder.
+
+    Raises:
+        DataError: No ground truth, or images that it names are missing.
+        FileDamaged: It cannot be read, or holds more than plain values.
+    """
+    file = find_truth(folder)
+    if file is None:
+        raise DataError(
+            f"{os.fspath(folder)!r} has no gnd_NAME.json or gnd_NAME.pkl with the ground truth."
+        )
+    truth = _read(file)
+    lacks = [k for k in ("imlist", "qimlist", "gnd") if k not in truth]
+    if lacks or len(truth["gnd"]) != len(truth["qimlist"]):
+        raise FileDamaged(
+            f"{str(file)!r} is no ground truth of this layout: "
+            + (f"no {lacks[0]!r}." if lacks else "as many queries as entries of gnd are needed.")
+        )
+    known = {p.stem: p for p in sorted((Path(folder) / "jpg").glob("*.*"))}
+    missing = [n for k in ("qimlist", "imlist") for n in truth[k] if n not in known]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of the images of {str(file)!r} are not in {os.fspath(folder)!r}/jpg, "
+            f"first: {missing[0]!r}."
+        )
+
+    def numbers(kind: str) -> tuple[np.ndarray, ...]:
+        return tuple(np.asarray(g.get(kind, ()), dtype=np.int64).reshape(-1) for g in truth["gnd"])
+
+    boxes = [np.asarray(g.get("bbx", (0, 0, 0, 0)), dtype=float).reshape(4) for g in truth["gnd"]]
+    return Revisited(
+        os.fspath(folder),
+        Items([known[n] for n in truth["qimlist"]], "queries"),
+        Items([known[n] for n in truth["imlist"]], "database"),
+        np.stack(boxes), numbers("easy"), numbers("hard"), numbers("junk"),
+    )  # fmt: skip
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        if file.suffix == ".json":
+            value = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            value = plain_values(file.read_bytes())
+    except FileDamaged:
+        raise
+    except (OSError, ValueError) as error:
+        raise FileDamaged(f"{str(file)!r} cannot be read ({error}).") from None
+    if not isinstance(value, Mapping):
+        raise FileDamaged(f"{str(file)!r} holds a {type(value).__name__}, not a dictionary.")
+    return value

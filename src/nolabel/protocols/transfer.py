@@ -1,0 +1,87 @@
+"""Transfer: one encoder on several labelled sets, each with its own training split.
+
+The table of papers that compare encoders over many sets (Kornblith et al., "Do Better ImageNet
+Models Transfer Better?", 2018, arXiv 1805.08974): accuracy on every set and the plain mean over
+sets, which has no interval, since sets are no sample of anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nolabel.encoders.encoder import Encoder
+from nolabel.encoders.features import Features, extract
+from nolabel.errors import UsageError, unknown
+from nolabel.protocols.run import open_sets, run
+from nolabel.types import Report
+
+JUDGES = ("knn", "linear", "fewshot")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the transfer protocol."""
+
+    judges: tuple[str, ...] = ("knn", "linear")  # of knn, linear, fewshot
+    batch_size: int = 256  # images embedded at once
+
+    def __post_init__(self) -> None:
+        judges = (self.judges,) if isinstance(self.judges, str) else tuple(self.judges)
+        object.__setattr__(self, "judges", judges)
+        for name in judges:
+            if name not in JUDGES:
+                raise unknown("judge", name, JUDGES)
+        if not judges or self.batch_size < 1:
+            raise UsageError("Give one judge or more, and a batch_size of at least 1.")
+
+
+def open_test(test: Any, encoder: Encoder) -> Any:
+    """The sets: a list of SRC, or one text with commas between them."""
+    sets = [s.strip() for s in test.split(",")] if isinstance(test, str) else list(test)
+    if not sets or not all(sets):
+        raise UsageError("Give the sets with commas between them: --test digits,fashion-mnist.")
+    return tuple(sets)
+
+
+def run_transfer(
+    encoder: Encoder,
+    train: Any,
+    test: Any,
+    *,
+    features: tuple[Features, Features] | None = None,
+    **options: Any,
+) -> Report:
+    """Judges an encoder on every set.
+
+    Args:
+        encoder: The encoder.
+        train: Not used.
+        test: What `open_test` returns.
+        features: Not used.
+        **options: Fields of `Options`.
+
+    Raises:
+        DataError, UsageError: As `nolabel.protocols.run.evaluate`, for any of the sets.
+    """
+    o = Options(**options)
+    size, channels = encoder.image_size, encoder.channels
+    opened = [open_sets(s, image_size=size, channels=channels) for s in test]  # before the work
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for learned, judged, said in opened:
+        pair = tuple(extract(encoder, s, batch_size=o.batch_size) for s in (learned, judged))
+        for name in o.judges:
+            report = run(name, encoder, learned, judged, features=pair)  # type: ignore[arg-type]
+            row = dict(report.best)
+            row["metric"] = f"{name} {row['setting']}"
+            rows.append({**row, "setting": judged.name})
+        notes += [f"{learned.name}: {n}" for n in said]
+    for name in o.judges:
+        values = [r["value"] for r in rows if r["metric"].startswith(name)]
+        rows.append({"setting": "mean over sets", "metric": name, "low": None, "high": None,
+                     "value": sum(values) / len(values)})  # fmt: skip
+    return Report(
+        protocol="transfer", encoder=encoder.name, train="", test=", ".join(map(str, test)),
+        rows=tuple(rows), best=rows[-len(o.judges)], notes=tuple(notes),
+    )  # fmt: skip

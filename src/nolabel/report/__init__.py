@@ -1,5 +1,0 @@
-"""One offline HTML file about a run, with a verdict first."""
-
-from nolabel.report.page import build_report
-
-__all__ = ["build_report"]

@@ -1,0 +1,176 @@
+"""A method's settings, one changed at a time, on the user's data, with equal budgets and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from nolabel import methods
+from nolabel.config import merge, resolve
+from nolabel.data.open import open_source, require_labels
+from nolabel.engine.log import say
+from nolabel.engine.train import pretrain
+from nolabel.errors import UsageError
+from nolabel.protocols.run import evaluate
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval (Student's t) over seeds; one value has no interval (nan)."""
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return mean, math.nan, math.nan
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    half = spread * float(stats.t.ppf(0.975, n - 1))
+    return mean, mean - half, mean + half
+
+
+def ablate(
+    method: str,
+    *,
+    data: str,
+    test: str | None = None,
+    rows: Mapping[str, Mapping[str, Any]] | None = None,
+    seeds: int = 3,
+    out: str | Path = "",
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Trains the method as it is and once for each row of its table, and measures k-NN.
+
+    Args:
+        method: name or path/to/file.py:Class.
+        data: SRC to train on; its labels, or those of `test`, only measure.
+        test: SRC with labels to judge on; by default the set's test split, or a fifth of it.
+        rows: name -> options to change; None takes the method's own table `ablations`.
+        seeds: runs of each row.
+        out: folder for the runs and `ablation.json`, which is rewritten after every run, so that
+            a stopped table goes on where it stood.
+        settings: further options of `pretrain`, equal for all rows; give a length (`steps` makes
+            the budgets equal in steps, `minutes` in time).
+
+    Returns:
+        One dictionary a row: row, change, values (a k-NN top-1 a seed), mean, low, high.
+
+    Raises:
+        UsageError: the method has no table and none was given.
+    """
+    kind = methods.load(method)
+    table = dict(kind.ablations if rows is None else rows)
+    if not table:
+        raise UsageError(
+            f"{method!r} has no table of ablations. Give rows of your own: --rows with options "
+            "such as 'temperature=0.2'."
+        )
+    if not {"steps", "minutes", "epochs"} & settings.keys():
+        settings["minutes"] = 2.0
+    table = {"as it is": {}, **table}
+    folder = Path(out or f"runs/ablate-{method}")
+    folder.mkdir(parents=True, exist_ok=True)
+    train, judge = _sources(data, test)
+    require_labels(open_source(train, download=bool(settings.get("download"))))
+    file = folder / "ablation.json"
+    asked = {"method": method, "data": data, "test": test, "settings": _plain(settings)}
+    known = _known(file, asked)
+    results: list[dict[str, Any]] = []
+    total, began = len(table) * seeds, time.monotonic()
+    for name, change in table.items():
+        values = list(known.get(json.dumps([name, _plain(change)]), ()))[:seeds]
+        for seed in range(len(values), seeds):
+            run = _train(method, folder / f"{_slug(name)}-{seed}", data, settings, change, seed)
+            row = evaluate("knn", run, train=train, test=judge).best
+            values.append(float(row["value"]))
+            done = len(results) * seeds + len(values)
+            spent = time.monotonic() - began
+            say(f"{done}/{total}  {name}, seed {seed}: {values[-1]:.1%}  ({spent:.0f} s so far)")
+            _write(file, asked, [*results, _row(name, change, values)])
+        results.append(_row(name, change, values))
+    _write(file, asked, results)
+    return results
+
+
+def render(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table as text: k-NN top-1, mean and 95 % interval over seeds, against the first row."""
+    first = rows[0]["mean"]
+    lines = [f"  {'row':<34} {'k-NN':>6}  {'95 % over seeds':<16} change"]
+    for r in rows:
+        span = "" if math.isnan(r["low"]) else f"[{r['low']:.1%}, {r['high']:.1%}]"
+        gap = "" if r is rows[0] else f"{100 * (r['mean'] - first):+.1f}"
+        lines.append(f"  {r['row']:<34} {r['mean']:>6.1%}  {span:<16} {gap:>5}")
+    return "\n".join(lines)
+
+
+def parse_rows(given: Sequence[str], kind: Any) -> dict[str, dict[str, Any]]:
+    """Rows from texts such as "temperature=0.2 queue=128", typed like the method's options."""
+    import yaml
+
+    names = {f.name for f in dataclasses.fields(kind.Options)}
+    rows: dict[str, dict[str, Any]] = {}
+    for text in given:
+        row: dict[str, Any] = {}
+        for part in text.split():
+            key, equals, value = part.partition("=")
+            key = key.replace("-", "_")
+            if not equals or key not in names:
+                raise UsageError(
+                    f"{part!r} is no option=value of the method. Options: "
+                    f"{', '.join(sorted(names))}."
+                )
+            row[key] = yaml.safe_load(value)
+        rows[text] = row
+    return rows
+
+
+def _sources(data: str, test: str | None) -> tuple[str, str | None]:
+    named = data in ("creatures", "digits", "fashion-mnist", "cifar10")
+    return (f"{data}:train", test or f"{data}:test") if named else (data, test)
+
+
+def _train(
+    method: str,
+    out: Path,
+    data: str,
+    settings: dict[str, Any],
+    change: Mapping[str, Any],
+    seed: int,
+) -> str:
+    given = {"data": data, "out": str(out), "seed": seed, "overwrite": True, **settings, **change}
+    run, source = resolve(method, merge(given))
+    return str(pretrain(run, source, quiet=True).folder)
+
+
+def _row(name: str, change: Mapping[str, Any], values: list[float]) -> dict[str, Any]:
+    mean, low, high = interval(values)
+    return {"row": name, "change": _plain(change), "values": list(values),
+            "mean": mean, "low": low, "high": high}  # fmt: skip
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(value), default=str))
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name).strip("-")
+
+
+def _known(file: Path, asked: dict[str, Any]) -> dict[str, list[float]]:
+    """Values of an earlier call with the same settings, by row."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if before.get("asked") != json.loads(json.dumps(asked, default=str)):
+        return {}
+    return {json.dumps([r["row"], r["change"]]): r["values"] for r in before["rows"]}
+
+
+def _write(file: Path, asked: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps({"asked": asked, "rows": rows}, indent=2, default=str), "utf-8")
+    part.replace(file)

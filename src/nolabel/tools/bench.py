@@ -1,0 +1,338 @@
+"""Throughput on this machine, stage by stage."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from nolabel.config import merge, resolve
+from nolabel.data.loader import make_loader
+from nolabel.data.open import Source
+from nolabel.data.stages import measure_stages
+from nolabel.encoders.encoder import Encoder
+from nolabel.encoders.features import chunks, embedded
+from nolabel.engine.build import build_method, companion, plan_of
+from nolabel.engine.calibrate import measure
+from nolabel.engine.device import device_of
+from nolabel.engine.environment import environment
+from nolabel.errors import DataError, UsageError, unknown
+from nolabel.tools.plan import count
+from nolabel.views import FastViews
+
+_WARM = 2  # batches a worker makes before the clock starts
+
+
+def bench_data(
+    source: Source,
+    method: str = "dino",
+    *,
+    image_size: int | None = None,
+    workers: int = 0,
+    batch_size: int = 64,
+    seconds: float = 5.0,
+    device: str = "auto",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Images per second from the source to finished batches, and where the time goes.
+
+    Args:
+        source: Where the images come from.
+        method: Whose views are made, with its automatic recipe.
+        image_size: Side of the large views in pixels; None lets the data decide.
+        workers: Processes; with 0 this one does the work, in one thread.
+        batch_size: Images in a batch.
+        seconds: How long the whole road is measured, after a warm-up.
+        device: Where the batches go: "auto", "cpu" or "cuda".
+        seed: Which images, in which order.
+
+    Returns:
+        Rates in images per second, in total and per core used, seconds per image of each stage (of
+        one core), the views, and the machine.
+
+    Raises:
+        UsageError: A number out of range.
+        DataError: The images cannot be read.
+    """
+    for name, value, least in (("workers", workers, 0), ("batch-size", batch_size, 1)):
+        if value < least:
+            raise UsageError(f"--{name} is {value}; it must be at least {least}.")
+    if seconds <= 0:
+        raise UsageError(f"--seconds is {seconds:g}; it must be above 0.")
+    batch_size = min(batch_size, len(source))
+    known = {"data": source.name, "out": "unused", "image_size": image_size, "device": device,
+             "batch_size": batch_size}  # fmt: skip
+    run, _ = resolve(method, merge(known), source=source)
+    plan, where = plan_of(run), device_of(run)
+    stages = measure_stages(source, plan, device=where, workers=workers, seed=seed)
+    threads = torch.get_num_threads()
+    if workers == 0:
+        torch.set_num_threads(1)
+    try:
+        rate = _rate(source, FastViews(plan, seed), workers, batch_size, seconds, where, seed)
+    finally:
+        torch.set_num_threads(threads)
+    cores = os.cpu_count() or 1
+    used = min(max(workers, 1), cores)
+    return {
+        "images_per_second": rate,
+        "images_per_second_per_core": rate / used,
+        "stages": {
+            name: {"seconds_per_image": each, "images_per_second": 1 / each if each else None,
+                   "share": each / (sum(stages.values()) or 1)}
+            for name, each in stages.items()
+        },
+        "recipe": method, "views": plan.describe(), "image_size": run.settings.image_size,
+        "data": source.name, "images": len(source), "workers": workers, "cores_used": used,
+        "batch_size": batch_size, "device": str(where), "environment": environment(),
+    }  # fmt: skip
+
+
+def _rate(
+    source: Source,
+    views: FastViews,
+    workers: int,
+    batch_size: int,
+    seconds: float,
+    device: torch.device,
+    seed: int,
+) -> float:
+    """Images per second of the loader that training uses, batches on the device included."""
+    loader = make_loader(
+        source, views, seed=seed, batch_size=batch_size, start_step=0, total_steps=10**9,
+        workers=workers, pin=device.type == "cuda",
+    )  # fmt: skip
+
+    def made() -> Iterator[int]:
+        with contextlib.closing(loader) as batches:  # type: ignore[type-var]  it is a generator
+            for batch in batches:
+                yield batch.to(device).size
+
+    return _pace(made(), seconds, device, warm=_WARM * max(workers, 1))
+
+
+def bench_step(
+    method: str,
+    *,
+    backbone: str = "vit_small_patch16_224",
+    image_size: int = 224,
+    patch_size: int | None = None,
+    batch_size: int = 4,
+    precision: str = "auto",
+    device: str = "auto",
+    recipe: str = "paper",
+    teacher: str | None = None,
+) -> dict[str, Any]:
+    """How fast a method's step is, update included, and how much of the machine it uses.
+
+    Args:
+        method: a built-in name or path/to/file.py:Class.
+        backbone: a preset or timm's name.
+        image_size, patch_size: pixels.
+        batch_size: images of a step.
+        precision: auto (both are measured), fp32 or bf16.
+        device: auto, cpu or cuda.
+        recipe: auto or paper.
+        teacher: for methods that learn from a frozen network.
+
+    Returns:
+        Images per second, FLOP per image and per second, the device's measured peak at the
+        precision, and the share of it; seconds of a step at each precision.
+    """
+    known = {"data": "creatures", "out": "unused", "image_size": image_size, "backbone": backbone,
+             "patch_size": patch_size, "batch_size": batch_size, "precision": precision,
+             "device": device, "recipe": recipe, "steps": 1000, "workers": 0,
+             "teacher": teacher}  # fmt: skip
+    given = {k: v for k, v in known.items() if v is not None}
+    run, source = resolve(method, merge(given))
+    where = device_of(run)
+    built, plan = build_method(run, companion(run, source))
+    found = measure(run, built.to(where), plan, source, where)
+    best = min(found.times, key=lambda k: found.times[k])
+    peak_bytes = torch.cuda.max_memory_allocated() if where.type == "cuda" else None
+    flops = count(built.cpu(), 2, image_size, "fp32").flops / 2  # copies of it were measured
+    peak, rate = peak_flops(where, best), batch_size / found.times[best]
+    return {
+        "method": method, "backbone": backbone, "image_size": image_size,
+        "batch_size": batch_size, "device": str(where), "precision": best,
+        "step_seconds": found.times, "images_per_second": rate,
+        "flops_per_image": flops, "flops_per_second": flops * rate,
+        "peak_flops_per_second": peak, "share_of_peak": flops * rate / peak,
+        "peak_bytes": peak_bytes, "data_seconds": found.data, "environment": environment(),
+    }  # fmt: skip
+
+
+def bench_embed(
+    encoder: Encoder,
+    source: Source,
+    *,
+    batch_size: int = 256,
+    precision: str = "auto",
+    seconds: float = 5.0,
+) -> dict[str, Any]:
+    """How fast features are made, stage by stage, and how much of the machine that uses.
+
+    Args:
+        encoder: does the work on its own device.
+        source: the images; a set that is too small for the time is gone through again.
+        batch_size: images at once.
+        precision: auto (both are measured), fp32 or bf16.
+        seconds: how long each stage is measured, after a warm-up.
+
+    Returns:
+        Images per second of reading alone and preparing alone, and at each precision of the bare
+        network on one prepared batch and of the whole road; FLOP per image and per second, the
+        device's measured peak at the faster precision, and the share of it.
+
+    Raises:
+        UsageError: a number out of range or an unknown precision.
+        DataError: no image of the first batch could be read.
+    """
+    if batch_size < 1 or seconds <= 0:
+        raise UsageError(
+            f"--batch-size must be at least 1 and --seconds above 0, got {batch_size} and "
+            f"{seconds:g}."
+        )
+    if precision not in ("auto", "fp32", "bf16"):
+        raise unknown("precision", precision, ("auto", "fp32", "bf16"))
+    batch_size = min(batch_size, len(source))
+    first = next(chunks(source, batch_size))
+    if not len(first.keys):
+        raise DataError(f"No image of the first batch of {source.name!r} can be read.")
+    x, where, before = encoder.prepare_pixels(first.images), encoder.device, encoder.precision
+
+    def reading() -> Iterator[int]:
+        while True:
+            yield from (len(c.keys) + len(c.skipped) for c in chunks(source, batch_size))
+
+    def preparing() -> Iterator[int]:
+        while True:
+            yield len(encoder.prepare_pixels(first.images))
+
+    def network() -> Iterator[int]:
+        while True:
+            with encoder.evaluating():
+                encoder.backbone(x)
+            yield len(x)
+
+    def whole() -> Iterator[int]:
+        while True:
+            for c, _ in embedded(encoder, source, batch_size):
+                yield len(c.keys) + len(c.skipped)
+
+    rates = {
+        "read": _pace(reading(), seconds, where),
+        "prepare": _pace(preparing(), seconds, where),
+    }
+    each: dict[str, dict[str, float]] = {}
+    try:
+        for p in ("fp32", "bf16") if precision == "auto" else (precision,):
+            encoder.precision = p
+            each[p] = {"network": _pace(network(), seconds, where),
+                       "whole": _pace(whole(), seconds, where)}  # fmt: skip
+        best = max(each, key=lambda p: each[p]["whole"])
+        encoder.precision = best
+        # Fused attention is not counted everywhere; the plain one does the same products.
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            next(network())
+    finally:
+        encoder.precision = before
+    flops, peak = counter.get_total_flops() / len(x), peak_flops(where, best)
+    rate = each[best]["whole"]
+    return {
+        "encoder": encoder.name, "image_size": encoder.size, "data": source.name,
+        "images": len(source), "batch_size": batch_size, "device": str(where), "precision": best,
+        "images_per_second": rate, "stages": rates, "precisions": each,
+        "share_of_network": rate / each[best]["network"], "flops_per_image": flops,
+        "flops_per_second": flops * rate, "peak_flops_per_second": peak,
+        "share_of_peak": flops * rate / peak, "environment": environment(),
+    }  # fmt: skip
+
+
+def _pace(work: Iterator[int], seconds: float, device: torch.device, warm: int = 1) -> float:
+    """Images per second of what says how many each turn did; the first turns are not timed."""
+    with contextlib.closing(work):  # type: ignore[type-var]  it is a generator
+        for _ in range(warm):
+            next(work)
+        done, start = 0, time.perf_counter()
+        while done == 0 or time.perf_counter() - start < seconds:
+            done += next(work)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return done / (time.perf_counter() - start)
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """FLOP a second of a large product of matrices, the best of several."""
+    n = 8192 if device.type == "cuda" else 1536
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else None)
+    best = float("inf")
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * n**3 / best
+
+
+def describe_step(found: dict[str, Any]) -> str:
+    """The outcome of `bench_step` as lines to read."""
+    times = ", ".join(f"{k} {v * 1e3:,.0f} ms" for k, v in found["step_seconds"].items())
+    lines = [
+        f"step        {found['method']} on {found['backbone']} at {found['image_size']} px, "
+        f"{found['batch_size']} images, {found['device']}: {times}",
+        f"speed       {found['images_per_second']:,.2f} images/s in {found['precision']}",
+        f"work        {found['flops_per_image'] / 1e9:,.1f} GFLOP an image, "
+        f"{found['flops_per_second'] / 1e12:,.3f} TFLOP/s",
+        f"machine     {found['peak_flops_per_second'] / 1e12:,.3f} TFLOP/s in a product of "
+        f"matrices; the step reaches {found['share_of_peak']:.0%} of it",
+    ]
+    if found["peak_bytes"]:
+        lines.append(f"memory      {found['peak_bytes'] / 1e9:,.2f} GB at most")
+    return "\n".join(lines)
+
+
+def describe_embed(found: dict[str, Any]) -> str:
+    """The outcome of `bench_embed` as lines to read."""
+    lines = [
+        f"encoder     {found['encoder']} at {found['image_size']} px, {found['device']}, "
+        f"batches of {found['batch_size']}",
+        f"data        {found['data']}: {found['images']:,} images",
+        f"read        {found['stages']['read']:10,.1f} images/s, alone",
+        f"prepare     {found['stages']['prepare']:10,.1f} images/s, alone",
+    ]
+    for name, p in found["precisions"].items():
+        lines += [
+            f"network     {p['network']:10,.1f} images/s, alone, {name}",
+            f"end to end  {p['whole']:10,.1f} images/s, {p['whole'] / p['network']:.0%} of the "
+            f"bare network, {name}",
+        ]
+    lines += [
+        f"work        {found['flops_per_image'] / 1e9:,.3f} GFLOP an image, "
+        f"{found['flops_per_second'] / 1e12:,.3f} TFLOP/s in {found['precision']}",
+        f"machine     {found['peak_flops_per_second'] / 1e12:,.3f} TFLOP/s in a product of "
+        f"matrices; {found['share_of_peak']:.0%} of it is reached",
+    ]
+    return "\n".join(lines)
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The outcome of `bench_data` as lines to read."""
+    lines = [
+        f"data        {found['data']}: {found['images']:,} images",
+        *(f"view        {line}" for line in found["views"]),
+        f"end to end  {found['images_per_second']:,.1f} images/s with {found['workers']} workers, "
+        f"{found['images_per_second_per_core']:,.1f} per core",
+        "stage       ms an image   images/s   share   (one core, one thread)",
+    ]
+    for name, s in found["stages"].items():
+        rate = f"{s['images_per_second']:10,.0f}" if s["images_per_second"] else f"{'-':>10}"
+        lines.append(f"  {name:<10}{s['seconds_per_image'] * 1e3:10.3f}  {rate}  {s['share']:6.0%}")
+    return "\n".join(lines)

@@ -1,0 +1,321 @@
+"""Any source -> tar shards: shrunk if wanted, checked, and quick to read.
+
+A shard is written whole or not at all (temporary file, fsync, rename), and `pack.json` is brought
+up to date after each one.  Packing that was stopped goes on behind the last whole shard.
+
+A member is called `FOLDER/NUMBER_NAME.SUFFIX`, with the image's number in the source; the label
+and the text of sample stand beside it as `.cls` and `.txt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from nolabel.data.open import Source
+from nolabel.data.progress import progress_bar
+from nolabel.data.sources._decode import decoding_in_threads, read_image
+from nolabel.data.sources.shards import Shards
+from nolabel.errors import BadImage, DataError, UsageError, printable
+
+_FORMAT = 1
+_KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # formats that are taken over as they are
+_TRIAL = 200  # images read before and after, to measure the gain
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9_/+-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How images are packed."""
+
+    max_side: int | None = None  # longest side in pixels: larger images are shrunk, none enlarged
+    quality: int = 92  # of the JPEG that a shrunk image becomes, 1 to 100
+    shard_images: int = 10_000  # images in a shard
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("max_side", 1, 1 << 16),
+            ("quality", 1, 100),
+            ("shard_images", 1, 1 << 30),
+        ):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                flag = name.replace("_", "-")
+                raise UsageError(f"--{flag} is {value}; it must lie between {least} and {most}.")
+
+
+def pack(
+    source: Source, out: str | os.PathLike[str], packing: Packing | None = None
+) -> dict[str, Any]:
+    """Packs a source into `out`/000000.tar, 000001.tar, ...
+
+    Args:
+        source: What to pack.  Images that cannot be read are left out and listed in
+            skipped.jsonl.
+        out: A new or empty folder, or one in which the same packing was stopped.
+        packing: How.
+
+    Returns:
+        {"images", "skipped", "shards", "bytes_before", "bytes_after", "images_per_second_before",
+        "images_per_second_after", "pattern"}; rates are of reading and decoding on one core;
+        "before" values are None for what has no files.
+
+    Raises:
+        UsageError: The folder holds something else.
+        DataError: No image could be read; or a shard that was packed before has changed.
+    """
+    packing = packing or Packing()
+    folder = Path(out)
+    plan = {
+        "format": _FORMAT,
+        "source": source.name,
+        "images": len(source),
+        "names": _names_digest(source),
+        "max_side": packing.max_side,
+        "quality": packing.quality,
+        "shard_images": packing.shard_images,
+    }
+    state = _begun(folder, plan)
+    shards = -(-len(source) // packing.shard_images)
+    done = len(state["shards"])
+    workers = os.cpu_count() or 1
+    with (
+        progress_bar(f"packing {source.name}", len(source)) as advance,
+        decoding_in_threads(),
+        ThreadPoolExecutor(workers, "nolabel-pack") as pool,
+    ):
+        advance(min(done * packing.shard_images, len(source)))
+        for shard in range(done, shards):
+            first = shard * packing.shard_images
+            span = range(first, min(first + packing.shard_images, len(source)))
+            entry, skipped = _write(source, folder, shard, span, packing, pool, workers, advance)
+            state["shards"].append(entry)
+            state["skipped"] += skipped
+            _save(folder, state)
+    lines = [json.dumps({"path": p, "reason": r}) + "\n" for p, r in state["skipped"]]
+    (folder / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
+    images = sum(s["images"] for s in state["shards"])
+    if not images:
+        first = f"  First: {state['skipped'][0]}." if state["skipped"] else ""
+        raise DataError(f"{source.name!r} has no image that can be read.{first}")
+    packed = Shards(str(folder / "*.tar"))
+    sizes = [s["before"] for s in state["shards"]]
+    return {
+        "images": images,
+        "skipped": len(state["skipped"]),
+        "shards": len(state["shards"]),
+        "bytes_before": None if None in sizes else sum(sizes),
+        "bytes_after": sum(s["bytes"] for s in state["shards"]),
+        "images_per_second_before": _rate(source) if hasattr(source, "raw") else None,
+        "images_per_second_after": _rate(packed),
+        "pattern": str(folder / "*.tar"),
+    }
+
+
+def verify(folder: str | os.PathLike[str]) -> list[str]:
+    """Shards whose bytes are not those that were packed; empty when all is well."""
+    state = json.loads((Path(folder) / "pack.json").read_text(encoding="utf-8"))
+    bad = []
+    for shard in state["shards"]:
+        path = Path(folder) / shard["file"]
+        if not path.is_file() or _sha256(path) != shard["sha256"]:
+            bad.append(shard["file"])
+    return bad
+
+
+def _begun(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """What was packed already; a fresh start in a new folder."""
+    record = folder / "pack.json"
+    if record.is_file():
+        try:
+            state = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError:
+            raise DataError(f"{record} is damaged.  Pack into another folder.") from None
+        if state.get("plan") != plan:
+            old = state.get("plan") or {}
+            other = [k for k in plan if old.get(k) != plan[k]]
+            raise UsageError(
+                f"{folder} holds another packing (different: {', '.join(other)}).  Use another "
+                "--out, or the same data and settings to go on."
+            )
+        for shard in state["shards"]:
+            path = folder / shard["file"]
+            if not path.is_file() or path.stat().st_size != shard["bytes"]:
+                raise DataError(
+                    f"{path} is missing or has changed since it was packed.  Pack into another "
+                    "folder."
+                )
+        return state
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty and holds no packing.  Use another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"plan": plan, "shards": [], "skipped": []}
+    _save(folder, state)
+    return state
+
+
+def _write(
+    source: Source,
+    folder: Path,
+    shard: int,
+    span: range,
+    packing: Packing,
+    pool: ThreadPoolExecutor,
+    workers: int,
+    advance: Callable[[int], None],
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """One shard, atomically; its entry in pack.json and the images left out."""
+    path = folder / f"{shard:06}.tar"
+    temporary = path.with_suffix(".tmp")
+    skipped: list[tuple[str, str]] = []
+    images, before = 0, 0
+    try:
+        with open(temporary, "wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                # Some at a time, so that few images are held however large the shard is.
+                for start in range(span.start, span.stop, 8 * workers):
+                    some = range(start, min(start + 8 * workers, span.stop))
+                    for i, made in zip(
+                        some, pool.map(lambda i: _image(source, i, packing), some), strict=True
+                    ):
+                        if isinstance(made, BadImage):
+                            skipped.append((printable(made.path), made.reason))
+                            continue
+                        images += 1
+                        before += made.before
+                        _add(tar, source, i, made)
+                    advance(len(some))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    entry = {
+        "file": path.name,
+        "images": images,
+        "bytes": path.stat().st_size,
+        "sha256": _sha256(path),
+        "before": before if hasattr(source, "raw") else None,
+    }
+    return entry, skipped
+
+
+@dataclass(frozen=True)
+class _Made:
+    data: bytes
+    suffix: str
+    before: int  # bytes of the file it came from; 0 for what had none
+    text: str | None
+
+
+def _image(source: Source, i: int, packing: Packing) -> _Made | BadImage:
+    """The file of image i for the shard: as it is when it is small enough, else shrunk."""
+    try:
+        raw = getattr(source, "raw", None)
+        if raw is None:
+            sample = source.read(i)
+            return _Made(*_encoded(sample.image, packing, lossless=True), 0, sample.text)
+        data = raw(i)
+        pixels = read_image(data)  # whole, so that what is packed is known to be readable
+        text = source.read_text(i) if hasattr(source, "read_text") else None
+        with Image.open(io.BytesIO(data)) as image:
+            suffix = _KEPT.get(image.format or "")
+        small = packing.max_side is None or max(pixels.shape[:2]) <= packing.max_side
+        if small and suffix:
+            return _Made(data, suffix, len(data), text)
+        return _Made(*_encoded(pixels, packing, lossless=small), len(data), text)
+    except BadImage as error:
+        return BadImage(source.path(i), error.reason)
+    except OSError as error:
+        return BadImage(source.path(i), f"cannot be read ({error.strerror or error})")
+
+
+def _encoded(pixels: np.ndarray, packing: Packing, *, lossless: bool) -> tuple[bytes, str]:
+    image = Image.fromarray(pixels)
+    longest = max(image.size)
+    if packing.max_side is not None and longest > packing.max_side:
+        scale = packing.max_side / longest
+        size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    if lossless:
+        image.save(file, "PNG")
+        return file.getvalue(), "png"
+    image.save(file, "JPEG", quality=packing.quality)
+    return file.getvalue(), "jpg"
+
+
+def _add(tar: tarfile.TarFile, source: Source, i: int, made: _Made) -> None:
+    base = _member(source, i)
+    files = [(f"{base}.{made.suffix}", made.data)]
+    if source.labels is not None:
+        files.append((f"{base}.cls", source.classes[int(source.labels[i])].encode()))
+    if made.text is not None:
+        files.append((f"{base}.txt", made.text.encode()))
+    for name, data in files:
+        info = tarfile.TarInfo(name)  # no time, no owner: the same images give the same bytes
+        info.size, info.mode = len(data), 0o644
+        tar.addfile(info, io.BytesIO(data))
+
+
+def _member(source: Source, i: int) -> str:
+    """FOLDER/NUMBER_NAME without a suffix; only plain letters, never upwards."""
+    whole = source.path(i).replace("\\", "/").rpartition("::")[2]
+    root = getattr(source, "root", None)
+    if root and whole.startswith(root + "/"):
+        whole = whole[len(root) + 1 :]
+    elif whole.startswith("/"):
+        whole = os.path.basename(whole)
+    folder, _, name = whole.rpartition("/")
+    stem = _NOT_PLAIN.sub("_", os.path.splitext(name)[0])
+    parts = [_NOT_PLAIN.sub("_", part) for part in folder.split("/") if part not in ("", ".", "..")]
+    return "/".join([*parts, f"{i:09}_{stem}"])
+
+
+def _names_digest(source: Source) -> str:
+    digest = hashlib.sha256()
+    for i in range(len(source)):
+        digest.update(os.fsencode(source.path(i)) + b"\0")
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _save(folder: Path, state: dict[str, Any]) -> None:
+    temporary = folder / "pack.json.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(state, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / "pack.json")
+
+
+def _rate(source: Source) -> float:
+    """Images read and decoded a second, here and now, on one core."""
+    count = min(_TRIAL, len(source))
+    picked = np.linspace(0, len(source) - 1, count).astype(int)
+    began, good = time.perf_counter(), 0
+    for i in picked.tolist():
+        try:
+            source.read(i)
+            good += 1
+        except BadImage:
+            continue
+    return good / max(time.perf_counter() - began, 1e-9)

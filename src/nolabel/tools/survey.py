@@ -1,0 +1,213 @@
+"""What a set of images holds: sizes, colours, bad files, duplicates.  Reads every image once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from nolabel.data.open import Source
+from nolabel.data.order import index_at
+from nolabel.data.progress import progress_bar
+from nolabel.data.sources._bands import shown
+from nolabel.data.sources._decode import decoding_in_threads
+from nolabel.errors import BadImage, printable
+
+THUMB = 64  # side of the thumbnails on the contact sheet, pixels
+_SMALL = 16  # side of the thumbnails that duplicates are compared by
+_BITS = 3  # differing bits of 64 at which two images are candidates
+_LEVELS = 3.0  # mean difference of the small thumbnails, of 255, at which they are the same
+_MOST_PAIRS = 64  # neighbours compared in a crowd of equal hashes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What `survey` found.  All of it describes the images that were looked at."""
+
+    name: str
+    images: int  # in the source
+    seen: int  # looked at
+    sizes: np.ndarray  # int32 [good, 2]: height and width of each in pixels
+    modes: dict[str, int]  # grey or colour -> images
+    mean: tuple[float, ...]  # of each channel over all pixels, of 1
+    std: tuple[float, ...]
+    bad: tuple[tuple[str, str], ...]  # (path, reason)
+    same: tuple[tuple[str, ...], ...]  # groups of exact duplicates: equal pixels
+    near: tuple[tuple[str, ...], ...]  # groups of near-duplicates, exact ones left out
+    labels: dict[str, int]  # class -> images; empty without labels
+    thumbs: np.ndarray  # uint8 [T, THUMB, THUMB, 3], some of the images
+
+    @property
+    def good(self) -> int:
+        """Images that could be read."""
+        return len(self.sizes)
+
+
+def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Survey:
+    """Reads the images of a source and says what they are like.
+
+    Args:
+        source: Any source.
+        limit: Looks at that many images, spread over the source by chance; None is all.
+        thumbs: Images on the contact sheet.
+    """
+    n = len(source)
+    looked = np.arange(n)
+    if limit is not None and limit < n:
+        looked = np.sort(index_at(0, 0, np.arange(limit), n))
+    bad: list[tuple[str, str]] = []
+    sizes, kept, small, hashes, tiles = [], [], [], [], []
+    modes: Counter[str] = Counter()
+    exact: defaultdict[bytes, list[int]] = defaultdict(list)
+    channels = int(getattr(source, "channels", 3))
+    total, squares, pixels = np.zeros(channels), np.zeros(channels), 0
+    every = max(len(looked) // max(thumbs, 1), 1)
+    with progress_bar(f"looking at {source.name}", len(looked)) as advance:
+        for place, found in enumerate(_looks(source, looked)):
+            advance(1)
+            if isinstance(found, BadImage):
+                bad.append((printable(found.path), found.reason))
+                continue
+            i = int(looked[place])
+            kept.append(i)
+            sizes.append(found.size)
+            modes["grey" if found.grey else "colour"] += 1
+            exact[found.digest].append(i)
+            small.append(found.small)
+            hashes.append(found.hash)
+            area = found.size[0] * found.size[1]
+            total, squares, pixels = total + found.total, squares + found.squares, pixels + area
+            if place % every == 0 and len(tiles) < thumbs:
+                tiles.append(found.thumb)
+    mean = total / max(pixels, 1) / 255
+    variance = np.maximum(squares / max(pixels, 1) / 255**2 - mean**2, 0)
+    same = [members for members in exact.values() if len(members) > 1]
+    near = _near(np.array(hashes, np.uint64), np.array(small), np.array(kept), same)
+    counted: dict[str, int] = {}
+    if source.labels is not None:
+        counts = np.bincount(source.labels, minlength=len(source.classes))
+        counted = dict(zip(source.classes, counts.tolist(), strict=True))
+
+    def named(groups: list[list[int]]) -> tuple[tuple[str, ...], ...]:
+        return tuple(tuple(printable(source.path(i)) for i in g) for g in groups)
+
+    return Survey(
+        name=source.name,
+        images=n,
+        seen=len(looked),
+        sizes=np.array(sizes, np.int32).reshape(-1, 2),
+        modes=dict(modes),
+        mean=tuple(float(v) for v in mean),
+        std=tuple(float(v) for v in np.sqrt(variance)),
+        bad=tuple(bad),
+        same=named(same),
+        near=named(near),
+        labels=counted,
+        thumbs=np.array(tiles, np.uint8).reshape(-1, THUMB, THUMB, 3),
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    size: tuple[int, int]
+    grey: bool
+    digest: bytes
+    hash: int
+    small: np.ndarray  # uint8 [16, 16]
+    thumb: np.ndarray  # uint8 [64, 64, 3]
+    total: np.ndarray  # float64 [C]: sum of the values, of 255
+    squares: np.ndarray  # float64 [C]
+
+
+def _looks(source: Source, looked: np.ndarray) -> Iterator[_Look | BadImage]:
+    """In order, decoded in threads, a few ahead."""
+    workers = os.cpu_count() or 1
+    with decoding_in_threads(), ThreadPoolExecutor(workers, "nolabel-scan") as pool:
+        for start in range(0, len(looked), 16 * workers):
+            some = looked[start : start + 16 * workers].tolist()
+            yield from pool.map(lambda i: _look(source, i), some)
+
+
+def _look(source: Source, i: int) -> _Look | BadImage:
+    try:
+        pixels = source.read(i).image
+    except BadImage as error:
+        return error
+    flat = pixels.reshape(-1, pixels.shape[2])
+    levels = int(np.iinfo(pixels.dtype).max) + 1
+    counts = np.stack([np.bincount(channel, minlength=levels) for channel in flat.T])  # [C, levels]
+    values = np.arange(levels) * (255 / (levels - 1))
+    image = Image.fromarray(shown(pixels))
+    grey = image.convert("L")
+    steps = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
+    bits = (steps[:, 1:] > steps[:, :-1]).reshape(-1)
+    return _Look(
+        size=pixels.shape[:2],
+        grey=bool((counts == counts[0]).all() and (flat[:, :1] == flat).all()),
+        digest=hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest(),
+        hash=int(np.packbits(bits).view(">u8")[0]),
+        small=np.asarray(grey.resize((_SMALL, _SMALL), Image.Resampling.BOX)),
+        thumb=np.asarray(_square(image)),
+        total=counts @ values,
+        squares=counts @ values**2,
+    )
+
+
+def _square(image: Image.Image) -> Image.Image:
+    """The whole image on a white square."""
+    scale = THUMB / max(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
+    page = Image.new("RGB", (THUMB, THUMB), "white")
+    page.paste(image.resize(size, way), ((THUMB - size[0]) // 2, (THUMB - size[1]) // 2))
+    return page
+
+
+def _near(
+    hashes: np.ndarray, small: np.ndarray, numbers: np.ndarray, same: list[list[int]]
+) -> list[list[int]]:
+    """Groups of images that look the same but are not equal.
+
+    The hash (dHash) says in 64 places whether an image becomes brighter to the right.  Two hashes
+    that differ in three bits at most agree in one of their four quarters, so that sorting by each
+    quarter brings all candidates together.  Thumbnails then decide.
+    """
+    if len(hashes) < 2:
+        return []
+    parent = np.arange(len(hashes))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = int(parent[i])
+        return i
+
+    for quarter in range(4):
+        part = (hashes >> np.uint64(16 * quarter)) & np.uint64(0xFFFF)
+        order = np.lexsort((hashes, part))
+        for gap in range(1, _MOST_PAIRS + 1):
+            a, b = order[:-gap], order[gap:]
+            together = part[a] == part[b]
+            if not together.any():
+                break
+            a, b = a[together], b[together]
+            close = np.bitwise_count(hashes[a] ^ hashes[b]) <= _BITS
+            a, b = a[close], b[close]
+            apart = np.abs(small[a].astype(np.int16) - small[b]).mean((1, 2))
+            for i, j in zip(
+                a[apart <= _LEVELS].tolist(), b[apart <= _LEVELS].tolist(), strict=True
+            ):
+                parent[root(j)] = root(i)
+    # One of each set of equal images stands for it here; a group of one is none.
+    extra = {i for members in same for i in members[1:]}
+    groups: defaultdict[int, list[int]] = defaultdict(list)
+    for i, number in enumerate(numbers.tolist()):
+        if number not in extra:
+            groups[root(i)].append(number)
+    return [members for members in groups.values() if len(members) > 1]

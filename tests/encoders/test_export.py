@@ -1,0 +1,130 @@
+"""Exports: read back by the target library itself, they give the encoder's features."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import nolabel as nl
+from nolabel.backbones import build
+from nolabel.cli import main
+from nolabel.data.creatures.world import Creatures
+from nolabel.encoders import Encoder
+from nolabel.encoders.convert import export as exports
+from nolabel.encoders.convert.export import ALLOWED, export
+from nolabel.errors import DataError, UsageError
+
+VIT = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+NETWORKS = {
+    "vit": ("vit_tiny_patch16_224", VIT),
+    "no bias of qkv": ("vit_tiny_patch16_224", {**VIT, "qkv_bias": False}),
+    "layer scale": ("vit_tiny_patch16_224", {**VIT, "init_values": 0.1}),
+    "registers": ("vit_tiny_patch16_224", {**VIT, "reg_tokens": 3, "no_embed_class": True,
+                                           "init_values": 0.1}),
+    "gated": ("vit_tiny_patch16_224", {**VIT, "swiglu": True}),
+    "clip": ("vit_base_patch16_clip_quickgelu_224", {**VIT, "embed_dim": 64, "num_heads": 1}),
+    "beit": ("beit_base_patch16_224", {**VIT, "use_abs_pos_emb": False, "init_values": 0.1,
+                                       "use_shared_rel_pos_bias": True, "use_fc_norm": False}),
+    "beit, a bias each": ("beit_base_patch16_224", {**VIT, "use_rel_pos_bias": True,
+                                                    "use_fc_norm": False, "init_values": 0.1}),
+    "swin": ("swin_nano", {}),
+    "resnet18": ("resnet18", {}),
+    "resnet50": ("resnet50", {}),
+}  # fmt: skip
+
+
+def encoder(name):
+    """With every weight drawn anew, so that none is zero or one by chance of its start."""
+    kind, kwargs = NETWORKS[name]
+    size = 64 if kind.startswith("resnet") else 32
+    backbone = build(kind, image_size=size, kwargs=dict(kwargs))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, t in backbone.net.state_dict().items():
+            if t.is_floating_point():
+                t.add_(torch.randn(t.shape, generator=generator) * 0.02)
+                if "running_var" in key:
+                    t.abs_()
+    return Encoder(backbone.eval(), name=name, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_transformers_computes_the_same(name, tmp_path):
+    pytest.importorskip("transformers")
+    told = export(encoder(name), "hf", tmp_path / "out")
+    assert told["largest_difference"] < ALLOWED / 4
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} == set(
+        told["files"]
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "gated"])
+def test_timm_computes_the_same(name, tmp_path):
+    told = export(encoder(name), "timm", tmp_path / "out")
+    assert told["largest_difference"] < ALLOWED / 4
+
+
+@pytest.mark.parametrize("name", ["vit", "registers", "beit", "swin", "resnet18"])
+def test_onnx_computes_the_same_for_any_number_of_images(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    e = encoder(name)
+    told = export(e, "onnx", tmp_path / "out")
+    assert told["largest_difference"] < ALLOWED / 4
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    pixels = np.random.default_rng(0).random((7, 3, e.size, e.size), dtype=np.float32)
+    found = session.run(["embedding"], {"images": pixels})[0]
+    normalised = (pixels - np.array(e.mean)[:, None, None]) / np.array(e.std)[:, None, None]
+    expected = e.embed(torch.from_numpy(normalised.astype(np.float32)))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_image_processor_of_transformers_prepares_as_the_encoder_does(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    export(encoder("vit"), "hf", tmp_path / "out")
+    prepare = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    image = Creatures("test").read(0).image
+    x = prepare(images=image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(x, encoder("vit").prepare([image]), atol=2e-2, rtol=0)
+
+
+def test_a_run_is_exported_by_the_verb_with_a_card(tmp_path, capsys):
+    run = nl.pretrain(
+        "simclr", data=Creatures(count=64), backbone="vit_pico", steps=2,
+        batch_size=32, quiet=True, precision="fp32", out=tmp_path / "run",
+    )  # fmt: skip
+    given = ["export", "--encoder", str(run.folder), "--to", "timm", "--out", str(tmp_path / "o")]
+    assert main([*given, "--json", str(tmp_path / "told.json")]) == 0
+    said = capsys.readouterr().out
+    assert "largest difference" in said and "local-dir" in said
+    assert json.loads((tmp_path / "told.json").read_text())["largest_difference"] < ALLOWED
+    card = (tmp_path / "o" / "README.md").read_text()
+    assert "simclr" in card and "32 px" in card and "timm.create_model" in card
+    assert main(given) == 2 and "--overwrite" in capsys.readouterr().err
+
+
+def test_what_a_library_cannot_say_is_refused_and_nothing_is_left(tmp_path):
+    with pytest.raises(UsageError, match="no pooling in front"):
+        export(nl.load("random:resnet_nano"), "timm", tmp_path / "out")
+    with pytest.raises(UsageError, match="no pooling in front"):
+        export(nl.load("random:resnet_nano"), "hf", tmp_path / "out")
+    with pytest.raises(UsageError, match="no network"):
+        export(nl.load("pixels"), "hf", tmp_path / "out")
+    with pytest.raises(UsageError, match="Unknown form"):
+        export(nl.load("random:vit_pico"), "keras", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_difference_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    write = exports._timm
+
+    def wrong(e, folder):
+        read_back, loading = write(e, folder)
+        return lambda x: {"embedding": read_back(x)["embedding"] + 2e-4}, loading
+
+    monkeypatch.setattr(exports, "_timm", wrong)
+    with pytest.raises(DataError, match="differ by 2.0e-04"):
+        export(encoder("vit"), "timm", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,201 @@
+"""Pictures and report: right on known cases, and honest about what they show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from nolabel.backbones import build
+from nolabel.data.creatures.world import Creatures
+from nolabel.encoders import load
+from nolabel.errors import UsageError
+from nolabel.methods.autoencoder import Autoencoder
+from nolabel.methods.mae import MAE
+from nolabel.methods.vqvae import VQVAE
+from nolabel.nn.pixels import to_pixels
+from nolabel.pictures._tiles import Pictures
+from nolabel.pictures.attention import attention, mass_mask
+from nolabel.pictures.pca import pca, principal
+from nolabel.pictures.reconstruct import reconstruct
+from nolabel.pictures.views import views
+from nolabel.tools.show import show
+from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, View, ViewPlan
+
+ORACLE = Path(__file__).parents[1] / "oracles" / "attention_mass.safetensors"
+
+
+@pytest.fixture(scope="module")
+def images():
+    return Creatures(size=32, count=20).images(np.arange(4))
+
+
+def test_mass_mask_matches_the_official_numbers():
+    o = load_file(ORACLE)
+    with safe_open(ORACLE, "pt") as file:
+        mass = float(file.metadata()["mass"])
+    assert torch.equal(mass_mask(o["attention"], mass), o["mask"])
+
+
+def test_the_kept_mass_is_enough_and_masks_are_nested():
+    a = torch.rand(3, 2, 50, generator=torch.Generator().manual_seed(0))
+    share = a / a.sum(-1, keepdim=True)
+    before = None
+    for mass in (0.2, 0.5, 0.8):
+        kept = mass_mask(a, mass)
+        assert ((share * kept).sum(-1) >= mass - 1e-5).all()
+        if before is not None:
+            assert (kept | ~before).all()
+        before = kept
+
+
+def test_attention_of_the_true_figure_reaches_the_ceiling_of_the_grid():
+    creatures = Creatures(size=32, count=20)
+    samples = [creatures.read(i) for i in range(4)]
+    masks = np.stack([s.mask for s in samples])
+
+    class Oracle:
+        """Attends evenly to every patch of which three tenths lie in the figure."""
+
+        backbone = build("vit_pico", image_size=32)
+        mean, std, name = IMAGENET_MEAN, IMAGENET_STD, "oracle"
+
+        def prepare(self, x):
+            return load("random:vit_pico").prepare(x)
+
+        def attention(self, x, layer, patch=None):
+            cells = masks.reshape(4, 8, 4, 8, 4).mean((2, 4)) > 0.3
+            a = torch.from_numpy(cells.reshape(4, 1, 64).astype(np.float32)) + 1e-6
+            return a / a.sum(-1, keepdim=True)
+
+    (p,) = attention(Oracle(), [s.image for s in samples], mass=0.999, masks=masks)
+    assert p.numbers["iou_best_head"] > 0.9 * p.numbers["iou_ceiling"]
+    assert p.numbers["iou_ceiling"] < 1
+
+
+def test_pca_equals_the_singular_value_decomposition():
+    x = np.random.default_rng(0).normal(size=(200, 12)) * np.arange(1, 13)
+    scores, share = principal(x)
+    _, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.linalg.norm(scores, axis=0), s[:3], rtol=1e-8)
+    np.testing.assert_allclose(share, s[:3] ** 2 / (s**2).sum(), rtol=1e-8)
+
+
+def test_pca_gives_two_copies_of_an_image_the_same_colours(images):
+    (p,) = pca(load("random:vit_pico"), [images[0], images[1], images[0]])
+    np.testing.assert_allclose(p.data["scores"][0], p.data["scores"][2], atol=1e-4)
+
+
+def test_pca_works_on_a_resnet(images):
+    (p,) = pca(load("random:resnet_nano", image_size=32), list(images))
+    assert p.image.ndim == 3
+
+
+def test_reconstruction_pastes_visible_pixels_untouched_and_beats_nothing_untrained(images):
+    backbone = build("vit_pico", image_size=32)
+    MAE.init(backbone)
+    mae = MAE(backbone, MAE.Options(decoder_dim=32, decoder_depth=1, decoder_heads=2)).eval()
+    x = load("random:vit_pico").prepare(images)
+    made = reconstruct(mae, x, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert [p.name for p in made] == ["reconstruct-75", "reconstruct-85", "reconstruct-95"]
+    for p, ratio in zip(made, (0.75, 0.85, 0.95), strict=True):
+        removed = p.data["mask"].reshape(4, -1).sum(1)
+        assert (removed == 64 - int(64 * (1 - ratio))).all()
+        assert "true" in p.caption  # normalised targets know more than the network
+        assert np.isfinite(p.numbers["psnr"])
+
+
+def test_a_plain_reconstruction_stands_beside_the_mean_colour(images):
+    torch.manual_seed(0)
+    vqvae = VQVAE(
+        build("vit_pico", image_size=32),
+        VQVAE.Options(codes=8, decoder_dim=32, decoder_depth=1, decoder_heads=2),
+    ).eval()
+    x = load("random:vit_pico").prepare(images)
+    (p,) = reconstruct(vqvae, x, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert p.name == "reconstruct"
+    drawn = p.data["prediction"].astype(float)
+    assert drawn.shape == images.shape
+    error = np.square(drawn - images).mean()
+    assert p.numbers["psnr"] == pytest.approx(10 * np.log10(255**2 / error))
+    flat = images.mean((1, 2), keepdims=True)
+    trivial = np.square(flat - images).mean()
+    assert p.numbers["psnr_mean_colour"] == pytest.approx(10 * np.log10(255**2 / trivial))
+    assert f"{p.numbers['psnr_mean_colour']:.1f} dB" in p.caption
+    assert "psnr_swapped" not in p.numbers
+
+
+def test_an_autoencoder_is_also_drawn_with_the_code_of_another_image(images):
+    torch.manual_seed(0)
+    auto = Autoencoder(build("vit_pico", image_size=32), Autoencoder.Options(width=16)).eval()
+    x = load("random:vit_pico").prepare(images)
+    (p,) = reconstruct(auto, x, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    drawn = np.roll(p.data["prediction"], 1, 0).astype(float)
+    error = np.square(drawn - images).mean()
+    assert p.numbers["psnr_swapped"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.01)
+    (alone,) = reconstruct(auto, x[:1], mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert "psnr_swapped" not in alone.numbers  # there is no other image
+
+
+@pytest.mark.parametrize("method", ["autoencoder", "vqvae", "dvae", "mae"])
+def test_show_reconstruct_serves_every_generative_run(method, tiny_run, photos):
+    made = show("reconstruct", tiny_run(method).folder, str(photos), count=3)
+    assert [p.name for p in made] == (
+        [f"reconstruct-{r}" for r in (75, 85, 95)] if method == "mae" else ["reconstruct"]
+    )
+    for p in made:
+        assert np.isfinite(p.numbers["psnr"]) and np.isfinite(p.numbers["psnr_mean_colour"])
+
+
+def test_a_run_that_predicts_no_pixels_is_told_what_does(tiny_run, photos):
+    with pytest.raises(UsageError, match="vqvae"):
+        show("reconstruct", tiny_run("simclr").folder, str(photos))
+
+
+def test_pixels_survive_normalising_and_back(images):
+    x = load("random:vit_pico").prepare(images).numpy()
+    np.testing.assert_array_equal(to_pixels(x, IMAGENET_MEAN, IMAGENET_STD), images)
+
+
+def test_views_show_every_crop(images):
+    plan = ViewPlan(views=(View(name="global", count=2, size=32), View(name="local", size=16)))
+    (p,) = views(plan, list(images))
+    assert p.image.shape[1] > 4 * 112
+
+
+def test_saved_pictures_bring_their_data_and_numbers(images, tmp_path):
+    made = pca(load("random:vit_pico"), list(images))
+    assert isinstance(made, Pictures)
+    made.save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"pca.png", "pca.npz", "numbers.json"}
+    numbers = json.loads((tmp_path / "numbers.json").read_text())["pca"]["numbers"]
+    assert numbers == made.numbers["pca"]
+    assert "data:image/png" in made._repr_html_()
+
+
+@pytest.mark.parametrize("kind", ["webp", "mp4"])
+def test_attention_on_a_video_is_a_film_with_every_frame(images, tmp_path, kind):
+    if kind == "mp4":
+        pytest.importorskip("av")
+    encoder = load("random:vit_pico")
+    made = attention(encoder, images, film=kind)
+    assert made[0].frames.shape == (len(images), 128, 384, 3)
+    path = next(p for p in made.save(tmp_path) if p.suffix == f".{kind}")
+    if kind == "webp":
+        with Image.open(path) as film:
+            assert film.n_frames == len(images) and film.size == (384, 128)
+    else:
+        import av
+
+        with av.open(str(path)) as film:
+            frames = [f.to_ndarray(format="rgb24") for f in film.decode(video=0)]
+        assert len(frames) == len(images)
+        assert np.abs(frames[1].astype(int) - made[0].frames[1]).mean() < 12
+    with pytest.raises(UsageError, match="film"):
+        attention(encoder, images, film="gif")

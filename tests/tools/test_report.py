@@ -1,0 +1,360 @@
+"""The report: honest, one offline file, and right in a real browser where one is installed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import nolabel as nl
+from nolabel.cli import main
+from nolabel.config import departures
+from nolabel.engine.film import looks
+from nolabel.engine.log import read_metrics
+from nolabel.errors import UsageError
+from nolabel.tools.report.curves import CURVES, curves
+from nolabel.tools.report.page import BUDGET, build_report, verdict
+from nolabel.tools.report.seen import cosine_error, quantised, script_json
+from nolabel.tools.show import draw_missing
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def rows(trained, pixels, random):
+    def row(name, value):
+        return {"encoder": name, "setting": "k=20", "metric": "top1", "value": value,
+                "low": value - 0.02, "high": value + 0.02}  # fmt: skip
+
+    return [row("pixels", pixels), row("random:x", random), row("x", trained)]
+
+
+@pytest.mark.parametrize(
+    ("table", "metrics", "word"),
+    [
+        (rows(0.7, 0.4, 0.2), [{"step": 1, "feature_std": 0.9}], "Learned"),
+        (rows(0.41, 0.4, 0.2), [{"step": 1, "feature_std": 0.9}], "Inconclusive"),
+        (
+            rows(0.7, 0.4, 0.2),
+            [{"step": s, "feature_std": 0.01} for s in (20, 60, 90)],
+            "Collapsed",
+        ),
+        ([], [{"step": 1, "feature_std": 0.9, "effective_rank": 9.0}], "Not measured"),
+        ([], [{"step": 1, "feature_std": 0.9, "probe_knn": 0.25}], "Probed, not compared"),
+        ([], [], "Not measured"),
+    ],
+)
+def test_the_verdict_says_what_the_numbers_say(table, metrics, word):
+    assert verdict(table, metrics).startswith(word)
+
+
+def test_the_report_is_one_offline_file_that_trusts_no_text(tiny_run):
+    run = tiny_run("dino", log_every=1)
+    bad = f"</script>{HOSTILE}"
+    row = {"encoder": bad, "setting": "k=20", "metric": "top1", "value": 0.5, "low": None,
+           "high": None}  # fmt: skip
+    (run.folder / "comparison.json").write_text(json.dumps({"rows": [row]}))
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "loss": null}\n{"step": 100, "lo')  # NaN, and cut short
+    page = build_report(run.folder).read_text()
+    assert bad not in page and HOSTILE not in page and "&lt;img" in page
+    assert "http" not in page.replace("http-equiv", "")  # nothing to fetch
+    assert build_report(run.folder).read_text() == page
+    policy = re.search(r'Security-Policy" content="([^"]*)"', page).group(1)
+    assert policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
+    assert "<h2>While it trained</h2>" in page and "nolabel pretrain dino --config" in page
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="holds no run"):
+        build_report(tmp_path)
+    assert draw_missing(tmp_path) == []
+
+
+def test_what_departs_from_the_recipe_is_listed_with_what_the_recipe_says(tiny_run):
+    run = tiny_run("simclr", temperature=0.37, lr=0.0123)
+    found = {name: (own, told) for name, own, told in departures(run)}
+    assert found["temperature"][0] == 0.37 != found["temperature"][1]
+    assert found["optim.lr"][0] == 0.0123
+    page = build_report(run.folder).read_text()
+    assert "<td>temperature</td><td>0.37</td>" in page
+    plain = dataclasses.replace(
+        run,
+        options=dataclasses.replace(
+            run.options, **{k: told for k, (_, told) in found.items() if "." not in k}
+        ),
+        optim=dataclasses.replace(
+            run.optim, **{k[6:]: told for k, (_, told) in found.items() if "." in k}
+        ),
+    )
+    assert departures(plain) == []
+
+
+def test_looks_are_kept_before_and_while_it_learns_and_the_last_is_the_encoder(tiny_run):
+    run = tiny_run("dino", steps=8)
+    pixels, seen = looks(run.folder)
+    assert [step for step, _ in seen] == list(range(9)) and pixels.shape == (4, 32, 32, 3)
+    encoder = nl.load(run.folder)
+    with encoder.evaluating():
+        t = encoder.backbone.tokens(encoder.prepare(pixels))
+    z = t.patches / t.patches.norm(dim=-1, keepdim=True)
+    kept = (
+        seen[-1][1]["patches"].astype(np.float32).reshape(4, -1, seen[-1][1]["patches"].shape[-1])
+    )
+    ours = kept.reshape(-1, kept.shape[-1])
+    theirs = z.flatten(0, 1).numpy()
+    np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, atol=5e-3)
+    a = encoder.attention(encoder.prepare(pixels)).mean(1).numpy()
+    np.testing.assert_allclose(seen[-1][1]["attention"].reshape(4, -1), a, atol=1e-3)
+    third = run.folder / "film" / "step-000000003.npz"
+    whole = third.read_bytes()
+    for damaged in (b"cut", whole[: len(whole) // 2], b""):
+        third.write_bytes(damaged)
+        assert looks(run.folder) is None  # and the report does without
+    assert "touch" not in build_report(run.folder).read_text().split("</style>")[1]
+
+
+def test_eight_bits_keep_the_cosines_and_say_how_well():
+    z = np.random.default_rng(0).normal(size=(2, 9, 16)).astype(np.float32)
+    small = quantised(z)
+    assert small.dtype == np.int8 and np.abs(small).max() == 127
+    assert 0 < cosine_error(z, small) < 0.02
+    assert cosine_error(small.astype(np.float32), small) < 1e-12
+    assert json.loads(script_json({"a": "</script>"})) == {"a": "</script>"}
+    assert "</" not in script_json({"a": "</script>"})
+
+
+def test_curves_carry_their_numbers_their_warm_up_and_where_they_were_resumed():
+    lines = [{"step": s, "loss": 1 / s, "lr": 0.1} for s in range(1, 11)]
+    lines[6]["resumed_at"] = 6
+    drawn = curves(lines, warmup_steps=3)
+    assert 'data-key="loss" data-first="1.0" data-last="0.1"' in drawn
+    assert 'class="warm"' in drawn and "resumed at step 6" in drawn
+    assert drawn.count('class="resumed"') == 2  # in both curves
+    assert "Too few lines" in curves(lines[:1])
+    broken = [{"step": 1, "loss": None}, {"step": 2, "loss": float("nan")}, {"loss": 3.0}]
+    assert "Too few lines" in curves(broken)
+
+
+def test_pictures_beyond_the_budget_are_compressed(tiny_run):
+    run = tiny_run("simclr")
+    folder = run.folder / "pictures"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "noise.png")
+    path = build_report(run.folder)
+    assert path.stat().st_size < 5_000_000 < (folder / "noise.png").stat().st_size
+    assert BUDGET < 5_000_000
+
+
+def test_the_command_draws_what_is_missing_and_says_what_it_cannot(tiny_run, photos, capsys):
+    run = tiny_run("mae")
+    assert main(["report", str(run.folder)]) == 0
+    page = (run.folder / "report.html").read_text()
+    for name in ("attention", "pca", "neighbours", "tsne", "reconstruct-75"):
+        assert f'alt="{name}' in page, name
+    before = (run.folder / "pictures" / "pca.png").stat().st_mtime_ns
+    assert main(["report", str(run.folder)]) == 0
+    assert (run.folder / "pictures" / "pca.png").stat().st_mtime_ns == before
+    shutil.rmtree(run.folder / "pictures")
+    assert main(["report", str(run.folder), "--data", "nowhere"]) == 0
+    page = (run.folder / "report.html").read_text()
+    assert "Not drawn: neighbours" in page and "nowhere" in page
+    assert main(["report", str(run.folder), "--no-draw"]) == 0
+    assert "Not drawn" not in (run.folder / "report.html").read_text()
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api")
+    found = next((p for p in map(shutil.which, ("chromium", "google-chrome")) if p), None)
+    if found is None:
+        pytest.skip("no Chromium is installed")
+    with api.sync_playwright() as driver:
+        chromium = driver.chromium.launch(
+            executable_path=found, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a file; anything but silence on the network and the console fails the test."""
+    pages = []
+
+    def open_(path, **context):
+        page = browser.new_context(**context).new_page()
+        wrong = []
+        page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith("data:") else None)
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: wrong.append(str(e)))
+        page.on("dialog", lambda d: wrong.append(f"dialog {d.message}"))
+        page.goto(path.as_uri())
+        pages.append((page, wrong, path.as_uri()))
+        return page
+
+    yield open_
+    for page, wrong, own in pages:
+        assert [w for w in wrong if w != own] == []
+        page.context.close()
+
+
+def hostile_run(tiny_run, tmp_path):
+    """A run on a folder whose classes have hostile names, with its report."""
+    rng = np.random.default_rng(0)
+    for name in (HOSTILE, "'\"&amp;"):
+        folder = tmp_path / "labelled" / name
+        folder.mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+                folder / f"{i}.png"
+            )
+    run = nl.pretrain(
+        "dino", data=str(tmp_path / "labelled"), out=tmp_path / "run", quiet=True, steps=6,
+        batch_size=8, backbone="vit_pico", image_size=32, workers=0, log_every=1,
+        prototypes=16, hidden=16, bottleneck=8, local_size=16,
+    )  # fmt: skip
+    notes = draw_missing(run.folder)
+    assert notes == []
+    (run.folder / "comparison.json").write_text(json.dumps({"rows": rows(0.7, 0.4, 0.2)}))
+    return run, build_report(run.folder)
+
+
+def test_a_browser_finds_every_number_of_the_metrics_and_nothing_else_to_say(
+    opened, tiny_run, tmp_path
+):
+    run, path = hostile_run(tiny_run, tmp_path)
+    page = opened(path)
+    metrics = read_metrics(run.folder / "metrics.jsonl")
+    found = page.eval_on_selector_all(
+        "small[data-key]", "all => all.map(e => [{...e.dataset}, e.textContent])"
+    )
+    assert {f["key"] for f, _ in found} >= {"loss", "lr", "feature_std", "data_wait"}
+    for data, text in found:
+        own = [m[data["key"]] for m in metrics if m.get(data["key"]) is not None]
+        assert [float(data[k]) for k in ("first", "last", "low", "high")] == [
+            own[0], own[-1], min(own), max(own)
+        ]  # fmt: skip
+        assert f"{own[-1]:.4g}" in text and dict(CURVES)[data["key"]] in text
+    assert page.locator("table").first.inner_text().count("70.0%") == 1
+    assert page.locator("img[src=x]").count() == 0
+    assert page.title() == "nolabel: run" and page.locator("h2").count() >= 5
+    for image in page.locator("img").all():
+        assert image.evaluate("i => i.complete && i.naturalWidth > 0") and image.get_attribute(
+            "alt"
+        )
+
+
+def test_pointing_at_a_patch_shows_the_cosines_of_the_film(opened, tiny_run, tmp_path):
+    run, path = hostile_run(tiny_run, tmp_path)
+    page = opened(path)
+    page.wait_for_selector("#touch[data-state=ready]")
+    pixels, seen = looks(run.folder)
+    look = seen[-1][1]["patches"].astype(np.float32)
+    n, h, w, k = look.shape
+    z = quantised(look.reshape(n, h * w, k)).astype(np.float64)
+    z /= np.linalg.norm(z, axis=-1, keepdims=True)
+    canvas = page.locator("#touch canvas")
+    assert canvas.count() == n == 4
+    for i, (x, y) in ((0, (1, 2)), (2, (w - 1, 0)), (3, (3, h - 1))):
+        area = canvas.nth(i).bounding_box()
+        canvas.nth(i).scroll_into_view_if_needed()
+        area = canvas.nth(i).bounding_box()
+        page.mouse.move(area["x"] + (x + 0.5) * area["width"] / w,
+                        area["y"] + (y + 0.5) * area["height"] / h)  # fmt: skip
+        page.wait_for_selector(f'#touch[data-patch="{i}:{y * w + x}"]')
+        cosines = z @ z[i, y * w + x]
+        v = (cosines - cosines.min()) / max(1 - cosines.min(), 1e-6)
+        other, patch = 1, (h // 2) * w + 1  # one of an image that is not pointed at
+        side = canvas.nth(other).evaluate("c => c.width")
+        at = [patch % w * side // w + 9, patch // w * side // h + 9]
+        drawn = canvas.nth(other).evaluate(
+            "(c, at) => [...c.getContext('2d').getImageData(at[0], at[1], 1, 1).data]", at
+        )
+        strength = v[other, patch]
+        alpha = 235 * strength**2 / 255
+        own = pixels[other, (at[1] * 2 + 1) * 16 // side, (at[0] * 2 + 1) * 16 // side].astype(
+            float
+        )
+        expected = own * (1 - alpha) + np.array([255, 200 * (1 - strength), 0]) * alpha
+        assert np.abs(np.array(drawn[:3]) - expected).max() <= 4
+    canvas.nth(1).focus()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector(f'#touch[data-patch="1:{(h // 2) * w + w // 2 - 1}"]')
+
+
+def test_a_click_holds_the_patch_until_the_next(opened, tiny_run, tmp_path):
+    _, path = hostile_run(tiny_run, tmp_path)
+    page = opened(path)
+    page.wait_for_selector("#touch[data-state=ready]")
+    canvas = page.locator("#touch canvas").first
+    canvas.scroll_into_view_if_needed()
+    canvas.click(position={"x": 5, "y": 5})
+    held = page.locator("#touch").get_attribute("data-patch")
+    canvas.hover(position={"x": 150, "y": 150})
+    assert page.locator("#touch").get_attribute("data-patch") == held == "0:0"
+    canvas.click(position={"x": 150, "y": 150})
+    assert page.locator("#touch").get_attribute("data-patch") != held
+
+
+def test_it_is_dark_where_people_want_it_dark_prints_and_fits_a_telephone(
+    opened, tiny_run, tmp_path
+):
+    _, path = hostile_run(tiny_run, tmp_path)
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light, dark = (opened(path, color_scheme=c) for c in ("light", "dark"))
+    assert light.evaluate(colour) == "rgb(255, 255, 255)" != dark.evaluate(colour)
+    assert light.pdf().startswith(b"%PDF")
+    small = opened(path, viewport={"width": 390, "height": 800})
+    small.wait_for_selector("#touch[data-state=ready]")
+    assert small.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize("how", ["crashed", "resumed", "one step", "no film", "ResNet"])
+def test_runs_that_went_otherwise_have_a_report_too(opened, tiny_run, how):
+    run = tiny_run("simclr", steps=1 if how == "one step" else 6, log_every=1,
+                   backbone="resnet_nano" if how == "ResNet" else "vit_pico")  # fmt: skip
+    folder = run.folder
+    if how == "crashed":
+        for path in (folder / "checkpoints").iterdir():
+            path.unlink()
+        (folder / "encoder.safetensors").unlink()
+        metrics = folder / "metrics.jsonl"
+        metrics.write_text(metrics.read_text()[:-40])
+        assert any("pca" in note for note in draw_missing(folder))
+    if how == "resumed":
+        lines = read_metrics(folder / "metrics.jsonl")
+        lines[3]["resumed_at"] = 3
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in lines))
+    if how == "no film":
+        shutil.rmtree(folder / "film")
+    page = opened(build_report(folder))
+    text = page.inner_text("body")
+    assert "Not measured" in text and "While it trained" in text
+    assert ("Touch it" in text) == (how != "no film")
+    assert ("resumed at step 3" in text) == (how == "resumed")
+    assert ("Too few lines" in text) == (how == "one step")
+
+
+def test_a_script_that_was_changed_does_not_run(browser, tiny_run):
+    path = build_report(tiny_run("simclr").folder)
+    tampered = path.with_name("tampered.html")
+    tampered.write_text(path.read_text().replace('dataset.state = "ready"', 'dataset.state = "x"'))
+    page = browser.new_page()
+    said = []
+    page.on("console", lambda m: said.append(m.text))
+    page.goto(tampered.as_uri())
+    page.wait_for_timeout(300)
+    assert page.locator("#touch canvas").count() == 0
+    assert any("Content Security Policy" in text for text in said)
+    page.goto(path.as_uri())
+    page.wait_for_selector("#touch[data-state=ready]")
+    page.close()

@@ -1,0 +1,116 @@
+"""A look before training finds what was put there."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nolabel import cli
+from nolabel.data.open import Items, open_source
+from nolabel.tools.survey import survey
+
+
+def noise(seed, height=48, width=64):
+    """A smooth picture unlike any of another seed."""
+    chance = np.random.default_rng(seed)
+    small = Image.fromarray(chance.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    for i in range(20):
+        Image.fromarray(noise(i)).save(root / f"{i:02}.png")
+    Image.fromarray(noise(3)).save(root / "equal.png")
+    Image.fromarray(noise(5)).save(root / "nearly.jpg", quality=80)
+    Image.fromarray(noise(7)).resize((32, 24)).save(root / "smaller.png")
+    Image.fromarray(noise(30)[..., 0]).save(root / "grey.png")
+    (root / "web.jpg").write_text("<html>")
+    return root
+
+
+def names(groups):
+    return {frozenset(path.rpartition("/")[2] for path in group) for group in groups}
+
+
+def test_duplicates_are_found_and_nothing_else_is(folder):
+    found = survey(open_source(str(folder)))
+    assert names(found.same) == {frozenset({"03.png", "equal.png"})}
+    assert names(found.near) == {
+        frozenset({"05.png", "nearly.jpg"}), frozenset({"07.png", "smaller.png"}),
+    }  # fmt: skip
+
+
+def test_sizes_colours_and_bad_files_are_counted(folder):
+    found = survey(open_source(str(folder)))
+    assert (found.images, found.good, len(found.bad)) == (25, 24, 1)
+    assert found.bad[0][0].endswith("web.jpg") and "web page" in found.bad[0][1]
+    assert found.modes == {"colour": 23, "grey": 1}
+    assert sorted({tuple(s) for s in found.sizes.tolist()}) == [(24, 32), (48, 64)]
+
+
+def test_mean_and_deviation_are_those_of_all_pixels():
+    pictures = [noise(i, 10 + i, 12) for i in range(5)]
+    found = survey(Items(pictures))
+    flat = np.concatenate([p.reshape(-1, 3) for p in pictures]) / 255
+    np.testing.assert_allclose(found.mean, flat.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(found.std, flat.std(0), rtol=1e-9)
+
+
+def test_a_limit_looks_at_so_many_spread_over_all():
+    found = survey(open_source("digits:train"), limit=100)
+    assert (found.seen, found.good) == (100, 100)
+    assert found.images > 1000
+
+
+def test_plain_images_that_differ_in_brightness_are_no_duplicates():
+    flat = [np.full((8, 8, 3), 20 * i, np.uint8) for i in range(10)]
+    found = survey(Items(flat))
+    assert not found.same and not found.near
+
+
+def test_the_verb_suggests_a_run_with_its_cost(folder, tmp_path, capsys):
+    out = tmp_path / "scan"
+    args = ["scan", "--data", str(folder), "--out", str(out), "--json", str(tmp_path / "s.json")]
+    assert cli.main(args) == 0
+    said = capsys.readouterr().out
+    for words in ("25 images", "unreadable  1", "nolabel pretrain", "predicted", "MB of memory"):
+        assert words in said
+    found = json.loads((tmp_path / "s.json").read_text())
+    recipe = found["recipe"]
+    assert recipe["batch_size"] <= found["images"]
+    assert recipe["memory_bytes"] > 0 and recipe["seconds"] > 0
+    assert Image.open(out / "contact-sheet.png").size[0] > 300
+    (line,) = (out / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"].endswith("web.jpg")
+
+
+def test_memory_of_activations_is_what_the_backward_pass_needs():
+    """A linear layer keeps its input, a squared output keeps itself; weights do not count."""
+    import torch
+
+    from nolabel.tools.scan import _saved_bytes
+    from nolabel.types import Batch, Step
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1000, 3000)
+
+        def step(self, batch, clock):
+            return Step(self.layer(batch.views["v"][0]).square().sum(), {})
+
+    batch = Batch(views={"v": torch.randn(1, 8, 1000)})
+    assert _saved_bytes(Net(), batch) == pytest.approx(4 * (1000 + 3000), rel=0.05)
+
+
+def test_images_that_are_all_bad_are_said_to_be(tmp_path, capsys):
+    (tmp_path / "a.png").write_text("no")
+    assert cli.main(["scan", "--data", str(tmp_path), "--out", str(tmp_path / "s")]) == 0
+    said = capsys.readouterr().out
+    assert "unreadable  1" in said and "suggested" not in said
