@@ -36,51 +36,11 @@ def photos(tmp_path_factory) -> Path:
     return root
 
 
-TEXT = {"vocabulary": 600, "context": 12, "projection": 8, "text_dim": 16, "text_depth": 1,
-        "text_heads": 2}  # fmt: skip
-TINY = {
-    "autoencoder": {"code": 8, "width": 16},
-    "vqvae": {"codes": 32, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
-    "dvae": {"codes": 32, "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
-    "clip": TEXT,
-    "siglip": TEXT,
-    "beit": {"smallest_block": 4, "drop_path": 0.0},
-    "distill": {"anchors": 32, "hidden": 16},
-    "eva": {"smallest_block": 4, "drop_path": 0.0},
-    "dino": {"prototypes": 32, "hidden": 16, "bottleneck": 8, "local_crops": 2, "drop_path": 0.1},
-    "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
-    "simclr": {"hidden": 16, "projection": 8},
-    "triplet": {"hidden": 16, "projection": 8},
-    "mocov2": {"hidden": 16, "projection": 8, "queue": 20},
-    "mocov3": {"hidden": 16, "projection": 8},
-    "swav": {"hidden": 16, "projection": 8, "prototypes": 12, "queue": 16, "queue_from_epoch": 0},
-    "deepclusterv2": {"hidden": 16, "projection": 8, "clusters": 6},
-    "obow": {"words": 12},
-    "barlow": {"hidden": 16, "projection": 8},
-    "byol": {"hidden": 16, "projection": 8},
-    "ibot": {
-        "prototypes": 32,
-        "patch_prototypes": 16,
-        "hidden": 16,
-        "bottleneck": 8,
-        "local_crops": 2,
-    },
-    "dinov2": {
-        "prototypes": 32,
-        "patch_prototypes": 16,
-        "hidden": 16,
-        "bottleneck": 8,
-        "patch_bottleneck": 8,
-        "local_crops": 2,
-    },
-    "simmim": {"unit": 8},
-}
-
-
 @pytest.fixture
 def tiny_run(photos, tmp_path):
     """Trains a few steps quietly; returns the finished run."""
     import nolabel as nl
+    from nolabel.testing import TINY
 
     def train(method="simclr", out="run", **options):
         given = {"steps": 4, "batch_size": 8, "precision": "fp32", "workers": 0}

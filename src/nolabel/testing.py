@@ -29,6 +29,39 @@ IMAGES, SIDE = 6, 32
 COLOURS = ("red", "green", "blue", "orange", "purple", "yellow")
 STATISTICS = (IMAGENET_MEAN, IMAGENET_STD)
 
+_TEXT = {"vocabulary": 530, "context": 10, "projection": 8, "text_dim": 16, "text_depth": 1,
+         "text_heads": 2}  # fmt: skip
+_DECODER = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
+_CROPS = {"local_crops": 1, "local_size": 16}
+_HEAD = {"hidden": 16, "projection": 8}
+_PROTOTYPES = {"prototypes": 32, "hidden": 16, "bottleneck": 8, "drop_path": 0.0, **_CROPS}
+# Options with which each method takes a step in milliseconds on images of 32 px.
+TINY: Mapping[str, Mapping[str, object]] = {
+    "autoencoder": {"code": 8, "width": 16},
+    "vqvae": {"codes": 32, "code_dim": 8, **_DECODER},
+    "dvae": {"codes": 32, **_DECODER},
+    "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+    "simmim": {"unit": 8},
+    "beit": {"smallest_block": 4, "drop_path": 0.0},
+    "eva": {"smallest_block": 4, "drop_path": 0.0},
+    "distill": {"anchors": 16, "hidden": 16},
+    "triplet": _HEAD,
+    "simclr": _HEAD,
+    "mocov2": {"queue": 12, **_HEAD},
+    "mocov3": _HEAD,
+    "byol": _HEAD,
+    "barlow": _HEAD,
+    "swav": {"prototypes": 12, "queue": 8, "queue_from_epoch": 0, "freeze_prototypes": 1, **_HEAD,
+             **_CROPS},
+    "deepclusterv2": {"clusters": 3, "heads": 2, **_HEAD, **_CROPS},
+    "obow": {"words": 12, "global_size": 32, **_CROPS},
+    "dino": _PROTOTYPES,
+    "ibot": _PROTOTYPES,
+    "dinov2": {"patch_prototypes": 16, "patch_bottleneck": 8, "layer_scale": 0.1, **_PROTOTYPES},
+    "clip": _TEXT,
+    "siglip": _TEXT,
+}  # fmt: skip
+
 
 def check_method(
     method: str | type[Method],

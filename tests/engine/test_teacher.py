@@ -11,12 +11,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import nolabel as nl
-from conftest import TINY
 from nolabel.engine import train
 from nolabel.engine.build import build_method, load_method, load_teacher
 from nolabel.engine.checkpoint import load_checkpoint
 from nolabel.errors import FileDamaged, UsageError
 from nolabel.nn.state import Frozen
+from nolabel.testing import TINY
 
 QUICK = {"batch_size": 8, "precision": "fp32", "workers": 0, "image_size": 32, "device": "cpu",
          "quiet": True}  # fmt: skip

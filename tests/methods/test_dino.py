@@ -110,21 +110,6 @@ def test_schedules_match_the_official_numbers():
         )
 
 
-def official_end(o):
-    """Student, teacher and centre as the official training left them."""
-    method = DINO(small_vit(), options())
-    for who, net in (("student", method.student), ("teacher", method.teacher.module)):
-        weights = {k: v for k, v in o.items() if k.startswith(f"{who}_end.")}
-        net.load_state_dict(
-            {
-                k.split(".", 1)[1].replace("backbone.", "backbone.net."): v
-                for k, v in weights.items()
-            }
-        )
-    method.centre.value.copy_(o["center_end"])
-    return method
-
-
 def test_schedules_match_those_of_the_official_training():
     o = load_file(ORACLES / "dino_training.safetensors")
     optim = Optim(weight_decay=0.04, weight_decay_end=0.4)
@@ -134,83 +119,18 @@ def test_schedules_match_those_of_the_official_training():
         assert weight_decay(optim, clock) == pytest.approx(o["wd"][step].item(), rel=1e-9)
 
 
-def test_the_last_update_undone_gives_the_official_last_loss():
-    """The file's initial weights are its final ones (every tensor of `init` equals the one of
-    `student_end`), so its trace cannot be walked from the start.  Its end can be undone by one
-    step: the teacher exactly, the centre exactly, the student up to the last rate of 1e-4."""
-    o = load_file(ORACLES / "dino_training.safetensors")
-    method = official_end(o)
-    m = o["momentum"][8].item()
-    with torch.no_grad():
-        for t, s in zip(
-            method.teacher.module.parameters(), method.student.parameters(), strict=True
-        ):
-            t.copy_((t - (1 - m) * s) / m)
-        logits = method.teacher.module(o["step8.globals"].flatten(0, 1))
-        method.centre.value.copy_((o["center_end"] - 0.1 * logits.mean(0)) / 0.9)
-    views = {"global": o["step8.globals"], "local": o["step8.locals"]}
-    loss = method.step(Batch(views=views), Clock(8, 9, 3)).loss.item()
-    assert loss == pytest.approx(o["losses"][8].item(), rel=0.02)
+def of_the_oracle(o, when):
+    """The oracle's tensors by our names."""
+    named = {k[len(when) + 1 :]: v for k, v in o.items() if k.startswith(f"{when}.")}
+    return {k.replace("backbone.", "backbone.net."): v for k, v in named.items()}
 
 
-def naive_training(o, init):
-    """The paper's algorithm 1 with the official details, by hand, in float64."""
-    vit = small_vit().double()
-    head = PrototypeHead(48, 64, hidden=32, bottleneck=16, norm_last_layer=False).double()
-    call = torch.func.functional_call
-
-    def network(w, x):
-        h = call(vit, {k[9:]: v for k, v in w.items() if k.startswith("backbone.")}, (x,))
-        return call(head, {k[5:]: v for k, v in w.items() if k.startswith("head.")}, (h,))
-
-    student = {k: v.double() for k, v in init.items()}
-    teacher = {k: v.clone() for k, v in student.items()}
-    first = {k: torch.zeros_like(v) for k, v in student.items()}
-    second = {k: torch.zeros_like(v) for k, v in student.items()}
-    updates = dict.fromkeys(student, 0)
-    centre, losses = torch.zeros(64, dtype=torch.float64), []
-    for step in range(9):
-        g, loc = o[f"step{step}.globals"].double(), o[f"step{step}.locals"].double()
-        leaves = {k: v.clone().requires_grad_() for k, v in student.items()}
-        t = [network(teacher, x) for x in g]
-        s = [network(leaves, x) for x in (*g, *loc)]
-        tau = 0.04 if step < 3 else 0.07
-        terms = []
-        for i, ti in enumerate(t):
-            p = torch.softmax((ti - centre) / tau, 1)
-            for v, sv in enumerate(s):
-                if v != i:
-                    terms.append((-p * torch.log_softmax(sv / 0.1, 1)).sum(1).mean())
-        loss = sum(terms) / len(terms)
-        losses.append(loss.item())
-        centre = 0.9 * centre + 0.1 * torch.cat(t).mean(0)
-        grads = torch.autograd.grad(loss, list(leaves.values()))
-        lr, wd = o["lr"][step].item(), o["wd"][step].item()
-        for (key, w), grad in zip(student.items(), grads, strict=True):
-            frozen = key == "head.last_layer.weight_g" or (step < 3 and "last_layer" in key)
-            if frozen:
-                continue
-            grad = grad * min(1.0, 0.3 / (grad.norm().item() + 1e-6))
-            updates[key] += 1
-            n = updates[key]
-            first[key] = 0.9 * first[key] + 0.1 * grad
-            second[key] = 0.999 * second[key] + 0.001 * grad**2
-            if w.ndim > 1 and not key.endswith(".bias"):
-                w = w * (1 - lr * wd)
-            step_size = first[key] / (1 - 0.9**n)
-            student[key] = w - lr * step_size / ((second[key] / (1 - 0.999**n)).sqrt() + 1e-8)
-        m = o["momentum"][step].item()
-        teacher = {k: m * v + (1 - m) * student[k] for k, v in teacher.items()}
-    return losses, student, teacher, centre
-
-
-def test_nine_whole_steps_match_a_training_written_by_hand():
+def test_nine_whole_steps_match_the_official_training():
     """Weights, losses, teacher and centre, through clipping, freezing, warm-up and EMA."""
     o = load_file(ORACLES / "dino_training.safetensors")
-    torch.manual_seed(1)
-    method = DINO(small_vit(), options(teacher_momentum=0.9)).double()
-    init = {k: v.clone() for k, v in method.student.state_dict().items()}
-    losses, student, teacher, centre = naive_training(o, init)
+    method = DINO(small_vit(), options(teacher_momentum=0.9))
+    for net in (method.student, method.teacher.module):
+        net.load_state_dict(of_the_oracle(o, "init"))
     optim = Optim(clip=0.3, clip_by="tensor")
     optimiser = build_optimiser(method, optim)
     for step in range(9):
@@ -219,19 +139,27 @@ def test_nine_whole_steps_match_a_training_written_by_hand():
             group["lr"] = float(o["lr"][step])
             group["weight_decay"] = float(o["wd"][step]) if group["decay"] else 0.0
         views = {"global": o[f"step{step}.globals"], "local": o[f"step{step}.locals"]}
-        views = {k: v.double() for k, v in views.items()}
         loss = method.step(Batch(views=views), clock).loss
-        assert loss.item() == pytest.approx(losses[step], rel=1e-5)
+        assert loss.item() == pytest.approx(o["losses"][step].item(), rel=1e-5)
         loss.backward()
         clip_gradients(method, optim)
         method.before_update(clock)
         optimiser.step()
         optimiser.zero_grad()
         method.after_update(clock)
-    for net, expected in ((method.student, student), (method.teacher.module, teacher)):
+    for net, who in ((method.student, "student"), (method.teacher.module, "teacher")):
+        expected = of_the_oracle(o, f"{who}_end")
+        assert expected.keys() == net.state_dict().keys()
         for key, value in net.state_dict().items():
-            torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-5, msg=key)
-    torch.testing.assert_close(method.centre.value[0], centre, rtol=1e-4, atol=1e-5)
+            kept = torch.ones(len(value), dtype=torch.bool)
+            if key.endswith("qkv.bias"):
+                # The keys' biases cancel in the softmax: their gradients are rounding errors, which
+                # Adam scales up to the learning rate.
+                kept[48:96] = False
+            torch.testing.assert_close(
+                value[kept], expected[key][kept], rtol=1e-3, atol=1e-5, msg=key
+            )
+    torch.testing.assert_close(method.centre.value, o["center_end"], rtol=1e-4, atol=1e-5)
 
 
 def train(method, steps=3, optim=None, spe=2, seed=0):

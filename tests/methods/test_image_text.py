@@ -20,18 +20,16 @@ from nolabel.methods.base import Facts
 from nolabel.methods.clip import CLIP
 from nolabel.methods.siglip import SigLIP
 from nolabel.nn.contrastive import clip_loss, siglip_loss
-from nolabel.testing import captions
+from nolabel.testing import TINY, captions
 from nolabel.types import Batch, Clock
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 CLOCK = Clock(0, 10, 2)
-SMALL = {"vocabulary": 530, "context": 10, "projection": 8, "text_dim": 16, "text_depth": 1,
-         "text_heads": 2}  # fmt: skip
 
 
 def make(kind, **changes):
     torch.manual_seed(0)
-    options = kind.Options(**{**SMALL, **changes})
+    options = kind.Options(**{**TINY["clip"], **changes})
     backbone = build("vit_pico", image_size=32)
     return kind(backbone, options, kind.make_tokenizer(options, captions()))
 

@@ -46,18 +46,13 @@ def batch(seed=0, b=6):
 
 
 def test_a_whole_training_matches_the_official_trace():
-    """The oracle's encoder is linear, ReLU, linear: that is our head on vectors as they are.
-
-    Its file holds the first key encoder (the query encoder starts equal), five losses and the end,
-    but not the first queue, which it stored by reference.  `mocov2_queue` is that queue, solved
-    for from the rest: 168 unknowns that explain 525 numbers.
-    """
+    """The oracle's encoder is linear, ReLU, linear: that is our head on vectors as they are."""
     o = load_file(ORACLE)
     options = MoCoV2.Options(queue=24, key_momentum=0.9, hidden=12, projection=8)
     m = MoCoV2(OneLayer(), options)
-    for net in (m.query, m.key.module):
-        net[1].load_state_dict({k: o[f"init.encoder_k.fc.{k}"] for k in net[1].state_dict()})
-    m.queue.value.copy_(load_file(ORACLE.with_name("mocov2_queue.safetensors"))["queue"].T)
+    for net, name in ((m.query, "encoder_q"), (m.key.module, "encoder_k")):
+        net[1].load_state_dict({k: o[f"init.{name}.fc.{k}"] for k in net[1].state_dict()})
+    m.queue.value.copy_(o["init.queue"].T)
     optim = Optim(name="sgd", lr=0.3, weight_decay=1e-4, decay_all=True)
     optimiser = build_optimiser(m, optim)
     for step in range(5):

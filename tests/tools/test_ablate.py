@@ -10,11 +10,11 @@ from scipy import stats
 
 from nolabel.errors import UsageError
 from nolabel.methods import load
+from nolabel.testing import TINY
 from nolabel.tools.ablate import ablate, interval, parse_rows, render
 
 SMALL = {"steps": 2, "backbone": "vit_pico", "image_size": 32, "batch_size": 8, "workers": 0,
          "precision": "fp32"}  # fmt: skip
-DINO = {"prototypes": 16, "hidden": 16, "bottleneck": 8, "local_crops": 1, "drop_path": 0.0}
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.7], [0.2, 0.3, 0.7], [0.1 * i for i in range(8)]])
@@ -41,7 +41,9 @@ def test_every_row_of_a_methods_table_is_legal():
 
 def test_a_table_is_trained_measured_and_printed(photos, tmp_path):
     rows = {"no centring": {"centring": "none"}}
-    table = ablate("dino", data=str(photos), rows=rows, seeds=2, out=tmp_path, **SMALL, **DINO)
+    table = ablate(
+        "dino", data=str(photos), rows=rows, seeds=2, out=tmp_path, **SMALL, **TINY["dino"]
+    )
     assert [r["row"] for r in table] == ["as it is", "no centring"]
     assert all(len(r["values"]) == 2 and r["low"] <= r["mean"] <= r["high"] for r in table)
     saved = json.loads((tmp_path / "ablation.json").read_text())
@@ -52,7 +54,7 @@ def test_a_table_is_trained_measured_and_printed(photos, tmp_path):
 
 def test_a_stopped_table_goes_on_and_another_one_starts_anew(photos, tmp_path):
     rows = {"a": {"centring": "none"}}
-    given = {"data": str(photos), "rows": rows, "out": tmp_path, **SMALL, **DINO}
+    given = {"data": str(photos), "rows": rows, "out": tmp_path, **SMALL, **TINY["dino"]}
     ablate("dino", seeds=1, **given)
     file = tmp_path / "ablation.json"
     saved = json.loads(file.read_text())
