@@ -34,15 +34,15 @@ Work = Callable[[], None]
 def ours(name: str, backbone: str, batch: int, precision: str) -> Work:
     import torch
 
-    from nolabel import methods
+    from nolabel import methods, recipes
     from nolabel.engine.device import autocast
     from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm
-    from nolabel.methods.base import Facts
+    from nolabel.methods.base import RecipeContext
     from nolabel.testing import build_on, noise_batch
     from nolabel.types import Clock
 
     kind = methods.load(name)
-    recipe = kind.recipe("paper", Facts(image_size=224, images=1_281_167, patch_size=16))
+    recipe = recipes.paper(kind, RecipeContext(image_size=224, images=1_281_167, patch_size=16))
     method = build_on(kind, recipe.options, backbone, 224)
     optimiser = build_optimiser(method, recipe.optim)
     images = noise_batch(kind.views(recipe.options, 224), batch)

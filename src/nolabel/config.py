@@ -19,13 +19,13 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from nolabel import methods
+from nolabel import methods, recipes
 from nolabel.backbones import stride_of
 from nolabel.data.open import Source, fast_images, open_source
 from nolabel.data.order import steps_per_epoch
 from nolabel.data.statistics import measure_statistics
 from nolabel.errors import BadImage, DataError, UsageError, did_you_mean, unknown
-from nolabel.methods.base import Facts, Method
+from nolabel.methods.base import Method, RecipeContext
 from nolabel.types import Optim
 
 
@@ -199,9 +199,9 @@ def resolve(
         s = dataclasses.replace(s, image_size=_image_size(source, s))
     assert s.image_size is not None  # noqa: S101
     s = _backbone(s, kind)
-    facts = recipe_facts(s, len(source))
+    context = recipe_context(s, len(source))
     saved = read_yaml(s.recipe) if s.recipe not in ("auto", "paper") else {}
-    recipe = kind.recipe("paper" if s.recipe == "paper" else "auto", facts)
+    recipe = recipes.recipe(kind, "paper" if s.recipe == "paper" else "auto", context)
     options, optim = recipe.options, recipe.optim
     for layer in (saved, raw):  # later ones win
         options = _over(options, layer.get("options"), "options.")
@@ -243,9 +243,9 @@ def asked(
     return raw, base, parse(base, kind.Options(), Optim())[0]
 
 
-def recipe_facts(s: Settings, images: int) -> Facts:
+def recipe_context(s: Settings, images: int) -> RecipeContext:
     """What a recipe depends on."""
-    return Facts(
+    return RecipeContext(
         image_size=int(s.image_size or 0),
         images=images,
         batch_size=None if s.batch_size is None else int(s.batch_size),
@@ -257,9 +257,10 @@ def recipe_facts(s: Settings, images: int) -> Facts:
 
 def departures(run: Run) -> list[tuple[str, Any, Any]]:
     """Where a resolved run is not what its recipe says: name, value, the recipe's value."""
-    recipe = methods.load(run.method).recipe(
+    recipe = recipes.recipe(
+        methods.load(run.method),
         "paper" if run.settings.recipe == "paper" else "auto",
-        recipe_facts(run.settings, run.images),
+        recipe_context(run.settings, run.images),
     )
     told = dataclasses.replace(run, options=recipe.options, optim=recipe.optim)
     told = with_length(told, int(run.settings.steps or 1))
@@ -276,8 +277,7 @@ def with_length(run: Run, steps: int) -> Run:
     """The run with its number of steps known; an automatic warm-up takes a tenth at most."""
     optim = run.optim
     if run.settings.recipe == "auto":
-        most = max(steps / run.steps_per_epoch / 10, 0.0)
-        optim = dataclasses.replace(optim, warmup_epochs=min(optim.warmup_epochs, most))
+        optim = recipes.limited_warmup(optim, steps, run.steps_per_epoch)
     settings = dataclasses.replace(run.settings, steps=max(int(steps), 1))
     return dataclasses.replace(run, optim=optim, settings=settings)
 
@@ -345,7 +345,7 @@ def _image_size(source: Source, s: Settings) -> int:
             side = min(source.read(i).image.shape[:2])
         except BadImage:
             continue
-        return 32 if side < 48 else 64 if side < 96 else 96 if side < 160 else 224
+        return recipes.default_image_size(side)
     raise DataError(f"None of the first images of {source.name} can be read. Check the files.")
 
 
@@ -353,22 +353,11 @@ def _backbone(s: Settings, kind: type[Method]) -> Settings:
     """A ViT fit for the image size, the machine and the method."""
     assert s.image_size is not None  # noqa: S101
     if s.backbone is None:
-        gpu = s.device != "cpu" and torch.cuda.is_available()
-        small = s.image_size <= 96
-        name = ("vit_micro" if gpu else "vit_nano") if small else "vit_small" if gpu else "vit_tiny"
-        if small and not gpu and "drop" not in kind.needs:
-            # Several whole views an image: in minutes on a CPU many steps of the smallest network
-            # on few patches learn the most.  What drops patches affords more; what hides patches
-            # of one view has to have enough of them.
-            several = "mask" not in kind.needs or "any_size" in kind.needs
-            name, patch = "vit_pico", max(s.image_size // (4 if several else 8), 1)
-            s = dataclasses.replace(s, patch_size=s.patch_size or patch)
-        s = dataclasses.replace(s, backbone=name)
-    if s.patch_size is None and s.backbone in ("vit_pico", "vit_nano", "vit_micro"):
-        s = dataclasses.replace(s, patch_size=max(int(s.image_size or 0) // 8, 4))
-    if s.patch_size is None and s.backbone == "swin_nano":
-        s = dataclasses.replace(s, patch_size=max(int(s.image_size or 0) // 16, 2))
-    return s
+        on_gpu = s.device != "cpu" and torch.cuda.is_available()
+        name, patch = recipes.default_network(kind.needs, s.image_size, on_gpu=on_gpu)
+    else:
+        name, patch = s.backbone, recipes.default_patch(s.backbone, s.image_size)
+    return dataclasses.replace(s, backbone=name, patch_size=s.patch_size or patch)
 
 
 def _workers(source: Source) -> int | None:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nolabel import backbones, methods
+from nolabel import backbones, methods, recipes
 from nolabel.backbones.base import Backbone
 from nolabel.engine.checkpoint import capture, restore, rng_state, set_rng_state
 from nolabel.engine.optimiser import build_optimiser
-from nolabel.methods.base import Facts, Method
+from nolabel.methods.base import Method, RecipeContext
 from nolabel.nn.state import Frozen
 from nolabel.types import Batch, Clock, Optim, Tokens
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, ViewPlan
@@ -87,7 +87,7 @@ def check_method(
     small random one.
     """
     kind = methods.load(method) if isinstance(method, str) else method
-    recipe = kind.recipe("auto", Facts(image_size=SIDE, images=1000))
+    recipe = recipes.automatic(kind, RecipeContext(image_size=SIDE, images=1000))
     chosen = dataclasses.replace(recipe.options, **dict(options or {}))
     assert kind.takes in ("", "encoder", "tokenizer"), f"takes is {kind.takes!r}"
     assert not kind.takes or hasattr(chosen, "teacher"), "takes a teacher without naming it"

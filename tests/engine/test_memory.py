@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from nolabel import methods
+from nolabel import methods, recipes
 from nolabel.backbones.base import Backbone
 from nolabel.config import merge, resolve
 from nolabel.data.creatures.world import Creatures
@@ -15,7 +15,7 @@ from nolabel.engine import calibrate
 from nolabel.engine.build import build_method
 from nolabel.engine.memory import told
 from nolabel.errors import OutOfMemory, UsageError
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.testing import build_on, noise_batch
 from nolabel.tools import plan
 from nolabel.types import Clock
@@ -26,7 +26,9 @@ from nolabel.types import Clock
 )
 def test_activations_that_are_computed_again_give_the_same_gradients_and_need_less(name, backbone):
     kind = methods.load(name)
-    options = kind.recipe("auto", Facts(image_size=32, images=1000, patch_size=4)).options
+    options = recipes.automatic(
+        kind, RecipeContext(image_size=32, images=1000, patch_size=4)
+    ).options
     if name == "dinov2":  # samples that are dropped must be the same ones again
         options = dataclasses.replace(options, drop_path=0.4)
     found = []

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from nolabel.backbones import build
 from nolabel.methods.barlow import BarlowTwins, cross_correlation, redundancy_loss
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.types import Batch, Clock
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "barlow.safetensors"
@@ -67,7 +67,7 @@ def test_gradient_reaches_backbone_and_projector():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = BarlowTwins.recipe("paper", Facts(image_size=224, images=1_281_167))
+    r = BarlowTwins.paper_recipe(RecipeContext(image_size=224, images=1_281_167))
     assert r.batch_size == 2048
     assert (r.optim.lr, r.optim.lr_plain) == (pytest.approx(1.6), pytest.approx(0.0384))
     assert r.optim.lr_end == pytest.approx(0.0016)

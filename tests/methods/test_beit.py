@@ -11,7 +11,7 @@ from torch import nn
 from nolabel.backbones import build
 from nolabel.encoders import load_encoder_file, save_encoder
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.beit import BEiT
 from nolabel.nn.masks import block_masks
 from nolabel.nn.state import Frozen
@@ -182,7 +182,7 @@ def test_resnet_is_refused():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = BEiT.recipe("paper", Facts(image_size=224, images=1_281_167, patch_size=16))
+    r = BEiT.paper_recipe(RecipeContext(image_size=224, images=1_281_167, patch_size=16))
     o = r.optim
     assert (o.lr, o.beta2, o.weight_decay, o.clip, o.lr_end) == (1.5e-3, 0.999, 0.05, 3.0, 1e-5)
     assert (r.batch_size, r.epochs, o.warmup_epochs) == (2048, 800, 10)

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
+from nolabel import recipes
 from nolabel.backbones import build
 from nolabel.engine.health import effective_rank
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.byol import BYOL, regression_loss
 from nolabel.nn.schedules import momentum
 from nolabel.types import Batch, Clock
@@ -58,8 +59,10 @@ def test_the_norm_of_the_small_recipe_stands_behind_both_projectors():
     assert torch.allclose(z.mean(0), torch.zeros(16), atol=1e-5)
     assert torch.allclose(z.std(0, correction=0), torch.ones(16), atol=1e-2)
     assert torch.allclose(m.target(batch().views["view"][0]), z, atol=1e-5)
-    assert BYOL.recipe("auto", Facts(image_size=32, images=1000)).options.projection_norm
-    assert not BYOL.recipe("paper", Facts(image_size=224, images=1000)).options.projection_norm
+    assert recipes.automatic(
+        BYOL, RecipeContext(image_size=32, images=1000)
+    ).options.projection_norm
+    assert not BYOL.paper_recipe(RecipeContext(image_size=224, images=1000)).options.projection_norm
 
 
 def test_target_starts_equal_and_gets_no_gradient():
@@ -110,7 +113,7 @@ def test_without_stop_gradient_everything_collapses_and_the_signals_see_it():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = BYOL.recipe("paper", Facts(image_size=224, images=1_281_167))
+    r = BYOL.paper_recipe(RecipeContext(image_size=224, images=1_281_167))
     assert (r.optim.name, r.optim.lr, r.optim.weight_decay) == ("lars", pytest.approx(3.2), 1.5e-6)
     assert (r.options.target_momentum, r.options.hidden, r.options.projection) == (0.996, 4096, 256)
     (view,) = BYOL.views(r.options, 224).views

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from nolabel.backbones import build
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.deepclusterv2 import DeepClusterV2
 from nolabel.nn.assignment import spherical_kmeans
 from nolabel.types import Batch, Clock
@@ -148,7 +148,7 @@ def test_more_clusters_than_images_are_refused():
 
 
 def test_paper_recipe_has_the_papers_numbers_and_the_datas_size():
-    r = DeepClusterV2.recipe("paper", Facts(image_size=224, images=50_000))
+    r = DeepClusterV2.paper_recipe(RecipeContext(image_size=224, images=50_000))
     o = r.options
     assert (o.images, o.clusters, o.heads, o.temperature) == (50_000, 3000, 3, 0.1)
     assert (r.optim.name, r.optim.lr) == ("larc", 4.8)

@@ -299,9 +299,9 @@ def test_teacher_temperature_warms_up_by_epochs():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    from nolabel.methods.base import Facts
+    from nolabel.methods.base import RecipeContext
 
-    r = DINO.recipe("paper", Facts(image_size=224, images=1_281_167))
+    r = DINO.paper_recipe(RecipeContext(image_size=224, images=1_281_167))
     assert r.optim.lr == pytest.approx(5e-4 * 1024 / 256)
     assert (r.optim.weight_decay, r.optim.weight_decay_end) == (0.04, 0.4)
     assert (r.optim.clip, r.optim.clip_by) == (3.0, "tensor")

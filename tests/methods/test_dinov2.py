@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from nolabel.backbones import build
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.dinov2 import DINOv2
 from nolabel.nn import losses
 from nolabel.nn.assignment import sinkhorn
@@ -219,7 +219,7 @@ def test_unknown_centring_and_other_backbones_are_refused():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = DINOv2.recipe("paper", Facts(image_size=224, images=142_000_000, patch_size=14))
+    r = DINOv2.paper_recipe(RecipeContext(image_size=224, images=142_000_000, patch_size=14))
     o = r.options
     assert r.optim.lr == pytest.approx(2e-4 * 2**0.5)
     assert (r.optim.clip_by, r.optim.lr_patch) == ("module", 0.2)

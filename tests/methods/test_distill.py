@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from nolabel.backbones import build
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.distill import Distill, similarities
 from nolabel.nn.state import Frozen
 from nolabel.types import Batch, Clock
@@ -129,7 +129,7 @@ def test_weights_and_temperatures_that_teach_nothing_are_refused():
 
 
 def test_paper_recipe_has_seeds_numbers():
-    r = Distill.recipe("paper", Facts(image_size=224, images=1_281_167))
+    r = Distill.paper_recipe(RecipeContext(image_size=224, images=1_281_167))
     o = r.options
     assert (o.anchors, o.student_temperature, o.teacher_temperature) == (65536, 0.2, 0.01)
     assert (r.optim.name, r.optim.lr, r.optim.weight_decay) == ("sgd", 0.03, 1e-4)

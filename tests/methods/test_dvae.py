@@ -10,7 +10,7 @@ import torch
 
 from nolabel.backbones import build
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.dvae import DVAE, EPS, gumbel, kl_to_uniform
 from nolabel.nn.patches import patchify
 from nolabel.nn.pixels import logit_laplace_nll
@@ -189,7 +189,7 @@ def test_impossible_options_are_refused(change, said):
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = DVAE.recipe("paper", Facts(image_size=256, images=250_000_000))
+    r = DVAE.paper_recipe(RecipeContext(image_size=256, images=250_000_000))
     o = r.options
     assert (o.codes, o.temperature, o.kl_weight) == (8192, 1 / 16, 6.6)
     updates = r.epochs * 250_000_000 / r.batch_size

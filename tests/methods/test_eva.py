@@ -8,7 +8,7 @@ import torch
 from nolabel.backbones import build
 from nolabel.backbones.vit import init_like_beit
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.eva import EVA
 from nolabel.nn.masks import block_masks
 from nolabel.nn.state import Frozen
@@ -143,7 +143,7 @@ def test_resnet_is_refused_as_a_student():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = EVA.recipe("paper", Facts(image_size=224, images=1_281_167, patch_size=14))
+    r = EVA.paper_recipe(RecipeContext(image_size=224, images=1_281_167, patch_size=14))
     o = r.optim
     assert (o.lr, o.beta1, o.beta2, o.eps, o.weight_decay) == (1e-3, 0.9, 0.98, 1e-6, 0.05)
     assert (r.batch_size, r.epochs, o.warmup_epochs, r.options.drop_path) == (4096, 150, 2, 0.1)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from nolabel.backbones import build
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.ibot import IBOT
 from nolabel.nn import losses
 from nolabel.nn.schedules import momentum, per_epoch_linear
@@ -209,7 +209,7 @@ def test_unknown_shapes_and_backbones_that_cannot_mask_are_refused():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = IBOT.recipe("paper", Facts(image_size=224, images=1_281_167, patch_size=16))
+    r = IBOT.paper_recipe(RecipeContext(image_size=224, images=1_281_167, patch_size=16))
     o = r.options
     assert (r.batch_size, r.optim.lr, r.optim.clip_by) == (1024, pytest.approx(2e-3), "tensor")
     assert (o.prototypes, o.shared_head, o.norm_last_layer) == (8192, True, False)

@@ -16,7 +16,7 @@ from nolabel.backbones import build
 from nolabel.backbones.text import QuickGELU, SharedSpace, TextTower
 from nolabel.data.text.tokenizer import Tokenizer
 from nolabel.errors import DataError, UsageError
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.clip import CLIP
 from nolabel.methods.siglip import SigLIP
 from nolabel.nn.contrastive import clip_loss, siglip_loss
@@ -340,8 +340,8 @@ def test_captions_that_change_places_change_the_loss(kind):
 
 
 def test_paper_recipes_have_the_papers_numbers():
-    facts = Facts(image_size=224, images=400_000_000)
-    r = CLIP.recipe("paper", facts)
+    context = RecipeContext(image_size=224, images=400_000_000)
+    r = CLIP.paper_recipe(context)
     assert (r.batch_size, r.epochs, r.optim.lr, r.optim.weight_decay) == (32768, 32, 5e-4, 0.2)
     assert (r.optim.beta1, r.optim.beta2, r.optim.eps) == (0.9, 0.98, 1e-6)
     o = r.options
@@ -350,7 +350,7 @@ def test_paper_recipes_have_the_papers_numbers():
     )  # fmt: skip
     (view,) = CLIP.views(o, 224).views
     assert (view.scale, view.flip, view.grey, view.blur) == ((0.9, 1.0), 0.0, 0.0, (0.0,))
-    r = SigLIP.recipe("paper", facts)
+    r = SigLIP.paper_recipe(context)
     assert (r.batch_size, r.optim.lr, r.optim.beta2) == (32768, 1e-3, 0.95)
     assert (r.options.vocabulary, r.options.context) == (32_000, 64)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from nolabel.backbones import build
 from nolabel.backbones.base import Backbone
 from nolabel.engine.optimiser import build_optimiser
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.mocov2 import MoCoV2, info_nce
 from nolabel.types import Batch, Clock, Optim, Tokens
 
@@ -152,7 +152,7 @@ def test_infomin_views_change_colour_twice_as_much():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = MoCoV2.recipe("paper", Facts(image_size=224, images=1_281_167))
+    r = MoCoV2.paper_recipe(RecipeContext(image_size=224, images=1_281_167))
     assert (r.optim.name, r.optim.lr, r.optim.weight_decay) == ("sgd", pytest.approx(0.03), 1e-4)
     o = r.options
     assert (o.queue, o.temperature, o.key_momentum) == (65536, 0.2, 0.999)

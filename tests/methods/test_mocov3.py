@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from nolabel.backbones import build
 from nolabel.backbones.vit import sincos_positions
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.mocov3 import MoCoV3, contrast
 from nolabel.nn.schedules import momentum
 from nolabel.types import Batch, Clock
@@ -112,7 +112,7 @@ def test_heads_have_three_and_two_layers_and_end_in_a_plain_norm():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = MoCoV3.recipe("paper", Facts(image_size=224, images=1_281_167, patch_size=16))
+    r = MoCoV3.paper_recipe(RecipeContext(image_size=224, images=1_281_167, patch_size=16))
     assert (r.optim.lr, r.optim.weight_decay) == (pytest.approx(2.4e-3), 0.1)
     assert r.optim.decay_all and r.optim.warmup_epochs == 40
     assert (r.options.temperature, r.options.key_momentum, r.options.hidden) == (0.2, 0.99, 4096)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from nolabel.backbones import build
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.obow import OBoW, bag_of_words, inner, one_location
 from nolabel.nn.schedules import momentum
 from nolabel.types import Batch, Clock, Tokens
@@ -151,7 +151,7 @@ def test_words_and_sharpness_survive_a_checkpoint():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = OBoW.recipe("paper", Facts(image_size=224, images=1_281_167))
+    r = OBoW.paper_recipe(RecipeContext(image_size=224, images=1_281_167))
     assert (r.options.words, r.options.teacher_momentum, r.options.local_crops) == (8192, 0.99, 5)
     assert (r.optim.name, r.optim.lr, r.optim.weight_decay) == ("sgd", 0.03, 1e-4)
     assert (r.optim.warmup_epochs, r.optim.lr_end) == (10, pytest.approx(3e-5))

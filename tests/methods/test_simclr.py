@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from nolabel.backbones import build
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.simclr import SimCLR
 from nolabel.nn.losses import nt_xent
 from nolabel.types import Batch, Clock
@@ -76,7 +76,7 @@ def test_last_batch_norm_of_the_head_has_no_bias():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = SimCLR.recipe("paper", Facts(image_size=224, images=1_281_167))
+    r = SimCLR.paper_recipe(RecipeContext(image_size=224, images=1_281_167))
     assert (r.optim.name, r.optim.lr, r.optim.weight_decay) == ("lars", pytest.approx(4.8), 1e-6)
     (view,) = SimCLR.views(r.options, 224).views
     assert view.jitter == (0.8, 0.8, 0.8, 0.2)

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 import nolabel as nl
+from nolabel import recipes
 from nolabel.backbones import build
 from nolabel.backbones.vit import sincos_positions
 from nolabel.data.open import open_source
 from nolabel.engine.build import load_method
 from nolabel.engine.optimiser import build_optimiser
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.simmim import SimMIM
 from nolabel.types import Batch, Clock, Optim
 
@@ -200,7 +201,7 @@ def test_reconstruction_has_the_shapes_for_pictures(name):
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = SimMIM.recipe("paper", Facts(image_size=192, images=1_281_167))
+    r = SimMIM.paper_recipe(RecipeContext(image_size=192, images=1_281_167))
     assert (r.options.unit, r.options.mask_ratio, r.options.scale) == (32, 0.6, (0.67, 1.0))
     assert (r.batch_size, r.epochs, r.optim.lr) == (2048, 100, pytest.approx(8e-4))
     assert (r.optim.weight_decay, r.optim.beta2, r.optim.clip) == (0.05, 0.999, 5.0)
@@ -211,8 +212,8 @@ def test_paper_recipe_has_the_papers_numbers():
     (48, 6, 12), (32, 32, 32),
 ])  # fmt: skip
 def test_the_automatic_unit_is_a_share_of_the_image_in_whole_patches(size, patch, unit):
-    facts = Facts(image_size=size, images=1000, patch_size=patch)
-    assert SimMIM.recipe("auto", facts).options.unit == unit
+    context = RecipeContext(image_size=size, images=1000, patch_size=patch)
+    assert recipes.automatic(SimMIM, context).options.unit == unit
 
 
 def trace(name):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from nolabel.backbones import build
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.swav import SwAV
 from nolabel.nn.assignment import sinkhorn
 from nolabel.nn.losses import cross_entropy_views
@@ -117,11 +117,11 @@ def test_no_gradient_flows_through_the_assignment():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = SwAV.recipe("paper", Facts(image_size=224, images=1_281_167))
+    r = SwAV.paper_recipe(RecipeContext(image_size=224, images=1_281_167))
     o = r.optim
     assert (o.name, o.lr, o.lr_start, o.lr_end) == (
         "larc", 4.8, pytest.approx(0.3), pytest.approx(0.0048)
     )  # fmt: skip
     assert (r.options.prototypes, r.options.epsilon, r.options.local_crops) == (3000, 0.05, 6)
-    few = SwAV.recipe("paper", Facts(image_size=224, images=1_281_167, batch_size=256))
+    few = SwAV.paper_recipe(RecipeContext(image_size=224, images=1_281_167, batch_size=256))
     assert (few.options.queue, few.options.freeze_prototypes) == (3840, 5005)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nolabel.backbones import build
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.methods.vqvae import VQVAE, Codebook
 from nolabel.nn.assignment import codes_in_use
 from nolabel.types import Batch, Clock
@@ -262,7 +262,7 @@ def test_an_image_of_no_whole_patches_is_refused():
 
 
 def test_paper_recipe_has_the_papers_numbers():
-    r = VQVAE.recipe("paper", Facts(image_size=128, images=1_281_167))
+    r = VQVAE.paper_recipe(RecipeContext(image_size=128, images=1_281_167))
     o = r.options
     assert (o.codes, o.commitment, o.decay) == (512, 0.25, 0.99)
     assert (r.optim.lr, r.optim.lr_end, r.batch_size, r.epochs) == (2e-4, 2e-4, 128, 25)

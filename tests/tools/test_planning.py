@@ -7,11 +7,11 @@ import json
 import pytest
 from PIL import Image
 
-from nolabel import cli, methods
+from nolabel import cli, methods, recipes
 from nolabel.backbones import depth_of
 from nolabel.encoders import load
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts
+from nolabel.methods.base import RecipeContext
 from nolabel.testing import build_on
 from nolabel.tools import plan
 
@@ -20,7 +20,9 @@ SMALL = {"backbone": "vit_pico", "image_size": 32, "recipe": "auto", "images": 1
 
 
 def options(name):
-    return methods.load(name).recipe("auto", Facts(image_size=32, images=10_000)).options
+    return recipes.automatic(
+        methods.load(name), RecipeContext(image_size=32, images=10_000)
+    ).options
 
 
 @pytest.mark.parametrize("name", ["dino", "mae"])

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.pixels import mean_colour_error
 from nolabel.types import Batch, Clock, Optim, Step, Tokens
 from nolabel.views.plan import View, ViewPlan
@@ -185,8 +185,8 @@ class Autoencoder(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        batch = facts.batch_size or max(min(128, facts.images // 4), 1)
-        options = cls.Options(code=30) if name == "paper" else cls.Options(width=64)
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """The paper's code of 30 numbers; the optimiser is ours (it pre-trained with RBMs)."""
+        batch = context.batch_size or max(min(128, context.images // 4), 1)
         optim = Optim(lr=2e-3, warmup_epochs=1, lr_end=0.0, weight_decay=0.01)
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
+        return Recipe(options=cls.Options(code=30), optim=optim, batch_size=batch, epochs=100)

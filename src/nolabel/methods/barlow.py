@@ -28,7 +28,7 @@ from torch import Tensor
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import pair_signals
 from nolabel.nn.heads import mlp
 from nolabel.types import Batch, Clock, Optim, Step
@@ -99,28 +99,12 @@ class BarlowTwins(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ResNet-50, batch 2048, LARS with a rate of their own for biases
-            batch = facts.batch_size or 2048
-            lr = 0.2 * batch / 256
-            optim = Optim(
-                name="lars", lr=lr, lr_plain=0.0048 * batch / 256, warmup_epochs=10,
-                lr_end=lr * 0.001, weight_decay=1e-6,
-            )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=1000)
-        small = facts.image_size <= 96
-        batch = facts.batch_size or max(min(128 if small else 256, facts.images // 4), 2)
-        options = cls.Options(
-            hidden=512, projection=512,
-            scale=(0.3, 1.0) if small else (0.2, 1.0),
-            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.2, 0.1),
-            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
-            blur=(0.0, 0.0) if small else (1.0, 0.1),
-            solarise=(0.0, 0.0) if small else (0.0, 0.2),
-            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
-        )  # fmt: skip
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ResNet-50, 1000 epochs, batch 2048, LARS with a rate of their own for biases."""
+        batch = context.batch_size or 2048
+        lr = 0.2 * batch / 256
         optim = Optim(
-            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
-            weight_decay=0.05,
+            name="lars", lr=lr, lr_plain=0.0048 * batch / 256, warmup_epochs=10, lr_end=lr * 0.001,
+            weight_decay=1e-6,
         )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=1000)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class RecipeContext:
     """What a recipe may depend on."""
 
     image_size: int  # side of the network's input, pixels
@@ -27,14 +27,14 @@ class Facts:
     patch_size: int = 1  # pixels that divide a side: ViT's patch, Swin's token; 1: any
     device: str = "cpu"
 
-    def whole_patches(self, size: float) -> int:
+    def round_to_patches(self, size: float) -> int:
         """The side in pixels nearest to `size` that is a multiple of the patch."""
         return max(round(size / self.patch_size), 1) * self.patch_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A method's settings for a case: its own options, the optimiser and the length."""
+    """A method's settings for a context: its own options, the optimiser and the length."""
 
     options: Any  # the method's Options
     optim: Optim
@@ -96,14 +96,18 @@ class Method(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        """The settings of the paper ("paper") or for this case ("auto").
+    def paper_recipe(cls, context: RecipeContext) -> Recipe | None:
+        """The paper's settings; None: there is no paper, and `nolabel.recipes.general` serves."""
+        return None
 
-        A method without a recipe of its own gets AdamW with plain settings for both.
+    @classmethod
+    def automatic_recipe(cls, context: RecipeContext) -> Recipe | None:
+        """A user's own method may choose its settings for a context here.
+
+        None: `nolabel.recipes.general` serves. The built-in methods leave this alone: their
+        automatic recipes are the modules of `nolabel.recipes`.
         """
-        batch = facts.batch_size or max(min(256, facts.images // 4), 1)
-        optim = Optim(lr=1e-3, warmup_epochs=1.0, lr_end=0.0, weight_decay=0.05)
-        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)
+        return None
 
     @classmethod
     def backbone_kwargs(cls, options: Any) -> dict[str, Any]:

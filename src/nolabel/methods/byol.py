@@ -30,7 +30,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import pair_signals
 from nolabel.nn.heads import mlp
 from nolabel.nn.schedules import momentum
@@ -101,29 +101,10 @@ class BYOL(Method):
         return self.online[0]
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ResNet-50, 1000 epochs, batch 4096, LARS
-            batch = facts.batch_size or 4096
-            optim = Optim(
-                name="lars", lr=0.2 * batch / 256, warmup_epochs=10, lr_end=0.0,
-                weight_decay=1.5e-6,
-            )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=1000)
-        small = facts.image_size <= 96
-        batch = facts.batch_size or max(min(64 if small else 256, facts.images // 4), 2)
-        options = cls.Options(
-            hidden=512, projection=128,
-            projection_norm=small,  # in hundreds of steps few directions are learnt without
-            target_momentum=0.9 if small else 0.97,  # fewer steps: a target that can follow
-            scale=(0.15, 1.0) if small else (0.2, 1.0),
-            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.2, 0.1),
-            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
-            blur=(0.0, 0.0) if small else (1.0, 0.1),
-            solarise=(0.0, 0.0) if small else (0.0, 0.2),
-            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
-        )  # fmt: skip
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ResNet-50, 1000 epochs, batch 4096, LARS."""
+        batch = context.batch_size or 4096
         optim = Optim(
-            lr=3e-3 if facts.conv or small else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
-            weight_decay=0.05,
-        )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
+            name="lars", lr=0.2 * batch / 256, warmup_epochs=10, lr_end=0.0, weight_decay=1.5e-6
+        )
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=1000)

@@ -36,7 +36,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.text.tokenizer import PUBLISHED, Tokenizer, make_tokenizer
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import clip_loss, pair_signals
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
@@ -116,26 +116,11 @@ class CLIP(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ViT-B on 400 million pairs, 32 epochs, batch 32768
-            batch = facts.batch_size or 32768
-            optim = Optim(
-                lr=5e-4, warmup_epochs=2000 * batch / max(facts.images, 1), lr_end=0.0,
-                weight_decay=0.2, beta2=0.98, eps=1e-6,
-            )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=32)
-        small = facts.image_size <= 96
-        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
-        options = cls.Options(
-            vocabulary=8192, context=32 if small else 77,
-            projection=128 if small else 512,
-            text_dim=128 if small else 512,
-            text_depth=2 if small else 6,
-            text_heads=4 if small else 8,
-            scale=(0.6, 1.0) if small else (0.5, 1.0),
-        )  # fmt: skip
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ViT-B on 400 million pairs, 32 epochs, batch 32768."""
+        batch = context.batch_size or 32768
         optim = Optim(
-            lr=2e-3 if small else 5e-4, warmup_epochs=2, lr_end=0.0, weight_decay=0.2,
-            beta2=0.98, eps=1e-6,
+            lr=5e-4, warmup_epochs=2000 * batch / max(context.images, 1), lr_end=0.0,
+            weight_decay=0.2, beta2=0.98, eps=1e-6,
         )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=50)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=32)

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_dino
 from nolabel.errors import unknown
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.assignment import sinkhorn
 from nolabel.nn.heads import PrototypeHead, mlp
 from nolabel.nn.losses import cross_entropy_views, squared_distance_views, target_signals
@@ -197,35 +197,11 @@ class DINO(Method):
         return self.teacher.module.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ViT-S/16, 100 epochs, batch 1024
-            batch = facts.batch_size or 1024
-            optim = Optim(
-                lr=5e-4 * batch / 256, warmup_epochs=10, lr_end=1e-6, weight_decay=0.04,
-                weight_decay_end=0.4, clip=3.0, clip_by="tensor",
-            )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)
-        small = facts.image_size <= 96
-        batch = facts.batch_size or max(min(64 if small else 128, facts.images // 4), 1)
-        if small:  # by pilots of minutes on a CPU
-            options = cls.Options(
-                prototypes=1024, hidden=512, bottleneck=128,
-                head_batch_norm=True,  # without it a small ViT is near collapse for long
-                teacher_momentum=0.97,  # fewer steps: a teacher that can follow
-                freeze_last_layer=0, drop_path=0.0,
-                local_crops=2, local_size=facts.whole_patches(facts.image_size / 2),
-                local_scale=(0.1, 0.4),
-                grey=0.5, jitter=(0.4, 0.4, 0.4, 0.4),  # colour is the shortcut on small pictures
-                blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
-            )  # fmt: skip
-        else:
-            options = cls.Options(
-                prototypes=8192, teacher_momentum=0.99,
-                local_size=facts.whole_patches(facts.image_size * 96 / 224),
-                blur_sigma=(0.1, 2.0 * facts.image_size / 224),
-            )  # fmt: skip
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ViT-S/16, 100 epochs, batch 1024."""
+        batch = context.batch_size or 1024
         optim = Optim(
-            lr=2e-3 if small else 5e-4 * batch / 256, warmup_epochs=2 if small else 10,
-            weight_decay=0.04, weight_decay_end=0.2, clip=3.0, clip_by="tensor",
+            lr=5e-4 * batch / 256, warmup_epochs=10, lr_end=1e-6, weight_decay=0.04,
+            weight_decay_end=0.4, clip=3.0, clip_by="tensor",
         )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)

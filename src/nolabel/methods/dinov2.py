@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import init_like_dino
 from nolabel.errors import unknown
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn import losses
 from nolabel.nn.assignment import sinkhorn_shift
 from nolabel.nn.heads import PrototypeHead
@@ -196,32 +196,12 @@ class DINOv2(Method):
         return self.teacher.module.backbone  # the branch that the paper evaluates
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ViT-L/14 on LVD-142M: "epochs" of 1,250 steps of 2,048 images
-            batch = facts.batch_size or 2048
-            optim = Optim(
-                lr=2e-4 * (batch / 1024) ** 0.5, warmup_epochs=80, lr_end=1e-6, lr_patch=0.2,
-                weight_decay=0.04, weight_decay_end=0.2, clip=3.0, clip_by="module",
-            )  # fmt: skip
-            options = cls.Options(local_size=facts.whole_patches(98))
-            return Recipe(options=options, optim=optim, batch_size=batch, epochs=500)
-        small = facts.image_size <= 96
-        batch = facts.batch_size or max(min(64 if small else 128, facts.images // 4), 1)
-        few: dict[str, Any] = {
-            "prototypes": 1024, "patch_prototypes": 512, "hidden": 512, "bottleneck": 128,
-            "patch_bottleneck": 64, "head_batch_norm": True, "teacher_momentum": 0.97,
-            "freeze_last_layer": 0, "drop_path": 0.0, "layer_scale": 0.0, "local_crops": 2,
-            "grey": 0.5, "global_scale": (0.4, 1.0), "local_scale": (0.1, 0.4),
-            "jitter": (0.4, 0.4, 0.4, 0.4), "warmup_teacher_temperature_epochs": 0,
-        }  # fmt: skip
-        few = few if small else {"prototypes": 16384, "patch_prototypes": 8192}
-        options = cls.Options(
-            **few,
-            local_size=facts.whole_patches(facts.image_size * (0.5 if small else 98 / 224)),
-            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
-        )
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ViT-L/14 on LVD-142M, 500 "epochs" of 1,250 steps, batch 2048."""
+        batch = context.batch_size or 2048
         optim = Optim(
-            lr=2e-3 if small else 1e-3 * (batch / 1024) ** 0.5, warmup_epochs=2 if small else 10,
+            lr=2e-4 * (batch / 1024) ** 0.5, warmup_epochs=80, lr_end=1e-6, lr_patch=0.2,
             weight_decay=0.04, weight_decay_end=0.2, clip=3.0, clip_by="module",
         )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
+        options = cls.Options(local_size=context.round_to_patches(98))
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=500)

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from nolabel.backbones.base import Backbone
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.heads import mlp
 from nolabel.nn.losses import entropy
 from nolabel.nn.state import Frozen, Queue
@@ -120,22 +120,14 @@ class Distill(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # SEED: ResNet-18 and other small networks, 200 epochs, batch 256
-            batch = facts.batch_size or 256
-            optim = Optim(
-                name="sgd", lr=0.03 * batch / 256, warmup_epochs=5, lr_end=0.0, weight_decay=1e-4,
-                decay_all=True,
-            )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)
-        batch = facts.batch_size or max(min(128, facts.images // 4), 1)
-        options = cls.Options(
-            soft=1.0, features=1.0, anchors=max(min(4096, facts.images // 2), 1),
-            teacher_temperature=0.05, student_temperature=0.1,
-            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """SEED: ResNet-18 and other small networks, 200 epochs, batch 256, SGD."""
+        batch = context.batch_size or 256
+        optim = Optim(
+            name="sgd", lr=0.03 * batch / 256, warmup_epochs=5, lr_end=0.0, weight_decay=1e-4,
+            decay_all=True,
         )  # fmt: skip
-        optim = Optim(lr=2e-3, warmup_epochs=2, lr_end=0.0, weight_decay=0.05)
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)
 
 
 def similarities(

@@ -46,7 +46,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError, unknown
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.assignment import codes_in_use
 from nolabel.nn.keyed_random import Chance
 from nolabel.nn.patches import unpatchify
@@ -200,24 +200,12 @@ class DVAE(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # 3,000,000 updates, on 250 million images
-            batch = facts.batch_size or 512
-            epochs = max(round(3_000_000 * batch / facts.images), 1)
-            optim = Optim(lr=1e-4, warmup_epochs=0, lr_end=1.25e-6, weight_decay=1e-4)
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=epochs)
-        batch = facts.batch_size or max(min(128, facts.images // 4), 1)
-        small = facts.image_size <= 96
-        options = cls.Options(
-            codes=256 if small else 2048,
-            spread=8.0, first_temperature=4.0, anneal=0.9,
-            kl_weight=0.1, warm=0.1, likelihood="mse",
-            decoder_dim=128 if small else 256,
-            decoder_depth=2 if small else 4,
-            decoder_heads=4 if small else 8,
-        )  # fmt: skip
-        optim = Optim(lr=2e-3 if small else 5e-4, warmup_epochs=1, lr_end=0.0, weight_decay=1e-4)
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """3,000,000 updates on 250 million images, batch 512."""
+        batch = context.batch_size or 512
+        epochs = max(round(3_000_000 * batch / context.images), 1)
+        optim = Optim(lr=1e-4, warmup_epochs=0, lr_end=1.25e-6, weight_decay=1e-4)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=epochs)
 
 
 def _ramp(start: float, end: float, share: float, clock: Clock) -> float:

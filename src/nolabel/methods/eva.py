@@ -32,7 +32,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_beit
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.masks import block_masks
 from nolabel.nn.state import Frozen
 from nolabel.types import Batch, Clock, Optim, Step
@@ -121,19 +121,10 @@ class EVA(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ViT-g/14, 150 epochs, batch 4096
-            optim = Optim(
-                lr=1e-3, warmup_epochs=2, lr_end=1e-5, weight_decay=0.05, beta2=0.98, eps=1e-6
-            )
-            batch = facts.batch_size or 4096
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=150)
-        batch = facts.batch_size or max(min(128, facts.images // 4), 1)
-        small = facts.image_size <= 96
-        patches = (facts.image_size // facts.patch_size) ** 2
-        options = cls.Options(
-            smallest_block=max(min(16, patches // 16), 1), drop_path=0.0,
-            scale=(0.5, 1.0) if small else (0.2, 1.0),
-        )  # fmt: skip
-        optim = Optim(lr=2e-3 if small else 5e-4, warmup_epochs=2, lr_end=0.0, weight_decay=0.05)
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ViT-g/14, 150 epochs, batch 4096."""
+        batch = context.batch_size or 4096
+        optim = Optim(
+            lr=1e-3, warmup_epochs=2, lr_end=1e-5, weight_decay=0.05, beta2=0.98, eps=1e-6
+        )
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=150)

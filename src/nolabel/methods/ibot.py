@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_dino
 from nolabel.errors import unknown
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn import losses
 from nolabel.nn.heads import PrototypeHead
 from nolabel.nn.keyed_random import Chance
@@ -194,33 +194,11 @@ class IBOT(Method):
         return self.teacher.module.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ViT-S/16, 800 epochs, batch 1024
-            batch = facts.batch_size or 1024
-            optim = Optim(
-                lr=5e-4 * batch / 256, warmup_epochs=10, lr_end=1e-6, weight_decay=0.04,
-                weight_decay_end=0.4, clip=3.0, clip_by="tensor",
-            )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=800)
-        small = facts.image_size <= 96
-        batch = facts.batch_size or max(min(64 if small else 128, facts.images // 4), 1)
-        few: dict[str, Any] = {
-            "prototypes": 1024, "patch_prototypes": 512, "shared_head": False, "hidden": 512,
-            "bottleneck": 128, "head_batch_norm": True, "teacher_momentum": 0.97,
-            "freeze_last_layer": 0, "drop_path": 0.0, "local_crops": 2, "grey": 0.5,
-            "global_scale": (0.4, 1.0), "local_scale": (0.1, 0.4), "jitter": (0.4, 0.4, 0.4, 0.4),
-            "teacher_temperature": 0.04, "warmup_teacher_temperature_epochs": 0,
-            "patch_weight": 0.2,  # else the pixels of small patches are learnt first and for long
-        }  # fmt: skip
-        if not small:
-            few = {"teacher_momentum": 0.99, "local_crops": 8}
-        options = cls.Options(
-            **few,
-            local_size=facts.whole_patches(facts.image_size * (0.5 if small else 96 / 224)),
-            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
-        )
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ViT-S/16, 800 epochs, batch 1024."""
+        batch = context.batch_size or 1024
         optim = Optim(
-            lr=2e-3 if small else 5e-4 * batch / 256, warmup_epochs=2 if small else 10,
-            weight_decay=0.04, weight_decay_end=0.2, clip=3.0, clip_by="tensor",
+            lr=5e-4 * batch / 256, warmup_epochs=10, lr_end=1e-6, weight_decay=0.04,
+            weight_decay_end=0.4, clip=3.0, clip_by="tensor",
         )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=800)

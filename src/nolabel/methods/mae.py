@@ -27,7 +27,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import transformer_blocks
 from nolabel.backbones.vit import ViT, init_like_mae, sincos_positions
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.losses import masked_mse
 from nolabel.nn.patches import keep_by_noise, normalise_patches, patchify, unpatchify
 from nolabel.types import Batch, Clock, Optim, Step
@@ -137,24 +137,10 @@ class MAE(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ViT-B/16 and larger, 800 epochs, batch 4096
-            batch = facts.batch_size or 4096
-            optim = Optim(
-                lr=1.5e-4 * batch / 256, warmup_epochs=40, lr_end=0.0, weight_decay=0.05,
-                beta2=0.95,
-            )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=800)
-        small = facts.image_size <= 96  # and short: smaller batches make more steps of a minute
-        batch = facts.batch_size or max(min(64 if small else 256, facts.images // 4), 1)
-        options = cls.Options(
-            decoder_dim=128 if small else 256,
-            decoder_depth=2 if small else 4,
-            decoder_heads=4 if small else 8,
-            scale=(0.5, 1.0) if small else (0.2, 1.0),
-        )
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ViT-B/16 and larger, 800 epochs, batch 4096."""
+        batch = context.batch_size or 4096
         optim = Optim(
-            lr=1.5e-3 if small else 1.5e-4 * batch / 256, warmup_epochs=4, lr_end=0.0,
-            weight_decay=0.05, beta2=0.95,
-        )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=400)
+            lr=1.5e-4 * batch / 256, warmup_epochs=40, lr_end=0.0, weight_decay=0.05, beta2=0.95
+        )
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=800)

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import pair_signals
 from nolabel.nn.heads import mlp
 from nolabel.nn.state import Ema, Queue
@@ -119,28 +119,11 @@ class MoCoV2(Method):
         return self.query[0]
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ResNet-50, 200 epochs, batch 256, SGD
-            batch = facts.batch_size or 256
-            optim = Optim(
-                name="sgd", lr=0.03 * batch / 256, warmup_epochs=0, lr_end=0.0, weight_decay=1e-4,
-                decay_all=True,
-            )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)
-        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
-        small = facts.image_size <= 96
-        options = cls.Options(
-            queue=max(min(4096, facts.images // 4), 2),
-            key_momentum=0.99,  # fewer steps: keys that can follow
-            hidden=512,
-            scale=(0.3, 1.0) if small else (0.2, 1.0),
-            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.4, 0.1),
-            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
-            blur=0.0 if small else 0.5,
-            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
-        )
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ResNet-50, 200 epochs, batch 256, SGD."""
+        batch = context.batch_size or 256
         optim = Optim(
-            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
-            weight_decay=0.05,
+            name="sgd", lr=0.03 * batch / 256, warmup_epochs=0, lr_end=0.0, weight_decay=1e-4,
+            decay_all=True,
         )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_mocov3
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import pair_signals
 from nolabel.nn.heads import mlp
 from nolabel.nn.schedules import momentum
@@ -125,35 +125,17 @@ class MoCoV3(Method):
         return self.base[0]
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":
-            batch = facts.batch_size or 4096
-            if facts.conv:  # ResNet-50, 100 epochs, LARS
-                optim = Optim(
-                    name="lars", lr=0.3 * batch / 256, warmup_epochs=10, lr_end=0.0,
-                    weight_decay=1.5e-6,
-                )  # fmt: skip
-                options = cls.Options(temperature=1.0, scale=(0.2, 1.0))
-                return Recipe(options=options, optim=optim, batch_size=batch, epochs=300)
-            optim = Optim(  # ViT, 300 epochs, AdamW; everything decays
-                lr=1.5e-4 * batch / 256, warmup_epochs=40, lr_end=0.0, weight_decay=0.1,
-                decay_all=True,
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """300 epochs, batch 4096: ViT with AdamW, ResNet-50 with LARS."""
+        batch = context.batch_size or 4096
+        if context.conv:
+            optim = Optim(
+                name="lars", lr=0.3 * batch / 256, warmup_epochs=10, lr_end=0.0,
+                weight_decay=1.5e-6,
             )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=300)
-        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
-        small = facts.image_size <= 96
-        options = cls.Options(
-            hidden=512, projection=128,
-            key_momentum=0.97,  # fewer steps: keys that can follow
-            scale=(0.3, 1.0) if small else (0.2, 1.0),
-            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.2, 0.1),
-            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
-            blur=(0.0, 0.0) if small else (1.0, 0.1),
-            solarise=(0.0, 0.0) if small else (0.0, 0.2),
-            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
-        )  # fmt: skip
-        optim = Optim(
-            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
-            weight_decay=0.05,
-        )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
+            options = cls.Options(temperature=1.0, scale=(0.2, 1.0))
+            return Recipe(options=options, optim=optim, batch_size=batch, epochs=300)
+        optim = Optim(  # everything decays
+            lr=1.5e-4 * batch / 256, warmup_epochs=40, lr_end=0.0, weight_decay=0.1, decay_all=True
+        )
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=300)

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.heads import mlp
 from nolabel.nn.losses import target_signals
 from nolabel.nn.schedules import momentum
@@ -183,37 +183,11 @@ class OBoW(Method):
         return self.student
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ResNet-50, 200 epochs, batch 256, SGD
-            batch = facts.batch_size or 256
-            optim = Optim(
-                name="sgd", lr=0.03 * batch / 256, warmup_epochs=10, lr_end=3e-5 * batch / 256,
-                weight_decay=1e-4, decay_all=True,
-            )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)
-        small = facts.image_size <= 96
-        batch = facts.batch_size or max(min(64 if small else 128, facts.images // 4), 2)
-        options = cls.Options(
-            words=512 if small else 2048,
-            levels=3 if small and facts.conv else 2,  # the last maps are of few places
-            spread_momentum=0.9 if small else 0.99,
-            # The scale of a small network's features is not ResNet-50's.
-            kappa=1.0 if small else 8.0,
-            teacher_momentum=0.97,  # fewer steps: a teacher that can follow
-            global_size=facts.image_size if small else facts.whole_patches(160),
-            local_size=facts.whole_patches(facts.image_size * (0.5 if small else 96 / 224)),
-            local_crops=2 if small else 5,
-            global_scale=(0.3, 1.0) if small else (0.08, 0.6),
-            local_scale=(0.1, 0.4) if small else (0.08, 0.14),
-            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.4, 0.1),
-            # Colour is the shortcut on small pictures: no words for it.
-            teacher_grey=1.0 if small else 0.0,
-            grey=0.5 if small else 0.2,
-            blur=0.0 if small else 0.5,
-            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
-        )
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ResNet-50, 200 epochs, batch 256, SGD."""
+        batch = context.batch_size or 256
         optim = Optim(
-            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
-            weight_decay=0.05,
+            name="sgd", lr=0.03 * batch / 256, warmup_epochs=10, lr_end=3e-5 * batch / 256,
+            weight_decay=1e-4, decay_all=True,
         )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)

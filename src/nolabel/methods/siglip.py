@@ -24,7 +24,6 @@ Differs from the original:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -34,7 +33,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.text.tokenizer import Tokenizer, make_tokenizer
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import pair_signals, siglip_loss
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
@@ -108,28 +107,11 @@ class SigLIP(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ViT-B from scratch, batch 32768
-            batch = facts.batch_size or 32768
-            optim = Optim(
-                lr=1e-3, warmup_epochs=6500 * batch / max(facts.images, 1), lr_end=0.0,
-                weight_decay=1e-4, beta2=0.95,
-            )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=10)
-        small = facts.image_size <= 96
-        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
-        options = cls.Options(
-            vocabulary=8192, context=32 if small else 64,
-            projection=128 if small else 512,
-            text_dim=128 if small else 512,
-            text_depth=2 if small else 6,
-            text_heads=4 if small else 8,
-            # It hardly moves in few steps: it starts where a batch of this size wants it.
-            bias=-math.log(batch),
-            scale=(0.6, 1.0) if small else (0.5, 1.0),
-        )  # fmt: skip
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ViT-B from scratch, batch 32768."""
+        batch = context.batch_size or 32768
         optim = Optim(
-            lr=1e-3 if small else 5e-4, warmup_epochs=2, lr_end=0.0, weight_decay=0.05,
-            beta2=0.95,
+            lr=1e-3, warmup_epochs=6500 * batch / max(context.images, 1), lr_end=0.0,
+            weight_decay=1e-4, beta2=0.95,
         )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=50)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=10)

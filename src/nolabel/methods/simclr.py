@@ -26,7 +26,7 @@ from torch import Tensor
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import pair_signals
 from nolabel.nn.heads import ProjectionHead
 from nolabel.nn.losses import nt_xent
@@ -88,28 +88,10 @@ class SimCLR(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ResNet-50, batch 4096, LARS
-            batch = facts.batch_size or 4096
-            optim = Optim(
-                name="lars", lr=0.3 * batch / 256, warmup_epochs=10, lr_end=0.0,
-                weight_decay=1e-6,
-            )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)
-        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
-        small = facts.image_size <= 96
-        options = cls.Options(
-            temperature=0.2,
-            hidden=512,
-            scale=(0.3, 1.0) if small else (0.2, 1.0),
-            strength=0.4 if small else 0.5,
-            hue=1.0 if small else 0.2,  # colour is the shortcut on small pictures
-            grey=0.5 if small else 0.2,
-            blur=0.0 if small else 0.5,
-            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
-        )
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ResNet-50, 100 epochs, batch 4096, LARS."""
+        batch = context.batch_size or 4096
         optim = Optim(
-            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
-            weight_decay=0.05,
-        )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
+            name="lars", lr=0.3 * batch / 256, warmup_epochs=10, lr_end=0.0, weight_decay=1e-6
+        )
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)

@@ -35,7 +35,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_mae, sincos_positions
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.masks import unit_masks
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
@@ -133,29 +133,11 @@ class SimMIM(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # Swin-B at 192 px, 100 epochs, batch 2048
-            batch = facts.batch_size or 2048
-            optim = Optim(
-                lr=2e-4 * batch / 512, warmup_epochs=10, lr_start=1e-6 * batch / 512,
-                lr_end=1e-5 * batch / 512, weight_decay=0.05, clip=5.0,
-            )  # fmt: skip
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)
-        batch = facts.batch_size or max(min(64, facts.images // 4), 1)
-        small = facts.image_size <= 96
-        share = 1 / 4 if small else 1 / 7  # by pilots; 32 of 224 px
-        options = cls.Options(
-            unit=unit_for(facts, share), scale=(0.5, 1.0) if small else (0.67, 1.0)
-        )
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """Swin-B at 192 px, 100 epochs, batch 2048."""
+        batch = context.batch_size or 2048
         optim = Optim(
-            lr=3e-3 if small else 2e-4 * batch / 512, warmup_epochs=4, lr_end=0.0,
-            weight_decay=0.05, clip=5.0,
+            lr=2e-4 * batch / 512, warmup_epochs=10, lr_start=1e-6 * batch / 512,
+            lr_end=1e-5 * batch / 512, weight_decay=0.05, clip=5.0,
         )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=400)
-
-
-def unit_for(facts: Facts, share: float) -> int:
-    """The side of whole patches that divides the image and is nearest to a share of it."""
-    side, patch = facts.image_size, facts.patch_size
-    fit = [u for u in range(patch, side, patch) if side % u == 0]
-    return min(fit, key=lambda u: abs(u - side * share), default=patch)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=100)

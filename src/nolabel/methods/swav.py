@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.assignment import sinkhorn
 from nolabel.nn.heads import mlp
 from nolabel.nn.losses import cross_entropy_views, target_signals
@@ -132,33 +132,15 @@ class SwAV(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # ResNet-50, 800 epochs, batch 4096, SGD with LARC
-            batch = facts.batch_size or 4096
-            lr = 4.8 * batch / 4096
-            optim = Optim(
-                name="larc", lr=lr, lr_start=lr / 16, warmup_epochs=10, lr_end=lr / 1000,
-                weight_decay=1e-6, decay_all=True,
-            )  # fmt: skip
-            few: Any = {"queue": 3840, "freeze_prototypes": 5005} if batch <= 256 else {}
-            return Recipe(options=cls.Options(**few), optim=optim, batch_size=batch, epochs=800)
-        batch = facts.batch_size or max(min(128, facts.images // 4), 2)
-        small = facts.image_size <= 96
-        options = cls.Options(
-            prototypes=256 if small else 1000,
-            hidden=512,
-            freeze_prototypes=50,
-            local_crops=2 if small else 6,
-            local_size=facts.whole_patches(facts.image_size * (0.5 if small else 96 / 224)),
-            global_scale=(0.3, 1.0) if small else (0.14, 1.0),
-            local_scale=(0.1, 0.4) if small else (0.05, 0.14),
-            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.8, 0.8, 0.8, 0.2),
-            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
-            blur=0.0 if small else 0.5,
-            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
-        )
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """ResNet-50, 800 epochs, batch 4096, SGD with LARC; up to batch 256 with the queue."""
+        batch = context.batch_size or 4096
+        lr = 4.8 * batch / 4096
         optim = Optim(
-            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
-            weight_decay=0.05,
+            name="larc", lr=lr, lr_start=lr / 16, warmup_epochs=10, lr_end=lr / 1000,
+            weight_decay=1e-6, decay_all=True,
         )  # fmt: skip
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
+        options = cls.Options()
+        if batch <= 256:
+            options = cls.Options(queue=3840, freeze_prototypes=5005)
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=800)

@@ -34,7 +34,7 @@ from torch import Tensor
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.errors import unknown
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import pair_signals
 from nolabel.nn.heads import mlp
 from nolabel.types import Batch, Clock, Optim, Step
@@ -121,22 +121,10 @@ class Triplet(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        batch = facts.batch_size or max(min(256, facts.images // 4), 2)
-        small = name == "auto" and facts.image_size <= 96
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """The papers' loss; they train with labels, so optimiser and length are ours."""
+        batch = context.batch_size or max(min(256, context.images // 4), 2)
         optim = Optim(
-            lr=3e-3 if facts.conv else 1e-3, warmup_epochs=1 if small else 10, lr_end=0.0,
-            weight_decay=0.05,
-        )  # fmt: skip
-        if name == "paper":
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)
-        options = cls.Options(
-            margin=0.3,
-            hidden=512,
-            scale=(0.3, 1.0) if small else (0.2, 1.0),
-            jitter=(0.4, 0.4, 0.4, 0.4) if small else (0.4, 0.4, 0.4, 0.1),
-            grey=0.5 if small else 0.2,  # colour is the shortcut on small pictures
-            blur=0.0 if small else 0.5,
-            blur_sigma=(0.1, max(2.0 * facts.image_size / 224, 0.2)),
+            lr=3e-3 if context.conv else 1e-3, warmup_epochs=10, lr_end=0.0, weight_decay=0.05
         )
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)

@@ -43,7 +43,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.assignment import codes_in_use
 from nolabel.nn.patches import unpatchify
 from nolabel.nn.pixels import mean_colour_error
@@ -204,18 +204,9 @@ class VQVAE(Method):
         return self.backbone
 
     @classmethod
-    def recipe(cls, name: str, facts: Facts) -> Recipe:
-        if name == "paper":  # 250,000 updates, which are 25 epochs of ImageNet
-            batch = facts.batch_size or 128
-            epochs = max(round(250_000 * batch / facts.images), 1)
-            optim = Optim(lr=2e-4, warmup_epochs=0, lr_end=2e-4, weight_decay=0.0)
-            return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=epochs)
-        batch = facts.batch_size or max(min(128, facts.images // 4), 1)
-        small = facts.image_size <= 96
-        options = (
-            cls.Options(code_dim=32, decoder_dim=128, decoder_depth=2, decoder_heads=4)
-            if small
-            else cls.Options(codes=2048, code_dim=32)
-        )
-        optim = Optim(lr=2e-3 if small else 5e-4, warmup_epochs=1, lr_end=0.0, weight_decay=0.0)
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
+    def paper_recipe(cls, context: RecipeContext) -> Recipe:
+        """250,000 updates (25 epochs of ImageNet), batch 128."""
+        batch = context.batch_size or 128
+        epochs = max(round(250_000 * batch / context.images), 1)
+        optim = Optim(lr=2e-4, warmup_epochs=0, lr_end=2e-4, weight_decay=0.0)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=epochs)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from nolabel import config as options
-from nolabel import methods
-from nolabel.config import Parse, Run, Settings, asked, recipe_facts
+from nolabel import methods, recipes
+from nolabel.config import Parse, Run, Settings, asked, recipe_context
 from nolabel.data.open import Source
 from nolabel.engine.log import say
 from nolabel.errors import OutOfMemory
@@ -70,8 +70,8 @@ def largest_batch(run: Run, *, quiet: bool = False) -> int:
     on_gpu = s.device != "cpu" and torch.cuda.is_available()
     precision = "bf16" if s.precision == "bf16" else "fp32"  # auto: whichever is tried must fit
     room = room_of(on_gpu)
-    facts = recipe_facts(dataclasses.replace(s, batch_size=None), run.images)
-    paper = kind.recipe("paper", facts).batch_size
+    context = recipe_context(dataclasses.replace(s, batch_size=None), run.images)
+    paper = recipes.paper(kind, context).batch_size
     most = max(min(paper, run.images // LEAST_STEPS), parts)
 
     def needed(own: int) -> float:

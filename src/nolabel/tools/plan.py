@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nolabel import backbones, methods
+from nolabel import backbones, methods, recipes
 from nolabel.backbones.base import recompute
 from nolabel.errors import UsageError, unknown
-from nolabel.methods.base import Facts, Method, Recipe
+from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.heads import count_parameters
 from nolabel.testing import build_on, noise_batch
 from nolabel.types import Clock
@@ -260,11 +260,11 @@ def _told(
     batch: int | None = None,
 ) -> Recipe:  # fmt: skip
     """What a method's recipe says for such a run on GPUs."""
-    facts = Facts(
+    context = RecipeContext(
         image_size=size, images=images, batch_size=batch, conv="resnet" in backbone,
         patch_size=backbones.stride_of(backbone, patch), device="cuda",
     )  # fmt: skip
-    return kind.recipe("paper" if recipe == "paper" else "auto", facts)
+    return recipes.recipe(kind, "paper" if recipe == "paper" else "auto", context)
 
 
 def memory_of(c: Counts, optimiser: str, parts: int, layers: bool) -> dict[str, float]:
