@@ -19,6 +19,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state_folder(tmp_path_factory):
+    """What tests execute is not remembered as trusted on this machine."""
+    os.environ["NOLABEL_STATE"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """48 creatures of three kinds as PNG files in a folder a kind."""

@@ -243,13 +243,13 @@ def put_together() -> None:
         model = build_small(kind, options, "vit_pico").double()
         together = parallel.Together(model, shard=True, layers=layers)
         together.step(part(random_batch(kind.views(options, SIDE), 0)), Clock(0, 8, 2))
-        assert isinstance(model.encoder.units[0].qkv.weight, DTensor) == layers
+        assert isinstance(model.encoder.shard_units[0].qkv.weight, DTensor) == layers
         with together.whole():
-            assert not isinstance(model.encoder.units[0].qkv.weight, DTensor)
+            assert not isinstance(model.encoder.shard_units[0].qkv.weight, DTensor)
             if distributed.rank() == 0:  # who looks alone must not wait for the others
                 x = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)
                 assert torch.equal(model.encoder(x), model.encoder(x))
-        assert isinstance(model.encoder.units[0].qkv.weight, DTensor)
+        assert isinstance(model.encoder.shard_units[0].qkv.weight, DTensor)
 
 
 def digest(values: dict[str, Tensor]) -> str:

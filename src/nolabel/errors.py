@@ -22,6 +22,10 @@ class UsageError(NolabelError, ValueError):
     exit_code = 2
 
 
+class UntrustedCode(UsageError):
+    """A file brings code that the user neither ran on this machine nor allowed to be executed."""
+
+
 class DataError(NolabelError):
     """The data cannot serve: unreadable, too few images, too many bad files, missing labels."""
 

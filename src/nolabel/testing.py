@@ -1,9 +1,10 @@
-"""The contract of a method, for ours and for users' own.
+"""The contracts of a method and of a backbone, for ours and for users' own.
 
-from nolabel.testing import check_method
+from nolabel.testing import check_backbone, check_method
 
 def test_mine():
     check_method("path/to/mine.py:Mine")
+    check_backbone("path/to/net.py:Net")
 """
 
 from __future__ import annotations

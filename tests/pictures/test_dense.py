@@ -82,7 +82,7 @@ def test_overlapping_patches_hold_the_plain_ones_and_leave_no_trace():
     b, p = encoder.backbone, encoder.backbone.patch_size
     x = encoder.prepare(Creatures(size=32, count=2).images(np.arange(2)))
     before = b.net.patch_embed.proj(x)
-    with b.finer(p // 2):
+    with b.with_stride(p // 2):
         fine = b.net.patch_embed.proj(x)
         assert b.tokens(x).grid == (fine.shape[-2], fine.shape[-1]) == (15, 15)
     assert torch.allclose(fine[:, :, ::2, ::2], before, atol=1e-6)
@@ -90,7 +90,7 @@ def test_overlapping_patches_hold_the_plain_ones_and_leave_no_trace():
     assert torch.equal(whole, dense(encoder, x).values)  # the patch's own stride changes no bit
     assert b.tokens(x).grid == (8, 8)
     for wrong in (3, 0):
-        with pytest.raises(UsageError, match="divide the patch"), b.finer(wrong):
+        with pytest.raises(UsageError, match="divide the patch"), b.with_stride(wrong):
             pass
     with pytest.raises(UsageError, match="cut patches that overlap"):
         dense(load("random:resnet_nano", image_size=32), x, stride=2)
@@ -184,7 +184,7 @@ def test_a_patch_by_itself_is_its_value_through_the_rest_of_the_last_attention(m
     x = torch.randn(1, 3, 32, 32)
     block = b.net.blocks[-1]
     with torch.no_grad():
-        local = b.local(x)
+        local = b.dense_embeddings(x)
         v = b.facets(x, -1, "value")
         values = torch.cat([v.prefix, v.patches], 1)[0]
         scale = 1.0 if getattr(block, "gamma_1", None) is None else block.gamma_1

@@ -163,7 +163,7 @@ def test_patches_are_compared_in_the_space_of_the_image(name, tiny_run, photos):
     x = encoder.prepare([Creatures("test", size=32, count=3).read(i).image for i in range(2)])
     maps = patch_maps(encoder, text, x, ["a", "bb"])
     with encoder.evaluating():
-        local = encoder.backbone.local(x)
+        local = encoder.backbone.dense_embeddings(x)
     z = text.project(local.patches.flatten(0, 1).clone()).unflatten(0, local.patches.shape[:2])
     assert np.allclose(maps[1, 0].ravel(), z[1, :, 1].numpy(), atol=1e-6)
     if "resnet" in name:  # the embedding is their mean

@@ -1,9 +1,11 @@
-"""Backbones by name: any ViT, Swin or ResNet of timm, and small ones fit for a CPU."""
+"""Backbones by name: any ViT, Swin, ConvNeXt or ResNet of timm, small ones fit for a CPU, and a
+user's own network (`file.py:Class`)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nolabel._usercode.reference import is_reference
 from nolabel.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -52,6 +54,21 @@ PRESETS: dict[str, Preset] = {
     ),
     "swin_tiny": Preset("swin_tiny_patch4_window7_224", {}, "Swin-T, 27.5 M parameters, 224 px"),
     "swin_base": Preset("swin_base_patch4_window7_224", {}, "Swin-B, 86.7 M parameters, 224 px"),
+    "convnext_mini": Preset(
+        "convnext_atto",
+        {
+            "patch_size": 1,
+            "depths": [1, 1, 2, 1],
+            "dims": [24, 48, 96, 192],
+            "kernel_sizes": 5,
+            "conv_mlp": False,
+            "ls_init_value": None,
+            "image_size": 32,
+        },
+        "ConvNeXt of 0.6 M parameters for 32-96 px on a CPU: width 24 to 192, 5 blocks, stride 8",
+    ),
+    "convnext_tiny": Preset("convnext_tiny", {}, "ConvNeXt-T, 27.8 M parameters"),
+    "convnext_base": Preset("convnext_base", {}, "ConvNeXt-B, 87.6 M parameters"),
     "resnet_nano": Preset(
         "resnet18",
         {
@@ -82,7 +99,8 @@ def build(
     """Builds a backbone.
 
     Args:
-        name: a preset above, any timm ViT, Swin or ResNet, or "pixels".
+        name: a preset above, any timm ViT, Swin, ConvNeXt or ResNet, a user's own network as
+            path/to/file.py:Class, or "pixels".
         image_size: side of the input in pixels; None keeps the network's own.
         patch_size: side of a ViT's patch in pixels, or of those that a Swin embeds; None keeps the
             network's own.
@@ -102,9 +120,19 @@ def build(
 
         return Pixels(image_size or kwargs.get("image_size", 32), kwargs.get("in_chans", 3))
 
+    if is_own(name):
+        from nolabel.backbones.own import build_own
+
+        if pretrained or patch_size is not None:
+            what = "has no published weights" if pretrained else "takes no --patch-size"
+            raise UsageError(f"{name!r} is a network of your own, which {what}.")
+        size = image_size or kwargs.get("image_size") or 224
+        return build_own(name, size, kwargs.get("in_chans", 3), kwargs)
+
     import timm
 
     from nolabel.backbones.beit import BEiT
+    from nolabel.backbones.convnext import ConvNeXt
     from nolabel.backbones.resnet import ResNet
     from nolabel.backbones.swin import Swin
     from nolabel.backbones.vit import NARROW, ViT, init_like_mae, patch_grid
@@ -114,11 +142,16 @@ def build(
     if not timm.is_model(timm_name.split(".")[0]):
         known = [
             *PRESETS,
-            *(m for f in ("vit_*", "beit*", "swin_*", "resnet*") for m in timm.list_models(f)),
+            *(
+                m
+                for f in ("vit_*", "beit*", "swin_*", "convnext*", "resnet*")
+                for m in timm.list_models(f)
+            ),
         ]
         raise UsageError(
             f"Unknown backbone {name!r}.{did_you_mean(name, known)} Allowed: "
-            f"{', '.join(PRESETS)}, and any ViT, Swin or ResNet of timm (nolabel list backbones)."
+            f"{', '.join(PRESETS)}, any ViT, Swin, ConvNeXt or ResNet of timm (nolabel list "
+            "backbones), and path/to/file.py:Class for your own."
         )
     kwargs = {**(preset.kwargs if preset else {}), **kwargs}
     family = timm.models.model_entrypoint(timm_name.split(".")[0]).__module__.split(".")[-1]
@@ -158,10 +191,23 @@ def build(
         return Swin(net, timm_name, kwargs)
     if isinstance(net, timm.models.ResNet):
         return ResNet(net, timm_name, kwargs, size, maxpool)
+    if isinstance(net, timm.models.ConvNeXt):
+        return ConvNeXt(net, timm_name, kwargs, size)
     raise UsageError(
         f"{name!r} is a {type(net).__name__}; nolabel supports timm's ViT, BEiT, Swin (version "
-        "1) and ResNet families. Use vit_small, swin_tiny, resnet50 (nolabel list backbones)."
+        "1), ConvNeXt and ResNet families. Use vit_small, swin_tiny, convnext_tiny or resnet50 "
+        "(nolabel list backbones)."
     )
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of a user's own network: file.py:Class, or one given in Python."""
+    return name.startswith("object:") or is_reference(name)
+
+
+def is_convolutional(name: str) -> bool:
+    """Whether a recipe for convolutional networks suits the network: also for users' own."""
+    return "resnet" in name or "convnext" in name or is_own(name)
 
 
 def _layers(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +228,11 @@ def stride_of(name: str, patch_size: int | None = None) -> int:
         name: of a preset or of timm.
         patch_size: as for `build`.
     """
-    if "resnet" in name or name == "pixels":
+    if is_own(name):
+        from nolabel.backbones.own import own_stride
+
+        return own_stride(name)
+    if is_convolutional(name) or name == "pixels":
         return 1
     patch = patch_size or patch_of(name)
     if not name.startswith("swin"):
@@ -195,8 +245,10 @@ def depth_of(name: str, patch_size: int | None = None) -> int | None:
     """Number of equal blocks of a ViT or BEiT; None for networks of other makes."""
     import torch
 
+    if is_convolutional(name):
+        return None
     with torch.device("meta"):  # no weights are made
-        net: Any = build(name, patch_size=patch_size if "resnet" not in name else None)
+        net: Any = build(name, patch_size=patch_size)
     return len(net.net.blocks) if type(net).__name__ in ("ViT", "BEiT") else None
 
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +25,7 @@ ABILITIES = {
     "any_size": "take images of another size than it was built for",
     "attention": "show the attention of its class token",
     "stride": "cut patches that overlap",
+    "patches": "give features of places in the image, not of the whole image alone",
 }
 
 
@@ -39,6 +41,8 @@ class Backbone(nn.Module):
         patch_size: side of a patch (or the stride of the last feature map), in pixels; where
             patches are cut ("mask"), sides of images must be multiples of it.
         can: subset of `ABILITIES`.
+        net: the network itself; its parameters and buffers, under its own names, are what an
+            encoder file holds.
     """
 
     name: str
@@ -48,18 +52,19 @@ class Backbone(nn.Module):
     image_size: int
     patch_size: int
     can: frozenset[str]
+    net: nn.Module
     recompute = False  # activation checkpointing, of transformers
 
     @property
-    def units(self) -> list[nn.Module]:
+    def shard_units(self) -> list[nn.Module]:
         """Modules that hold most of the weights and that training calls as modules, never by their
         parts: what can be put together one by one where weights are sharded."""
         return []
 
     @property
-    def compiles(self) -> list[nn.Module]:
+    def compile_units(self) -> list[nn.Module]:
         """The layers that `--compile` compiles, each called as a module: many and alike."""
-        return self.units
+        return self.shard_units
 
     @property
     def channels(self) -> int:
@@ -105,12 +110,13 @@ class Backbone(nn.Module):
         """Attention [N, heads, T, R + P] of one layer, rows sum to 1 (needs "attention").
 
         Args:
-            rows: the T tokens that look, of R prefix tokens and P patches; all by default.  Few are
+            rows: the T tokens that look, of R prefix tokens and P patches; all by default. Few are
                 cheap: no more than asked for is computed in that layer, and no layer after it.
         """
+        require(self, ["attention"], "Attention")
         raise NotImplementedError
 
-    def finer(self, stride: int) -> AbstractContextManager[None]:
+    def with_stride(self, stride: int) -> AbstractContextManager[None]:
         """Inside, patches are cut every `stride` pixels, a divisor of `patch_size`, so that they
         overlap: the grid has 1 + (H - patch_size) // stride rows (needs "stride"; Amir et al.,
         "Deep ViT Features as Dense Visual Descriptors", 2021)."""
@@ -131,7 +137,7 @@ class Backbone(nn.Module):
         """The only one of `facets_of`."""
         return self.facets_of(x, [(layer, which)])[0]
 
-    def local(self, x: Tensor) -> Tokens:
+    def dense_embeddings(self, x: Tensor) -> Tokens:
         """Each patch as if the whole image were it: features in the space of the pooled embedding.
 
         Those whose mean the embedding is; of a ViT with a class token the last layer's values
@@ -161,7 +167,13 @@ class Backbone(nn.Module):
         return self.tokens(x).pooled
 
 
-def asked(
+def map_tokens(x: Tensor) -> Tokens:
+    """Tokens of a feature map [N, D, h, w], whose mean is the embedding."""
+    pooled = F.adaptive_avg_pool2d(x, 1).flatten(1)
+    return Tokens(pooled, x.flatten(2).transpose(1, 2), (x.shape[-2], x.shape[-1]))
+
+
+def resolve_facets(
     backbone: Backbone,
     wanted: Sequence[tuple[int, str]],
     can: Sequence[str] = FACETS,
@@ -202,7 +214,9 @@ def require(backbone: Backbone, needs: Iterable[str], who: str) -> None:
     missing = [n for n in needs if n not in backbone.can]
     if missing:
         cannot = " and ".join(f"{ABILITIES[n]} ({n!r})" for n in missing)
-        use = "a ViT or Swin" if {*missing} <= {"mask", "any_size"} else "a ViT"
+        every = {*missing} <= {"any_size", "patches"}  # what all networks of timm can
+        use = "a ViT or Swin" if {*missing} <= {"mask", "any_size", "patches"} else "a ViT"
+        use = "a ViT, Swin, ConvNeXt or ResNet" if every else use
         raise UsageError(
             f"{who} needs a backbone that can {cannot}; {backbone.name!r} cannot. "
             f"Use {use}, for example --backbone vit_tiny, or a method that works with any "

@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from nolabel.backbones.base import FACETS, Backbone, asked, layer_number, require
+from nolabel.backbones.base import FACETS, Backbone, layer_number, require, resolve_facets
 from nolabel.backbones.blocks import DropPath
 from nolabel.errors import UsageError
 from nolabel.types import Tokens
@@ -26,7 +26,7 @@ from nolabel.types import Tokens
 class BEiT(Backbone):
     """A Beit of any width, depth and patch; images of the size that it was built for."""
 
-    can = frozenset({"mask", "attention"})
+    can = frozenset({"mask", "attention", "patches"})
     net: Any  # timm's Beit; its layers are made by name
 
     def __init__(self, net: Any, name: str, kwargs: dict[str, Any]):
@@ -78,11 +78,11 @@ class BEiT(Backbone):
         return Tokens(self.net.fc_norm(pooled), x[:, 1:], grid, x[:, :1])
 
     @property
-    def units(self) -> list[nn.Module]:
+    def shard_units(self) -> list[nn.Module]:
         return [part for block in self.net.blocks for part in (block.attn, block.mlp)]
 
     @property
-    def compiles(self) -> list[nn.Module]:
+    def compile_units(self) -> list[nn.Module]:
         return list(self.net.blocks)
 
     def tokens(
@@ -134,7 +134,7 @@ class BEiT(Backbone):
         return scores.softmax(-1)
 
     def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
-        places = asked(self, wanted)
+        places = resolve_facets(self, wanted)
         deep, found = max(layer for layer, _ in places), {}
         x, bias, grid = self._embed(x)
         for i in range(deep + 1):
@@ -150,7 +150,7 @@ class BEiT(Backbone):
                 found[i, which] = Tokens(y[:, 0], y[:, 1:], grid, y[:, :1])
         return [found[place] for place in places]
 
-    def local(self, x: Tensor) -> Tokens:
+    def dense_embeddings(self, x: Tensor) -> Tokens:
         net = self.net
         if net.global_pool == "avg":
             t = self.tokens(x)

@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-# The names of timm's networks: stage and block of a ViT, a Swin or a ResNet, and the merging of
-# patches with which timm's stages of a Swin begin (the published ones end with it).
+# The names of timm's networks: stage and block of a ViT, a Swin, a ConvNeXt or a ResNet, and the
+# merging with which timm's stages of a Swin or ConvNeXt begin (Swins as published end with it).
 _BLOCKS = (
-    re.compile(r"(?:^|\.)net\.(?:layers\.(\d+)\.)?blocks\.(\d+)\."),
+    re.compile(r"(?:^|\.)net\.(?:(?:layers|stages)\.(\d+)\.)?blocks\.(\d+)\."),
     re.compile(r"(?:^|\.)net\.layer(\d)\.(\d+)\."),
 )
-_MERGING = re.compile(r"(?:^|\.)net\.layers\.(\d+)\.downsample\.")
+_MERGING = re.compile(r"(?:^|\.)net\.(?:layers|stages)\.(\d+)\.downsample\.")
 _FRONT = re.compile(
-    r"(?:^|\.)net\.(patch_embed|pos_embed|cls_token|reg_token|conv1|bn1)|mask_token"
+    r"(?:^|\.)net\.(patch_embed|pos_embed|cls_token|reg_token|conv1|bn1|stem)|mask_token"
 )
 
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nolabel.backbones.base import Backbone, asked, require
+from nolabel.backbones.base import Backbone, require, resolve_facets
 from nolabel.types import Tokens
 
 
 class Pixels(Backbone):
     """Embeds an image as its own (normalised) pixels; a patch is one pixel."""
 
-    can = frozenset({"any_size"})
+    can = frozenset({"any_size", "patches"})
 
     def __init__(self, image_size: int = 32, channels: int = 3):
         super().__init__()
@@ -36,13 +36,9 @@ class Pixels(Backbone):
     def layers(self, x: Tensor, n: int) -> list[Tokens]:
         return [self.tokens(x)]
 
-    def attention(self, x: Tensor, layer: int = -1) -> Tensor:
-        require(self, ["attention"], "attention")
-        raise NotImplementedError  # require has already refused
-
     def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
-        places = asked(self, wanted, ("token",), "Pixels have no queries, keys or values.")
+        places = resolve_facets(self, wanted, ("token",), "Pixels have no queries, keys or values.")
         return [self.tokens(x) for _ in places]
 
-    def set_drop_path(self, rate: float) -> None:
+    def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         """Pixels have no layers to drop."""

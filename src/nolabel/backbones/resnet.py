@@ -7,10 +7,9 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from nolabel.backbones.base import Backbone, asked, require
+from nolabel.backbones.base import Backbone, map_tokens, require, resolve_facets
 from nolabel.backbones.blocks import DropPath
 from nolabel.errors import UsageError
 from nolabel.types import Tokens
@@ -23,7 +22,7 @@ class ResNet(Backbone):
     weights: they fit timm's network all the same.
     """
 
-    can = frozenset({"any_size"})
+    can = frozenset({"any_size", "patches"})
     net: Any  # timm's ResNet; its layers are made by name
 
     def __init__(
@@ -42,7 +41,7 @@ class ResNet(Backbone):
         self.patch_size = int(net.feature_info[-1]["reduction"]) // (1 if maxpool else 2)
 
     @property
-    def compiles(self) -> list[nn.Module]:
+    def compile_units(self) -> list[nn.Module]:
         net = self.net
         stages = (net.layer1, net.layer2, net.layer3, net.layer4)
         return [block for stage in stages for block in stage]
@@ -61,14 +60,6 @@ class ResNet(Backbone):
             out.append(x)
         return out
 
-    @staticmethod
-    def _as_tokens(x: Tensor) -> Tokens:
-        return Tokens(
-            F.adaptive_avg_pool2d(x, 1).flatten(1),
-            x.flatten(2).transpose(1, 2),
-            (x.shape[-2], x.shape[-1]),
-        )
-
     def tokens(
         self,
         x: Tensor,
@@ -77,20 +68,16 @@ class ResNet(Backbone):
         mask_token: Tensor | None = None,
     ) -> Tokens:
         require(self, [n for n, v in (("mask", mask), ("drop", keep)) if v is not None], "tokens")
-        return self._as_tokens(self._maps(x)[-1])
+        return map_tokens(self._maps(x)[-1])
 
     def layers(self, x: Tensor, n: int) -> list[Tokens]:
-        return [self._as_tokens(m) for m in self._maps(x)[-n:]]
-
-    def attention(self, x: Tensor, layer: int = -1, rows: slice = slice(None)) -> Tensor:
-        require(self, ["attention"], "attention")
-        raise NotImplementedError  # require has already refused
+        return [map_tokens(m) for m in self._maps(x)[-n:]]
 
     def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
         why = "A ResNet has no queries, keys or values."
-        places = asked(self, wanted, ("token",), why)
+        places = resolve_facets(self, wanted, ("token",), why)
         maps = self._maps(x)
-        return [self._as_tokens(maps[layer]) for layer, _ in places]
+        return [map_tokens(maps[layer]) for layer, _ in places]
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         if by_samples:

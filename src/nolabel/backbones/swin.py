@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from nolabel.backbones.base import FACETS, Backbone, asked, require
+from nolabel.backbones.base import FACETS, Backbone, require, resolve_facets
 from nolabel.backbones.blocks import DropPath
 from nolabel.errors import UsageError
 from nolabel.types import Tokens
@@ -48,7 +48,7 @@ class Swin(Backbone):
     the last stage are narrower and have no final norm, for it has the last stage's width.
     """
 
-    can = frozenset({"mask", "any_size"})
+    can = frozenset({"mask", "any_size", "patches"})
     net: Any  # timm's SwinTransformer; its layers are made by name
 
     def __init__(self, net: Any, name: str, kwargs: dict[str, Any]):
@@ -64,7 +64,7 @@ class Swin(Backbone):
         self._check(self.image_size, self.image_size)
 
     @property
-    def units(self) -> list[nn.Module]:
+    def shard_units(self) -> list[nn.Module]:
         return [block.mlp for stage in self.net.layers for block in stage.blocks]
 
     @property
@@ -180,7 +180,7 @@ class Swin(Backbone):
         raise NotImplementedError  # require has already refused
 
     def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
-        places = asked(self, wanted)
+        places = resolve_facets(self, wanted)
         deep, found = max(layer for layer, _ in places), {}
         for i, (block, before, after) in enumerate(self._blocks(self._embed(x))):
             some = {which for layer, which in places if layer == i}

@@ -106,13 +106,13 @@ class TextTower(nn.Module):
         self._init(dim, depth)
 
     @property
-    def units(self) -> list[nn.Module]:
-        """As `Backbone.units`."""
+    def shard_units(self) -> list[nn.Module]:
+        """As `Backbone.shard_units`."""
         return list(self.blocks)
 
     @property
-    def compiles(self) -> list[nn.Module]:
-        """As `Backbone.compiles`."""
+    def compile_units(self) -> list[nn.Module]:
+        """As `Backbone.compile_units`."""
         return list(self.blocks)
 
     def _init(self, dim: int, depth: int) -> None:

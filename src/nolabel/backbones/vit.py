@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from timm.layers import LayerScale
 from torch import Tensor, nn
 
-from nolabel.backbones.base import FACETS, Backbone, asked, layer_number
+from nolabel.backbones.base import FACETS, Backbone, layer_number, resolve_facets
 from nolabel.backbones.blocks import DropPath, first_alone, makes_first_alone, random_order
 from nolabel.errors import UsageError, unknown
 from nolabel.types import Tokens
@@ -88,7 +88,7 @@ def fit_positions(
 class ViT(Backbone):
     """A VisionTransformer of any width, depth, patch and image size."""
 
-    can = frozenset({"mask", "drop", "any_size", "attention", "stride"})
+    can = frozenset({"mask", "drop", "any_size", "attention", "stride", "patches"})
     net: Any  # timm's VisionTransformer; its layers are made by name
     sample_drop = 0.0  # share of the samples that each branch of a block leaves out
 
@@ -105,7 +105,7 @@ class ViT(Backbone):
         self.patch_size = self.stride = net.patch_embed.patch_size[0]
 
     @contextlib.contextmanager
-    def finer(self, stride: int) -> Iterator[None]:
+    def with_stride(self, stride: int) -> Iterator[None]:
         p, conv = self.patch_size, self.net.patch_embed.proj
         if stride < 1 or p % stride:
             raise UsageError(f"The stride must divide the patch of {p} px, got {stride}.")
@@ -161,12 +161,12 @@ class ViT(Backbone):
         return Tokens(self.net.fc_norm(pooled), x[:, r:], grid, x[:, :r])
 
     @property
-    def units(self) -> list[nn.Module]:
+    def shard_units(self) -> list[nn.Module]:
         return [part for block in self.net.blocks for part in (block.attn, block.mlp)]
 
     @property
-    def compiles(self) -> list[nn.Module]:
-        return self.units if self.sample_drop else list(self.net.blocks)
+    def compile_units(self) -> list[nn.Module]:
+        return self.shard_units if self.sample_drop else list(self.net.blocks)
 
     def tokens(
         self,
@@ -220,7 +220,7 @@ class ViT(Backbone):
         return ((a.q_norm(q[:, :, rows]) * a.scale) @ a.k_norm(k).transpose(-2, -1)).softmax(-1)
 
     def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
-        r, places = self.net.num_prefix_tokens, asked(self, wanted)
+        r, places = self.net.num_prefix_tokens, resolve_facets(self, wanted)
         deep = max(layer for layer, _ in places)
         x, grid = self._embed(x)
         found: dict[tuple[int, str], Tokens] = {}
@@ -236,7 +236,7 @@ class ViT(Backbone):
                 found[i, which] = Tokens(pooled, y[:, r:], grid, y[:, :r])
         return [found[place] for place in places]
 
-    def local(self, x: Tensor) -> Tokens:
+    def dense_embeddings(self, x: Tensor) -> Tokens:
         net, r = self.net, self.net.num_prefix_tokens
         if net.global_pool != "token" or not r:
             t = self.tokens(x)

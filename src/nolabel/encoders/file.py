@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from nolabel.backbones.base import Backbone
+from nolabel.encoders.own_network import Network, build_own_network, keep_code
 from nolabel.encoders.state_dict import misfits
 from nolabel.errors import DataError, FileDamaged, UsageError, unknown
 
@@ -100,6 +101,7 @@ def save_encoder(
     }
     if not tensors:
         raise UsageError(f"{backbone.name!r} has no weights to save.")
+    code = keep_code(backbone.name, path)
     header: dict[str, Any] = {
         "format": FORMAT,
         "name": backbone.name,
@@ -113,6 +115,7 @@ def save_encoder(
         "run": None if run is None else dict(run),
         "run_sha256": None if run is None else _sha256(_json(dict(run))),
         "licence": licence,
+        **({"code": code} if code else {}),
         **versions(),
     }
     return write_tensors(path, header, tensors, "the encoder")
@@ -162,23 +165,29 @@ def load_encoder_file(
     *,
     image_size: int | None = None,
     device: torch.device | str = "cpu",
+    network: Network | None = None,
 ) -> Encoder:
     """Reads an encoder file; needs neither the run's folder nor the method that made it.
+
+    A network of the user's own is built from the copy of its code in the folder `code` beside it.
 
     Args:
         path: The file.
         image_size: Side in pixels at which it will be used; None is the one it was trained at.
         device: Where the encoder goes.
+        network: The user's own network, or its class, instead of that code.
 
     Raises:
-        UsageError: No such file, or it was written by a newer version.
+        UsageError: No such file, it was written by a newer version, or it needs a network that was
+            given in Python.
+        UntrustedCode: Its code was never run here.
         FileDamaged: The file is truncated, altered, or not an encoder file.
     """
     from nolabel.backbones.vit import at_size
     from nolabel.encoders.encoder import Encoder
 
     header, tensors = read_tensors(path, fields=_FIELDS, tensors=True)
-    backbone = build_from(header, path)
+    backbone = build_from(header, path, network)
     _fill(backbone, tensors, path)
     if image_size and "any_size" not in backbone.can:
         backbone = at_size(backbone, image_size)
@@ -202,15 +211,20 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return read_tensors(path, fields=_FIELDS, tensors=False)[0]
 
 
-def build_from(header: Mapping[str, Any], path: str | os.PathLike[str]) -> Backbone:
+def build_from(
+    header: Mapping[str, Any], path: str | os.PathLike[str], network: Network | None = None
+) -> Backbone:
     """The header's architecture with fresh weights.  The caller looks after the seed.
 
     Raises:
         FileDamaged: The header describes no network that can be built.
+        UsageError, UntrustedCode: As `load_encoder_file`.
     """
-    from nolabel.backbones import build
+    from nolabel.backbones import build, is_own
 
     name, kwargs = header["name"], header["kwargs"]
+    if network is not None or is_own(name):
+        return build_own_network(header, Path(path), network)
     extra = {"positions": header["positions"]} if header.get("positions") else {}
     forbidden = sorted(_FORBIDDEN & kwargs.keys())
     if forbidden:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from nolabel._usercode import trusted_code
 from nolabel.encoders.encoder import Encoder
 from nolabel.errors import NolabelError, UsageError, did_you_mean, unknown
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD
@@ -25,12 +27,17 @@ KINDS = (
 )
 
 
+_NAMED_KINDS = ("timm", "openclip", "random")
+
+
 def load(
     spec: str | os.PathLike[str] | Encoder,
     *,
     image_size: int | None = None,
     device: torch.device | str = "auto",
     channels: int = 3,
+    trust_code: bool = False,
+    backbone: nn.Module | type[nn.Module] | None = None,
 ) -> Encoder:
     """Turns what a user names into an encoder, in evaluation mode.
 
@@ -42,8 +49,13 @@ def load(
         image_size: Side in pixels at which it will be used; None is its own.
         device: "auto" takes a GPU when there is one.
         channels: Of the images, for `pixels` and `random:NAME`; others have their own.
+        trust_code: Execute the code that a run's folder or an encoder file brings, also if it was
+            never run here.
+        backbone: The network, or its class, of a run that got one in Python, or instead of the
+            code that a run's folder brings.
 
     Raises:
+        UntrustedCode: It brings code that was never run here.
         UsageError: Unknown spec or name, or a size that does not fit.
         FileDamaged: The encoder file is truncated, altered, or not one.
         NolabelError: Published weights could not be fetched.
@@ -52,9 +64,20 @@ def load(
         if image_size not in (None, spec.image_size):
             raise UsageError("An encoder that is loaded already keeps its image size.")
         return spec if device == "auto" else spec.to(device)
-    where = pick_device(device)
-    text = os.fspath(spec)
+    with trusted_code(trust_code):
+        return _load(os.fspath(spec), image_size, pick_device(device), channels, backbone)
+
+
+def _load(
+    text: str,
+    image_size: int | None,
+    where: torch.device,
+    channels: int,
+    network: nn.Module | type[nn.Module] | None,
+) -> Encoder:
     kind, colon, rest = text.partition(":")
+    if network is not None and (text == "pixels" or (colon and kind in _NAMED_KINDS)):
+        raise UsageError(f"{text!r} is built from its name. Leave backbone out.")
     if text == "pixels":
         from nolabel.backbones import build
 
@@ -71,7 +94,7 @@ def load(
     else:
         from nolabel.encoders.file import load_encoder_file
 
-        encoder = load_encoder_file(_file_of(text), image_size=image_size)
+        encoder = load_encoder_file(_file_of(text), image_size=image_size, network=network)
         encoder.name = text
     encoder.backbone.eval()
     return encoder.to(where)

@@ -40,7 +40,9 @@ def compile_layers(method: nn.Module, device: torch.device) -> int:
         )
     layers = [
         layer for module in method.modules()
-        for layer in ([module] if isinstance(module, Block) else getattr(module, "compiles", ()))
+        for layer in (
+            [module] if isinstance(module, Block) else getattr(module, "compile_units", ())
+        )
     ]  # fmt: skip
     for layer in layers:
         layer.compile(dynamic=False, backend=BACKEND)

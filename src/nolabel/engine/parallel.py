@@ -161,7 +161,7 @@ class Together:
         device = next(self.method.parameters()).device.type
         mesh = init_device_mesh(device, (distributed.world_size(),))
         if layers:
-            self.layers = [u for m in self.method.modules() for u in getattr(m, "units", ())]
+            self.layers = [u for m in self.method.modules() for u in getattr(m, "shard_units", ())]
             for unit in self.layers:
                 fully_shard(unit, mesh=mesh, reshard_after_forward=True)
         self.sharded = fully_shard(

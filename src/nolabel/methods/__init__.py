@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
-from nolabel.errors import UsageError, unknown
+from nolabel import _usercode
+from nolabel.errors import unknown
 
 if TYPE_CHECKING:
     from nolabel.methods.base import Method
@@ -194,54 +190,55 @@ METHODS: dict[str, Entry] = {
 }
 
 
+OWN = "method class (a subclass of nolabel.methods.base.Method)"
+
+
 def load(name: str) -> type[Method]:
     """The method class of a built-in name or of `path/to/file.py:Class`.
+
+    A path is executed: only what the user typed may be passed with one. What was read from a file
+    names code by its hash (`_usercode.admit`).
 
     Raises:
         UsageError: unknown name, missing file or class, or a class that is no Method.
     """
-    if ".py" in name:
-        return _own(name)
+    if _usercode.is_reference(name):
+        return _class(_usercode.find(name, _is_method, OWN))
     if name not in METHODS:
         raise unknown("method", name, METHODS, "Or path/to/file.py:Class for your own.")
     module, _, attribute = METHODS[name].where.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
-def _own(name: str) -> type[Method]:
+def record(name: str) -> str:
+    """The name under which a run saves its method; executes a user's file.
+
+    Raises:
+        UsageError: as `load`.
+    """
+    if _usercode.is_reference(name):
+        return _usercode.load_path(name, _is_method, OWN).name
+    return name
+
+
+def record_uncopied(name: str) -> str:
+    """As `record`, of a run's folder that holds no copy: only bytes that are trusted are executed.
+
+    Raises:
+        UntrustedCode: the file was never run here, nor allowed.
+        UsageError: as `load`.
+    """
+    return _usercode.load_uncopied(name, _is_method, OWN).name
+
+
+def _is_method(value: object) -> bool:
     from nolabel.methods.base import Method
 
-    file, _, attribute = name.partition(":")
-    path = Path(file).expanduser().resolve()
-    if not path.is_file():
-        raise UsageError(f"No such file: {file}. Give path/to/file.py:Class.")
-    # The same text is loaded once, so that its class is one class wherever it is asked for.
-    key = f"nolabel_own_{path.stem}_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
-    module = sys.modules.get(key) or _execute(path, key)
-    own = [
-        key
-        for key, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, Method) and value is not Method
-    ]
-    if not attribute and len(own) == 1:
-        attribute = own[0]
-    if attribute not in own:
-        raise UsageError(
-            f"{file} has no method class {attribute!r}. Method classes found: "
-            f"{', '.join(own) or 'none (subclass nolabel.methods.base.Method)'}."
-        )
-    return getattr(module, attribute)
+    return isinstance(value, type) and issubclass(value, Method) and value is not Method
 
 
-def _execute(path: Path, key: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(key, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} cannot be imported. Give a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[key] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[key]
-        raise
-    return module
+def _class(value: object) -> type[Method]:
+    from nolabel.methods.base import Method
+
+    assert isinstance(value, type) and issubclass(value, Method)  # noqa: S101 - `_is_method`
+    return value

@@ -127,7 +127,7 @@ def dense_layers(
     which = ("key" if keys else "token") if facet == "auto" else facet
     values: list[list[Tensor]] = [[] for _ in layers]
     saliency, grids = [], [(0, 0)] * len(layers)
-    finer = b.finer(stride) if stride not in (0, p) else nullcontext()
+    finer = b.with_stride(stride) if stride not in (0, p) else nullcontext()
     with encoder.evaluating(), finer:
         for some in x.split(_BATCH):
             found = b.facets_of(some, [(layer, which) for layer in layers])

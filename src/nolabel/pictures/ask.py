@@ -140,7 +140,7 @@ def hidden_maps(encoder: Encoder, text: TextEncoder, x: Tensor, words: list[str]
 def patch_maps(encoder: Encoder, text: TextEncoder, x: Tensor, words: list[str]) -> np.ndarray:
     """Cosine of every patch of prepared images [N, C, S, S] with each text: [N, texts, h, w]."""
     with encoder.evaluating():
-        t = encoder.backbone.local(x)
+        t = encoder.backbone.dense_embeddings(x)
     patches = t.patches.float().clone()
     z = text.project(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
     cosines = torch.einsum("npe,ke->nkp", z, text.embed(words))

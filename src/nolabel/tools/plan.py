@@ -97,7 +97,7 @@ def count(method: Method, images: int, size: int, precision: str) -> Counts:
             alive.append(x)
         return x
 
-    units = [u for m in method.modules() for u in getattr(m, "units", ())]
+    units = [u for m in method.modules() for u in getattr(m, "shard_units", ())]
     alike = {u: sum(p.numel() for p in u.parameters()) for u in units}
     fetched = 0
 

@@ -1,0 +1,44 @@
+"""Classes from a user's own file: methods, backbones and sources named `path/to/file.py:Class`.
+
+A file that the user names is executed, and its bytes are remembered as trusted on this machine
+(`trust`). From then on the class goes by a name with the file's hash, `file.py:Class@1f2e3d4c5b6a`,
+in configurations and encoder files; a copy of the file lies beside them (`code/`). Whoever reads
+such a file back gets exactly these bytes, from the copy, and only if they are trusted.
+
+    recorded = load_path("my.py:VICReg", suits).name      # what the user typed
+    kind = find(recorded, suits)                          # anywhere later in this process
+    admit(raw, folder)                                    # before a run's folder is read back
+
+Whether a folder came from somebody else is not asked: only what its code is.
+"""
+
+from __future__ import annotations
+
+from nolabel._usercode.loading import (
+    Suits,
+    admit,
+    copy_code,
+    find,
+    load_path,
+    load_uncopied,
+    records,
+    refuse_paths,
+)
+from nolabel._usercode.reference import Reference, is_reference, parse, without_hash
+from nolabel._usercode.trust import trusted_code
+
+__all__ = [
+    "Reference",
+    "Suits",
+    "admit",
+    "copy_code",
+    "find",
+    "is_reference",
+    "load_path",
+    "load_uncopied",
+    "parse",
+    "records",
+    "refuse_paths",
+    "trusted_code",
+    "without_hash",
+]

@@ -1,0 +1,178 @@
+"""What every backbone must keep: `nolabel.testing.check_backbone`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nolabel.backbones import build
+from nolabel.backbones.base import ABILITIES, FACETS, Backbone
+from nolabel.backbones.own import give
+from nolabel.errors import UsageError
+from nolabel.types import Tokens
+
+
+def check_backbone(
+    backbone: str | nn.Module | type[nn.Module], *, image_size: int = 32, channels: int = 3
+) -> None:
+    """Checks everything that every backbone must keep; fails with a sentence.
+
+    Args:
+        backbone: name of a preset or of timm, path/to/file.py:Class, a network, or its class.
+        image_size: side S of the images in pixels that it is built for and tried with.
+        channels: C of the images.
+
+    Checks: shapes of tokens, layers, facets and attention; the last layer is the final output; the
+    same images give the same features while evaluating, each by itself; gradients of the embedding
+    reach all parameters; the weights can be saved and loaded; and whatever it says that it `can`.
+
+    Raises:
+        AssertionError: the contract is broken.
+        UsageError: it cannot be built.
+    """
+    name = backbone if isinstance(backbone, str) else give(backbone)
+    torch.manual_seed(0)
+    net = build(name, image_size=image_size, channels=channels).eval()
+    unknown = sorted(net.can - ABILITIES.keys())
+    assert not unknown, f"can {unknown}; allowed: {sorted(ABILITIES)}"
+    assert net.channels == channels, f"channels is {net.channels}, not {channels}"
+    assert net.image_size == image_size, f"image_size is {net.image_size}, not {image_size}"
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3, channels, image_size, image_size, generator=g)
+    with torch.no_grad():
+        whole = _shapes(net, x)
+        _deterministic(net, x, whole)
+        _layers_and_facets(net, x, whole)
+        _abilities(net, x, whole)
+    _reaches_all(net, x)
+    _saved(net, name, x, whole)
+
+
+def _shapes(net: Backbone, x: Tensor) -> Tokens:
+    n, d = len(x), net.dim
+    t = net.tokens(x)
+    assert isinstance(t, Tokens), f"tokens gives a {type(t).__name__}, not Tokens"
+    assert t.pooled.shape == (n, d), f"pooled is {list(t.pooled.shape)}, not {[n, d]}"
+    h, w = t.grid
+    shape = list(t.patches.shape)
+    assert shape == [n, h * w, d], f"patches are {shape}, not {[n, h * w, d]} of the grid {t.grid}"
+    assert torch.isfinite(t.pooled).all() and torch.isfinite(t.patches).all(), "not finite"
+    assert t.prefix is None or t.prefix.shape[::2] == (n, d), "prefix tokens of another shape"
+    if "patches" in net.can:
+        side = h * net.patch_size
+        assert side == x.shape[-2], f"{h} rows of patches of {net.patch_size} px are {side} px"
+    return t
+
+
+def _deterministic(net: Backbone, x: Tensor, whole: Tokens) -> None:
+    again, alone = net.tokens(x).pooled, net.tokens(x[1:2]).pooled
+    assert torch.equal(again, whole.pooled), "the same images give other features while evaluating"
+    assert torch.allclose(alone[0], whole.pooled[1], atol=1e-4), (
+        "an image's features depend on the others of its batch while evaluating"
+    )
+    pooled = net(x)
+    assert torch.allclose(pooled, whole.pooled, atol=1e-5), "forward is not the pooled embedding"
+
+
+def _layers_and_facets(net: Backbone, x: Tensor, whole: Tokens) -> None:
+    layers = net.layers(x, net.depth)
+    assert len(layers) == net.depth, f"layers gives {len(layers)} of depth {net.depth}"
+    assert torch.allclose(layers[-1].patches, whole.patches, atol=1e-5), (
+        "the last layer's patches are not those of tokens"
+    )
+    assert torch.allclose(layers[-1].pooled, whole.pooled, atol=1e-5), (
+        "the last layer's embedding is not that of tokens"
+    )
+    assert len(net.layers(x, 1)) == 1, "layers(x, 1) gives more than the last layer"
+    for which in FACETS if "attention" in net.can else ("token",):
+        facet = net.facets(x, net.depth - 1, which)
+        assert facet.patches.shape[1] == facet.grid[0] * facet.grid[1], f"{which} fills no grid"
+    if "attention" in net.can:
+        a = net.attention(x)
+        assert torch.allclose(a.sum(-1), torch.ones(()), atol=1e-4), "attention does not sum to 1"
+        row = net.attention(x, -1, slice(0, 1))
+        assert torch.allclose(row, a[:, :, :1], atol=1e-5), "one row of attention is another alone"
+
+
+def _abilities(net: Backbone, x: Tensor, whole: Tokens) -> None:
+    """What it says that it can, it does; what it cannot, it refuses."""
+    n, p = len(x), whole.patches.shape[1]
+    if "any_size" in net.can:
+        larger = F.pad(x, (0, x.shape[-1], 0, x.shape[-1]))
+        pooled = net.tokens(larger).pooled
+        assert pooled.shape == (n, net.dim), "images twice as large give another width"
+    if "mask" in net.can:
+        mask = torch.zeros(n, p, dtype=torch.bool)
+        token = torch.full((net.mask_dim,), 3.0)
+        clear = net.tokens(x, mask=mask, mask_token=token)
+        assert torch.allclose(clear.patches, whole.patches, atol=1e-5), "an empty mask hides"
+        mask[:, : max(p // 2, 1)] = True
+        hidden = net.tokens(x, mask=mask, mask_token=token).pooled
+        assert not torch.allclose(hidden, whole.pooled), "a mask hides nothing"
+        rows = slice(0, _hidden_rows(mask, whole.grid) * net.patch_size)
+        other = x.clone()
+        other[:, :, rows] += 1.0  # only what is hidden
+        same = net.tokens(other, mask=mask, mask_token=token).pooled
+        assert torch.allclose(same, hidden, atol=1e-4), "what a mask hides is seen"
+    else:
+        _refused(net, x, {"mask": torch.ones(n, p, dtype=torch.bool)})
+    if "drop" in net.can:
+        keep = torch.arange(max(p // 2, 1)).expand(n, -1)
+        kept = net.tokens(x, keep=keep).patches.shape[1]
+        assert kept == keep.shape[1], f"of {keep.shape[1]} patches to keep, {kept} came out"
+    else:
+        _refused(net, x, {"keep": torch.zeros(n, 1, dtype=torch.long)})
+    if "stride" in net.can and net.patch_size % 2 == 0:
+        half = net.patch_size // 2
+        with net.with_stride(half):
+            rows_of_patches = net.tokens(x).grid[0]
+        expected = 1 + (x.shape[-2] - net.patch_size) // half
+        assert rows_of_patches == expected, f"{rows_of_patches} rows of patches, not {expected}"
+
+
+def _hidden_rows(mask: Tensor, grid: tuple[int, int]) -> int:
+    """Rows of the grid that a mask [N, P] hides whole, in all images, from the top."""
+    return int(mask[0].unflatten(0, grid).all(1).sum())
+
+
+def _refused(net: Backbone, x: Tensor, what: dict[str, Tensor]) -> None:
+    try:
+        net.tokens(x, **what)
+    except UsageError:
+        return
+    raise AssertionError(f"tokens takes a {next(iter(what))} that the backbone cannot use")
+
+
+def _reaches_all(net: Backbone, x: Tensor) -> None:
+    if not any(p.requires_grad for p in net.parameters()):
+        return
+    net.train()
+    net.zero_grad()
+    t = net.tokens(x)
+    (t.pooled.square().sum() + t.patches.square().sum()).backward()
+    lost = [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert not lost, f"parameters that the embedding does not reach: {lost}"
+    net.set_drop_path(0.0)
+    net.zero_grad(set_to_none=True)
+    net.eval()
+
+
+def _saved(net: Backbone, name: str, x: Tensor, whole: Tokens) -> None:
+    """Weights and keyword arguments make the same network again."""
+    own, inner = list(net.parameters()), {id(p) for p in net.net.parameters()}
+    outside = sum(id(p) not in inner for p in own)
+    assert not outside, f"{outside} parameters lie outside `net`, and would not be saved"
+    torch.manual_seed(1)
+    fresh = build(name, kwargs=net.kwargs)
+    for p in fresh.parameters():
+        p.data.add_(1.0)  # whatever the state does not restore stays wrong
+    assert fresh.image_size == net.image_size and fresh.dim == net.dim, "kwargs make another one"
+    fresh.net.load_state_dict(net.net.state_dict())
+    with torch.no_grad():
+        net.train()
+        net.tokens(x)  # moves running statistics, which belong to the state
+        net.eval()
+        fresh.net.load_state_dict(net.net.state_dict())
+        a, b = net.tokens(x).pooled, fresh.eval().tokens(x).pooled
+    assert torch.equal(a, b), "the same weights give other features"

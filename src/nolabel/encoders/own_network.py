@@ -1,0 +1,75 @@
+"""Encoders whose network is the user's own: its code lies beside the encoder file, in `code/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nolabel import _usercode
+from nolabel.backbones import is_own
+from nolabel.backbones.base import Backbone
+from nolabel.backbones.own import build_own, give
+from nolabel.errors import DataError, FileDamaged, UsageError
+
+Network = nn.Module | type[nn.Module]
+
+
+def keep_code(name: str, path: Path) -> dict[str, dict[str, str]]:
+    """Copies the code of a backbone beside its encoder file.
+
+    Args:
+        name: of the backbone.
+        path: of the encoder file.
+
+    Returns:
+        Name of the copy -> {"sha256"}; nothing for networks of timm.
+
+    Raises:
+        DataError: the copy cannot be written.
+    """
+    try:
+        _usercode.copy_code(name, path.parent)
+    except OSError as error:
+        raise DataError(
+            f"Cannot write the encoder's code beside {str(path)!r}: {error}. Check that the folder "
+            "exists, may be written to, and has space."
+        ) from error
+    # Where the code lay before is nothing that a public file tells.
+    return {k: {"sha256": v["sha256"]} for k, v in _usercode.records(name).items()}
+
+
+def build_own_network(header: Mapping[str, Any], path: Path, network: Network | None) -> Backbone:
+    """The network of an encoder file with fresh weights; the random state stays.
+
+    Args:
+        header: of the file.
+        path: of the file.
+        network: the network or its class, instead of the code beside the file.
+
+    Raises:
+        UntrustedCode: the code was never run here.
+        UsageError: the code is missing, the network was given in Python, or it is one of timm's.
+        FileDamaged: the code was changed, or the header does not say the size of images.
+    """
+    name, kwargs = header["name"], header["kwargs"]
+    if not is_own(name):
+        raise UsageError(
+            f"The encoder in {str(path)!r} is a {name!r}, which is built from its name. Leave "
+            "backbone out."
+        )
+    size, channels = kwargs.get("image_size"), kwargs.get("in_chans", 3)
+    if not isinstance(size, int) or not isinstance(channels, int):
+        raise FileDamaged(f"The file {str(path)!r} does not say the size of its network's images.")
+    if network is None:
+        _usercode.admit(name, path.parent, header.get("code"))
+    else:
+        name = give(network)
+    state = torch.get_rng_state()
+    try:
+        return build_own(name, size, channels, {})
+    finally:
+        torch.set_rng_state(state)
