@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nolabel import backbones, methods, recipes
+from nolabel.backbones._contract import check_backbone as check_backbone
 from nolabel.backbones.base import Backbone
 from nolabel.engine.checkpoint import capture, restore, rng_state, set_rng_state
 from nolabel.engine.optimiser import build_optimiser

@@ -261,7 +261,7 @@ def _told(
 ) -> Recipe:  # fmt: skip
     """What a method's recipe says for such a run on GPUs."""
     context = RecipeContext(
-        image_size=size, images=images, batch_size=batch, conv="resnet" in backbone,
+        image_size=size, images=images, batch_size=batch, conv=backbones.is_convolutional(backbone),
         patch_size=backbones.stride_of(backbone, patch), device="cuda",
     )  # fmt: skip
     return recipes.recipe(kind, "paper" if recipe == "paper" else "auto", context)
