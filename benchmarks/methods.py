@@ -51,7 +51,8 @@ def one(method: str, backbone: str, data: str, seed: int, steps: int, out: Path)
     import numpy as np
 
     import nolabel as nl
-    from nolabel.data.open import Subset, open_source
+    from nolabel.data.open import open_source
+    from nolabel.data.source import Subset
     from nolabel.encoders.features import extract
     from nolabel.engine.health import effective_rank
 

@@ -34,7 +34,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from nolabel.data.loader import make_loader
-from nolabel.data.open import Source, open_source
+from nolabel.data.open import open_source
+from nolabel.data.source import Source
 from nolabel.data.stages import measure_stages
 from nolabel.views import FastViews
 from views import dino, environment, plain

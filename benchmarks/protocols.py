@@ -52,7 +52,8 @@ def one(name: str, data: str, seed: int, runs: Path) -> dict[str, Any]:
     import numpy as np
 
     import nolabel as nl
-    from nolabel.data.open import Subset, open_source
+    from nolabel.data.open import open_source
+    from nolabel.data.source import Subset
     from nolabel.errors import DataError, UsageError
 
     train, test = (open_source(f"{data}:{s}", image_size=32) for s in ("train", "test"))

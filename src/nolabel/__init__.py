@@ -14,6 +14,7 @@ Everything is imported where it is first used, so `import nolabel` is quick.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,11 +48,13 @@ def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> 
     """
     from nolabel.config import merge
     from nolabel.data.open import open_source
+    from nolabel.data.source import Source
     from nolabel.engine.train import pretrain as train
 
     source = None
-    if not isinstance(data, str) and not hasattr(data, "__fspath__"):
-        channels = int(options.get("channels", getattr(data, "channels", 3)))
+    if not isinstance(data, str | os.PathLike):
+        own = data.channels if isinstance(data, Source) else 3
+        channels = int(options.get("channels", own))
         source = open_source(data, channels=channels)
         options = {**options, "channels": channels}
     # By name, as `fit` lies above the engine, which asks this module for its version.

@@ -21,8 +21,9 @@ import yaml
 
 from nolabel import methods, recipes
 from nolabel.backbones import stride_of
-from nolabel.data.open import Source, fast_images, open_source
+from nolabel.data.open import open_source
 from nolabel.data.order import steps_per_epoch
+from nolabel.data.source import Source
 from nolabel.data.statistics import measure_statistics
 from nolabel.errors import BadImage, DataError, UsageError, did_you_mean, unknown
 from nolabel.methods.base import Method, RecipeContext
@@ -362,7 +363,7 @@ def _backbone(s: Settings, kind: type[Method]) -> Settings:
 
 def _workers(source: Source) -> int | None:
     """0 for a set in memory; otherwise auto, measured at the start."""
-    return None if fast_images(source) is None else 0
+    return 0 if source.in_memory else None
 
 
 def merge(explicit: Mapping[str, Any]) -> Parse:

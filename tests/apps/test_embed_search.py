@@ -16,6 +16,7 @@ from nolabel.apps.search import draw, search
 from nolabel.cli import main
 from nolabel.data.creatures.world import Creatures
 from nolabel.data.open import open_source
+from nolabel.data.source import Source
 from nolabel.encoders.features import extract
 from nolabel.errors import BadImage, DataError, FileDamaged, UsageError
 
@@ -71,11 +72,10 @@ def test_pools_unit_length_and_half_precision(encoder, tmp_path):
         )
 
 
-class Stops:
+class Stops(Source):
     """A source that is interrupted after some images, and cannot read one of them."""
 
-    in_memory = False
-    name, labels, classes = "stops", None, ()
+    name = "stops"
 
     def __init__(self, after):
         self.after, self.seen = after, []

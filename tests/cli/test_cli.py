@@ -14,7 +14,7 @@ from PIL import Image
 from nolabel import cli
 from nolabel.backbones import PRESETS
 from nolabel.cli import runs as cli_runs
-from nolabel.data.open import NAMES as SETS
+from nolabel.data.open import DATASETS as SETS
 from nolabel.methods import METHODS
 from nolabel.pictures import NAMES as PICTURES
 from nolabel.pictures import options_of

@@ -141,7 +141,7 @@ def test_a_bad_file_is_refused_with_a_reason(name):
         read_image(BAD[name])
     assert len(caught.value.reason) > 8
     with pytest.raises(BadImage):
-        read_image(BAD[name], enough=100)
+        read_image(BAD[name], sufficient_pixels=100)
 
 
 @pytest.mark.parametrize("name", good_but_odd())

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nolabel.data.open import Arrays, Subset, open_source
+from nolabel.data.open import open_source
+from nolabel.data.source import Subset
 from nolabel.data.sources._bands import read_bands, shown
 from nolabel.data.sources._decode import read_image
+from nolabel.data.sources.items import Arrays
 from nolabel.data.statistics import measure_statistics
 from nolabel.errors import BadImage, DataError, UsageError
 

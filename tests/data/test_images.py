@@ -417,9 +417,9 @@ def test_with_and_without_simplejpeg_the_pixels_are_the_same(
     mode, size, subsampling, progressive, enough, monkeypatch
 ):
     data = jpeg(size, mode, subsampling=subsampling, progressive=progressive)
-    fast = read_image(data, enough=enough)
+    fast = read_image(data, sufficient_pixels=enough)
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
-    assert np.array_equal(fast, read_image(data, enough=enough))
+    assert np.array_equal(fast, read_image(data, sufficient_pixels=enough))
 
 
 @pytest.mark.parametrize(
@@ -434,25 +434,27 @@ def test_with_and_without_simplejpeg_the_pixels_are_the_same(
     ],
 )
 def test_a_jpeg_is_reduced_as_far_as_enough_pixels_are_left(enough, shape):
-    assert read_image(jpeg((501, 377)), enough=enough).shape == shape
+    assert read_image(jpeg((501, 377)), sufficient_pixels=enough).shape == shape
 
 
 def test_a_reduced_jpeg_looks_like_the_whole_one_reduced():
     data = jpeg((400, 320), quality=95)
     whole = Image.fromarray(read_image(data)).reduce(4)
-    assert np.abs(read_image(data, enough=8000).astype(int) - np.asarray(whole)).mean() < 1
+    assert (
+        np.abs(read_image(data, sufficient_pixels=8000).astype(int) - np.asarray(whole)).mean() < 1
+    )
 
 
 def test_a_reduced_jpeg_is_turned_upright_too():
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert read_image(jpeg((400, 320), exif=exif), enough=8000).shape == (100, 80, 3)
+    assert read_image(jpeg((400, 320), exif=exif), sufficient_pixels=8000).shape == (100, 80, 3)
 
 
 def test_only_jpeg_is_reduced():
     file = BytesIO()
     Image.new("RGB", (400, 320)).save(file, "PNG")
-    assert read_image(file.getvalue(), enough=1).shape == (320, 400, 3)
+    assert read_image(file.getvalue(), sufficient_pixels=1).shape == (320, 400, 3)
 
 
 def test_an_odd_jpeg_that_pillow_accepts_is_accepted():

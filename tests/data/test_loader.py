@@ -16,17 +16,20 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from nolabel.data.batches import ATTEMPTS, StepDataset
+from nolabel.data.batches import ATTEMPTS, BatchDataset
 from nolabel.data.loader import make_loader
-from nolabel.data.open import Arrays, Subset, open_source
+from nolabel.data.open import open_source
 from nolabel.data.order import batch_indices, replacement
+from nolabel.data.source import Source, Subset
+from nolabel.data.sources.items import Arrays
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Batch, Sample
 from nolabel.views import FastViews, View, ViewPlan
+from nolabel.views.executor import Executor
 
 
 @dataclass
-class Crops:
+class Crops(Executor):
     """A stand-in for the executors: random crops keyed by (epoch, key), two views."""
 
     device: str = "cpu"
@@ -222,8 +225,8 @@ def test_a_source_full_of_bad_files_is_one_clear_error(tmp_path, workers):
 
 
 def test_a_name_that_is_no_text_can_still_be_reported():
-    class Odd:
-        name, labels, classes = "odd", None, ()
+    class Odd(Source):
+        name = "odd"
 
         def __len__(self):
             return 2
@@ -317,14 +320,14 @@ def test_a_batch_larger_than_the_data_names_the_largest():
     with pytest.raises(UsageError, match="'toy' has 23 images.*largest batch possible is 23"):
         make_loader(_toy(), Crops(), seed=0, batch_size=24, start_step=0, total_steps=1)
     with pytest.raises(UsageError, match="largest batch possible is 20"):
-        StepDataset(_toy(), Crops(), seed=0, batch_size=40, world=4)
+        BatchDataset(_toy(), Crops(), seed=0, batch_size=40, world=4)
     with pytest.raises(UsageError, match="Use more images"):
-        StepDataset(_toy(3), Crops(), seed=0, batch_size=4, world=4)
+        BatchDataset(_toy(3), Crops(), seed=0, batch_size=4, world=4)
 
 
 def test_a_batch_that_cannot_be_cut_evenly_names_the_nearest():
     with pytest.raises(UsageError, match="4 equal parts.*Use 8 or 12"):
-        StepDataset(_toy(), Crops(), seed=0, batch_size=10, world=2, accumulate=2)
+        BatchDataset(_toy(), Crops(), seed=0, batch_size=10, world=2, accumulate=2)
 
 
 def test_impossible_requests_are_refused_at_once():
@@ -357,5 +360,5 @@ def test_large_jpegs_are_decoded_no_larger_than_the_views_need(tmp_path):
     whole = FastViews(ViewPlan(views=(View(name="v", size=32, scale=None),)))
     for executor, shape in ((small, (150, 200, 3)), (whole, (1200, 1600, 3))):
         for source in (open_source(tmp_path), Subset(open_source(tmp_path), [0])):
-            steps = StepDataset(source, executor, seed=0, batch_size=1)
-            assert steps.gather(0, 0).images[0].shape == shape
+            steps = BatchDataset(source, executor, seed=0, batch_size=1)
+            assert steps.decode(0, 0).images[0].shape == shape

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nolabel.data import _strings as names
+from nolabel.data._cache import cache_folder
+from nolabel.data._strings import StringTable
 from nolabel.data.sources.manifest import Manifest
 from nolabel.errors import BadImage, DataError, UsageError
 
@@ -126,7 +127,7 @@ def test_a_damaged_cache_is_read_past(pictures):
     file = pictures / "list.txt"
     file.write_text("0.png\n")
     Manifest(file)
-    (kept,) = names.cache_folder().iterdir()
+    (kept,) = cache_folder().iterdir()
     for damage in (b"", b"PK\x03\x04 nonsense", kept.read_bytes()[:-40]):
         kept.write_bytes(damage)
         assert list(Manifest(file).paths) == ["0.png"]
@@ -141,7 +142,7 @@ def test_without_a_place_to_write_nothing_is_kept_and_nothing_fails(pictures, mo
 
 def test_packed_strings_are_what_went_in():
     given = ["", "a", "später/ß.png", "\udcff raw byte", "x" * 1000, ""]
-    packed = names.Strings.of(given)
+    packed = StringTable.from_strings(given)
     assert list(packed) == given
     assert [packed[-1], packed[2]] == ["", given[2]]
     with pytest.raises(IndexError):

@@ -12,18 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nolabel.data.open import (
-    NAMES,
-    Arrays,
-    Items,
-    Source,
-    Subset,
-    fast_images,
-    open_source,
-    require_labels,
-    split,
-)
+from nolabel.data.open import DATASETS, open_source
+from nolabel.data.source import Source, Subset, require_labels, split
 from nolabel.data.sources import builtin
+from nolabel.data.sources.items import Arrays, Items
 from nolabel.errors import BadImage, DataError, UsageError
 
 has_fashion = pytest.mark.skipif(
@@ -58,7 +50,7 @@ def test_a_folder_is_listed_recursively_in_sorted_order(tmp_path):
     names = [Path(source.path(i)).relative_to(tmp_path).as_posix() for i in range(len(source))]
     assert names == ["a/1.jpeg", "a/2.PNG", "a/deep/0.png", "b.png", "c.webp"]
     assert source.labels is None and source.classes == ()
-    assert isinstance(source, Source) and fast_images(source) is None
+    assert isinstance(source, Source) and not source.in_memory
 
 
 def test_subfolder_names_are_labels_when_every_image_has_one(tmp_path):
@@ -224,7 +216,7 @@ def test_a_subset_is_a_view():
     with pytest.raises(UsageError, match="reaches past its 40 images"):
         Subset(source, [40])
     one_by_one = Subset(Items([np.zeros((2, 2, 3), np.uint8)]), [0])
-    assert fast_images(one_by_one) is None and one_by_one.labels is None
+    assert not one_by_one.in_memory and one_by_one.labels is None
 
 
 def test_a_split_is_stratified_disjoint_and_repeatable():
@@ -254,7 +246,7 @@ def test_every_class_of_two_is_in_both_parts_of_a_split():
 def test_the_table_of_names_needs_no_heavy_import():
     code = (
         "import sys, nolabel.data.open as s;"
-        "assert [n.name for n in s.NAMES], s;"
+        "assert [n.name for n in s.DATASETS], s;"
         "print(*{'torch', 'torchvision', 'sklearn'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -262,7 +254,7 @@ def test_the_table_of_names_needs_no_heavy_import():
 
 
 def test_every_name_in_the_table_has_words_and_splits():
-    for named in NAMES:
+    for named in DATASETS:
         assert named.description and set(named.splits) == {"train", "test"}
 
 
@@ -281,7 +273,7 @@ def test_creatures_are_drawn_at_the_size_asked_for():
     assert open_source("creatures").read(0).image.shape == (32, 32, 3)
     source = open_source("creatures:test", image_size=48)
     assert source.images(np.arange(2)).shape == (2, 48, 48, 3)
-    assert isinstance(source, Source) and fast_images(source) is not None
+    assert isinstance(source, Source) and source.in_memory
     assert len(require_labels(source)) == len(source)
 
 

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from nolabel.data import stages
-from nolabel.data.open import Arrays, open_source
+from nolabel.data.open import open_source
+from nolabel.data.source import Source
+from nolabel.data.sources.items import Arrays
 from nolabel.errors import BadImage, DataError
 from nolabel.types import Sample
 from nolabel.views import View, ViewPlan
@@ -17,10 +19,10 @@ from nolabel.views import View, ViewPlan
 PLAN = ViewPlan(views=(View(name="v", size=32, count=2, jitter=(0.4, 0.4, 0.2, 0.1), blur=(1.0,)),))
 
 
-class Slow:
+class Slow(Source):
     """A source one of whose stages sleeps."""
 
-    name, labels, classes = "slow", None, ()
+    name, has_files = "slow", True
 
     def __init__(self, reading: float = 0.0, decoding: float = 0.0):
         self.reading, self.decoding = reading, decoding
@@ -31,12 +33,12 @@ class Slow:
     def path(self, i):
         return str(i)
 
-    def raw(self, i):
+    def read_bytes(self, i):
         time.sleep(self.reading)
         return b""
 
     def read(self, i):
-        self.raw(i)
+        self.read_bytes(i)
         time.sleep(self.decoding)
         return Sample(image=np.zeros((40, 40, 3), np.uint8))
 

@@ -11,11 +11,14 @@ from PIL import Image
 from nolabel.data.creatures import world as creatures
 from nolabel.data.creatures.world import Creatures
 from nolabel.data.loader import make_loader
-from nolabel.data.open import Arrays, Subset, open_source, split
+from nolabel.data.open import open_source
+from nolabel.data.source import Subset, split
+from nolabel.data.sources.items import Arrays
 from nolabel.data.text.captions import has_texts, require_texts, texts_of
 from nolabel.errors import DataError
 from nolabel.tools.pack import pack
 from nolabel.views import FastViews, View, ViewPlan
+from nolabel.views.executor import Executor
 
 VIEWS = FastViews(ViewPlan(views=(View(name="v", size=8),)))
 
@@ -98,8 +101,8 @@ def test_ranks_and_micro_batches_share_out_the_texts_with_the_images(table):
 
 
 def test_texts_travel_when_workers_only_decode(table):
-    class Elsewhere:
-        device, plan = "meta", None
+    class Elsewhere(Executor):
+        device = "meta"
 
         def __call__(self, images, keys, epoch):
             return VIEWS(images, keys, epoch)

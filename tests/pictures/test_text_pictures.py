@@ -14,7 +14,8 @@ from torch import nn
 
 from nolabel.data.creatures.scenes import Scenes
 from nolabel.data.creatures.world import Creatures
-from nolabel.data.open import Arrays
+from nolabel.data.source import Source
+from nolabel.data.sources.items import Arrays
 from nolabel.encoders import load
 from nolabel.encoders.text import TextEncoder
 from nolabel.errors import DataError, UsageError
@@ -86,10 +87,10 @@ def named_colour(text):
     return one_hot(found[0], 3) - 1 / 3 if found else torch.tensor([1.0, -1.0, 0.0])
 
 
-class Squares:
+class Squares(Source):
     """Grey images with a red square, and its mask."""
 
-    name, labels, classes = "squares", None, ()
+    name = "squares"
 
     def __len__(self):
         return 6

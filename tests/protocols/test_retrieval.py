@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 import nolabel as nl
 from nolabel.cli import main
-from nolabel.data.open import Arrays
-from nolabel.data.sources.items import Items
+from nolabel.data.sources.items import Arrays, Items
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, FileDamaged, UsageError
 from nolabel.protocols._ranking import average_precision, bootstrap, places, precision_at

@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from nolabel.backbones import build
-from nolabel.data.open import Arrays, Items, Subset, open_source
+from nolabel.data.open import open_source
+from nolabel.data.source import Subset
+from nolabel.data.sources.items import Arrays, Items
 from nolabel.encoders import Encoder
 from nolabel.encoders.features import extract
 from nolabel.errors import DataError, UsageError

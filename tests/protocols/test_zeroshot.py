@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 import nolabel as nl
 from nolabel import cli
 from nolabel.data.creatures.world import Creatures
+from nolabel.data.source import Subset
 from nolabel.encoders import load, load_encoder_file, load_text
 from nolabel.encoders.text import save_text
 from nolabel.errors import DataError, FileDamaged, UsageError
@@ -239,27 +240,12 @@ def test_without_labels_every_distinct_text_is_a_class(run):
     assert report.best["chance"] == pytest.approx(1 / distinct)
 
 
-class _WithoutLabels:
+class _WithoutLabels(Subset):
     """The same images and texts, without labels."""
 
-    labels, classes, in_memory = None, (), True
-
     def __init__(self, source):
-        self.source, self.name = source, source.name
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getattr__(self, name):
-        if name == "source":
-            raise AttributeError(name)
-        return getattr(self.source, name)
-
-    def path(self, i):
-        return self.source.path(i)
-
-    def read(self, i):
-        return self.source.read(i)
+        super().__init__(source, np.arange(len(source)))
+        self.labels, self.classes = None, ()
 
 
 def test_images_without_texts_are_classified_by_the_names_of_their_folders(run, photos):

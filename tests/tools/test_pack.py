@@ -48,7 +48,7 @@ def test_without_shrinking_the_very_files_come_out_with_label_and_name(photos, t
     packed = Shards(numbers["pattern"])
     assert (numbers["images"], numbers["skipped"], numbers["shards"]) == (12, 1, 3)
     kept = good(source)
-    assert [packed.raw(i) for i in range(12)] == [source.raw(i) for i in kept]
+    assert [packed.read_bytes(i) for i in range(12)] == [source.read_bytes(i) for i in kept]
     assert packed.classes == source.classes
     assert packed.labels.tolist() == source.labels[kept].tolist()
     assert "cats/" in packed.path(0) and "photo_" in packed.path(0)
@@ -64,7 +64,7 @@ def test_shrunk_images_have_the_longest_side_and_look_the_same(photos, tmp_path)
         assert small.shape == (15, 20, 3)
         same = np.asarray(Image.fromarray(large).resize((20, 15), Image.Resampling.LANCZOS), float)
         assert np.abs(small - same).mean() < 6
-        assert Image.open(io.BytesIO(packed.raw(j))).format == "JPEG"
+        assert Image.open(io.BytesIO(packed.read_bytes(j))).format == "JPEG"
 
 
 def test_what_has_no_files_is_packed_without_loss(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from nolabel import cli
-from nolabel.data.open import Items, open_source
+from nolabel.data.open import open_source
+from nolabel.data.sources.items import Items
 from nolabel.tools.survey import survey
 
 

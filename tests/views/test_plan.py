@@ -132,9 +132,9 @@ def test_planning_needs_no_torch():
 def test_enough_pixels_leave_the_smallest_crop_twice_the_view():
     wide = View(name="a", size=96, scale=(0.05, 0.4))
     p = ViewPlan(views=(wide, View(name="b", size=100, scale=(0.4, 1.0))))
-    side = math.sqrt(p.enough * 0.05 * 3 / 4)  # the shorter side of its smallest crop
+    side = math.sqrt(p.sufficient_pixels * 0.05 * 3 / 4)  # the shorter side of its smallest crop
     assert side == pytest.approx(2 * 96, rel=1e-3)
 
 
 def test_evaluation_needs_every_pixel():
-    assert evaluation_plan(64).enough is None
+    assert evaluation_plan(64).sufficient_pixels is None

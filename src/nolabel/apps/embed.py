@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from nolabel.data.open import Source, Subset
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source, Subset
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import chunks
 from nolabel.errors import DataError, FileDamaged, UsageError, printable, unknown

@@ -339,9 +339,9 @@ def _list(args: list[str]) -> None:
         more = "and any other VisionTransformer, SwinTransformer or ResNet of timm, by name"
         rows.append({"name": "vit_*, swin_*, resnet*", "description": more})
     elif what == "datasets":
-        from nolabel.data.open import NAMES
+        from nolabel.data.open import DATASETS
 
-        rows = [n._asdict() if hasattr(n, "_asdict") else dict(vars(n)) for n in NAMES]
+        rows = [dict(vars(info)) for info in DATASETS]
     elif what == "protocols":
         from nolabel.protocols.run import PROTOCOLS
 

@@ -89,7 +89,8 @@ def _drawn(index: Any, encoder: Any, hits: Any, given: Any) -> Any:
     import os
 
     from nolabel.apps.search import draw
-    from nolabel.data.open import Subset, open_source
+    from nolabel.data.open import open_source
+    from nolabel.data.source import Subset
     from nolabel.data.sources._decode import read_image
 
     data = given.data or index.about["data"]

@@ -1,74 +1,84 @@
-"""The images of a step, and their views: what a worker does for one micro-batch."""
+"""The batch of a training step: which images it holds, decoded, and their views.
+
+One item of the dataset is one process's micro-batch of one step; a data worker makes it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TypedDict
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from nolabel.data.blocks import block_index_at
-from nolabel.data.open import Source, fast_images
 from nolabel.data.order import batch_indices, replacement, steps_per_epoch
+from nolabel.data.source import Source
 from nolabel.data.text.captions import require_texts, texts_of
 from nolabel.errors import BadImage, DataError, UsageError, printable
 from nolabel.types import Batch, Sample
+from nolabel.views.executor import Executor
 from nolabel.views.plan import ViewPlan
 
-ATTEMPTS = 10  # stand-ins tried for one unreadable image
-
-
-class Executor(Protocol):
-    """Makes the views of a batch (see `nolabel.views`)."""
-
-    def __call__(self, images: Any, keys: np.ndarray, epoch: int, /) -> dict[str, Tensor]:
-        """name -> float32 [V, B, C, H, W] from uint8 [B, H, W, 3] or a list of [H, W, 3]."""
-        ...
+ATTEMPTS = 10  # replacements tried for one unreadable image
 
 
 @dataclass(frozen=True)
-class Raw:
-    """The decoded images of one micro-batch, before any view is made."""
+class DecodedBatch:
+    """The decoded images of one micro-batch, before any view is made.
 
-    images: np.ndarray | list[np.ndarray]  # uint8 [B, H, W, 3], or B of uint8 [H, W, 3]
-    places: np.ndarray  # int64 [B]: the image that was due; randomness is keyed by it
-    keys: np.ndarray  # int64 [B]: the image that is there; differs where one was replaced
+    Attributes:
+        images: uint8 [B, H, W, C], or B of uint8 or uint16 [H_i, W_i, C].
+        due: int64 [B]: number of the image that the order asks for; the views are keyed by it.
+        keys: int64 [B]: number of the image that was read; differs where one was replaced.
+        epoch: 0-based epoch.
+        skipped: path and reason of each image that could not be read.
+        texts: texts of the images that were read; None unless asked for.
+    """
+
+    images: np.ndarray | list[np.ndarray]
+    due: np.ndarray
+    keys: np.ndarray
     epoch: int
-    skipped: tuple[tuple[str, str], ...]  # (path, reason)
-    texts: tuple[str, ...] | None = None  # of the images that are there
+    skipped: tuple[tuple[str, str], ...]
+    texts: tuple[str, ...] | None = None
 
 
-def how_to_read(source: Source, plan: ViewPlan | None) -> dict[str, int]:
-    """Arguments of the source's `read`: photographs need not be decoded whole for small views."""
-    enough = plan.enough if plan is not None and getattr(source, "reduces", False) else None
-    return {"enough": enough} if enough else {}
+class ReadKwargs(TypedDict, total=False):
+    """Keyword arguments of `Source.read`."""
+
+    sufficient_pixels: int
 
 
-class StepDataset(Dataset[Batch]):
-    """Item (step, micro) is a batch: one rank's part `micro` of the global batch at `step`.
+def read_kwargs(source: Source, plan: ViewPlan | None) -> ReadKwargs:
+    """Arguments of the source's `read`: small views do not need photographs at full size."""
+    pixels = plan.sufficient_pixels if plan is not None and source.supports_draft else None
+    return {"sufficient_pixels": pixels} if pixels else {}
+
+
+class BatchDataset(Dataset[Batch]):
+    """Item (step, micro) is a batch: one rank's micro-batch `micro` of the global batch at `step`.
 
     The global batch of `batch_size` images is cut into `world` contiguous parts, one a rank, and
     each of those into `accumulate` contiguous micro-batches.
 
     Args:
-        source: Where the images come from.
-        executor: Makes the views.
-        seed: Seed of the order of images.
-        batch_size: Images in the global batch.
-        accumulate: Micro-batches in a rank's part of one step.
-        rank: This process, in [0, world).
-        world: Number of processes.
-        with_labels: Whether batches carry labels.  They do not unless asked: what learns without
+        source: where the images come from.
+        executor: makes the views.
+        seed: seed of the order of images.
+        batch_size: images in the global batch.
+        accumulate: micro-batches in a rank's part of one step.
+        rank: number of this process, in [0, world).
+        world: number of processes.
+        with_labels: whether batches carry labels. They do not unless asked: what learns without
             labels cannot then be given them by mistake.
-        with_text: Whether batches carry texts.  An image without one counts as unreadable.
+        with_text: whether batches carry texts. An image without one counts as unreadable.
 
     Raises:
-        UsageError: The batch is larger than the data or cannot be cut evenly; or labels are
+        UsageError: the batch is larger than the data or cannot be cut evenly; or labels are
             asked of a source that has none.
-        DataError: Texts are asked of a source that has none.
+        DataError: texts are asked of a source that has none.
     """
 
     def __init__(
@@ -100,37 +110,49 @@ class StepDataset(Dataset[Batch]):
         self.first_part = rank * accumulate
         self.part_size = batch_size // parts
         self.with_labels, self.with_text = with_labels, with_text
-        self._images = fast_images(source)
-        self._how = how_to_read(source, getattr(executor, "plan", None))
+        self._read_kwargs = read_kwargs(source, executor.plan)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches in an epoch."""
+        """Full global batches in an epoch."""
         return steps_per_epoch(self.batch_size, len(self.source))
 
     def __getitem__(self, item: tuple[int, int]) -> Batch:
-        """The batch of (step, micro).  Raises DataError when the source is full of bad files."""
-        return self.finish(self.gather(*item))
+        """The batch of (step, micro). Raises DataError when the source is full of bad files."""
+        return self.make_views(self.decode(*item))
 
-    def gather(self, step: int, micro: int) -> Raw:
-        """Reads the images of (step, micro)."""
-        epoch, due = self._due(step)
+    def decode(self, step: int, micro: int) -> DecodedBatch:
+        """Reads and decodes the images of (step, micro). Raises DataError as `__getitem__`."""
+        epoch, due = self._global_batch(step)
         first = (self.first_part + micro) * self.part_size
         due = due[first : first + self.part_size]
-        if self._images is not None:
-            return Raw(self._images(due), due, due, epoch, (), self._texts(due))
+        if self.source.in_memory:
+            return DecodedBatch(self.source.images(due), due, due, epoch, (), self._texts(due))
         images, texts, keys = [], [], due.copy()
         skipped: list[tuple[str, str]] = []
-        for place, index in enumerate(due.tolist()):
-            sample, keys[place] = self._read(index, epoch, skipped)
+        for row, index in enumerate(due.tolist()):
+            sample, keys[row] = self._read(index, epoch, skipped)
             images.append(sample.image)
             texts.append(sample.text or "")
-        return Raw(
+        return DecodedBatch(
             images, due, keys, epoch, tuple(skipped), tuple(texts) if self.with_text else None
         )
 
+    def make_views(self, decoded: DecodedBatch) -> Batch:
+        """Makes the views of decoded images."""
+        labels = None
+        if self.with_labels and self.source.labels is not None:
+            labels = torch.from_numpy(self.source.labels[decoded.keys].astype(np.int64))
+        return Batch(
+            views=self.executor(decoded.images, decoded.due, decoded.epoch),
+            keys=torch.from_numpy(decoded.keys),
+            labels=labels,
+            text=decoded.texts,
+            skipped=decoded.skipped,
+        )
+
     def _texts(self, keys: np.ndarray) -> tuple[str, ...] | None:
-        """Texts of images that were read together."""
+        """Texts of images that were read together. Raises DataError where one is missing."""
         if not self.with_text:
             return None
         texts = texts_of(self.source, keys)
@@ -139,9 +161,9 @@ class StepDataset(Dataset[Batch]):
                 raise DataError(f"{self.source.path(key)} has no text, which this method needs.")
         return tuple(text or "" for text in texts)
 
-    def _due(self, step: int) -> tuple[int, np.ndarray]:
-        """Epoch and images, int64 [batch_size], of a global batch; in blocks for shards."""
-        n, block = len(self.source), int(getattr(self.source, "block", 0))
+    def _global_batch(self, step: int) -> tuple[int, np.ndarray]:
+        """Epoch of a step and the images of its global batch, int64 [batch_size]."""
+        n, block = len(self.source), self.source.block
         if not block:
             return batch_indices(self.seed, step, self.batch_size, n)
         epoch, batch = divmod(step, self.steps_per_epoch)
@@ -150,25 +172,12 @@ class StepDataset(Dataset[Batch]):
             self.seed, epoch, np.arange(first, first + self.batch_size), n, block
         )
 
-    def finish(self, raw: Raw) -> Batch:
-        """Makes the views of decoded images."""
-        labels = None
-        if self.with_labels and self.source.labels is not None:
-            labels = torch.from_numpy(self.source.labels[raw.keys].astype(np.int64))
-        return Batch(
-            views=self.executor(raw.images, raw.places, raw.epoch),
-            keys=torch.from_numpy(raw.keys),
-            labels=labels,
-            text=raw.texts,
-            skipped=raw.skipped,
-        )
-
     def _read(self, index: int, epoch: int, skipped: list[tuple[str, str]]) -> tuple[Sample, int]:
-        """The image at `index` or a stand-in, and the index of what was read."""
+        """The image at `index` or its replacement, and the number of the image that was read."""
         candidate = index
         for attempt in range(ATTEMPTS + 1):
             try:
-                sample = self.source.read(candidate, **self._how)
+                sample = self.source.read(candidate, **self._read_kwargs)
                 if sample.text or not self.with_text:
                     return sample, candidate
                 raise BadImage(self.source.path(candidate), "has no text")
@@ -178,7 +187,7 @@ class StepDataset(Dataset[Batch]):
         path, reason = skipped[-1]
         raise DataError(
             f"{self.source.name!r}: {ATTEMPTS + 1} images in a row could not be read, the last "
-            f"being {path} ({reason}).  `nolabel scan` lists every bad file."
+            f"being {path} ({reason}). `nolabel scan` lists every bad file."
         )
 
 
@@ -190,7 +199,7 @@ def _check_batch(source: Source, batch_size: int, parts: int) -> None:
         largest = n // parts * parts
         raise UsageError(
             f"A batch of {batch_size} is larger than the data: {source.name!r} has {n} "
-            f"image{'s' * (n != 1)}.  "
+            f"image{'s' * (n != 1)}. "
             + (f"The largest batch possible is {largest}." if largest else "Use more images.")
         )
     if batch_size % parts:
@@ -198,5 +207,5 @@ def _check_batch(source: Source, batch_size: int, parts: int) -> None:
         near = " or ".join(str(size) for size in (below, above) if 0 < size <= n)
         raise UsageError(
             f"A batch of {batch_size} cannot be cut into {parts} equal parts (processes x "
-            f"accumulated micro-batches).  {f'Use {near}.' if near else 'Use fewer parts.'}"
+            f"accumulated micro-batches). {f'Use {near}.' if near else 'Use fewer parts.'}"
         )

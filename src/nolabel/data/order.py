@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-_MASK = 0xFFFF_FFFF_FFFF_FFFF
+from nolabel.nn.splitmix64 import GOLDEN, MASK, mix, mix_int
+
 _ROUNDS = 8  # four are the least for a pseudo-random permutation of wide halves; ours are narrow
 _SMALLEST_BITS = 6  # halves of one or two bits would reach too few of the permutations
 _REPLACEMENT = 0x7265_706C_6163_6564  # keeps the two uses of one seed apart
@@ -102,20 +103,12 @@ def replacement(seed: int, epoch: int, index: int, attempt: int, n: int) -> int:
 def _round_keys(seed: int, epoch: int, stream: int) -> list[np.uint64]:
     state = 0
     for word in (seed, epoch, stream):  # absorbed one after the other: (1, 2) is not (2, 1)
-        state = _mix(state ^ (word & _MASK))
+        state = mix_int((state ^ (word & MASK)) + GOLDEN)
     keys = []
     for _ in range(_ROUNDS):
-        state = (state + 0x9E37_79B9_7F4A_7C15) & _MASK
-        keys.append(np.uint64(_mix(state)))
+        state = (state + GOLDEN) & MASK
+        keys.append(np.uint64(mix_int(state + GOLDEN)))
     return keys
-
-
-def _mix(x: int) -> int:
-    """One step of SplitMix64 (Steele, Lea and Flood, 2014)."""
-    x = (x + 0x9E37_79B9_7F4A_7C15) & _MASK
-    x = ((x ^ (x >> 30)) * 0xBF58_476D_1CE4_E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D0_49BB_1331_11EB) & _MASK
-    return x ^ (x >> 31)
 
 
 def _feistel(values: np.ndarray, bits: int, keys: list[np.uint64]) -> None:
@@ -130,18 +123,7 @@ def _feistel(values: np.ndarray, bits: int, keys: list[np.uint64]) -> None:
     low, high = values & low_mask, values >> low_bits
     for i, key in enumerate(keys):
         if i % 2 == 0:
-            high ^= _hash(low, key) & high_mask
+            high ^= mix(low ^ key) & high_mask
         else:
-            low ^= _hash(high, key) & low_mask
+            low ^= mix(high ^ key) & low_mask
     np.bitwise_or(high << low_bits, low, out=values)
-
-
-def _hash(x: np.ndarray, key: np.uint64) -> np.ndarray:
-    """_mix for arrays, keyed; uint64 [N] (array arithmetic wraps silently, as is wanted)."""
-    x = x ^ key
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58_476D_1CE4_E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D0_49BB_1331_11EB)
-    x ^= x >> np.uint64(31)
-    return x

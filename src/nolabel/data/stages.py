@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from nolabel.data.batches import how_to_read
-from nolabel.data.open import Source, fast_images
+from nolabel.data.batches import read_kwargs
 from nolabel.data.order import index_at
+from nolabel.data.source import Source
 from nolabel.errors import BadImage, DataError
 from nolabel.views import FastViews, ViewPlan
 
@@ -93,39 +93,37 @@ def _read(
     source: Source, plan: ViewPlan, where: np.ndarray, rounds: int
 ) -> tuple[Any, float, float]:
     """The images, and the seconds that reading and decoding take for one."""
-    images = fast_images(source)
-    if images is not None:
+    if source.in_memory:
         times = []
         for _ in range(rounds):
             tick = time.perf_counter()
-            some = images(where)
+            some = source.images(where)
             times.append(time.perf_counter() - tick)
         return some, min(times) / len(where), 0.0
     with contextlib.suppress(BadImage):  # so that no import is timed
         source.read(int(where[-1]))
-    how = how_to_read(source, plan)
-    raw = getattr(source, "raw", None)
-    pixels, read, whole = [], 0.0, 0.0
+    kwargs = read_kwargs(source, plan)
+    pixels, read, total = [], 0.0, 0.0
     for i in where.tolist():
         try:
             tick = time.perf_counter()
-            if raw is not None:
-                raw(i)
+            if source.has_files:
+                source.read_bytes(i)
             once = time.perf_counter() - tick
             tick = time.perf_counter()
-            pixels.append(source.read(i, **how).image)
+            pixels.append(source.read(i, **kwargs).image)
         except (BadImage, OSError):
             continue
-        read, whole = read + once, whole + time.perf_counter() - tick
-        if raw is not None:  # what is read again now comes from the system's memory
+        read, total = read + once, total + time.perf_counter() - tick
+        if source.has_files:  # what is read again now comes from the system's memory
             tick = time.perf_counter()
-            raw(i)
-            whole -= time.perf_counter() - tick
+            source.read_bytes(i)
+            total -= time.perf_counter() - tick
     if not pixels:
         raise DataError(
             f"{source.name!r}: none of {len(where)} images drawn by chance is readable."
         )
-    return pixels, read / len(pixels), max(whole, 0.0) / len(pixels)
+    return pixels, read / len(pixels), max(total, 0.0) / len(pixels)
 
 
 def _making(views: FastViews, some: Any) -> Callable[[int], Any]:

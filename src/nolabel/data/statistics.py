@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nolabel.data.open import Source
 from nolabel.data.order import index_at
+from nolabel.data.source import Source
 from nolabel.errors import BadImage, DataError
 
 _LEAST = 1e-3  # a channel that never changes would otherwise be divided by zero

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.data.open import Source, fast_images
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source
 from nolabel.data.sources._decode import decoding_in_threads
 from nolabel.encoders.encoder import Encoder
 from nolabel.errors import BadImage, DataError, UsageError
@@ -86,11 +86,10 @@ def embedded(
 def chunks(source: Source, batch_size: int) -> Iterator[Chunk]:
     """The images, batch by batch; files are decoded while the batch before is embedded."""
     starts = range(0, len(source), batch_size)
-    images = fast_images(source)
-    if images is not None:
+    if source.in_memory:
         for start in starts:
             keys = np.arange(start, min(start + batch_size, len(source)))
-            yield Chunk(keys, images(keys), [])
+            yield Chunk(keys, source.images(keys), [])
         return
     readers = min(_READERS, os.cpu_count() or 1)
     with decoding_in_threads(), ThreadPoolExecutor(readers, "nolabel-read") as pool:

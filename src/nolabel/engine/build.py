@@ -21,7 +21,7 @@ from nolabel import backbones, methods
 from nolabel.backbones.base import recompute
 from nolabel.backbones.vit import ViT, at_size, fit_positions
 from nolabel.config import Run, read_yaml
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from nolabel.encoders import load
 from nolabel.encoders.file import LICENCE, save_encoder

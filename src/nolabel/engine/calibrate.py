@@ -14,7 +14,7 @@ import torch
 from nolabel import distributed, methods
 from nolabel.config import Run, Settings, with_length
 from nolabel.data.loader import make_loader
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.engine import memory, parallel
 from nolabel.engine.device import autocast
 from nolabel.engine.log import say

@@ -6,7 +6,7 @@ import dataclasses
 
 from nolabel import methods
 from nolabel.config import Run
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.engine.build import build_method, companion
 from nolabel.nn.heads import count_parameters
 from nolabel.nn.state import Frozen

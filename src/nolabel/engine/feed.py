@@ -9,7 +9,7 @@ import torch
 from nolabel import distributed
 from nolabel.config import Run
 from nolabel.data.loader import make_loader
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.engine.log import warn
 from nolabel.methods.base import Method
 from nolabel.types import Batch

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from nolabel.backbones.base import Backbone
-from nolabel.data._strings import whole_arrays
-from nolabel.data.open import Source
+from nolabel.data._cache import load_arrays
+from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.errors import BadImage
 from nolabel.nn.pixels import to_pixels
@@ -104,8 +104,8 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def looks(folder: Path) -> tuple[np.ndarray, list[tuple[int, dict[str, np.ndarray]]]] | None:
     """The images of a run's film and its looks, by step; None if it has none, or one is damaged."""
     place = folder / FOLDER
-    first = whole_arrays(place / "images.npz")
-    seen = [(int(p.stem[5:]), whole_arrays(p)) for p in sorted(place.glob("step-*.npz"))]
+    first = load_arrays(place / "images.npz")
+    seen = [(int(p.stem[5:]), load_arrays(p)) for p in sorted(place.glob("step-*.npz"))]
     out = [(step, look) for step, look in seen if look is not None]
     if first is None or "pixels" not in first or not out or len(out) < len(seen):
         return None

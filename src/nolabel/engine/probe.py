@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from nolabel.backbones.base import Backbone
-from nolabel.data.open import Subset, open_source, require_labels, split
+from nolabel.data.open import open_source
+from nolabel.data.source import Subset, require_labels, split
 from nolabel.encoders.encoder import Encoder
 from nolabel.protocols.knn import run_knn
 from nolabel.views.plan import ViewPlan

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from nolabel.config import Run
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.engine import probe
 from nolabel.engine import start as begin
 from nolabel.engine.doctor import Doctor

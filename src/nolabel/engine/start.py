@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
 from nolabel.config import Run
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.engine.health import effective_rank
 from nolabel.engine.log import say

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nolabel import methods
 from nolabel.config import Run
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.data.text.captions import require_texts, spread, texts_of
 from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
 

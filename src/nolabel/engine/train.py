@@ -20,7 +20,8 @@ import torch
 
 from nolabel import distributed
 from nolabel.config import Run, read_yaml
-from nolabel.data.open import Source, open_source, warm
+from nolabel.data.open import open_source
+from nolabel.data.source import Source, prerender
 from nolabel.data.stages import why_starved
 from nolabel.engine import calibrate, memory, parallel, place
 from nolabel.engine import start as begin
@@ -88,7 +89,7 @@ def _pretrain(run: Run, source: Source, *, quiet: bool) -> Run:
         )
     device = device_of(run)
     method.to(device)
-    warm(source)
+    prerender(source)
     run = calibrate.resolve(run, method, plan, source, device, quiet=quiet)
     run = parallel.from_first(begin.warm_heads(run, method, quiet))  # one measurement for all
     parallel.on_first(lambda: place.make(run, extra))
@@ -117,7 +118,7 @@ def _resume(run: Run, *, quiet: bool) -> Run:
             f"The data changed: the run was started on {run.images} images, {s.data} now holds "
             f"{len(source)}. Restore the data, or start a new run with --init {folder}."
         )
-    warm(source)
+    prerender(source)
     device = device_of(run)
     # The weights come from the checkpoint: what --init named may be gone by now.
     bare = dataclasses.replace(run, settings=dataclasses.replace(s, init=None))

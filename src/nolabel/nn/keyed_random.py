@@ -11,9 +11,7 @@ import numpy.typing as npt
 import torch
 
 from nolabel import distributed
-
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: the increment of splitmix64
+from nolabel.nn.splitmix64 import GOLDEN, MASK, mix, mix_int
 
 
 def uniform(
@@ -33,12 +31,12 @@ def uniform(
     """
     state = 0
     for part in (seed, epoch, stream):
-        state = _mix_int((state + _GOLDEN) ^ (int(part) & _MASK))
+        state = mix_int((state + GOLDEN) ^ (int(part) & MASK))
     keys = np.asarray(samples).astype(np.int64).view(np.uint64)
     with np.errstate(over="ignore"):  # arithmetic is modulo 2**64 on purpose
-        start = _mix(keys * np.uint64(_GOLDEN) + np.uint64(state))
-        steps = np.arange(1, slots + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
-        bits = _mix(start[:, None] + steps)
+        start = mix(keys * np.uint64(GOLDEN) + np.uint64(state))
+        steps = np.arange(1, slots + 1, dtype=np.uint64) * np.uint64(GOLDEN)
+        bits = mix(start[:, None] + steps)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -73,17 +71,3 @@ class Chance:
     def seeds(self) -> list[int]:
         """A number below 2^53 for each row, to seed generators with."""
         return (self(1)[:, 0] * 2**53).astype(np.int64).tolist()
-
-
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64: every input bit flips every output bit half the time."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _mix_int(x: int) -> int:
-    x &= _MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-    return x ^ (x >> 31)

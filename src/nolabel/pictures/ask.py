@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from nolabel.data.open import Source
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source
 from nolabel.encoders import Encoder
 from nolabel.encoders.features import extract
 from nolabel.encoders.text import TextEncoder, text_of

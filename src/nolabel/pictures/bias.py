@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nolabel.data.open import Source, require_labels
+from nolabel.data.source import Source, require_labels
 from nolabel.encoders import Encoder
 from nolabel.encoders.features import extract
 from nolabel.encoders.text import TextEncoder, text_of

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nolabel.backbones.base import layer_number, require
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.encoders import Encoder
 from nolabel.encoders.features import chunks
 from nolabel.errors import DataError, UsageError

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from nolabel.backbones.base import layer_number
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import extract
 from nolabel.errors import UsageError

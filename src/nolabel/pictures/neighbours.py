@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.data.text.captions import has_texts, texts_of
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import extract

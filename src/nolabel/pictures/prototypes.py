@@ -16,7 +16,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import extract
 from nolabel.errors import UsageError

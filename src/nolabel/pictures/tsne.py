@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.manifold import TSNE
 
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.encoders import Encoder
 from nolabel.encoders.features import extract
 from nolabel.errors import DataError, UsageError

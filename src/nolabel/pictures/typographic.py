@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from nolabel.data.open import Source, require_labels
+from nolabel.data.source import Source, require_labels
 from nolabel.encoders import Encoder
 from nolabel.encoders.text import text_of
 from nolabel.pictures._bootstrap import difference

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.data.open import Source, require_labels
+from nolabel.data.source import Source, require_labels
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import DataError

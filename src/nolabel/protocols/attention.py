@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 from nolabel.backbones.base import require
-from nolabel.data.open import Source
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError

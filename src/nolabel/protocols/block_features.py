@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.data.open import Source
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import chunks
 from nolabel.errors import DataError, UsageError

@@ -33,8 +33,9 @@ from scipy.fft import dctn
 from torch import Tensor
 
 from nolabel.backbones.base import require
-from nolabel.data.open import Source, Subset, open_source
+from nolabel.data.open import open_source
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source, Subset
 from nolabel.data.sources.items import Items
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from nolabel.data.open import Source
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError, unknown

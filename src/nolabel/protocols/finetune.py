@@ -30,8 +30,8 @@ from torchvision.transforms import v2
 
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.depth import is_plain, layer_numbers
-from nolabel.data.open import Source, require_labels
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source, require_labels
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, chunks
 from nolabel.errors import BadImage, DataError, UsageError, unknown

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nolabel.data.open import Source, Subset
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source, Subset
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, chunks
 from nolabel.errors import DataError, UsageError

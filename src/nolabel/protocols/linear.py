@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.data.open import Source, Subset, require_labels, split
+from nolabel.data.source import Source, Subset, require_labels, split
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError, unknown

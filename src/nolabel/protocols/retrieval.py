@@ -26,8 +26,9 @@ from PIL import Image
 from torch import Tensor
 
 from nolabel.backbones.base import require
-from nolabel.data.open import Source, open_source
+from nolabel.data.open import open_source
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source
 from nolabel.data.sources.items import Items
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
@@ -251,9 +252,8 @@ def _whole_patches(x: Tensor, encoder: Encoder) -> Tensor:
 
 def _groups(test: Source) -> tuple[np.ndarray, str]:
     """A number for each image, equal for those that should find each other, and what it is."""
-    groups = getattr(test, "groups", None)
-    if groups is not None:
-        return np.asarray(groups), "group"
+    if test.groups is not None:
+        return np.asarray(test.groups), "group"
     if test.labels is None:
         raise DataError(
             f"{test.name!r} has no groups or labels.  Give a table with the columns path and "

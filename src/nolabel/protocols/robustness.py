@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.data.open import Source, Subset, open_source
+from nolabel.data.open import open_source
+from nolabel.data.source import Source, Subset
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import DataError, UsageError, unknown
@@ -65,10 +66,8 @@ class Options:
             raise UsageError("epochs and batch_size must be at least 1.")
 
 
-class Corrupted:
+class Corrupted(Source):
     """A source whose images are corrupted when they are read."""
-
-    in_memory = False
 
     def __init__(self, source: Source, name: str, strength: int, seed: int):
         self.source, self.kind, self.strength, self.seed = source, name, strength, seed
@@ -82,7 +81,7 @@ class Corrupted:
         """Path of the clean image."""
         return self.source.path(i)
 
-    def read(self, i: int, /) -> Sample:
+    def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Image i, corrupted.  Raises BadImage."""
         sample = self.source.read(i)
         seed = (self.seed, CORRUPTIONS.index(self.kind), i)
@@ -132,11 +131,9 @@ def run_robustness(
 def _sets(test: Source, o: Options, encoder: Encoder) -> dict[str, Source]:
     """Name -> labelled set, besides test itself."""
     sets: dict[str, Source] = {}
-    domains = getattr(test, "domains", None)
-    if domains is not None:
-        names: tuple[str, ...] = test.domain_names  # type: ignore[attr-defined]
-        for i, name in enumerate(names):
-            sets[name] = Subset(test, np.flatnonzero(domains == i), f"{test.name} ({name})")
+    if test.domains is not None:
+        for i, name in enumerate(test.domain_names):
+            sets[name] = Subset(test, np.flatnonzero(test.domains == i), f"{test.name} ({name})")
     for given in o.domains:
         name, _, spec = given.partition("=")
         sets[name] = open_source(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nolabel.errors import UsageError, did_you_mean, unknown
 
 if TYPE_CHECKING:
-    from nolabel.data.open import Source
+    from nolabel.data.source import Source
     from nolabel.encoders.encoder import Encoder
     from nolabel.encoders.features import Features
     from nolabel.types import Report
@@ -256,11 +256,12 @@ def open_sets(
         UsageError: Train and test are the same images, or cannot be opened.
         DataError: A set to be split has no labels.
     """
-    from nolabel.data.open import NAMES, open_source, split
+    from nolabel.data.open import DATASETS, open_source
+    from nolabel.data.source import split
 
     if test is None and isinstance(train, str):
         name, colon, part = train.partition(":")
-        named = {n.name: n for n in NAMES}.get(name)
+        named = {n.name: n for n in DATASETS}.get(name)
         if named and "test" in named.splits and part in ("", "train") and (part or not colon):
             train, test = f"{name}:train", f"{name}:test"
     opened = open_source(train, image_size=image_size, channels=channels)

@@ -25,8 +25,8 @@ from PIL import Image
 from torch import Tensor
 
 from nolabel.backbones.base import require
-from nolabel.data.open import Source
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError

@@ -14,7 +14,8 @@ from scipy import stats
 
 from nolabel import methods
 from nolabel.config import merge, resolve
-from nolabel.data.open import open_source, require_labels
+from nolabel.data.open import open_source
+from nolabel.data.source import require_labels
 from nolabel.engine.log import say
 from nolabel.engine.train import pretrain
 from nolabel.errors import UsageError

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nolabel.config import merge, resolve
 from nolabel.data.loader import make_loader
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.data.stages import measure_stages
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import chunks, embedded

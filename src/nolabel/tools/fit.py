@@ -12,7 +12,7 @@ import torch
 from nolabel import config as options
 from nolabel import methods, recipes
 from nolabel.config import Parse, Run, Settings, asked, recipe_context
-from nolabel.data.open import Source
+from nolabel.data.source import Source
 from nolabel.engine.log import say
 from nolabel.errors import OutOfMemory
 from nolabel.tools.plan import FULL, extrapolated, memory_of

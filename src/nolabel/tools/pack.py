@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nolabel.data.open import Source
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source
 from nolabel.data.sources._decode import decoding_in_threads, read_image
 from nolabel.data.sources.shards import Shards
 from nolabel.errors import BadImage, DataError, UsageError, printable
@@ -119,7 +119,7 @@ def pack(
         "shards": len(state["shards"]),
         "bytes_before": None if None in sizes else sum(sizes),
         "bytes_after": sum(s["bytes"] for s in state["shards"]),
-        "images_per_second_before": _rate(source) if hasattr(source, "raw") else None,
+        "images_per_second_before": _rate(source) if source.has_files else None,
         "images_per_second_after": _rate(packed),
         "pattern": str(folder / "*.tar"),
     }
@@ -209,7 +209,7 @@ def _write(
         "images": images,
         "bytes": path.stat().st_size,
         "sha256": _sha256(path),
-        "before": before if hasattr(source, "raw") else None,
+        "before": before if source.has_files else None,
     }
     return entry, skipped
 
@@ -225,13 +225,12 @@ class _Made:
 def _image(source: Source, i: int, packing: Packing) -> _Made | BadImage:
     """The file of image i for the shard: as it is when it is small enough, else shrunk."""
     try:
-        raw = getattr(source, "raw", None)
-        if raw is None:
+        if not source.has_files:
             sample = source.read(i)
             return _Made(*_encoded(sample.image, packing, lossless=True), 0, sample.text)
-        data = raw(i)
+        data = source.read_bytes(i)
         pixels = read_image(data)  # whole, so that what is packed is known to be readable
-        text = source.read_text(i) if hasattr(source, "read_text") else None
+        text = source.read_text(i)
         with Image.open(io.BytesIO(data)) as image:
             suffix = _KEPT.get(image.format or "")
         small = packing.max_side is None or max(pixels.shape[:2]) <= packing.max_side
@@ -274,13 +273,12 @@ def _add(tar: tarfile.TarFile, source: Source, i: int, made: _Made) -> None:
 
 def _member(source: Source, i: int) -> str:
     """FOLDER/NUMBER_NAME without a suffix; only plain letters, never upwards."""
-    whole = source.path(i).replace("\\", "/").rpartition("::")[2]
-    root = getattr(source, "root", None)
-    if root and whole.startswith(root + "/"):
-        whole = whole[len(root) + 1 :]
-    elif whole.startswith("/"):
-        whole = os.path.basename(whole)
-    folder, _, name = whole.rpartition("/")
+    path = source.path(i).replace("\\", "/").rpartition("::")[2]
+    if source.root and path.startswith(source.root + "/"):
+        path = path[len(source.root) + 1 :]
+    elif path.startswith("/"):
+        path = os.path.basename(path)
+    folder, _, name = path.rpartition("/")
     stem = _NOT_PLAIN.sub("_", os.path.splitext(name)[0])
     parts = [_NOT_PLAIN.sub("_", part) for part in folder.split("/") if part not in ("", ".", "..")]
     return "/".join([*parts, f"{i:09}_{stem}"])

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from nolabel.config import merge, resolve
-from nolabel.data.open import Source, Subset
+from nolabel.data.source import Source, Subset
 from nolabel.data.sources.items import Items
 from nolabel.engine import calibrate
 from nolabel.engine.build import build_method, companion
@@ -106,7 +106,7 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
     """A method and its automatic settings for these data on this machine, and what they cost."""
     gpu = torch.cuda.is_available()
     chosen = method or ("dino" if gpu else "simclr")
-    good, channels = _readable(source), int(getattr(source, "channels", 3))
+    good, channels = _readable(source), source.channels
     run, _ = resolve(
         chosen, merge({"data": source.name, "out": "unused", "channels": channels}), source=good
     )

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from nolabel.data.open import Source, Subset, open_source
+from nolabel.data.open import open_source
+from nolabel.data.source import Source, Subset
 from nolabel.encoders import Encoder, load
 from nolabel.errors import BadImage, DataError, NolabelError, UsageError, unknown
 from nolabel.pictures import NAMES, Named, function_of, options_of

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from nolabel.data.open import Source
 from nolabel.data.order import index_at
 from nolabel.data.progress import progress_bar
+from nolabel.data.source import Source
 from nolabel.data.sources._bands import shown
 from nolabel.data.sources._decode import decoding_in_threads
 from nolabel.errors import BadImage, printable
@@ -65,8 +65,7 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
     sizes, kept, small, hashes, tiles = [], [], [], [], []
     modes: Counter[str] = Counter()
     exact: defaultdict[bytes, list[int]] = defaultdict(list)
-    channels = int(getattr(source, "channels", 3))
-    total, squares, pixels = np.zeros(channels), np.zeros(channels), 0
+    total, squares, pixels = np.zeros(source.channels), np.zeros(source.channels), 0
     every = max(len(looked) // max(thumbs, 1), 1)
     with progress_bar(f"looking at {source.name}", len(looked)) as advance:
         for place, found in enumerate(_looks(source, looked)):

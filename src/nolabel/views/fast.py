@@ -34,7 +34,6 @@ Nor did its bits in our tests on CPUs, but the libraries' products do not promis
 from __future__ import annotations
 
 import math
-import sys
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +42,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nolabel.views.blur import blur, blur_matrices, gaussian
+from nolabel.views.buffers import BufferPool
 from nolabel.views.colour import Colour
 from nolabel.views.draw import Params, draw
+from nolabel.views.executor import Executor
 from nolabel.views.images import Images, image_list, key_array
 from nolabel.views.plan import View, ViewPlan
 
@@ -57,29 +58,26 @@ MATRIX_COST, MATRIX_COST_ONCE = 200, 1_000_000
 _CPU_FLOATS, _DEVICE_FLOATS = 2**21, 2**28
 # Below it a neighbour weighs less than 1 in 30,000: the blur is left out.
 _LEAST_SIGMA = 0.22
-# Results whose memory may be used again: of as many views, twice.
-_KEPT = 3
 
 
-class FastViews:
+class FastViews(Executor):
     """Makes the views of a plan.
 
     Args:
-        plan: The views.
-        seed: Seed of the run.
-        device: Where the work is done and the result lies.
-
-    Attributes:
-        shared: Whether results are put where other processes can read them.
+        plan: the views.
+        seed: seed of the run.
+        device: where the work is done and the result lies.
     """
+
+    plan: ViewPlan
+    device: torch.device
 
     def __init__(self, plan: ViewPlan, seed: int = 0, device: torch.device | str = "cpu"):
         self.plan = plan
         self.seed = seed
         self.device = torch.device(device)
         self._colour = Colour(plan, self.device)
-        self._memory: list[np.ndarray] = []
-        self.shared = False
+        self._buffers = BufferPool()
 
     @torch.no_grad()
     def __call__(
@@ -122,7 +120,7 @@ class FastViews:
         return out
 
     def _empty(self, view: View, count: int) -> Tensor:
-        """Memory for a result: fresh, or that of an earlier one which nobody holds any more."""
+        """Memory for a result, float32 [V, B, C, size, size]; its values are undefined."""
         shape = (view.count, count, self.plan.channels, view.size, view.size)
         if self.device.type != "cpu":
             return torch.empty(shape, device=self.device)
@@ -130,15 +128,7 @@ class FastViews:
             storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))
             lines = torch.empty(shape, device="meta").stride()
             return torch.empty(0).set_(storage, 0, shape, lines)
-        for array in self._memory:
-            # A tensor made of an array holds a reference to it for as long as any view of it
-            # lives.  Here three are left: the list, the loop, the argument.
-            if array.shape == shape and sys.getrefcount(array) <= 3:
-                return torch.from_numpy(array)
-        # numpy asks the system for large pages, torch does not.
-        array = np.empty(shape, np.float32)
-        self._memory = [*self._memory[-_KEPT:], array]
-        return torch.from_numpy(array)
+        return self._buffers.empty(shape)
 
     def _by_matrices_is_cheaper(
         self, heights: np.ndarray, widths: np.ndarray, size: int

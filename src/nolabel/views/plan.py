@@ -225,7 +225,7 @@ class ViewPlan:
         return sum(view.count for view in self.views)
 
     @property
-    def enough(self) -> int | None:
+    def sufficient_pixels(self) -> int | None:
         """Pixels of a source image that lose nothing that shows in the views; None: all of them.
 
         With so many, the smallest crop of every view is at least twice as long on its shorter

@@ -12,18 +12,22 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from nolabel.views.draw import Params, draw
+from nolabel.views.executor import Executor
 from nolabel.views.images import Images, image_list, key_array
 from nolabel.views.plan import SOLARISE_THRESHOLD, View, ViewPlan
 
 
-class ReferenceViews:
+class ReferenceViews(Executor):
     """Makes the views of a plan on uint8 images, rounding after each operator as torchvision does.
 
     Args:
-        plan: The views.
-        seed: Seed of the run.
-        device: Where the result goes; the work itself is done on the CPU.
+        plan: the views.
+        seed: seed of the run.
+        device: where the result goes; the work itself is done on the CPU.
     """
+
+    plan: ViewPlan
+    device: torch.device
 
     def __init__(self, plan: ViewPlan, seed: int = 0, device: torch.device | str = "cpu"):
         self.plan = plan

@@ -54,11 +54,11 @@ class Scenes(Creatures):
         number = int(self.labels[index]) + 1
         return draw_scene(int(index), split=self.split, seed=self.seed, creatures=number)
 
-    def read(self, index: int) -> Sample:
+    def read(self, index: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """One image with its caption, mask and parts; its label counts the creatures."""
         return replace(render(self.scene(index), self.size), label=int(self.labels[index]))
 
-    def read_texts(self, indices: np.ndarray) -> tuple[str, ...]:
+    def read_texts(self, indices: np.ndarray, /) -> tuple[str, ...]:
         """Captions of the images at `indices`, int [N]."""
         which = np.asarray(indices, np.int64)
         self._check_indices(which)

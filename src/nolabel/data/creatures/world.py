@@ -26,7 +26,9 @@ import numpy as np
 
 from nolabel.data.creatures.plans import KEYPOINTS, KINDS, PARTS, POSE, TONES
 from nolabel.data.creatures.raster import BLOBS, CREATURE, GROUND, placed, raster
+from nolabel.data.source import Source
 from nolabel.errors import UsageError, unknown
+from nolabel.nn.splitmix64 import GOLDEN, mix
 from nolabel.types import Sample
 
 __all__ = ["KEYPOINTS", "KINDS", "PARTS", "Creatures", "Scene", "draw_scene", "render"]
@@ -101,26 +103,19 @@ def _article(name: str) -> str:
 # --- Drawing scenes from numbers ----------------------------------------------------------------
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: scatters uint64 numbers."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def _uniform(seed: int, split: str, index: np.ndarray, stream: int, width: int) -> np.ndarray:
     """Numbers in [0, 1) that depend on nothing but the arguments: float64 [N, width].
 
     A hash, not a generator with a state, so that thousands of scenes can be drawn at once and each
     still depends on its own index only.
     """
-    golden = np.uint64(0x9E3779B97F4A7C15)
+    golden = np.uint64(GOLDEN)
     key = np.zeros(1, np.uint64)
     for word in (seed, list(SPLITS).index(split), stream):
-        key = _mix((key ^ np.uint64(word % 2**64)) + golden)
-    rows = _mix((key ^ index.astype(np.uint64)) + golden)
+        key = mix((key ^ np.uint64(word % 2**64)) + golden)
+    rows = mix((key ^ index.astype(np.uint64)) + golden)
     cells = rows[:, None] + golden * np.arange(1, width + 1, dtype=np.uint64)
-    return (_mix(cells) >> np.uint64(11)) * 2.0**-53
+    return (mix(cells) >> np.uint64(11)) * 2.0**-53
 
 
 def _labels(seed: int, split: str, index: np.ndarray) -> np.ndarray:
@@ -308,7 +303,7 @@ def _opened(world: tuple[object, ...], count: int, size: int) -> _Kept:
     return found
 
 
-class Creatures:
+class Creatures(Source):
     """Images of one creature each, rendered when first asked for.
 
     Args:
@@ -319,7 +314,9 @@ class Creatures:
         seed: of the whole world.
     """
 
-    classes: tuple[str, ...] = KINDS
+    classes = KINDS
+    in_memory = True
+    labels: np.ndarray
 
     def __init__(
         self, split: str = "train", size: int = 32, count: int | None = None, seed: int = 0
@@ -338,7 +335,7 @@ class Creatures:
         # A copy in another process renders its own images: quicker than sending them.
         return {**self.__dict__, "_kept": None}
 
-    def path(self, index: int) -> str:
+    def path(self, index: int, /) -> str:
         """A name for the image, like a file's path."""
         return f"{self.name}/{index:05d}"
 
@@ -347,15 +344,15 @@ class Creatures:
         self._check_indices(np.array([index]))
         return draw_scene(int(index), split=self.split, seed=self.seed)
 
-    def read(self, index: int) -> Sample:
+    def read(self, index: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """One image with its whole ground truth and caption."""
         return render(self.scene(index), self.size)
 
-    def read_text(self, index: int) -> str:
+    def read_text(self, index: int, /) -> str:
         """The caption of an image."""
         return self.read_texts(np.array([index]))[0]
 
-    def read_texts(self, indices: np.ndarray) -> tuple[str, ...]:
+    def read_texts(self, indices: np.ndarray, /) -> tuple[str, ...]:
         """Captions of the images at `indices`, int [N]; nothing is drawn for them."""
         which = np.asarray(indices, np.int64)
         self._check_indices(which)

@@ -30,7 +30,7 @@ def read_bands(
     channels: int,
     *,
     max_pixels: int = MAX_PIXELS,
-    enough: int | None = None,
+    sufficient_pixels: int | None = None,
 ) -> np.ndarray:
     """Reads one image with this number of channels.
 
@@ -38,7 +38,7 @@ def read_bands(
         source: A path, or the bytes of a file.
         channels: C; 3 is `read_image`.
         max_pixels: Largest width x height accepted.
-        enough: As for `read_image`; used with 3 channels only.
+        sufficient_pixels: As for `read_image`; used with 3 channels only.
 
     Returns:
         uint8 or uint16 [H, W, C], contiguous.
@@ -47,7 +47,7 @@ def read_bands(
         BadImage: As `read_image`, or the file has another number of channels.
     """
     if channels == 3 and not _is_array(source):
-        return read_image(source, max_pixels=max_pixels, enough=enough)
+        return read_image(source, max_pixels=max_pixels, sufficient_pixels=sufficient_pixels)
     if isinstance(source, bytes):
         name, data = "<bytes>", source
     else:

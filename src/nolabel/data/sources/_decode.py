@@ -74,16 +74,17 @@ def read_image(
     source: str | os.PathLike[str] | bytes | Image.Image,
     *,
     max_pixels: int = MAX_PIXELS,
-    enough: int | None = None,
+    sufficient_pixels: int | None = None,
 ) -> np.ndarray:
     """Reads one image as a person sees it (the rules are at the top of this file).
 
     Args:
         source: A path, the bytes of a file, or a Pillow image.
         max_pixels: Largest width x height accepted; checked from the header, before decoding.
-        enough: Number of pixels that will do.  A JPEG may then come at a half, a quarter or an
-            eighth of its sides, whichever is the smallest with at least as many pixels; decoding
-            it so takes less than half the time.  None gives every image whole.
+        sufficient_pixels: number of pixels, height x width, that are enough. A JPEG may then come
+            at a half, a quarter or an eighth of its sides, whichever is the smallest with at
+            least as many pixels; decoding it so takes less than half the time. None gives every
+            image at its full size.
 
     Returns:
         uint8 [H, W, 3], RGB, contiguous and writable.
@@ -95,11 +96,11 @@ def read_image(
     if isinstance(source, Image.Image):
         return _decode(source, "<image>", max_pixels, already_open=True)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _read_bytes(io.BytesIO(source), "<bytes>", max_pixels, enough)
+        return _read_bytes(io.BytesIO(source), "<bytes>", max_pixels, sufficient_pixels)
     path = os.fspath(source)
     try:
         with open_regular(path) as file:
-            return _read_bytes(file, path, max_pixels, enough)
+            return _read_bytes(file, path, max_pixels, sufficient_pixels)
     except IsADirectoryError:
         raise BadImage(path, "a folder, not an image") from None
     except FileNotFoundError:
@@ -139,14 +140,16 @@ def _openable() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _read_bytes(file: Any, name: str, max_pixels: int, enough: int | None = None) -> np.ndarray:
+def _read_bytes(
+    file: Any, name: str, max_pixels: int, sufficient_pixels: int | None = None
+) -> np.ndarray:
     # Pillow warns about odd palettes, EXIF and sizes; the loader's list of bad files says what
     # matters, and a terminal with a progress bar is no place for the rest.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_image(file, name, max_pixels) as image:
             if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-                pixels = _jpeg(file, image, name, max_pixels, enough)
+                pixels = _jpeg(file, image, name, max_pixels, sufficient_pixels)
                 if pixels is not None:
                     return _turned(pixels, _orientation(image))
             return _decode(image, name, max_pixels)
@@ -185,7 +188,7 @@ def open_image(file: Any, name: str, max_pixels: int = MAX_PIXELS) -> Image.Imag
 
 
 def _jpeg(
-    file: Any, image: Image.Image, name: str, max_pixels: int, enough: int | None
+    file: Any, image: Image.Image, name: str, max_pixels: int, sufficient_pixels: int | None
 ) -> np.ndarray | None:
     """uint8 [H, W, 3] of an opened JPEG; None where Pillow shall decode, or say what is wrong."""
     width, height = image.size
@@ -195,8 +198,8 @@ def _jpeg(
     if width * height > _MOST_PIXELS_A_BYTE * size + 1_000_000:
         raise BadImage(name, f"damaged: {size:,} bytes cannot hold {width} x {height} pixels")
     file.seek(0)
-    factor = 8 if enough else 1
-    while enough and factor > 1 and width * height < enough * factor**2:
+    factor = 8 if sufficient_pixels else 1
+    while sufficient_pixels and factor > 1 and width * height < sufficient_pixels * factor**2:
         factor //= 2
     least = (-(-height // factor), -(-width // factor))
     try:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from nolabel.data._strings import cache_folder
-from nolabel.data.open import Arrays, split
+from nolabel.data._cache import cache_folder
+from nolabel.data.source import split
+from nolabel.data.sources.items import Arrays
 from nolabel.errors import DataError, UsageError
 
 FASHION_CLASSES = (

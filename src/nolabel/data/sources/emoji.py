@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nolabel.data.source import Source
 from nolabel.data.sources._decode import read_image
 from nolabel.errors import UsageError
 from nolabel.types import Sample
@@ -26,7 +27,7 @@ _VARIATION = "\ufe0f"
 _TEST = 5  # one name in so many is for testing
 
 
-class Emoji:
+class Emoji(Source):
     """The pictures of a split, in the order of their code points.
 
     Raises:
@@ -37,8 +38,6 @@ class Emoji:
 
     def __init__(self, split: str = "train"):
         self.name = f"emoji:{split}"
-        self.labels: np.ndarray | None = None
-        self.classes: tuple[str, ...] = ()
         folder, names = _folder(), _names()
         self.files: list[Path] = []
         self.texts: list[str] = []
@@ -60,7 +59,7 @@ class Emoji:
         """Where picture i lies in its package."""
         return os.fspath(self.files[i])
 
-    def read(self, i: int, /) -> Sample:
+    def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Picture i with its name and mask."""
         from PIL import Image
 

@@ -6,15 +6,15 @@ import os
 
 import numpy as np
 
-from nolabel.data._strings import Strings
-from nolabel.data.open import label_at
+from nolabel.data._strings import StringTable
+from nolabel.data.source import Source
 from nolabel.data.sources._bands import BAND_SUFFIXES, read_bands
 from nolabel.data.sources._decode import SUFFIXES
 from nolabel.errors import DataError
 from nolabel.types import Sample
 
 
-class Folder:
+class Folder(Source):
     """The images below a folder, in the order of their relative paths.
 
     Names that begin with a dot are ignored, and so are files whose suffix is not that of an image
@@ -27,9 +27,8 @@ class Folder:
         DataError: The folder, or one below it, cannot be listed, or holds no image.
     """
 
-    in_memory = False
-    channels = 3
-    reduces = True
+    supports_draft = True
+    has_files = True
 
     def __init__(self, root: str | os.PathLike[str], channels: int = 3):
         self.name, self.channels = os.fspath(root), channels
@@ -43,9 +42,7 @@ class Folder:
                 f"suffix: {' '.join(sorted(suffixes))}.  Tar shards are named by a pattern, such "
                 f"as '{self.name}/*.tar'."
             )
-        self.files = Strings.of(files)
-        self.labels: np.ndarray | None = None
-        self.classes: tuple[str, ...] = ()
+        self.files = StringTable.from_strings(files)
         # Sorted, files in the root may stand anywhere: "a.jpg" sorts before "cats/1.jpg".
         tops = [file.partition("/")[0] if "/" in file else None for file in files]
         if None not in tops:
@@ -61,15 +58,15 @@ class Folder:
         """Absolute path of image i."""
         return os.path.join(self.root, self.files[i])
 
-    def raw(self, i: int, /) -> bytes:
+    def read_bytes(self, i: int, /) -> bytes:
         """The file of image i as it is.  Raises OSError or BadImage."""
         with open(self.path(i), "rb") as file:
             return file.read()
 
-    def read(self, i: int, /, enough: int | None = None) -> Sample:
+    def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Image i, decoded.  Raises BadImage."""
-        image = read_bands(self.path(i), self.channels, enough=enough)
-        return Sample(image=image, label=label_at(self.labels, i))
+        image = read_bands(self.path(i), self.channels, sufficient_pixels=sufficient_pixels)
+        return Sample(image=image, label=self.label(i))
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nolabel.data.open import label_at
+from nolabel.data.source import Source
 from nolabel.data.sources._bands import read_bands
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Sample
@@ -22,7 +22,7 @@ PREFIX = "hf:"
 _TEXTS = ("text", "caption", "captions", "description", "prompt", "sentence")
 
 
-class Hub:
+class Hub(Source):
     """One split of a set.
 
     The image is the first column of that kind; the label the column `label`, `labels`, `fine_label`
@@ -31,18 +31,19 @@ class Hub:
 
     Args:
         name: `hf:owner/name`, or `hf:` and a folder of Parquet files as the Hub has them.
-        split: Such as "train".
+        split: such as "train".
+        channels: channels C of the images.
 
     Raises:
         UsageError: The extra is missing, or the set has no such split or no images.
         DataError: The set is not there or cannot be fetched.
     """
 
-    in_memory = False
-    channels = 3
-    reduces = True
+    supports_draft = True
+    has_files = True
 
-    def __init__(self, name: str, split: str = "train"):
+    def __init__(self, name: str, split: str = "train", channels: int = 3):
+        self.channels = channels
         self.name = f"{PREFIX}{name}:{split}"
         data = _load(name, split)
         features: dict[str, Any] = dict(data.features)
@@ -72,7 +73,7 @@ class Hub:
         """The set and the number of the row."""
         return f"{self.name}[{i}]"
 
-    def raw(self, i: int, /) -> bytes:
+    def read_bytes(self, i: int, /) -> bytes:
         """The file of image i as it is.  Raises OSError or BadImage."""
         return self._bytes(self._rows[i], i)
 
@@ -85,17 +86,19 @@ class Hub:
         with open(cell["path"], "rb") as file:
             return file.read()
 
-    def read(self, i: int, /, enough: int | None = None) -> Sample:
+    def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Image i, decoded, with its text.  Raises BadImage."""
         row = self._rows[i]
         try:
-            image = read_bands(self._bytes(row, i), self.channels, enough=enough)
+            image = read_bands(
+                self._bytes(row, i), self.channels, sufficient_pixels=sufficient_pixels
+            )
         except BadImage as error:
             raise BadImage(self.path(i), error.reason) from None
         except OSError as error:
             raise BadImage(self.path(i), f"cannot be read ({error.strerror})") from None
         text = row[self._text] if self._text else None
-        return Sample(image=image, label=label_at(self.labels, i), text=text)
+        return Sample(image=image, label=self.label(i), text=text)
 
     def read_text(self, i: int, /) -> str | None:
         """The text of image i."""

@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from nolabel.data import _strings as names
-from nolabel.data.open import label_at
+from nolabel.data import _cache
+from nolabel.data._strings import StringTable, encode_labels
+from nolabel.data.source import Source
 from nolabel.data.sources._bands import read_bands
 from nolabel.errors import DataError, UsageError, did_you_mean
 from nolabel.types import Sample
 
 LISTS = (".txt", ".lst", ".list")
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
-_KEPT = "manifest 2"  # the cache's name; another one when what is kept changes
+_CACHE_KIND = "manifest 2"  # the cache's name; another one when what is kept changes
 COLUMNS = ("path", "label", "text", "group", "domain")
 
 
-class Manifest:
+class Manifest(Source):
     """The images that a file lists.
 
     Labels count when every row has one.  If all of them are whole numbers, classes are in the
@@ -40,37 +41,38 @@ class Manifest:
         UsageError: A table without the column `path`; or Parquet without its reader.
     """
 
-    in_memory = False
-    channels = 3
-    reduces = True
+    supports_draft = True
+    has_files = True
 
-    def __init__(self, file: str | os.PathLike[str]):
-        self.name = os.fspath(file)
+    def __init__(self, file: str | os.PathLike[str], channels: int = 3):
+        self.name, self.channels = os.fspath(file), channels
         self.folder = os.path.dirname(os.path.abspath(self.name))
         try:
-            key = names.fingerprint(self.name)
-            arrays = names.kept(_KEPT, key)
+            key = _cache.fingerprint(self.name)
+            arrays = _cache.load(_CACHE_KIND, key)
             if arrays is None:
                 arrays = _pack(_columns(self.name))
-                names.keep(_KEPT, key, arrays)
+                _cache.store(_CACHE_KIND, key, arrays)
         except OSError as error:
             raise DataError(f"Cannot read {self.name!r}: {error.strerror or error}.") from None
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(
                 f"{self.name!r} is no text that can be read ({error}).  Save it as UTF-8."
             ) from None
-        self.paths = names.Strings.among(arrays, "path")
+        self.paths = StringTable.from_arrays(arrays, "path")
         if not len(self.paths):
             raise DataError(f"{self.name!r} lists no image.  Give one path a line.")
-        self.texts = names.Strings.among(arrays, "text") if "text.ends" in arrays else None
-        self.labels: np.ndarray | None = arrays.get("labels")
+        self.texts = StringTable.from_arrays(arrays, "text") if "text.ends" in arrays else None
+        self.labels = arrays.get("labels")
         self.classes = (
-            tuple(names.Strings.among(arrays, "classes")) if "classes.ends" in arrays else ()
+            tuple(StringTable.from_arrays(arrays, "classes")) if "classes.ends" in arrays else ()
         )
-        self.groups: np.ndarray | None = arrays.get("groups")
-        self.domains: np.ndarray | None = arrays.get("domains")
+        self.groups = arrays.get("groups")
+        self.domains = arrays.get("domains")
         self.domain_names = (
-            tuple(names.Strings.among(arrays, "domains_of")) if "domains_of.ends" in arrays else ()
+            tuple(StringTable.from_arrays(arrays, "domains_of"))
+            if "domains_of.ends" in arrays
+            else ()
         )
 
     def __len__(self) -> int:
@@ -80,15 +82,15 @@ class Manifest:
         """Absolute path of image i."""
         return os.path.join(self.folder, self.paths[i])
 
-    def raw(self, i: int, /) -> bytes:
+    def read_bytes(self, i: int, /) -> bytes:
         """The file of image i as it is.  Raises OSError or BadImage."""
         with open(self.path(i), "rb") as file:
             return file.read()
 
-    def read(self, i: int, /, enough: int | None = None) -> Sample:
+    def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Image i, decoded, with its text.  Raises BadImage."""
-        image = read_bands(self.path(i), self.channels, enough=enough)
-        return Sample(image=image, label=label_at(self.labels, i), text=self.read_text(i))
+        image = read_bands(self.path(i), self.channels, sufficient_pixels=sufficient_pixels)
+        return Sample(image=image, label=self.label(i), text=self.read_text(i))
 
     def read_text(self, i: int, /) -> str | None:
         """The text of image i."""
@@ -171,14 +173,14 @@ def _pack(columns: dict[str, list[str]]) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for name in ("path", "text"):
         if name in columns:
-            out |= names.Strings.of(columns[name]).arrays(name)
+            out |= StringTable.from_strings(columns[name]).to_arrays(name)
     for name, numbers in (("label", "labels"), ("group", "groups"), ("domain", "domains")):
         values = columns.get(name)
         if not values or not all(values):
             continue
-        distinct, out[numbers] = names.number(values)
+        distinct, out[numbers] = encode_labels(values)
         if name == "label":
-            out |= names.Strings.of(distinct).arrays("classes")
+            out |= StringTable.from_strings(distinct).to_arrays("classes")
         elif name == "domain":
-            out |= names.Strings.of(distinct).arrays("domains_of")
+            out |= StringTable.from_strings(distinct).to_arrays("domains_of")
     return out

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from nolabel.data import _strings as names
-from nolabel.data.open import label_at
+from nolabel.data import _cache
+from nolabel.data._strings import StringTable, encode_labels
+from nolabel.data.source import Source
 from nolabel.data.sources._bands import read_bands
 from nolabel.data.sources._decode import SUFFIXES
 from nolabel.errors import BadImage, DataError, UsageError
@@ -34,7 +35,7 @@ _BRACES = re.compile(r"\{([^{}]+)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-class Shards:
+class Shards(Source):
     """The samples of one or more tar files, in the order of the files and of their members.
 
     Args:
@@ -48,8 +49,7 @@ class Shards:
         DataError: A file is no tar, or none of them holds an image.
     """
 
-    in_memory = False
-    channels = 3
+    has_files = True
     block = BLOCK  # the order of images shuffles blocks, so that a disk is read in large pieces
 
     def __init__(self, pattern: str | os.PathLike[str]):
@@ -65,12 +65,10 @@ class Shards:
             )
         self.images_at = np.concatenate([p["image"] for p in parts])  # int64 [N, 2]: offset, size
         self.texts_at = np.concatenate([p["text"] for p in parts])  # the same; size -1 is none
-        self.members = [names.Strings.among(p, "member") for p in parts]
-        words = [w for p in parts for w in names.Strings.among(p, "label")]
-        self.labels: np.ndarray | None = None
-        self.classes: tuple[str, ...] = ()
+        self.members = [StringTable.from_arrays(p, "member") for p in parts]
+        words = [w for p in parts for w in StringTable.from_arrays(p, "label")]
         if all(words):
-            self.classes, self.labels = names.number(words)
+            self.classes, self.labels = encode_labels(words)
         self._open: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -82,20 +80,22 @@ class Shards:
         shard = self._shard(i)
         return f"{self.files[shard]}::{self.members[shard][i - int(self.starts[shard])]}"
 
-    def raw(self, i: int, /) -> bytes:
+    def read_bytes(self, i: int, /) -> bytes:
         """The file of image i as it is.  Raises OSError or BadImage."""
         return self._bytes(i, self.images_at[i])
 
-    def read(self, i: int, /, enough: int | None = None) -> Sample:
+    def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Sample i, decoded, with its text.  Raises BadImage."""
         try:
-            image = read_bands(self.raw(i), self.channels, enough=enough)
+            image = read_bands(
+                self.read_bytes(i), self.channels, sufficient_pixels=sufficient_pixels
+            )
             text = self.read_text(i)
         except BadImage as error:
             raise BadImage(self.path(i), error.reason) from None
         except OSError as error:
             raise BadImage(self.path(i), f"cannot be read ({error.strerror})") from None
-        return Sample(image=image, label=label_at(self.labels, i), text=text)
+        return Sample(image=image, label=self.label(i), text=text)
 
     def read_text(self, i: int, /) -> str | None:
         """The text of sample i.  Raises OSError or BadImage."""
@@ -183,11 +183,11 @@ def braces(pattern: str) -> list[str]:
 
 def _indexed(file: str) -> dict[str, np.ndarray]:
     try:
-        key = names.fingerprint(file)
-        arrays = names.kept("shard", key)
+        key = _cache.fingerprint(file)
+        arrays = _cache.load("shard", key)
         if arrays is None:
             arrays = _index(file)
-            names.keep("shard", key, arrays)
+            _cache.store("shard", key, arrays)
     except tarfile.TarError as error:
         raise DataError(f"{file!r} is no tar file that can be read ({error}).") from None
     except OSError as error:
@@ -235,6 +235,6 @@ def _index(file: str) -> dict[str, np.ndarray]:
     return {
         "image": np.array([p["image"][1:] for p in whole], np.int64).reshape(-1, 2),
         "text": np.array(texts, np.int64).reshape(-1, 2),
-        **names.Strings.of(p["image"][0] for p in whole).arrays("member"),
-        **names.Strings.of(labels).arrays("label"),
+        **StringTable.from_strings(p["image"][0] for p in whole).to_arrays("member"),
+        **StringTable.from_strings(labels).to_arrays("label"),
     }

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from nolabel.data import _strings as names
-from nolabel.data.open import label_at
+from nolabel.data import _cache
+from nolabel.data._strings import encode_labels
+from nolabel.data.source import Source
 from nolabel.data.sources.folder import is_folder, listing
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Sample
@@ -38,7 +39,7 @@ def is_videos(text: str) -> bool:
     return os.path.splitext(path)[1].lower() in SUFFIXES and os.path.isfile(path)
 
 
-class Videos:
+class Videos(Source):
     """Frames of one or more videos, in the order of the files and of time.
 
     If every video of a folder lies in a sub-folder, the first level below it names the classes.
@@ -49,8 +50,6 @@ class Videos:
         UsageError: The extra is missing, or the rate is 0.
         DataError: The folder holds no video.
     """
-
-    in_memory = False
 
     def __init__(self, name: str):
         _av()
@@ -70,12 +69,10 @@ class Videos:
         times = [self._frames(k) for k in range(len(self.files))]
         counts = [len(t) for t in times]
         self.times = np.concatenate(times)  # int64 [N]: time of each frame, in the video's units
-        self.groups = np.repeat(np.arange(len(self.files)), counts)
-        self.labels: np.ndarray | None = None
-        self.classes: tuple[str, ...] = ()
+        self.groups: np.ndarray = np.repeat(np.arange(len(self.files)), counts)
         tops = [file.partition("/")[0] for file in inside if "/" in file]
         if len(tops) == len(inside):
-            self.classes, numbers = names.number(tops)
+            self.classes, numbers = encode_labels(tops)
             self.labels = numbers[self.groups]
         self._forget()
 
@@ -92,7 +89,7 @@ class Videos:
         video = int(self.groups[i])
         return f"{self.files[video]}@{i - int(np.searchsorted(self.groups, video))}"
 
-    def read(self, i: int, /) -> Sample:
+    def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Frame i.  Raises BadImage."""
         video = int(self.groups[i])
         if video in self.bad:
@@ -111,29 +108,29 @@ class Videos:
             except _errors() as error:
                 self._open.pop(video, None)
                 raise BadImage(self.path(i), f"cannot be decoded ({error})") from None
-        return Sample(image=image, label=label_at(self.labels, i))
+        return Sample(image=image, label=self.label(i))
 
     def _frames(self, video: int) -> np.ndarray:
         """Times of the frames that are used, int64; [0] for a video that cannot be read."""
         file = self.files[video]
         try:
-            key = names.fingerprint(file)
-            kept = names.kept("video", key)
-            if kept is None:
+            key = _cache.fingerprint(file)
+            arrays = _cache.load("video", key)
+            if arrays is None:
                 times, second = _times(file)
-                kept = {"times": times, "second": np.array(second)}
-                names.keep("video", key, kept)
+                arrays = {"times": times, "second": np.array(second)}
+                _cache.store("video", key, arrays)
         except _errors() as error:
             self.bad[video] = f"a video that cannot be read ({str(error).splitlines()[0]})"
             return np.zeros(1, np.int64)
-        times = kept["times"]
+        times = arrays["times"]
         if not len(times):
             self.bad[video] = "a video without frames"
             return np.zeros(1, np.int64)
         if self.rate is None:
             return times
         # The frame that is seen at 0, 1 / rate, 2 / rate ... seconds from the first.
-        step = float(kept["second"]) / self.rate
+        step = float(arrays["second"]) / self.rate
         due = times[0] + step * np.arange(int((times[-1] - times[0]) / step) + 1)
         return times[np.unique(np.searchsorted(times, due + 0.5, side="right") - 1)]
 

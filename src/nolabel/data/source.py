@@ -1,0 +1,251 @@
+"""What a source of images is: the base class that all of them inherit, and parts of one.
+
+A source of your own is a subclass with two methods, `__len__` and `read`; everything else has a
+default. It is given to `nolabel.pretrain(data=MySource())`, or named on the command line as
+`my_source.py:MySource`.
+
+    class MySource(Source):
+        def __len__(self) -> int: ...
+        def read(self, i: int) -> Sample: ...
+
+Nothing heavy is imported until an image is read, so that `nolabel list datasets` is quick.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nolabel.data.order import index_at
+from nolabel.errors import BadImage, DataError, UsageError
+
+if TYPE_CHECKING:
+    from nolabel.types import Sample
+
+_PRERENDERED = 1024  # images that `prerender` asks for at once
+
+
+class Source(ABC):
+    """N numbered images. Reading image i gives the same pixels every time, in any process.
+
+    A subclass sets what differs from the defaults below, as class attributes or in its
+    constructor, and overrides the methods that it can serve.
+
+    Attributes:
+        name: the source as the user named it; for messages and tables. By default the class's.
+        labels: int64 [N], indices into `classes`; None when the images have no labels.
+        classes: name of each label; empty without labels.
+        groups: int64 [N], equal for images that belong together (of one patient, one video).
+        domains: int64 [N], indices into `domain_names` (of one camera, one style).
+        domain_names: name of each domain; empty without domains.
+        channels: channels C of every image.
+        block: images that lie beside each other on the disk and are better read together; the
+            order of a training run then shuffles blocks. 0 shuffles single images.
+        root: folder in which the paths begin; empty when there is none.
+        in_memory: whether `images` reads a whole batch at once. All images then have one size.
+        supports_draft: whether `read` takes `sufficient_pixels` and may return a smaller image.
+        has_files: whether `read_bytes` returns the encoded file of an image.
+    """
+
+    name: str = ""
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    groups: np.ndarray | None = None
+    domains: np.ndarray | None = None
+    domain_names: tuple[str, ...] = ()
+    channels: int = 3
+    block: int = 0
+    root: str = ""
+    in_memory: bool = False
+    supports_draft: bool = False
+    has_files: bool = False
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.name:
+            cls.name = cls.__name__
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images N."""
+
+    @abstractmethod
+    def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
+        """Image i, decoded.
+
+        Args:
+            i: number of the image, in [0, N).
+            sufficient_pixels: number of pixels, height x width, that are enough; passed only to
+                sources with `supports_draft`. None asks for the image at its full size.
+
+        Returns:
+            The image, uint8 or uint16 [H, W, C], with the label and the text that it has.
+
+        Raises:
+            BadImage: it cannot be read. The loader takes another image in its place.
+        """
+
+    def path(self, i: int, /) -> str:
+        """Where image i lies, or a name for it such as `digits:train[12]`; for messages."""
+        return f"{self.name}[{i}]"
+
+    def images(self, indices: np.ndarray, /) -> np.ndarray:
+        """A whole batch at once, for sources that are `in_memory`.
+
+        Args:
+            indices: int [B], each in [0, N).
+
+        Returns:
+            uint8 or uint16 [B, H, W, C].
+
+        Raises:
+            TypeError: the source reads images one by one.
+        """
+        raise TypeError(f"{self.name!r} reads images one by one: use read(i).")
+
+    def read_text(self, i: int, /) -> str | None:
+        """The text of image i without decoding the image; None when it has none.
+
+        Raises:
+            BadImage, OSError: the text cannot be read.
+        """
+        return None
+
+    def read_texts(self, indices: np.ndarray, /) -> tuple[str | None, ...]:
+        """Texts of many images; override it where that is quicker than one by one.
+
+        Args:
+            indices: int [B], each in [0, N).
+
+        Returns:
+            B texts; None where an image has none or its text cannot be read.
+        """
+        return tuple(self._text_or_none(int(i)) for i in indices)
+
+    def _text_or_none(self, i: int) -> str | None:
+        try:
+            return self.read_text(i)
+        except (BadImage, OSError):
+            return None
+
+    def read_bytes(self, i: int, /) -> bytes:
+        """The encoded file of image i as it is, for sources that have files (`has_files`).
+
+        Raises:
+            TypeError: the source has no files.
+            BadImage, OSError: the file cannot be read.
+        """
+        raise TypeError(f"{self.name!r} has no files: use read(i).")
+
+    def label(self, i: int, /) -> int | None:
+        """The label of image i as `Sample` wants it."""
+        return None if self.labels is None else int(self.labels[i])
+
+
+class Subset(Source):
+    """Some images of a source, in the order of `indices` (int [N], may repeat).
+
+    Labels, texts and batches are those of the source. What describes the set as a whole is not
+    carried over: groups, domains, blocks and files.
+
+    Raises:
+        UsageError: an index is not one of the source's.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, name: str = ""):
+        self.source = source
+        self.indices = np.asarray(indices, dtype=np.int64)
+        if self.indices.size and not (self.indices.min() >= 0 and self.indices.max() < len(source)):
+            raise UsageError(f"A subset of {source.name!r} reaches past its {len(source)} images.")
+        self.name = name or source.name
+        self.labels = None if source.labels is None else source.labels[self.indices]
+        self.classes = source.classes
+        self.in_memory = source.in_memory
+        self.supports_draft = source.supports_draft
+        self.channels = source.channels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def path(self, i: int, /) -> str:
+        """Path of the image in the source."""
+        return self.source.path(int(self.indices[i]))
+
+    def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
+        """Image i of the subset, as the source reads it. Raises BadImage."""
+        index = int(self.indices[i])
+        if sufficient_pixels is None:  # a source without drafts need not know the argument
+            return self.source.read(index)
+        return self.source.read(index, sufficient_pixels=sufficient_pixels)
+
+    def read_text(self, i: int, /) -> str | None:
+        """Text of image i of the subset. Raises BadImage or OSError."""
+        return self.source.read_text(int(self.indices[i]))
+
+    def read_texts(self, indices: np.ndarray, /) -> tuple[str | None, ...]:
+        """Texts of the images at `indices`, int [B]; None where there is none."""
+        return self.source.read_texts(self.indices[indices])
+
+    def images(self, indices: np.ndarray, /) -> np.ndarray:
+        """uint8 or uint16 [B, H, W, C]; only when the source is in memory."""
+        return self.source.images(self.indices[indices])
+
+
+def require_labels(source: Source) -> np.ndarray:
+    """The source's labels, int64 [N], for a task that needs at least two classes.
+
+    Raises:
+        DataError: there are no labels, or all images have the same.
+    """
+    if source.labels is None:
+        raise DataError(
+            f"{source.name!r} has no labels, which this needs. In a folder, put the images of "
+            "each class into a sub-folder with the name of the class; every image needs one."
+        )
+    present = np.unique(source.labels)
+    if len(present) < 2:
+        only = source.classes[int(present[0])] if source.classes and len(present) else ""
+        raise DataError(
+            f"{source.name!r} has labels of one class only{f' ({only!r})' if only else ''}; this "
+            "needs two or more. In a folder, each class is a sub-folder directly below it: "
+            "perhaps a folder above or below is meant."
+        )
+    return source.labels
+
+
+def split(source: Source, fraction: float, seed: int = 0) -> tuple[Subset, Subset]:
+    """Parts one labelled source in two, class by class, the same way every time.
+
+    Args:
+        source: a source with labels.
+        fraction: share of every class in the second part, in (0, 1). A class of two or more
+            images is present in both parts; a class of one image is in the first only.
+        seed: another seed, another division.
+
+    Returns:
+        The rest and the fraction, each in the source's order.
+
+    Raises:
+        UsageError: a fraction outside (0, 1).
+        DataError: the source has no labels, or one class only.
+    """
+    if not 0 < fraction < 1:
+        raise UsageError(f"The fraction to split off must lie between 0 and 1, got {fraction}.")
+    labels = require_labels(source)
+    second = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        # The loader's permutation: unlike a library's generator, it never changes.
+        second[members[index_at(seed, int(label), np.arange(count), len(members))]] = True
+    return Subset(source, np.flatnonzero(~second)), Subset(source, np.flatnonzero(second))
+
+
+def prerender(source: Source) -> None:
+    """Renders a procedural set in this process, so that forked workers share its images."""
+    if source.in_memory:
+        for start in range(0, len(source), _PRERENDERED):
+            source.images(np.arange(start, min(start + _PRERENDERED, len(source))))
