@@ -200,6 +200,31 @@ def build(
     )
 
 
+def at_size(backbone: Backbone, image_size: int) -> Backbone:
+    """The same network for another size of images.
+
+    A ViT's positions and a BEiT's relative ones are resampled for good; other networks take any
+    size as they are.
+
+    Args:
+        backbone: the network.
+        image_size: side of the new input in pixels.
+    """
+    from nolabel.backbones.beit import BEiT
+    from nolabel.backbones.vit import ViT, fit_positions
+
+    if backbone.image_size == image_size:
+        return backbone
+    if isinstance(backbone, BEiT):
+        return backbone.resized(image_size)
+    if not isinstance(backbone, ViT):
+        return backbone
+    kwargs = {k: v for k, v in backbone.kwargs.items() if k != "img_size"}
+    new = build(backbone.name, image_size=image_size, kwargs=kwargs, positions=backbone.positions)
+    new.load_state_dict(fit_positions(backbone.state_dict(), new.state_dict(), backbone))
+    return new
+
+
 def is_own(name: str) -> bool:
     """Whether a name is that of a user's own network: file.py:Class, or one given in Python."""
     return name.startswith("object:") or is_reference(name)

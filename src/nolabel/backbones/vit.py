@@ -52,24 +52,6 @@ def resize_positions(
     return x.permute(0, 2, 3, 1).flatten(1, 2).to(pos.dtype)
 
 
-def at_size(backbone: Backbone, image_size: int) -> Backbone:
-    """The same network for another size of images: a ViT's positions are resampled for good.
-
-    A BEiT's relative ones too; others take any size as they are.
-    """
-    from nolabel.backbones import build
-
-    if backbone.image_size == image_size:
-        return backbone
-    if not isinstance(backbone, ViT):
-        resized: Any = getattr(backbone, "resized", None)
-        return resized(image_size) if resized else backbone
-    kwargs = {k: v for k, v in backbone.kwargs.items() if k != "img_size"}
-    new = build(backbone.name, image_size=image_size, kwargs=kwargs, positions=backbone.positions)
-    new.load_state_dict(fit_positions(backbone.state_dict(), new.state_dict(), backbone))
-    return new
-
-
 def fit_positions(
     state: Mapping[str, Tensor], like: Mapping[str, Tensor], vit: ViT
 ) -> dict[str, Tensor]:

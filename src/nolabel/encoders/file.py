@@ -183,7 +183,7 @@ def load_encoder_file(
         UntrustedCode: Its code was never run here.
         FileDamaged: The file is truncated, altered, or not an encoder file.
     """
-    from nolabel.backbones.vit import at_size
+    from nolabel.backbones import at_size
     from nolabel.encoders.encoder import Encoder
 
     header, tensors = read_tensors(path, fields=_FIELDS, tensors=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nolabel import backbones, methods
 from nolabel.backbones.base import recompute
-from nolabel.backbones.vit import ViT, at_size, fit_positions
+from nolabel.backbones.vit import ViT, fit_positions
 from nolabel.config import Run, read_yaml
 from nolabel.data.source import Source
 from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -73,7 +73,7 @@ def build_method(run: Run, extra: Companion = None) -> tuple[Method, ViewPlan]:
         extra = companion(run)
     torch.manual_seed(s.seed)
     if s.init:
-        backbone = at_size(load(s.init, device="cpu").backbone, int(s.image_size or 0))
+        backbone = backbones.at_size(load(s.init, device="cpu").backbone, int(s.image_size or 0))
     else:
         backbone = backbones.build(
             str(s.backbone), image_size=s.image_size, patch_size=s.patch_size,

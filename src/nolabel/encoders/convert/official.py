@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nolabel.backbones import build
-from nolabel.backbones.vit import at_size
+from nolabel.backbones import at_size, build
 from nolabel.encoders.convert import layouts
 from nolabel.encoders.convert.families import FAMILIES, Family
 from nolabel.encoders.convert.layouts import Found, State
