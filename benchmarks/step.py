@@ -35,10 +35,10 @@ def ours(name: str, backbone: str, batch: int, precision: str) -> Work:
     import torch
 
     from nolabel import methods, recipes
-    from nolabel.engine.device import autocast
+    from nolabel.device import autocast
     from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm
+    from nolabel.engine.synthetic import build_on, noise_batch
     from nolabel.methods.base import RecipeContext
-    from nolabel.testing import build_on, noise_batch
     from nolabel.types import Clock
 
     kind = methods.load(name)

@@ -17,12 +17,23 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from nolabel._version import __version__
+
 if TYPE_CHECKING:
     from nolabel.config import Run
     from nolabel.encoders import Encoder
 
-__version__ = "0.1.0"
-__all__ = ["Encoder", "Run", "compare", "evaluate", "load", "pretrain", "resume", "show"]
+__all__ = [
+    "Encoder",
+    "Run",
+    "__version__",
+    "compare",
+    "evaluate",
+    "load",
+    "pretrain",
+    "resume",
+    "show",
+]
 
 _WHERE = {
     "evaluate": "nolabel.protocols.run",

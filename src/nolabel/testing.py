@@ -15,21 +15,21 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from nolabel import backbones, methods, recipes
+from nolabel import methods, recipes
 from nolabel.backbones._contract import check_backbone as check_backbone
 from nolabel.backbones.base import Backbone
 from nolabel.engine.checkpoint import capture, restore, rng_state, set_rng_state
 from nolabel.engine.optimiser import build_optimiser
+from nolabel.engine.synthetic import SIDE, Colours, build_on, captions, noise_batch
 from nolabel.methods.base import Method, RecipeContext
-from nolabel.nn.state import Frozen
 from nolabel.types import Batch, Clock, Optim, Tokens
-from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, ViewPlan
+from nolabel.views.plan import ViewPlan
 
-IMAGES, SIDE = 6, 32
-COLOURS = ("red", "green", "blue", "orange", "purple", "yellow")
-STATISTICS = (IMAGENET_MEAN, IMAGENET_STD)
+__all__ = ["Colours", "build_on", "build_small", "captions", "check_method", "noise_batch",
+           "random_batch"]  # fmt: skip
+
+IMAGES = 6
 
 _TEXT = {"vocabulary": 530, "context": 10, "projection": 8, "text_dim": 16, "text_depth": 1,
          "text_heads": 2}  # fmt: skip
@@ -110,88 +110,14 @@ class _Run:
     losses: list[float]
 
 
-def captions(seed: int = 0) -> tuple[str, ...]:
-    """A text for each image of a batch."""
-    things = ("spider", "crab", "owl", "snake", "fish")
-    return tuple(f"a {c} {things[(i * seed + i) % 5]}" for i, c in enumerate(COLOURS))
-
-
 def random_batch(plan: ViewPlan, seed: int) -> Batch:
     """A small batch of noise in the views of a plan, with captions; a pure function of the seed."""
     return noise_batch(plan, IMAGES, seed)
 
 
-def noise_batch(plan: ViewPlan, images: int, seed: int = 0) -> Batch:
-    """So many images of noise in the views of a plan, with captions."""
-    g = torch.Generator().manual_seed(seed)
-    views = {
-        v.name: torch.randn(v.count, images, plan.channels, v.size, v.size, generator=g)
-        for v in plan.views
-    }
-    some = captions(seed)
-    text = tuple(some[i % len(some)] for i in range(images))
-    return Batch(views=views, keys=torch.arange(images), text=text)
-
-
 def build_small(kind: type[Method], options: Any, backbone: str) -> Method:
     """The method on a small backbone, with seed 0 and a stand-in for what it is built with."""
     return build_on(kind, options, backbone, SIDE)
-
-
-def build_on(
-    kind: type[Method],
-    options: Any,
-    backbone: str,
-    size: int,
-    patch: int | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-) -> Method:
-    """The method on any backbone, with seed 0 and a stand-in for what it is built with.
-
-    Args:
-        kind, options: the method and its options.
-        backbone: name of a preset or of timm.
-        size, patch: sides in pixels of image and patch.
-        kwargs: further ones of the backbone's constructor, such as its depth.
-    """
-    torch.manual_seed(0)
-    given: tuple[Any, ...] = (_teacher(kind.takes),) if kind.takes else ()
-    if kind.wants_text:
-        texts = [t for seed in range(5) for t in captions(seed)]
-        given = (kind.make_tokenizer(options, texts),)
-    asked = {**kind.backbone_kwargs(options), **(kwargs or {})}
-    net = backbones.build(backbone, image_size=size, patch_size=patch, kwargs=asked)
-    kind.init(net)
-    return kind(net, options, *given).train()
-
-
-def _teacher(takes: str) -> Frozen:
-    """A small random one, used at half the size of the images."""
-    if takes == "encoder":
-        module: Any = backbones.build("vit_pico", image_size=SIDE // 2)
-        return Frozen(module, (0.5,) * 3, (0.25,) * 3, given=STATISTICS, image_size=SIDE // 2)
-    return Frozen(Colours(), *STATISTICS)
-
-
-class Colours(nn.Module):
-    """A tokenizer that needs no training: a patch's id says which channels are above their mean.
-
-    It shows what a method that takes a tokenizer may ask of one.
-    """
-
-    vocabulary = 8
-
-    def __init__(self, patch: int = 2):
-        super().__init__()
-        # `patch_size` alone is asked for, never the network.
-        self.backbone = backbones.build("pixels", image_size=SIDE)
-        self.backbone.patch_size = patch
-
-    @torch.no_grad()
-    def tokens(self, x: Tensor) -> Tensor:
-        """Images [N, 3, H, W] to ids int64 [N, P], row by row."""
-        means = nn.functional.avg_pool2d(x.float(), self.backbone.patch_size).flatten(2)
-        return ((means > 0) * torch.tensor([4, 2, 1], device=x.device)[:, None]).sum(1)
 
 
 def _advance(run: _Run, plan: ViewPlan, start: int, steps: int) -> None:

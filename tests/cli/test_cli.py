@@ -14,10 +14,11 @@ from PIL import Image
 from nolabel import cli
 from nolabel.backbones import PRESETS
 from nolabel.cli import runs as cli_runs
-from nolabel.data.open import DATASETS as SETS
+from nolabel.data.open import DATASETS
+from nolabel.encoders import ENCODERS
+from nolabel.encoders.convert.families import LAYOUTS
 from nolabel.methods import METHODS
-from nolabel.pictures import NAMES as PICTURES
-from nolabel.pictures import options_of
+from nolabel.pictures import PICTURES, options_of
 from nolabel.protocols.run import PROTOCOLS
 
 SHORT = ["--steps", "2", "--batch-size", "8", "--precision", "fp32", "--workers", "0",
@@ -41,9 +42,10 @@ def fails(capsys, code, *args):
     [
         ("methods", list(METHODS)),
         ("backbones", list(PRESETS)),
-        ("datasets", [n.name for n in SETS]),
+        ("datasets", list(DATASETS)),
         ("protocols", list(PROTOCOLS)),
-        ("pictures", [p.name for p in PICTURES]),
+        ("pictures", list(PICTURES)),
+        ("weights", [*ENCODERS, *LAYOUTS]),
     ],
 )
 def test_list_names_everything_and_writes_json(what, names, capsys, tmp_path):
@@ -54,7 +56,7 @@ def test_list_names_everything_and_writes_json(what, names, capsys, tmp_path):
     assert all(name in out for name in names)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["list", "methods"], ["list", "datasets"]])
+@pytest.mark.parametrize("args", [["--help"], *(["list", what] for what in cli.LISTS)])
 def test_help_and_lists_import_nothing_heavy(args):
     code = (
         "import sys; from nolabel.cli import main; main(sys.argv[1:]); "
@@ -183,7 +185,7 @@ def test_pretrain_evaluate_compare_show_report_and_resume_work_in_a_row(photos, 
     assert cli.main(args) == 0
     assert json.loads((tmp_path / "p.json").read_text())["settings"]["steps"] == 2
     assert cli.main(["resume", str(out)]) == 0
-    learning = [n for n, p in PROTOCOLS.items() if "train" in p.needs and n != "finetune"]
+    learning = [n for n, p in PROTOCOLS.items() if p.learns and n != "finetune"]
     for protocol in learning:
         file = tmp_path / f"{protocol}.json"
         assert cli.main(["evaluate", protocol, "--encoder", str(out), "--train", str(photos),
@@ -196,7 +198,7 @@ def test_pretrain_evaluate_compare_show_report_and_resume_work_in_a_row(photos, 
                      "--json", str(tmp_path / "c.json")]) == 0  # fmt: skip
     encoders = {r["encoder"] for r in json.loads((tmp_path / "c.json").read_text())["rows"]}
     assert len(encoders) == 3
-    for picture in PICTURES:
+    for picture in PICTURES.values():
         place = tmp_path / picture.name
         few = ["--steps", "2"] if "steps" in {o.name for o in options_of(picture.name)} else []
         args = ["show", picture.name, "--encoder", str(out), "--data", str(photos), "--count", "3",

@@ -22,7 +22,7 @@ from torch import nn
 
 from nolabel.cli import main
 from nolabel.encoders import load, load_text
-from nolabel.encoders.convert.families import FAMILIES
+from nolabel.encoders.convert.families import LAYOUTS
 from nolabel.encoders.convert.official import import_file, save_imported
 from nolabel.errors import DataError, FileDamaged, UsageError
 from nolabel.methods.simmim import SimMIM
@@ -196,7 +196,7 @@ def test_a_vit_equals_timms_at_its_own_and_other_sizes(family, tmp_path):
     value, peer = plain(family)
     torch.save(value, tmp_path / "file.pth")
     encoder = import_file(tmp_path / "file.pth", family, heads=3).encoder
-    assert encoder.backbone.positions == FAMILIES[family].positions
+    assert encoder.backbone.positions == LAYOUTS[family].positions
     for size in (32, 48, 16):
         x = image(size)
         net = peer if size == 32 else interpolated(peer, size, family)

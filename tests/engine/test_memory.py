@@ -11,13 +11,12 @@ from nolabel import methods, recipes
 from nolabel.backbones.base import Backbone
 from nolabel.config import merge, resolve
 from nolabel.data.creatures.world import Creatures
-from nolabel.engine import calibrate
+from nolabel.engine import calibrate, cost
 from nolabel.engine.build import build_method
 from nolabel.engine.memory import told
 from nolabel.errors import OutOfMemory, UsageError
 from nolabel.methods.base import RecipeContext
 from nolabel.testing import build_on, noise_batch
-from nolabel.tools import plan
 from nolabel.types import Clock
 
 
@@ -40,7 +39,7 @@ def test_activations_that_are_computed_again_give_the_same_gradients_and_need_le
         torch.manual_seed(3)
         method.step(noise_batch(kind.views(options, 32), 4), Clock(6, 8, 1)).loss.backward()
         grads = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
-        found.append((grads, plan.count(method, 4, 32, "fp32").kept))
+        found.append((grads, cost.count(method, 4, 32, "fp32").kept))
     (plain, much), (again, little) = found
     assert plain.keys() == again.keys()
     for key, grad in plain.items():

@@ -10,7 +10,7 @@ from nolabel.data.creatures.world import Creatures
 from nolabel.data.sources.items import Arrays
 from nolabel.encoders import load
 from nolabel.errors import DataError, UsageError
-from nolabel.pictures import NAMES, options_of
+from nolabel.pictures import PICTURES, options_of
 from nolabel.pictures.attention_distance import attention_distance
 from nolabel.pictures.filters import filters, smoothness
 from nolabel.pictures.neighbours import neighbours
@@ -145,7 +145,7 @@ def test_show_needs_images_where_a_picture_looks_at_some():
 
 
 def test_every_option_of_every_picture_is_explained():
-    for picture in NAMES:
+    for picture in PICTURES.values():
         for option in options_of(picture.name):
             assert option.help, (picture.name, option.name)
 

@@ -10,9 +10,10 @@ from PIL import Image
 from nolabel import cli, methods, recipes
 from nolabel.backbones import depth_of
 from nolabel.encoders import load
+from nolabel.engine import cost
+from nolabel.engine.synthetic import build_on
 from nolabel.errors import UsageError
 from nolabel.methods.base import RecipeContext
-from nolabel.testing import build_on
 from nolabel.tools import plan
 
 SMALL = {"backbone": "vit_pico", "image_size": 32, "recipe": "auto", "images": 10_000,
@@ -28,10 +29,10 @@ def options(name):
 @pytest.mark.parametrize("name", ["dino", "mae"])
 def test_shallow_copies_and_few_images_tell_what_a_deep_network_and_many_take(name):
     kind, given = methods.load(name), options(name)
-    guess = plan.extrapolated(kind, given, "vit_pico", 32, None, "fp32", 6)
+    guess = cost.extrapolated(kind, given, "vit_pico", 32, None, "fp32", 6)
     depth = {"depth": depth_of("vit_pico")}
     assert depth == {"depth": 4}
-    true = plan.count(build_on(kind, given, "vit_pico", 32, None, depth), 6, 32, "fp32")
+    true = cost.count(build_on(kind, given, "vit_pico", 32, None, depth), 6, 32, "fp32")
     assert guess.trained == true.trained
     assert guess.held == true.held
     assert guess.flops == pytest.approx(true.flops, rel=1e-3)
@@ -50,7 +51,7 @@ def test_the_count_of_a_transformer_is_the_formula_by_hand():
     forward = views * images * ((net.depth - 1) * layer + last + head)
     # Backward costs twice as much, but no image needs a gradient.
     expected = 3 * forward + 2 * views * images * patches
-    found = plan.count(model, images, 32, "fp32").flops
+    found = cost.count(model, images, 32, "fp32").flops
     assert found == pytest.approx(expected, rel=0.02)
 
 

@@ -91,25 +91,6 @@ def test_the_verb_suggests_a_run_with_its_cost(folder, tmp_path, capsys):
     assert json.loads(line)["path"].endswith("web.jpg")
 
 
-def test_memory_of_activations_is_what_the_backward_pass_needs():
-    """A linear layer keeps its input, a squared output keeps itself; weights do not count."""
-    import torch
-
-    from nolabel.tools.scan import _saved_bytes
-    from nolabel.types import Batch, Step
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(1000, 3000)
-
-        def step(self, batch, clock):
-            return Step(self.layer(batch.views["v"][0]).square().sum(), {})
-
-    batch = Batch(views={"v": torch.randn(1, 8, 1000)})
-    assert _saved_bytes(Net(), batch) == pytest.approx(4 * (1000 + 3000), rel=0.05)
-
-
 def test_images_that_are_all_bad_are_said_to_be(tmp_path, capsys):
     (tmp_path / "a.png").write_text("no")
     assert cli.main(["scan", "--data", str(tmp_path), "--out", str(tmp_path / "s")]) == 0

@@ -1,11 +1,14 @@
 """Verbs only.  Each verb's work is elsewhere; heavy imports happen inside the verb."""
 
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, make_dataclass
 from typing import Annotated, Any
 
+from nolabel._version import __version__
+from nolabel.catalogue import Entry, render
 from nolabel.cli.flags import announced_first, first, flags, write_json
 from nolabel.errors import NolabelError, Stopped, UsageError, unknown
 
@@ -27,9 +30,16 @@ VERBS = {
     "import": "FILE --as LAYOUT: a published checkpoint becomes an encoder",
     "export": "--encoder ENC --to timm|hf|onnx --out DIR: for other libraries, with the proof",
     "report": "DIR: one offline HTML file about a run, with a verdict first",
-    "list": "methods | backbones | datasets | protocols | pictures: what there is",
+    "list": "methods | backbones | weights | datasets | protocols | pictures: what there is",
 }
-LISTS = ("methods", "backbones", "datasets", "protocols", "pictures")
+LISTS = {  # what -> where its table is
+    "methods": "nolabel.methods:METHODS",
+    "backbones": "nolabel.backbones:BACKBONES",
+    "weights": "nolabel.encoders:WEIGHTS",
+    "datasets": "nolabel.data.open:DATASETS",
+    "protocols": "nolabel.protocols.run:PROTOCOLS",
+    "pictures": "nolabel.pictures:PICTURES",
+}
 
 
 def usage() -> str:
@@ -78,9 +88,7 @@ def _run(args: list[str]) -> int:
         print(usage())
         return 0 if args else 2
     if args[0] == "--version":
-        from importlib.metadata import version
-
-        print(version("nolabel"))
+        print(__version__)
         return 0
     verbs: dict[str, Callable[[list[str]], None]] = {
         "demo": _demo, "pretrain": _pretrain, "evaluate": _evaluate,
@@ -179,7 +187,7 @@ def _evaluate(args: list[str]) -> None:
         raise unknown("protocol", name, [*names, "all"])
     import tyro
 
-    kind, learns = options_of(name), "train" in PROTOCOLS[name].needs
+    kind, learns = options_of(name), PROTOCOLS[name].learns
     text, maybe, told = str, str | None, tyro.conf.arg
     fields: list[Any] = [
         ("encoder", Annotated[text, told(help="ENC: a run's folder, timm:NAME, pixels, ...")]),
@@ -226,25 +234,24 @@ def _compare(args: list[str]) -> None:
 
 
 def _show(args: list[str]) -> None:
-    from nolabel.pictures import NAMES, options_of
+    from nolabel.pictures import PICTURES, options_of
 
-    names = {n.name: n for n in NAMES}
-    name = first(args, "show", "WHAT", list(names), VERBS["show"])
+    name = first(args, "show", "WHAT", list(PICTURES), VERBS["show"])
     if name is None:
         return
-    if name not in names:
-        raise unknown("picture", name, names)
+    if name not in PICTURES:
+        raise unknown("picture", name, PICTURES)
     import tyro
 
     text, told = str, tyro.conf.arg
-    of = "a run's folder" if names[name].of_run else "ENC: a run's folder, timm:NAME, ..."
-    of += "; one with a text tower (clip, siglip)" if names[name].of_text else ""
+    of = "a run's folder" if PICTURES[name].of_run else "ENC: a run's folder, timm:NAME, ..."
+    of += "; one with a text tower (clip, siglip)" if PICTURES[name].of_text else ""
     of += "; several stand below each other"
     options = options_of(name)
     fields: list[Any] = [
         ("encoder", Annotated[tuple[str, ...], told(help=of)]),
         ("data", Annotated[text, told(help="SRC")])
-        if names[name].looks
+        if PICTURES[name].data
         else ("data", Annotated[str | None, told(help="not looked at")], None),
         (
             "out",
@@ -257,7 +264,7 @@ def _show(args: list[str]) -> None:
         ("json", Annotated[str | None, told(help="write the numbers to this file")], None),
     ]
     kind = make_dataclass("Show", fields, frozen=True, kw_only=True)
-    given = flags(kind, args[1:], f"nolabel show {name}", names[name].description)
+    given = flags(kind, args[1:], f"nolabel show {name}", PICTURES[name].description)
     from nolabel.tools.show import show
 
     pictures = show(
@@ -306,9 +313,10 @@ def _demo(args: list[str]) -> None:
 
 
 def _list(args: list[str]) -> None:
-    what = first(args, "list", "WHAT", LISTS, VERBS["list"])
+    what = first(args, "list", "WHAT", tuple(LISTS), VERBS["list"])
     if what is None:
         return
+    table = catalogue(what)
     out = None
     if args[1:]:
 
@@ -317,54 +325,23 @@ def _list(args: list[str]) -> None:
             json: str | None = None  # write the list to this file
 
         out = flags(List, args[1:], f"nolabel list {what}", VERBS["list"]).json
-    rows: list[dict[str, Any]]
-    if what == "methods":
-        from nolabel.methods import METHODS
+    print(render(table))
+    write_json(out, [entry.row() for entry in table.values()])
 
-        rows = [
-            {
-                "name": n,
-                "family": e.family,
-                "description": e.description,
-                "paper": e.paper,
-                "needs": e.needs,
-                "when": e.when,
-            }
-            for n, e in METHODS.items()
-        ]
-    elif what == "backbones":
-        from nolabel.backbones import PRESETS
 
-        rows = [{"name": n, "description": p.description} for n, p in PRESETS.items()]
-        more = "and any other VisionTransformer, SwinTransformer or ResNet of timm, by name"
-        rows.append({"name": "vit_*, swin_*, resnet*", "description": more})
-    elif what == "datasets":
-        from nolabel.data.open import DATASETS
+def catalogue(what: str) -> Mapping[str, Entry]:
+    """The table that `nolabel list` shows.
 
-        rows = [dict(vars(info)) for info in DATASETS]
-    elif what == "protocols":
-        from nolabel.protocols.run import PROTOCOLS
+    Args:
+        what: one of `LISTS`.
 
-        rows = [
-            {"name": p.name, "description": p.description, "paper": p.paper}
-            for p in PROTOCOLS.values()
-        ]
-    elif what == "pictures":
-        from nolabel.pictures import NAMES as PICTURES
-
-        rows = [{"name": p.name, "description": p.description} for p in PICTURES]
-    else:
+    Raises:
+        UsageError: no such table.
+    """
+    if what not in LISTS:
         raise unknown("list", what, LISTS)
-    family = ""
-    for row in rows:
-        if row.get("family", "") != family:
-            family = row["family"]
-            print(f"{family}:")
-        paper = f"  ({row['paper']})" if row.get("paper") else ""
-        print(f"  {row['name']:<16} {row['description']}{paper}")
-        if row.get("when"):
-            print(f"  {'':<16} needs {row['needs']}; {row['when']}")
-    write_json(out, rows)
+    module, _, name = LISTS[what].partition(":")
+    return vars(importlib.import_module(module))[name]
 
 
 if __name__ == "__main__":

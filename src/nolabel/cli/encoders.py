@@ -9,7 +9,8 @@ from nolabel.cli.flags import first, flags, write_json
 
 def import_(args: list[str], about: str) -> None:
     """`nolabel import`."""
-    from nolabel.encoders.convert.official import FAMILIES, import_file, save_imported
+    from nolabel.encoders.convert.families import LAYOUTS
+    from nolabel.encoders.convert.official import import_file, save_imported
     from nolabel.encoders.state_dict import some
 
     file = first(args, "import", "FILE", ("a checkpoint: .pth, .pt, .bin, .safetensors",), about)
@@ -19,7 +20,7 @@ def import_(args: list[str], about: str) -> None:
 
     @dataclass(frozen=True, kw_only=True)
     class Import:
-        as_: Annotated[str, tyro.conf.arg(name="as", help=f"its layout: {', '.join(FAMILIES)}")]
+        as_: Annotated[str, tyro.conf.arg(name="as", help=f"its layout: {', '.join(LAYOUTS)}")]
         out: str = ""  # folder for the encoder; default imported/NAME-OF-THE-FILE
         branch: str = ""  # of a training checkpoint: teacher or student; default: as published
         heads: int | None = None  # attention heads; default: the published number for the width
@@ -50,7 +51,7 @@ def import_(args: list[str], about: str) -> None:
         "mean": list(e.mean), "std": list(e.std), "left_out": list(found.left_out),
         "written": [str(p) for p in paths],
     }  # fmt: skip
-    print(f"read {file} as {given.as_} ({FAMILIES[given.as_].paper})")
+    print(f"read {file} as {given.as_} ({LAYOUTS[given.as_].paper})")
     print(
         f"network: {b.name}, {numbers['parameters']:,} parameters, embedding of {b.dim}, images "
         f"of {e.image_size} px"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nolabel.catalogue import Entry, by_name
 from nolabel.data.source import Source
 from nolabel.errors import UsageError, did_you_mean, unknown
 
@@ -24,42 +25,46 @@ if TYPE_CHECKING:
 DRAWN_SIZE = 32  # pixels; side of procedural images when nothing else is asked for
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo(Entry):
     """One line of the table of named sets."""
 
-    name: str
-    description: str
     splits: tuple[str, ...] = ("train", "test")
 
+    def row(self) -> dict[str, object]:
+        """As `Entry.row`, with the splits."""
+        return {**super().row(), "splits": list(self.splits)}
 
-DATASETS: tuple[DatasetInfo, ...] = (
+
+DATASETS: dict[str, DatasetInfo] = by_name(
     DatasetInfo(
-        "creatures",
-        "procedural world of drawn creatures, made in memory, with labels, captions and masks",
+        name="creatures",
+        description=(
+            "procedural world of drawn creatures, made in memory, with labels, captions and masks"
+        ),
     ),
     DatasetInfo(
-        "scenes",
-        "one to four creatures in an image, with captions that count and relate them",
+        name="scenes",
+        description="one to four creatures in an image, with captions that count and relate them",
     ),
     DatasetInfo(
-        "digits",
-        "1,797 handwritten digits of 8 x 8 pixels, part of scikit-learn",
+        name="digits",
+        description="1,797 handwritten digits of 8 x 8 pixels, part of scikit-learn",
     ),
     DatasetInfo(
-        "fashion-mnist",
-        "70,000 grey pictures of clothes, 28 x 28 pixels, ten kinds",
+        name="fashion-mnist",
+        description="70,000 grey pictures of clothes, 28 x 28 pixels, ten kinds",
     ),
     DatasetInfo(
-        "cifar10",
-        "60,000 colour photographs, 32 x 32 pixels, ten kinds",
+        name="cifar10",
+        description="60,000 colour photographs, 32 x 32 pixels, ten kinds",
     ),
     DatasetInfo(
-        "emoji",
-        "3,953 emoji of 72 x 72 pixels with names and masks (pip install 'nolabel[emoji]')",
+        name="emoji",
+        description="3,953 emoji of 72 x 72 pixels with names and masks",
+        needs="pip install 'nolabel[emoji]'",
     ),
 )
-_BY_NAME = {info.name: info for info in DATASETS}
 
 
 def open_source(
@@ -103,7 +108,7 @@ def open_source(
     if not isinstance(spec, str | os.PathLike):
         raise UsageError(
             f"Data must be a folder, a list or table of paths, shards, a named set "
-            f"({', '.join(_BY_NAME)}), a list of paths or images, an array, or a source; got "
+            f"({', '.join(DATASETS)}), a list of paths or images, an array, or a source; got "
             f"{type(spec).__name__}. A class of your own must subclass nolabel.data.source.Source "
             "and define __len__ and read(i)."
         )
@@ -129,8 +134,8 @@ def _open_named(
     """The source that a text or a path names."""
     text = os.fspath(spec)
     name, colon, split_name = text.partition(":")
-    if isinstance(spec, str) and name in _BY_NAME:
-        info, part = _BY_NAME[name], split_name if colon else split_default
+    if isinstance(spec, str) and name in DATASETS:
+        info, part = DATASETS[name], split_name if colon else split_default
         return _open_dataset(info, part, image_size, download, channels)
     if isinstance(spec, str) and text.startswith("hf:"):
         from nolabel.data.sources.hub import Hub
@@ -186,7 +191,7 @@ def _open_dataset(
 
 def _no_source(text: str) -> UsageError:
     """What to say of a text that names nothing, with the nearest name."""
-    sets = f"Named sets: {', '.join(_BY_NAME)} (see `nolabel list datasets`)."
+    sets = f"Named sets: {', '.join(DATASETS)} (see `nolabel list datasets`)."
     if not text:
         return UsageError(f"No data named: give a folder of images or a named set. {sets}")
     if os.path.exists(text):
@@ -202,6 +207,8 @@ def _no_source(text: str) -> UsageError:
         parent = next((p for p in path.parents if p.is_dir()), None)
         if parent is not None and str(parent) != ".":
             return UsageError(f"No folder {text!r}: it is missing from {str(parent)!r} on. {sets}")
-    names = [f"{n.name}:{s}" for n in DATASETS for s in n.splits] if ":" in text else list(_BY_NAME)
+    names = list(DATASETS)
+    if ":" in text:
+        names = [f"{info.name}:{s}" for info in DATASETS.values() for s in info.splits]
     close = did_you_mean(str(path), siblings) or did_you_mean(text, names)
     return UsageError(f"No folder or named set {text!r}.{close} {sets}")

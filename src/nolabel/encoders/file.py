@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nolabel._version import __version__
 from nolabel.backbones.base import Backbone
 from nolabel.encoders.own_network import Network, build_own_network, keep_code
 from nolabel.encoders.state_dict import misfits
@@ -33,6 +34,7 @@ from nolabel.errors import DataError, FileDamaged, UsageError, unknown
 if TYPE_CHECKING:
     from nolabel.encoders.encoder import Encoder
 
+ENCODER_FILE, TEXT_FILE = "encoder.safetensors", "text.safetensors"  # in a folder of a run
 FORMAT = 1
 KEY = "nolabel"
 BRANCHES = ("teacher", "student", "encoder")
@@ -379,12 +381,8 @@ def _sha256(data: bytes) -> str:
 
 def versions() -> dict[str, str]:
     """Of the packages that wrote a file."""
-    try:
-        own = importlib.metadata.version("nolabel")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        own = "unknown"
     timm = importlib.metadata.version("timm")
-    return {"nolabel": own, "torch": torch.__version__, "timm": timm}
+    return {"nolabel": __version__, "torch": torch.__version__, "timm": timm}
 
 
 def _sync_folder(folder: Path) -> None:

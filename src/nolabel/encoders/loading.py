@@ -11,21 +11,12 @@ import torch
 from torch import nn
 
 from nolabel._usercode import trusted_code
+from nolabel.device import pick_device
+from nolabel.encoders import ENCODERS
 from nolabel.encoders.encoder import Encoder
-from nolabel.errors import NolabelError, UsageError, did_you_mean, unknown
+from nolabel.encoders.file import ENCODER_FILE, build_from, load_encoder_file, read_header
+from nolabel.errors import NolabelError, UsageError, did_you_mean
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD
-
-ENCODER_FILE = "encoder.safetensors"  # its name in a run's folder
-KINDS = (
-    "a run folder",
-    "an encoder file (.safetensors)",
-    "timm:NAME[.TAG]",
-    "openclip:NAME/TAG",
-    "random:NAME",
-    "random:RUN",
-    "pixels",
-)
-
 
 _NAMED_KINDS = ("timm", "openclip", "random")
 
@@ -92,29 +83,10 @@ def _load(
     elif colon and kind == "random":
         encoder = _fresh(rest, image_size, channels)
     else:
-        from nolabel.encoders.file import load_encoder_file
-
         encoder = load_encoder_file(_file_of(text), image_size=image_size, network=network)
         encoder.name = text
     encoder.backbone.eval()
     return encoder.to(where)
-
-
-def pick_device(device: torch.device | str) -> torch.device:
-    """ "auto" is a GPU when there is one.
-
-    Raises:
-        UsageError: An unknown device, or one that is not there.
-    """
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(device)
-    except RuntimeError:
-        raise unknown("device", str(device), ("auto", "cpu", "cuda")) from None
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("No CUDA device is available here.  Use --device cpu or auto.")
-    return where
 
 
 def _published(name: str, image_size: int | None) -> Encoder:
@@ -134,9 +106,12 @@ def _published(name: str, image_size: int | None) -> Encoder:
     except Exception as error:  # timm, its hub and the network raise many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if "tag" in reason or "No pretrained" in reason:
+            import timm
+
             raise UsageError(
-                f"timm has no published weights {name!r}: {reason}  Published ones are listed by "
-                "`nolabel list weights`."
+                f"timm has no published weights {name!r}: {reason}"
+                f"{did_you_mean(name, timm.list_pretrained())} All of them: "
+                "python -c 'import timm; print(timm.list_pretrained())'."
             ) from error
         raise NolabelError(
             f"The published weights of {name!r} could not be fetched ({reason}).  Check the "
@@ -161,7 +136,6 @@ def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
     """The architecture of that name, or of that run, with weights drawn from seed 0."""
     from nolabel import methods
     from nolabel.backbones import PRESETS, build
-    from nolabel.encoders.file import build_from, read_header
 
     if name == "pixels":
         raise UsageError("Pixels have no weights that could be random.  Use pixels.")
@@ -210,7 +184,7 @@ def _file_of(text: str) -> Path:
                 "an encoder yet."
             )
         return path / ENCODER_FILE
-    allowed = f"Allowed: {', '.join(KINDS)}."
+    allowed = f"Allowed: {', '.join(ENCODERS)}."
     kind, colon, _ = text.partition(":")
     if colon and os.sep not in kind:
         kinds = ("timm", "openclip", "random", "pixels")

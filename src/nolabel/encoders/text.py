@@ -20,11 +20,10 @@ from torch import Tensor
 
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
-from nolabel.encoders.file import FORMAT, LICENCE, read_tensors, versions, write_tensors
-from nolabel.encoders.loading import pick_device
+from nolabel.device import pick_device
+from nolabel.encoders.file import FORMAT, LICENCE, TEXT_FILE, read_tensors, versions, write_tensors
 from nolabel.errors import FileDamaged, UsageError
 
-TEXT_FILE = "text.safetensors"  # its name in a run's folder
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "kwargs": dict,
     "method": str,

@@ -15,8 +15,8 @@ from nolabel import distributed, methods
 from nolabel.config import Run, Settings, with_length
 from nolabel.data.loader import make_loader
 from nolabel.data.source import Source
+from nolabel.device import autocast
 from nolabel.engine import memory, parallel
-from nolabel.engine.device import autocast
 from nolabel.engine.log import say
 from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm
 from nolabel.methods.base import Method

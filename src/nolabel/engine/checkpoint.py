@@ -32,6 +32,7 @@ from nolabel.errors import FileDamaged, NolabelError
 MAGIC = "nolabel-checkpoint"
 FORMAT = 2  # the first had a first line of its own length
 FIRST_LINE = 256  # bytes
+KEPT = 2  # checkpoints of a run; one more while it is written
 
 
 class SaveFailed(NolabelError):  # noqa: N818  named as in errors.py
@@ -151,7 +152,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"][0])
 
 
-def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int = KEPT) -> Path:
     """Writes checkpoints/step-XXXXXXXX.ckpt so that a crash at any moment loses nothing.
 
     Written to a temporary file beside it, flushed to the disk, then renamed.  Afterwards all but

@@ -7,27 +7,23 @@ import dataclasses
 from nolabel import methods
 from nolabel.config import Run
 from nolabel.data.source import Source
+from nolabel.engine import cost
 from nolabel.engine.build import build_method, companion
 from nolabel.nn.heads import count_parameters
-from nolabel.nn.state import Frozen
 
 
 def describe(run: Run, source: Source) -> str:
     """Data, network, views, length, options and a rough peak of memory."""
     s = run.settings
     method, plan = build_method(run, companion(run, source))
-    trainable = count_parameters(method, trainable=True)
-    frozen = count_parameters(method) - trainable
-    held = [v for v in vars(method).values() if isinstance(v, Frozen)]
-    frozen += sum(count_parameters(v.module) for v in held)
+    trained, held = cost.numbers_of(method)
+    fixed = cost.state_memory(trained, held, run.optim, frozen=cost.frozen_numbers(method))
     if s.steps:
         length = f"{s.steps} steps = {s.steps / run.steps_per_epoch:.1f} epochs"
     else:
         length = f"{s.minutes:g} minutes, measured first"
     workers = "auto" if s.workers is None else s.workers
     encoder = method.encoder
-    # Parameter, gradient and two moments in fp32, and a frozen copy where there is one.
-    memory = trainable * 16 + frozen * 4
     lines = [
         f"method     {run.method}: {(methods.load(run.method).__doc__ or '').strip()}",
         f"data       {source.name}: {len(source):,} images",
@@ -39,7 +35,8 @@ def describe(run: Run, source: Source) -> str:
         *(f"view       {line}" for line in plan.describe()),
         "options    " + _values(run.options),
         "optimiser  " + _values(run.optim),
-        f"memory     {memory / 1e6:,.0f} MB of weights, gradients and moments, plus activations",
+        f"memory     {sum(fixed.values()) / 1e6:,.0f} MB of weights, gradients and moments, plus "
+        "activations",
         f"folder     {run.folder}",
     ]
     return "\n".join(lines)

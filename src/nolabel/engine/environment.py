@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nolabel import __version__
+from nolabel._version import __version__
 
 
 def environment() -> dict[str, Any]:

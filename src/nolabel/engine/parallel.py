@@ -24,6 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from nolabel import distributed
+from nolabel.device import uses_cuda
 from nolabel.engine.checkpoint import rng_state, set_rng_state
 from nolabel.engine.norms import synchronise
 from nolabel.errors import NolabelError
@@ -46,7 +47,7 @@ def processes(device: str) -> Iterator[None]:
         yield
         return
     backend = "gloo"
-    if device != "cpu" and torch.cuda.is_available():
+    if uses_cuda(device):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"  # what is agreed on travels by the CPU
     dist.init_process_group(backend, timeout=PATIENCE)

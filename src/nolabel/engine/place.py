@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from nolabel.config import Run
-from nolabel.encoders.file import save_encoder
-from nolabel.encoders.text import TEXT_FILE, save_text
+from nolabel.encoders.file import ENCODER_FILE, TEXT_FILE, save_encoder
+from nolabel.encoders.text import save_text
 from nolabel.engine.build import keep
 from nolabel.engine.environment import environment
 from nolabel.errors import UsageError
@@ -62,7 +62,7 @@ def export(run: Run, method: Method, plan: ViewPlan) -> None:
     shared = run.to_dict()
     shared["settings"].pop("out")  # where a run lies is no property of its encoder
     save_encoder(
-        run.folder / "encoder.safetensors",
+        run.folder / ENCODER_FILE,
         encoder,
         branch="teacher" if teacher else "encoder",
         method=run.method,

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nolabel.data.open import open_source
+from nolabel.device import autocast, pick_device
 from nolabel.engine import parallel
 from nolabel.engine.build import started
 from nolabel.engine.checkpoint import load_checkpoint, restore, rng_state, set_rng_state
-from nolabel.engine.device import autocast, device_of
 from nolabel.engine.feed import batches_of
 from nolabel.engine.gradients import gradients
 from nolabel.errors import UsageError
@@ -93,7 +93,7 @@ def replay(folder: str | Path, precision: str | None = None) -> tuple[int, Repea
             f"in the folder {CAPTURED} of the run."
         )
     run, method, plan = started(folder)
-    s, device = run.settings, device_of(run)
+    s, device = run.settings, pick_device(run.settings.device, fallback=True)
     held = load_checkpoint(folder / CAPTURED)
     restore(method, None, held.state["learner"])
     method.to(device).train()

@@ -23,6 +23,7 @@ from nolabel.config import Run, read_yaml
 from nolabel.data.open import open_source
 from nolabel.data.source import Source, prerender
 from nolabel.data.stages import why_starved
+from nolabel.device import autocast, pick_device
 from nolabel.engine import calibrate, memory, parallel, place
 from nolabel.engine import start as begin
 from nolabel.engine.build import build_method, companion, load_method
@@ -36,7 +37,6 @@ from nolabel.engine.checkpoint import (
     set_rng_state,
 )
 from nolabel.engine.compiled import compile_layers, plainly
-from nolabel.engine.device import autocast, device_of
 from nolabel.engine.doctor import examine
 from nolabel.engine.feed import batches_of
 from nolabel.engine.film import looks_of
@@ -87,7 +87,7 @@ def _pretrain(run: Run, source: Source, *, quiet: bool) -> Run:
         run = dataclasses.replace(
             run, settings=dataclasses.replace(run.settings, backbone=net.name, patch_size=None)
         )
-    device = device_of(run)
+    device = pick_device(run.settings.device, fallback=True)
     method.to(device)
     prerender(source)
     run = calibrate.resolve(run, method, plan, source, device, quiet=quiet)
@@ -119,7 +119,7 @@ def _resume(run: Run, *, quiet: bool) -> Run:
             f"{len(source)}. Restore the data, or start a new run with --init {folder}."
         )
     prerender(source)
-    device = device_of(run)
+    device = pick_device(run.settings.device, fallback=True)
     # The weights come from the checkpoint: what --init named may be gone by now.
     bare = dataclasses.replace(run, settings=dataclasses.replace(s, init=None))
     extra = companion(run, folder=folder)

@@ -3,191 +3,247 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nolabel import _usercode
+from nolabel.catalogue import Entry, by_name
 from nolabel.errors import unknown
 
 if TYPE_CHECKING:
     from nolabel.methods.base import Method
 
 
-class Entry(NamedTuple):
-    """Where a method's page is, and what `nolabel list methods` says of it."""
+@dataclass(frozen=True, kw_only=True)
+class MethodInfo(Entry):
+    """One line of `METHODS`; `where` is the module and the class of its page."""
 
     where: str
-    family: str
-    paper: str
-    description: str
-    when: str  # to use it
-    needs: str = "any backbone"
 
 
-METHODS: dict[str, Entry] = {
-    "autoencoder": Entry(
-        "nolabel.methods.autoencoder:Autoencoder",
-        "generative",
-        "Hinton & Salakhutdinov 2006, Science 313",
-        "rebuild the image from a code of few numbers; with skip, see why that must be few",
-        "to learn from, or for a small code of simple pictures; others give better features",
+METHODS: dict[str, MethodInfo] = by_name(
+    MethodInfo(
+        name="autoencoder",
+        where="nolabel.methods.autoencoder:Autoencoder",
+        family="generative",
+        paper="Hinton & Salakhutdinov 2006, Science 313",
+        description=(
+            "rebuild the image from a code of few numbers; with skip, see why that must be few"
+        ),
+        when="to learn from, or for a small code of simple pictures; others give better features",
+        needs="any backbone",
     ),
-    "mae": Entry(
-        "nolabel.methods.mae:MAE",
-        "generative",
-        "He et al. 2021, arXiv 2111.06377",
-        "masked autoencoder: rebuild the three quarters of the patches that were removed",
-        "for fine-tuning later; the cheapest step of all, and no augmentation to choose",
-        "a ViT",
+    MethodInfo(
+        name="mae",
+        where="nolabel.methods.mae:MAE",
+        family="generative",
+        paper="He et al. 2021, arXiv 2111.06377",
+        description=(
+            "masked autoencoder: rebuild the three quarters of the patches that were removed"
+        ),
+        when="for fine-tuning later; the cheapest step of all, and no augmentation to choose",
+        needs="a ViT",
     ),
-    "simmim": Entry(
-        "nolabel.methods.simmim:SimMIM",
-        "generative",
-        "Xie et al. 2021, arXiv 2111.09886",
-        "mask tokens for three fifths of the image, its pixels predicted by one linear layer",
-        "for fine-tuning later, where the encoder is a Swin",
-        "a ViT or Swin",
+    MethodInfo(
+        name="simmim",
+        where="nolabel.methods.simmim:SimMIM",
+        family="generative",
+        paper="Xie et al. 2021, arXiv 2111.09886",
+        description=(
+            "mask tokens for three fifths of the image, its pixels predicted by one linear layer"
+        ),
+        when="for fine-tuning later, where the encoder is a Swin",
+        needs="a ViT or Swin",
     ),
-    "vqvae": Entry(
-        "nolabel.methods.vqvae:VQVAE",
-        "generative",
-        "van den Oord et al. 2017, arXiv 1711.00937",
-        "rebuild the image from one code of a learned codebook for each patch",
-        "as the tokenizer of beit, and to compress; its features alone are weak",
+    MethodInfo(
+        name="vqvae",
+        where="nolabel.methods.vqvae:VQVAE",
+        family="generative",
+        paper="van den Oord et al. 2017, arXiv 1711.00937",
+        description="rebuild the image from one code of a learned codebook for each patch",
+        when="as the tokenizer of beit, and to compress; its features alone are weak",
+        needs="any backbone",
     ),
-    "dvae": Entry(
-        "nolabel.methods.dvae:DVAE",
-        "generative",
-        "Ramesh et al. 2021, arXiv 2102.12092",
-        "discrete VAE: one token for each patch, learned through the Gumbel-softmax relaxation",
-        "as the tokenizer of beit (as the paper's was); its features alone are weak",
+    MethodInfo(
+        name="dvae",
+        where="nolabel.methods.dvae:DVAE",
+        family="generative",
+        paper="Ramesh et al. 2021, arXiv 2102.12092",
+        description=(
+            "discrete VAE: one token for each patch, learned through the Gumbel-softmax relaxation"
+        ),
+        when="as the tokenizer of beit (as the paper's was); its features alone are weak",
+        needs="any backbone",
     ),
-    "beit": Entry(
-        "nolabel.methods.beit:BEiT",
-        "generative",
-        "Bao et al. 2021, arXiv 2106.08254",
-        "name the visual tokens of hidden patches, as a trained tokenizer gives them",
-        "for fine-tuning later; needs a tokenizer first (a run of vqvae or dvae)",
-        "a ViT and --teacher RUN",
+    MethodInfo(
+        name="beit",
+        where="nolabel.methods.beit:BEiT",
+        family="generative",
+        paper="Bao et al. 2021, arXiv 2106.08254",
+        description="name the visual tokens of hidden patches, as a trained tokenizer gives them",
+        when="for fine-tuning later; needs a tokenizer first (a run of vqvae or dvae)",
+        needs="a ViT and --teacher RUN",
     ),
-    "eva": Entry(
-        "nolabel.methods.eva:EVA",
-        "generative",
-        "Fang et al. 2022, arXiv 2211.07636",
-        "predict a frozen encoder's features of hidden patches",
-        "when a strong encoder exists and a ViT of another size is to learn from it",
-        "a ViT and --teacher ENC",
+    MethodInfo(
+        name="eva",
+        where="nolabel.methods.eva:EVA",
+        family="generative",
+        paper="Fang et al. 2022, arXiv 2211.07636",
+        description="predict a frozen encoder's features of hidden patches",
+        when="when a strong encoder exists and a ViT of another size is to learn from it",
+        needs="a ViT and --teacher ENC",
     ),
-    "triplet": Entry(
-        "nolabel.methods.triplet:Triplet",
-        "contrastive",
-        "Schroff et al. 2015, arXiv 1503.03832; Hermans et al. 2017, arXiv 1703.07737",
-        "two views of an image nearer than any view of another one, by a margin; mined negatives",
-        "to study mining and margins; the contrastive methods below learn more",
+    MethodInfo(
+        name="triplet",
+        where="nolabel.methods.triplet:Triplet",
+        family="contrastive",
+        paper="Schroff et al. 2015, arXiv 1503.03832; Hermans et al. 2017, arXiv 1703.07737",
+        description=(
+            "two views of an image nearer than any view of another one, by a margin; mined "
+            "negatives"
+        ),
+        when="to study mining and margins; the contrastive methods below learn more",
+        needs="any backbone",
     ),
-    "simclr": Entry(
-        "nolabel.methods.simclr:SimCLR",
-        "contrastive",
-        "Chen et al. 2020, arXiv 2002.05709",
-        "two views of one image agree, all other images of the batch are negatives",
-        "first choice for small data and minutes on a CPU; wants large batches on large data",
+    MethodInfo(
+        name="simclr",
+        where="nolabel.methods.simclr:SimCLR",
+        family="contrastive",
+        paper="Chen et al. 2020, arXiv 2002.05709",
+        description="two views of one image agree, all other images of the batch are negatives",
+        when="first choice for small data and minutes on a CPU; wants large batches on large data",
+        needs="any backbone",
     ),
-    "mocov2": Entry(
-        "nolabel.methods.mocov2:MoCoV2",
-        "contrastive",
-        "Chen et al. 2020, arXiv 2003.04297",
-        "momentum contrast: keys of a slow encoder, many negatives from a queue",
-        "for small batches: the queue brings the negatives; ResNets",
+    MethodInfo(
+        name="mocov2",
+        where="nolabel.methods.mocov2:MoCoV2",
+        family="contrastive",
+        paper="Chen et al. 2020, arXiv 2003.04297",
+        description="momentum contrast: keys of a slow encoder, many negatives from a queue",
+        when="for small batches: the queue brings the negatives; ResNets",
+        needs="any backbone",
     ),
-    "mocov3": Entry(
-        "nolabel.methods.mocov3:MoCoV3",
-        "contrastive",
-        "Chen, Xie, He 2021, arXiv 2104.02057",
-        "momentum contrast within the batch, made stable for vision transformers",
-        "for ViTs with large batches",
+    MethodInfo(
+        name="mocov3",
+        where="nolabel.methods.mocov3:MoCoV3",
+        family="contrastive",
+        paper="Chen, Xie, He 2021, arXiv 2104.02057",
+        description="momentum contrast within the batch, made stable for vision transformers",
+        when="for ViTs with large batches",
+        needs="any backbone",
     ),
-    "clip": Entry(
-        "nolabel.methods.clip:CLIP",
-        "contrastive",
-        "Radford et al. 2021, arXiv 2103.00020",
-        "images and their captions pick each other out of the batch",
-        "for images with captions: classify and search by words, without examples",
-        "captions (column text, members .txt, creatures, emoji)",
+    MethodInfo(
+        name="clip",
+        where="nolabel.methods.clip:CLIP",
+        family="contrastive",
+        paper="Radford et al. 2021, arXiv 2103.00020",
+        description="images and their captions pick each other out of the batch",
+        when="for images with captions: classify and search by words, without examples",
+        needs="captions (column text, members .txt, creatures, emoji)",
     ),
-    "siglip": Entry(
-        "nolabel.methods.siglip:SigLIP",
-        "contrastive",
-        "Zhai et al. 2023, arXiv 2303.15343",
-        "a yes-or-no question for every pair of an image and a caption",
-        "as clip, for batches that are small or spread over many devices",
-        "captions (column text, members .txt, creatures, emoji)",
+    MethodInfo(
+        name="siglip",
+        where="nolabel.methods.siglip:SigLIP",
+        family="contrastive",
+        paper="Zhai et al. 2023, arXiv 2303.15343",
+        description="a yes-or-no question for every pair of an image and a caption",
+        when="as clip, for batches that are small or spread over many devices",
+        needs="captions (column text, members .txt, creatures, emoji)",
     ),
-    "swav": Entry(
-        "nolabel.methods.swav:SwAV",
-        "clustering",
-        "Caron et al. 2020, arXiv 2006.09882",
-        "predict the prototype that the other crops of an image were assigned to, equal shares",
-        "for ResNets with multi-crop and batches of any size (a queue helps small ones)",
+    MethodInfo(
+        name="swav",
+        where="nolabel.methods.swav:SwAV",
+        family="clustering",
+        paper="Caron et al. 2020, arXiv 2006.09882",
+        description=(
+            "predict the prototype that the other crops of an image were assigned to, equal shares"
+        ),
+        when="for ResNets with multi-crop and batches of any size (a queue helps small ones)",
+        needs="any backbone",
     ),
-    "deepclusterv2": Entry(
-        "nolabel.methods.deepclusterv2:DeepClusterV2",
-        "clustering",
-        "Caron et al. 2018, arXiv 1807.05520; v2: 2020, arXiv 2006.09882",
-        "k-means on the memory of last epoch's embeddings labels the images of this one",
-        "where clusters are wanted in themselves; learns from the second epoch on",
+    MethodInfo(
+        name="deepclusterv2",
+        where="nolabel.methods.deepclusterv2:DeepClusterV2",
+        family="clustering",
+        paper="Caron et al. 2018, arXiv 1807.05520; v2: 2020, arXiv 2006.09882",
+        description=(
+            "k-means on the memory of last epoch's embeddings labels the images of this one"
+        ),
+        when="where clusters are wanted in themselves; learns from the second epoch on",
+        needs="any backbone",
     ),
-    "obow": Entry(
-        "nolabel.methods.obow:OBoW",
-        "clustering",
-        "Gidaris et al. 2020, arXiv 2012.11552",
-        "predict from a crop which visual words a momentum teacher sees in the whole image",
-        "for features that keep local detail; detection and few labels",
+    MethodInfo(
+        name="obow",
+        where="nolabel.methods.obow:OBoW",
+        family="clustering",
+        paper="Gidaris et al. 2020, arXiv 2012.11552",
+        description=(
+            "predict from a crop which visual words a momentum teacher sees in the whole image"
+        ),
+        when="for features that keep local detail; detection and few labels",
+        needs="any backbone",
     ),
-    "barlow": Entry(
-        "nolabel.methods.barlow:BarlowTwins",
-        "clustering",
-        "Zbontar et al. 2021, arXiv 2103.03230",
-        "Barlow Twins: the cross-correlation of two views' embeddings becomes the identity",
-        "no negatives, no teacher, few settings; wants a wide projector",
+    MethodInfo(
+        name="barlow",
+        where="nolabel.methods.barlow:BarlowTwins",
+        family="clustering",
+        paper="Zbontar et al. 2021, arXiv 2103.03230",
+        description=(
+            "Barlow Twins: the cross-correlation of two views' embeddings becomes the identity"
+        ),
+        when="no negatives, no teacher, few settings; wants a wide projector",
+        needs="any backbone",
     ),
-    "distill": Entry(
-        "nolabel.methods.distill:Distill",
-        "distillation",
-        "Hinton et al. 2015, arXiv 1503.02531; SEED, Fang et al. 2021, arXiv 2101.04731",
-        "a small network imitates a frozen encoder: its similarities and its embeddings",
-        "to make a good encoder small; the quickest way to features when a good one exists",
-        "any backbone and --teacher ENC",
+    MethodInfo(
+        name="distill",
+        where="nolabel.methods.distill:Distill",
+        family="distillation",
+        paper="Hinton et al. 2015, arXiv 1503.02531; SEED, Fang et al. 2021, arXiv 2101.04731",
+        description=(
+            "a small network imitates a frozen encoder: its similarities and its embeddings"
+        ),
+        when="to make a good encoder small; the quickest way to features when a good one exists",
+        needs="any backbone and --teacher ENC",
     ),
-    "byol": Entry(
-        "nolabel.methods.byol:BYOL",
-        "distillation",
-        "Grill et al. 2020, arXiv 2006.07733",
-        "predict a moving average of yourself from another view, without negatives",
-        "for moderate batches and ResNets; less touchy about augmentation than contrast",
+    MethodInfo(
+        name="byol",
+        where="nolabel.methods.byol:BYOL",
+        family="distillation",
+        paper="Grill et al. 2020, arXiv 2006.07733",
+        description="predict a moving average of yourself from another view, without negatives",
+        when="for moderate batches and ResNets; less touchy about augmentation than contrast",
+        needs="any backbone",
     ),
-    "dino": Entry(
-        "nolabel.methods.dino:DINO",
-        "distillation",
-        "Caron et al. 2021, arXiv 2104.14294",
-        "self-distillation with no labels: a student predicts its momentum teacher across crops",
-        "for features used as they are (k-NN, retrieval) and attention that segments",
+    MethodInfo(
+        name="dino",
+        where="nolabel.methods.dino:DINO",
+        family="distillation",
+        paper="Caron et al. 2021, arXiv 2104.14294",
+        description=(
+            "self-distillation with no labels: a student predicts its momentum teacher across crops"
+        ),
+        when="for features used as they are (k-NN, retrieval) and attention that segments",
+        needs="any backbone",
     ),
-    "ibot": Entry(
-        "nolabel.methods.ibot:IBOT",
-        "distillation",
-        "Zhou et al. 2021, arXiv 2111.07832",
-        "DINO, and the student predicts the teacher's patches behind a mask",
-        "for dense tasks (segmentation, parts) as well as k-NN; dearer than DINO",
-        "a ViT or Swin",
+    MethodInfo(
+        name="ibot",
+        where="nolabel.methods.ibot:IBOT",
+        family="distillation",
+        paper="Zhou et al. 2021, arXiv 2111.07832",
+        description="DINO, and the student predicts the teacher's patches behind a mask",
+        when="for dense tasks (segmentation, parts) as well as k-NN; dearer than DINO",
+        needs="a ViT or Swin",
     ),
-    "dinov2": Entry(
-        "nolabel.methods.dinov2:DINOv2",
-        "distillation",
-        "Oquab et al. 2023, arXiv 2304.07193",
-        "iBOT with Sinkhorn targets, KoLeo, untied heads, registers, dropped samples",
-        "for much data, large networks and long training",
-        "a ViT",
+    MethodInfo(
+        name="dinov2",
+        where="nolabel.methods.dinov2:DINOv2",
+        family="distillation",
+        paper="Oquab et al. 2023, arXiv 2304.07193",
+        description="iBOT with Sinkhorn targets, KoLeo, untied heads, registers, dropped samples",
+        when="for much data, large networks and long training",
+        needs="a ViT",
     ),
-}
+)
 
 
 OWN = "method class (a subclass of nolabel.methods.base.Method)"

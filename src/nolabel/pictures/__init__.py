@@ -8,65 +8,179 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-
-class Named(NamedTuple):
-    """One line of `nolabel list pictures`; its function has its name (_ for -), as has its file."""
-
-    name: str
-    description: str
-    of_run: bool = False  # needs the folder of a run, not any encoder
-    alike: int = 0  # images of one class that belong together: 2 are pairs, 1 are all of them
-    of_text: bool = False  # needs a text tower
-    looks: str = "images"  # at some; "gallery": at many of the source too; "": at none
+from nolabel.catalogue import Entry, by_name
 
 
-NAMES: tuple[Named, ...] = (
-    Named("attention", "what the class token attends to, head by head, and masks by mass (ViT)"),
-    Named("pca", "patch features as colours: three principal components, joint over the images"),
-    Named("similarity", "how alike every patch is to one that is pointed at"),
-    Named("correspond", "which patch of one image is which of another (pairs of images)", alike=2),
-    Named("parts", "the foreground that images have in common, and its parts (ViT)", alike=1),
-    Named(
-        "cosegment", "the figure that images have in common, cut out to the pixel (ViT)", alike=1
+@dataclass(frozen=True, kw_only=True)
+class PictureInfo(Entry):
+    """One line of `PICTURES`; its function has its name (_ for -), as has its file.
+
+    Attributes:
+        of_run: whether it needs the folder of a run, not any encoder.
+        of_text: whether it needs a text tower.
+        data: what it looks at: "images"; "gallery", many of the source as well; "" nothing.
+        grouping: of the images: "" any; "pairs" of one class; "class", all of one class.
+    """
+
+    of_run: bool = False
+    of_text: bool = False
+    data: str = "images"
+    grouping: str = ""
+
+
+PICTURES: dict[str, PictureInfo] = by_name(
+    PictureInfo(
+        name="attention",
+        description="what the class token attends to, head by head, and masks by mass (ViT)",
+        paper="Caron et al. 2021, arXiv 2104.14294",
     ),
-    Named("objects", "the object of each image by a normalised cut of its patches"),
-    Named("neighbours", "the images of a set that are nearest to some", looks="gallery"),
-    Named("tsne", "a map of a set, coloured by class", looks="gallery"),
-    Named("filters", "the filters of the first layer and their components", looks=""),
-    Named("positions", "how alike a ViT's position embeddings are", looks=""),
-    Named("attention-distance", "how far each head of each layer looks (ViT)"),
-    Named("invert", "what a layer still knows: images with the same class token", looks="gallery"),
-    Named("transfer", "one image with the look of another (pairs of images; ViT)", alike=2),
-    Named("dream", "what excites a neuron or a head, made and found", looks="gallery"),
-    Named(
-        "ask", "images ranked by a sentence, and where its words are", of_text=True, looks="gallery"
+    PictureInfo(
+        name="pca",
+        description="patch features as colours: three principal components, joint over the images",
+        paper="Amir et al. 2021, arXiv 2112.05814",
     ),
-    Named("paint", "an image from a sentence", of_text=True, looks="gallery"),
-    Named(
-        "typographic",
-        "whether it believes a wrong word on the image",
+    PictureInfo(
+        name="similarity",
+        description="how alike every patch is to one that is pointed at",
+    ),
+    PictureInfo(
+        name="correspond",
+        description="which patch of one image is which of another (pairs of images)",
+        paper="Amir et al. 2021, arXiv 2112.05814",
+        grouping="pairs",
+    ),
+    PictureInfo(
+        name="parts",
+        description="the foreground that images have in common, and its parts (ViT)",
+        paper="Amir et al. 2021, arXiv 2112.05814",
+        grouping="class",
+    ),
+    PictureInfo(
+        name="cosegment",
+        description="the figure that images have in common, cut out to the pixel (ViT)",
+        paper="Amir et al. 2021, arXiv 2112.05814",
+        grouping="class",
+    ),
+    PictureInfo(
+        name="objects",
+        description="the object of each image by a normalised cut of its patches",
+    ),
+    PictureInfo(
+        name="neighbours",
+        description="the images of a set that are nearest to some",
+        data="gallery",
+    ),
+    PictureInfo(
+        name="tsne",
+        description="a map of a set, coloured by class",
+        paper="van der Maaten & Hinton 2008, JMLR 9",
+        data="gallery",
+    ),
+    PictureInfo(
+        name="filters",
+        description="the filters of the first layer and their components",
+        data="",
+    ),
+    PictureInfo(
+        name="positions",
+        description="how alike a ViT's position embeddings are",
+        paper="Dosovitskiy et al. 2020, arXiv 2010.11929",
+        data="",
+    ),
+    PictureInfo(
+        name="attention-distance",
+        description="how far each head of each layer looks (ViT)",
+        paper="Dosovitskiy et al. 2020, arXiv 2010.11929",
+    ),
+    PictureInfo(
+        name="invert",
+        description="what a layer still knows: images with the same class token",
+        paper="Tumanyan et al. 2022, arXiv 2201.00424",
+        data="gallery",
+    ),
+    PictureInfo(
+        name="transfer",
+        description="one image with the look of another (pairs of images; ViT)",
+        paper="Tumanyan et al. 2022, arXiv 2201.00424",
+        grouping="pairs",
+    ),
+    PictureInfo(
+        name="dream",
+        description="what excites a neuron or a head, made and found",
+        paper="Olah et al. 2017, Distill",
+        data="gallery",
+    ),
+    PictureInfo(
+        name="ask",
+        description="images ranked by a sentence, and where its words are",
+        needs="a text tower",
         of_text=True,
-        looks="gallery",
+        data="gallery",
     ),
-    Named(
-        "bias",
-        "words that it takes for some groups more than for others",
+    PictureInfo(
+        name="paint",
+        description="an image from a sentence",
+        needs="a text tower",
         of_text=True,
-        looks="gallery",
+        data="gallery",
     ),
-    Named("counting", "whether it can count creatures", of_text=True, looks=""),
-    Named("relations", "whether it knows who is where and which is what", of_text=True, looks=""),
-    Named(
-        "prototypes", "the images that each prototype of a run likes", of_run=True, looks="gallery"
+    PictureInfo(
+        name="typographic",
+        description="whether it believes a wrong word on the image",
+        paper="Goh et al. 2021, Distill",
+        needs="a text tower",
+        of_text=True,
+        data="gallery",
     ),
-    Named(
-        "reconstruct",
-        "what a generative run rebuilds: of the whole image, or of 75, 85 and 95 % hidden patches",
+    PictureInfo(
+        name="bias",
+        description="words that it takes for some groups more than for others",
+        paper="Radford et al. 2021, arXiv 2103.00020",
+        needs="a text tower",
+        of_text=True,
+        data="gallery",
+    ),
+    PictureInfo(
+        name="counting",
+        description="whether it can count creatures",
+        needs="a text tower",
+        of_text=True,
+        data="",
+    ),
+    PictureInfo(
+        name="relations",
+        description="whether it knows who is where and which is what",
+        paper="Thrush et al. 2022, arXiv 2204.03162",
+        needs="a text tower",
+        of_text=True,
+        data="",
+    ),
+    PictureInfo(
+        name="prototypes",
+        description="the images that each prototype of a run likes",
+        needs="the folder of a run",
+        of_run=True,
+        data="gallery",
+    ),
+    PictureInfo(
+        name="reconstruct",
+        description=(
+            "what a generative run rebuilds: of the whole image, or of 75, 85 and 95 % hidden "
+            "patches"
+        ),
+        paper="He et al. 2021, arXiv 2111.06377",
+        needs="the folder of a run",
         of_run=True,
     ),
-    Named("views", "the crops that a run's view plan makes of each image", of_run=True),
+    PictureInfo(
+        name="views",
+        description="the crops that a run's view plan makes of each image",
+        needs="the folder of a run",
+        of_run=True,
+    ),
 )
 # What `show` knows itself.
 _GIVEN = ("masks", "mean", "std", "gallery", "each")
@@ -82,7 +196,7 @@ class Option(NamedTuple):
 
 
 def function_of(name: str) -> Callable[..., Any]:
-    """The function that draws a picture of `NAMES`."""
+    """The function that draws a picture of `PICTURES`."""
     plain = name.replace("-", "_")
     return getattr(importlib.import_module(f"nolabel.pictures.{plain}"), plain)
 

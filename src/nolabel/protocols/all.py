@@ -51,7 +51,7 @@ def evaluate_all(
     Raises:
         UsageError, DataError: The sets cannot be opened, or no protocol suits.
     """
-    e: Any = encoder if hasattr(encoder, "backbone") else load(str(encoder))
+    e = encoder if isinstance(encoder, Encoder) else load(str(encoder))
     learned, judged, notes = open_sets(train, test, image_size=e.image_size, channels=e.channels)
     features: tuple[Features, Features] | None = None
     reports, left_out = [], [(n, r) for n, r in _LEFT_OUT.items() if n in PROTOCOLS]
@@ -60,11 +60,11 @@ def evaluate_all(
             continue
         try:
             data: Any = judged
-            if "own" in p.needs:
+            if p.test_set == "own":
                 data = open_test(name, e, train if test is None else test)
-            if "features" in p.needs and features is None:
+            if p.takes_features and features is None:
                 features = (extract(e, learned), extract(e, judged))
-            given = features if "features" in p.needs else None
+            given = features if p.takes_features else None
             reports.append(run(name, e, learned, data, features=given, notes=notes))
         except (UsageError, DataError) as error:
             left_out.append((name, str(error).split("\n")[0]))

@@ -107,7 +107,7 @@ def compare(
     protocols = [protocols] if isinstance(protocols, str) else list(protocols)
     if not protocols:
         protocols = ["labelfree" if train is None else "knn"]
-    learning = [name for name in protocols if "train" in find(name).needs]
+    learning = [name for name in protocols if find(name).learns]
     if train is None and (learning or test is None):
         raise UsageError(
             f"{' and '.join(learning) or 'A comparison'} needs --train, labelled images to learn "
@@ -136,12 +136,12 @@ def compare(
         encoder = loaded.pop(i, None) or load(spec, image_size=size, device=device, channels=c)
         features: tuple[Features, Features] | None = None
         for name in protocols:
-            if train_set is not None and features is None and "features" in find(name).needs:
+            if train_set is not None and features is None and find(name).takes_features:
                 features = (
                     extract(encoder, train_set, batch_size=batch_size),
                     extract(encoder, test_set, batch_size=batch_size),
                 )
-            own = "own" in find(name).needs  # the set is opened in the protocol's own way
+            own = find(name).test_set == "own"  # the set is opened in the protocol's own way
             judged = open_test(name, encoder, train if test is None else test) if own else None
             reports.append(
                 run(name, encoder, train_set, judged or test_set, options=chosen[name],

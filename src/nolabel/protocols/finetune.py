@@ -34,6 +34,14 @@ from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source, require_labels
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, chunks
+from nolabel.encoders.file import (
+    ENCODER_FILE,
+    FORMAT,
+    read_tensors,
+    save_encoder,
+    versions,
+    write_tensors,
+)
 from nolabel.errors import BadImage, DataError, UsageError, unknown
 from nolabel.nn.schedules import warmup_cosine
 from nolabel.protocols._scores import TOP, accuracy_rows, class_names, matching
@@ -130,7 +138,7 @@ def run_finetune(
     if encoder.channels != 3:
         raise UsageError("Fine-tuning augments images of three channels alone.")
     folder = Path(o.save) if o.save else None
-    if folder is not None and (folder / "encoder.safetensors").exists():
+    if folder is not None and (folder / ENCODER_FILE).exists():
         raise UsageError(f"{o.save!r} holds an encoder already.  Choose another --save.")
     model = fit(encoder, train, labels, len(names), o)
     guesses, kept = _guess(model, encoder, test)
@@ -287,11 +295,9 @@ def _guess(model: Classifier, encoder: Encoder, test: Source) -> tuple[Tensor, T
 
 def save(model: Classifier, encoder: Encoder, names: tuple[str, ...], folder: Path) -> None:
     """Writes the fine-tuned encoder, and the head as classifier.safetensors with its classes."""
-    from nolabel.encoders.file import FORMAT, save_encoder, versions, write_tensors
-
     folder.mkdir(parents=True, exist_ok=True)
     save_encoder(
-        folder / "encoder.safetensors", model.backbone, branch="encoder", method="finetune",
+        folder / ENCODER_FILE, model.backbone, branch="encoder", method="finetune",
         mean=encoder.mean, std=encoder.std, image_size=encoder.image_size, run=None,
     )  # fmt: skip
     header = {"format": FORMAT, "kind": "classifier", "classes": list(names), "pool": model.pool,
@@ -307,7 +313,6 @@ def load_classifier(folder: str | os.PathLike[str]) -> tuple[Classifier, Encoder
         UsageError, FileDamaged: As `load_encoder_file`.
     """
     from nolabel.encoders import load
-    from nolabel.encoders.file import read_tensors
 
     fields = {"classes": list, "pool": str, "checksum": str}
     header, tensors = read_tensors(

@@ -10,8 +10,11 @@ import dataclasses
 import importlib
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
+from nolabel.catalogue import Entry, by_name
 from nolabel.errors import UsageError, did_you_mean, unknown
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROTOCOLS",
-    "Protocol",
+    "ProtocolInfo",
     "evaluate",
     "find",
     "make_options",
@@ -33,112 +36,154 @@ __all__ = [
 ]
 
 
-class Protocol(NamedTuple):
-    """One line of the table of protocols."""
+@dataclass(frozen=True, kw_only=True)
+class ProtocolInfo(Entry):
+    """One line of `PROTOCOLS`.
 
-    name: str
-    function: str  # module:function(encoder, train, test, *, features=None, **options) -> Report
-    # "train": a set to learn from; "labels": of both sets; "features": judges frozen features
-    # alone; "text": an encoder with a text tower; "own": opens its test set itself
-    needs: tuple[str, ...]
-    paper: str
-    description: str
+    Attributes:
+        function: module:function(encoder, train, test, *, features=None, **options) -> Report.  The
+            module has a frozen dataclass `Options` with a default for every field.
+        learns: whether it takes a labelled set to learn from.
+        takes_features: whether it judges frozen features alone, so that they can be computed once.
+        test_set: what it is tested on: "source", images as `open_source` takes them; "own", a
+            layout of its own, which `open_test(test, encoder)` of its module opens; "either".
+    """
+
+    function: str
+    learns: bool = False
+    takes_features: bool = False
+    test_set: str = "source"
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    p.name: p
-    for p in (
-        Protocol(
-            "knn",
-            "nolabel.protocols.knn:run_knn",
-            ("train", "labels", "features"),
-            "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
-            "weighted vote of the k nearest training images; nothing is trained",
-        ),
-        Protocol(
-            "linear",
-            "nolabel.protocols.linear:run_linear",
-            ("train", "labels", "features"),
-            "Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023",
-            "linear classifier on frozen features, learning rate chosen on held-out images",
-        ),
-        Protocol(
-            "fewshot",
-            "nolabel.protocols.fewshot:run_fewshot",
-            ("train", "labels", "features"),
+PROTOCOLS: dict[str, ProtocolInfo] = by_name(
+    ProtocolInfo(
+        name="knn",
+        function="nolabel.protocols.knn:run_knn",
+        description="weighted vote of the k nearest training images; nothing is trained",
+        paper="Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
+        needs="labels",
+        learns=True,
+        takes_features=True,
+    ),
+    ProtocolInfo(
+        name="linear",
+        function="nolabel.protocols.linear:run_linear",
+        description="linear classifier on frozen features, learning rate chosen on held-out images",
+        paper="Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023",
+        needs="labels",
+        learns=True,
+        takes_features=True,
+    ),
+    ProtocolInfo(
+        name="fewshot",
+        function="nolabel.protocols.fewshot:run_fewshot",
+        description="classifiers from k labelled images a class, over random draws of them",
+        paper=(
             "Wang et al., SimpleShot: Revisiting Nearest-Neighbor Classification for Few-Shot "
-            "Learning, 2019",
-            "classifiers from k labelled images a class, over random draws of them",
+            "Learning, 2019"
         ),
-        Protocol(
-            "finetune",
-            "nolabel.protocols.finetune:run_finetune",
-            ("train", "labels"),
-            "He et al., Masked Autoencoders Are Scalable Vision Learners, 2021",
-            "the whole network learns the labels, early layers more slowly; --save keeps it",
+        needs="labels",
+        learns=True,
+        takes_features=True,
+    ),
+    ProtocolInfo(
+        name="finetune",
+        function="nolabel.protocols.finetune:run_finetune",
+        description=(
+            "the whole network learns the labels, early layers more slowly; --save keeps it"
         ),
-        Protocol(
-            "zeroshot",
-            "nolabel.protocols.zeroshot:run_zeroshot",
-            ("text", "features"),
+        paper="He et al., Masked Autoencoders Are Scalable Vision Learners, 2021",
+        needs="labels",
+        learns=True,
+    ),
+    ProtocolInfo(
+        name="zeroshot",
+        function="nolabel.protocols.zeroshot:run_zeroshot",
+        description=(
+            "classes named by words, and images and captions that find each other; no --train"
+        ),
+        paper=(
             "Radford et al., Learning Transferable Visual Models From Natural Language "
-            "Supervision, 2021",
-            "classes named by words, and images and captions that find each other; no --train",
+            "Supervision, 2021"
         ),
-        Protocol(
-            "robustness",
-            "nolabel.protocols.robustness:run_robustness",
-            ("train", "labels", "features"),
+        needs="a text tower",
+        takes_features=True,
+    ),
+    ProtocolInfo(
+        name="robustness",
+        function="nolabel.protocols.robustness:run_robustness",
+        description=(
+            "one head over corruptions and other domains (--domains NAME=SRC, column domain)"
+        ),
+        paper=(
             "Taori et al., Measuring Robustness to Natural Distribution Shifts in Image "
-            "Classification, 2020",
-            "one head over corruptions and other domains (--domains NAME=SRC, column domain)",
+            "Classification, 2020"
         ),
-        Protocol(
-            "transfer",
-            "nolabel.protocols.transfer:run_transfer",
-            ("own",),
-            "Kornblith et al., Do Better ImageNet Models Transfer Better?, 2018",
-            "k-NN and linear on several sets (--test A,B,C) and their mean; no --train",
+        needs="labels",
+        learns=True,
+        takes_features=True,
+    ),
+    ProtocolInfo(
+        name="transfer",
+        function="nolabel.protocols.transfer:run_transfer",
+        description="k-NN and linear on several sets (--test A,B,C) and their mean; no --train",
+        paper="Kornblith et al., Do Better ImageNet Models Transfer Better?, 2018",
+        needs="labels",
+        test_set="own",
+    ),
+    ProtocolInfo(
+        name="retrieval",
+        function="nolabel.protocols.retrieval:run_retrieval",
+        description=(
+            "images find those of their group or class, or landmarks (gnd_NAME.pkl); no --train"
         ),
-        Protocol(
-            "retrieval",
-            "nolabel.protocols.retrieval:run_retrieval",
-            ("features",),
+        paper=(
             "Radenovic et al., Revisiting Oxford and Paris: Large-Scale Image Retrieval "
-            "Benchmarking, 2018",
-            "images find those of their group or class, or landmarks (gnd_NAME.pkl); no --train",
+            "Benchmarking, 2018"
         ),
-        Protocol(
-            "copies",
-            "nolabel.protocols.copies:run_copies",
-            ("own",),
-            "Douze et al., Evaluation of GIST descriptors for web-scale image search, 2009",
-            "altered copies find their original (any set, Copydays); no --train",
+        needs="groups, labels or landmarks",
+        takes_features=True,
+        test_set="either",
+    ),
+    ProtocolInfo(
+        name="copies",
+        function="nolabel.protocols.copies:run_copies",
+        description="altered copies find their original (any set, Copydays); no --train",
+        paper="Douze et al., Evaluation of GIST descriptors for web-scale image search, 2009",
+        test_set="own",
+    ),
+    ProtocolInfo(
+        name="attention",
+        function="nolabel.protocols.attention:run_attention",
+        description=(
+            "the class token's attention against figures' masks (creatures, VOC); no --train"
         ),
-        Protocol(
-            "attention",
-            "nolabel.protocols.attention:run_attention",
-            ("own",),
-            "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
-            "the class token's attention against figures' masks (creatures, VOC); no --train",
+        paper="Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
+        needs="a ViT, and masks",
+        test_set="own",
+    ),
+    ProtocolInfo(
+        name="labelfree",
+        function="nolabel.protocols.labelfree:run_labelfree",
+        description=(
+            "RankMe, LiDAR, alpha-ReQ and self-retrieval: to choose without labels; no --train"
         ),
-        Protocol(
-            "labelfree",
-            "nolabel.protocols.labelfree:run_labelfree",
-            (),
+        paper=(
             "Garrido et al., RankMe: Assessing the Downstream Performance of Pretrained "
-            "Self-Supervised Representations by Their Rank, 2023",
-            "RankMe, LiDAR, alpha-ReQ and self-retrieval: to choose without labels; no --train",
+            "Self-Supervised Representations by Their Rank, 2023"
         ),
-        Protocol(
-            "video",
-            "nolabel.protocols.video:run_video",
-            ("own",),
-            "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
-            "masks carried through videos by similar patches (creatures, DAVIS-2017); no --train",
+    ),
+    ProtocolInfo(
+        name="video",
+        function="nolabel.protocols.video:run_video",
+        description=(
+            "masks carried through videos by similar patches (creatures, DAVIS-2017); no --train"
         ),
-    )
-}
+        paper="Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
+        needs="videos with masks",
+        test_set="own",
+    ),
+)
 _SHARE, _SEED = 0.2, 0  # of the split made when there is no test set
 
 
@@ -165,10 +210,10 @@ def evaluate(
         DataError: No labels, one class only, or classes in test that train does not have.
     """
     checked = make_options(protocol, options)
-    from nolabel.encoders import load
+    from nolabel.encoders import Encoder, load
 
-    chosen: Any = encoder if hasattr(encoder, "backbone") else load(str(encoder))
-    if "train" not in find(protocol).needs:
+    chosen = encoder if isinstance(encoder, Encoder) else load(str(encoder))
+    if not find(protocol).learns:
         if train is not None or test is None:
             raise UsageError(
                 f"The protocol {protocol!r} learns nothing: give --test and no --train."
@@ -203,9 +248,8 @@ def run(
         features: Those of train and test, when they are there already.
         notes: Put before the protocol's own.
     """
-    module, _, function = find(protocol).function.partition(":")
     chosen = {} if options is None else vars(options)
-    judge = getattr(importlib.import_module(module), function)
+    judge = vars(_module_of(protocol))[find(protocol).function.partition(":")[2]]
     report: Report = judge(encoder, train, test, features=features, **chosen)
     return dataclasses.replace(report, notes=(*notes, *report.notes))
 
@@ -214,24 +258,28 @@ def open_test(protocol: str, encoder: Any, test: Any) -> Any:
     """The test set of a protocol that learns nothing; some have data of a layout of their own."""
     from nolabel.data.open import open_source
 
-    module = importlib.import_module(find(protocol).function.partition(":")[0])
-    if hasattr(module, "open_test"):
-        return module.open_test(test, encoder)
+    if find(protocol).test_set != "source":
+        return _module_of(protocol).open_test(test, encoder)
     return open_source(
         test, image_size=encoder.image_size, split_default="test", channels=encoder.channels
     )
 
 
-def find(protocol: str) -> Protocol:
+def find(protocol: str) -> ProtocolInfo:
     """The line of the table.  Raises UsageError for an unknown name."""
     if protocol not in PROTOCOLS:
         raise unknown("protocol", str(protocol), PROTOCOLS)
     return PROTOCOLS[protocol]
 
 
+def _module_of(protocol: str) -> ModuleType:
+    """The protocol's file, imported when it is first used."""
+    return importlib.import_module(find(protocol).function.partition(":")[0])
+
+
 def options_of(protocol: str) -> Any:
     """The protocol's class of options, a frozen dataclass with a default for every field."""
-    return importlib.import_module(find(protocol).function.partition(":")[0]).Options
+    return _module_of(protocol).Options
 
 
 def make_options(protocol: str, given: Mapping[str, Any]) -> Any:
@@ -261,7 +309,7 @@ def open_sets(
 
     if test is None and isinstance(train, str):
         name, colon, part = train.partition(":")
-        named = {n.name: n for n in DATASETS}.get(name)
+        named = DATASETS.get(name)
         if named and "test" in named.splits and part in ("", "train") and (part or not colon):
             train, test = f"{name}:train", f"{name}:test"
     opened = open_source(train, image_size=image_size, channels=channels)

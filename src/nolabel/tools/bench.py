@@ -16,14 +16,14 @@ from nolabel.config import merge, resolve
 from nolabel.data.loader import make_loader
 from nolabel.data.source import Source
 from nolabel.data.stages import measure_stages
+from nolabel.device import pick_device
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import chunks, embedded
 from nolabel.engine.build import build_method, companion, plan_of
 from nolabel.engine.calibrate import measure
-from nolabel.engine.device import device_of
+from nolabel.engine.cost import count
 from nolabel.engine.environment import environment
 from nolabel.errors import DataError, UsageError, unknown
-from nolabel.tools.plan import count
 from nolabel.views import FastViews
 
 _WARM = 2  # batches a worker makes before the clock starts
@@ -69,7 +69,7 @@ def bench_data(
     known = {"data": source.name, "out": "unused", "image_size": image_size, "device": device,
              "batch_size": batch_size}  # fmt: skip
     run, _ = resolve(method, merge(known), source=source)
-    plan, where = plan_of(run), device_of(run)
+    plan, where = plan_of(run), pick_device(run.settings.device, fallback=True)
     stages = measure_stages(source, plan, device=where, workers=workers, seed=seed)
     threads = torch.get_num_threads()
     if workers == 0:
@@ -151,7 +151,7 @@ def bench_step(
              "teacher": teacher}  # fmt: skip
     given = {k: v for k, v in known.items() if v is not None}
     run, source = resolve(method, merge(given))
-    where = device_of(run)
+    where = pick_device(run.settings.device, fallback=True)
     built, plan = build_method(run, companion(run, source))
     found = measure(run, built.to(where), plan, source, where)
     best = min(found.times, key=lambda k: found.times[k])

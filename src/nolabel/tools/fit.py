@@ -13,9 +13,9 @@ from nolabel import config as options
 from nolabel import methods, recipes
 from nolabel.config import Parse, Run, Settings, asked, recipe_context
 from nolabel.data.source import Source
+from nolabel.engine.cost import FULL, extrapolated, memory_of
 from nolabel.engine.log import say
 from nolabel.errors import OutOfMemory
-from nolabel.tools.plan import FULL, extrapolated, memory_of
 from nolabel.types import Optim
 
 LEAST_STEPS = 8  # of an epoch: larger batches would make next to no steps of small data
@@ -80,7 +80,7 @@ def largest_batch(run: Run, *, quiet: bool = False) -> int:
             own, again=s.checkpoint_activations,
         )  # fmt: skip
         sharing = processes if s.shard else 1
-        return sum(memory_of(c, run.optim.name, sharing, s.shard_layers).values())
+        return sum(memory_of(c, run.optim, parts=sharing, layers=s.shard_layers).values())
 
     own = 1
     while parts * own * 2 <= most and needed(own * 2) <= room:

@@ -1,165 +1,25 @@
-"""A run on N devices, on paper: memory, communication, time, and how often to save.
+"""`nolabel plan`: a run on N devices, on paper: memory, communication, time, how often to save.
 
-What a step costs is counted, not looked up: the method takes one step here on a few images of
-noise, on two shallow copies of the network, and what grows with depth and with the batch is
-extrapolated (exactly linear, for a transformer's blocks are alike).  So heads, teachers, crops and
-masks are in it, whatever the method.
+The model of costs is `engine.cost`; here a step's counts become the figures of a whole run.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from nolabel import backbones, methods, recipes
-from nolabel.backbones.base import recompute
+from nolabel.engine import cost
+from nolabel.engine.cost import DEEPER, FEW, FULL, GPUS, LATE, MORE, SHALLOW
+from nolabel.engine.synthetic import build_on, noise_batch
 from nolabel.errors import UsageError, unknown
 from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.nn.heads import count_parameters
-from nolabel.testing import build_on, noise_batch
-from nolabel.types import Clock
 
-SHALLOW, DEEPER = 2, 3  # blocks of the copies that are counted
-FEW, MORE = 2, 4  # images of theirs
-NODE = 8  # devices that a fast network joins
-BACKWARD = 2 / 3  # of a step, beside which gradients travel
 HOURS = 50_000.0  # between faults of one device (Llama 3: 16,384 of them, one fault in 3 hours)
-FULL = 0.92  # of a device's memory: what may be planned for
 DISK = 2e9  # bytes a second that a checkpoint is written at
-
-
-@dataclass(frozen=True)
-class Device:
-    """What makers say of a device."""
-
-    flops: float  # a second, dense bf16 (fp16 where there is none)
-    memory: float  # bytes
-    inside: float  # bytes a second to a neighbour in its machine, one way
-    outside: float  # bytes a second to other machines
-
-
-DEVICES = {
-    "b200": Device(2250e12, 180e9, 900e9, 50e9),
-    "h200": Device(989e12, 141e9, 450e9, 50e9),
-    "h100": Device(989e12, 80e9, 450e9, 50e9),
-    "a100": Device(312e12, 80e9, 300e9, 25e9),
-    "a100-40": Device(312e12, 40e9, 300e9, 25e9),
-    "l40s": Device(362e12, 48e9, 32e9, 12.5e9),
-    "rtx4090": Device(165e12, 24e9, 16e9, 1.25e9),
-    "v100": Device(125e12, 32e9, 150e9, 12.5e9),
-}
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a step of b images on a network of some depth is made of."""
-
-    flops: float  # forward and backward, teachers included
-    kept: float  # bytes that the forward pass keeps for the backward pass
-    trained: float  # numbers that are trained
-    held: float  # numbers that are not: teachers, centres, queues
-    units: float  # modules that `--shard-layers` puts together one at a time
-    alike: float  # numbers in them
-    fetched: float  # numbers that it puts together in a step: at each use, there and back
-
-    def __add__(self, other: Counts) -> Counts:
-        a, b = dataclasses.astuple(self), dataclasses.astuple(other)
-        return Counts(*(x + y for x, y in zip(a, b, strict=True)))
-
-    def __mul__(self, factor: float) -> Counts:
-        return Counts(*(x * factor for x in dataclasses.astuple(self)))
-
-    def __sub__(self, other: Counts) -> Counts:
-        return self + other * -1.0
-
-
-def count(method: Method, images: int, size: int, precision: str) -> Counts:
-    """Counts one step of a method, at a time when nothing is frozen any more."""
-    batch = noise_batch(type(method).views(method.options, size), images)
-    fixed = {t.untyped_storage().data_ptr() for t in (*method.parameters(), *method.buffers())}
-    fixed |= {v.untyped_storage().data_ptr() for v in batch.views.values()}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # so that no storage is met twice under one address
-
-    def keep(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in fixed and storage.data_ptr() not in kept:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(x)
-        return x
-
-    units = [u for m in method.modules() for u in getattr(m, "shard_units", ())]
-    alike = {u: sum(p.numel() for p in u.parameters()) for u in units}
-    fetched = 0
-
-    def use(unit: nn.Module, given: Any) -> None:
-        nonlocal fetched
-        back = torch.is_grad_enabled() and any(p.requires_grad for p in unit.parameters())
-        fetched += alike[unit] * (2 if back else 1)
-
-    hooks = [u.register_forward_pre_hook(use) for u in units]
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-    clock = Clock(600, 800, 1)
-    with torch.random.fork_rng(devices=[]):
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), cast:
-            loss = method.step(batch, clock).loss
-        loss.backward()
-        for hook in hooks:
-            hook.remove()
-        # Fused attention is not counted by torch's counter; the plain one is, and costs as much.
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            method.step(batch, clock).loss.backward()
-    trained = count_parameters(method, trainable=True)
-    held = sum(t.numel() for t in (*method.parameters(), *method.buffers())) - trained
-    return Counts(
-        float(counter.get_total_flops()), float(sum(kept.values())), trained, held,
-        len(units), sum(alike.values()), fetched,
-    )  # fmt: skip
-
-
-@functools.lru_cache(maxsize=8)
-def _copies(
-    kind: type[Method], options: Any, backbone: str, size: int, patch: int | None, precision: str,
-    again: bool,
-) -> tuple[int, Counts, Counts, Counts]:  # fmt: skip
-    """Depth of the whole network, and the counts of a shallow copy with few and with more images,
-    and of a deeper one; a network without a stack of equal blocks is its own copy."""
-
-    def at(depth: int | None, n: int) -> Counts:
-        kwargs = {} if depth is None else {"depth": depth}
-        method = build_on(kind, options, backbone, size, patch, kwargs)
-        recompute(method, again)
-        return count(method, n, size, precision)
-
-    depth = backbones.depth_of(backbone, patch)
-    if depth is None or depth <= DEEPER:
-        few = at(None, FEW)
-        return SHALLOW, few, at(None, MORE), few
-    return depth, at(SHALLOW, FEW), at(SHALLOW, MORE), at(DEEPER, FEW)
-
-
-def extrapolated(
-    kind: type[Method], options: Any, backbone: str, size: int, patch: int | None,
-    precision: str, images: int, again: bool = False,
-) -> Counts:  # fmt: skip
-    """Counts of a step of so many images on the whole network; `again`: with activations that are
-    computed again instead of kept."""
-    depth, few, more, deeper = _copies(kind, options, backbone, size, patch, precision, again)
-    an_image, a_layer = (more - few) * (1 / (MORE - FEW)), deeper - few
-    base = few + an_image * (images - FEW)
-    extra = dataclasses.replace(
-        a_layer, flops=a_layer.flops * images / FEW, kept=a_layer.kept * images / FEW
-    )
-    return base + extra * (depth - SHALLOW)
 
 
 def plan(
@@ -186,7 +46,7 @@ def plan(
         method: a built-in name or path/to/file.py:Class.
         backbone: a preset or timm's name.
         devices: how many, up to 1,024 and beyond.
-        gpu: one of `DEVICES`.
+        gpu: one of `engine.cost.GPUS`.
         image_size, patch_size: pixels.
         batch_size: of one optimiser step, over all devices; None: the recipe's.
         recipe: paper or auto.
@@ -204,15 +64,15 @@ def plan(
     Raises:
         UsageError: an unknown device, or a batch that does not divide.
     """
-    if gpu not in DEVICES:
-        raise unknown("gpu", gpu, DEVICES)
+    if gpu not in GPUS:
+        raise unknown("gpu", gpu, GPUS)
     if devices < 1 or not 0 < share <= 1:
         raise UsageError(f"Got {devices} devices and a share of {share:g}; take 1 and 0.4, say.")
     if precision not in ("bf16", "fp32"):
         raise unknown("precision", precision, ("bf16", "fp32"))
-    device, kind = DEVICES[gpu], methods.load(method)
-    told = _told(kind, recipe, backbone, image_size, patch_size, images, batch_size)
-    batch = told.batch_size
+    device, kind = GPUS[gpu], methods.load(method)
+    chosen = _recipe(kind, recipe, backbone, image_size, patch_size, images, batch_size)
+    batch = chosen.batch_size
     if batch % devices:
         near = max(batch // devices, 1) * devices
         raise UsageError(
@@ -220,19 +80,21 @@ def plan(
             f"{near} or {near + devices}."
         )
     own = batch // devices
-    c = extrapolated(kind, told.options, backbone, image_size, patch_size, precision, own)
+    c = cost.extrapolated(kind, chosen.options, backbone, image_size, patch_size, precision, own)
     if shard_layers and not shard:
         raise UsageError("--shard-layers is for runs with --shard. Use both, or none.")
     parts = devices if shard else 1
-    memory = memory_of(c, told.optim.name, parts, shard_layers)
+    memory = cost.memory_of(c, chosen.optim, parts=parts, layers=shard_layers)
     needed = sum(memory.values())
     rate = share * device.flops / (1 if precision == "bf16" else 2)
     compute = c.flops / rate
-    sent, waiting = communication(c, devices, shard, shard_layers, compute, device)
+    sent, waiting = cost.communication(
+        c, devices, device, compute, shard=shard, layers=shard_layers
+    )
     step = compute + waiting
-    saved = 4 * (c.trained + c.held) + memory["moments"] * parts
+    saved = cost.checkpoint_bytes(c.trained, c.held, chosen.optim)
     writing = saved / DISK
-    length = epochs or told.epochs
+    length = epochs or chosen.epochs
     steps = max(images // batch, 1) * length
     return {
         "method": method, "backbone": backbone, "image_size": image_size, "devices": devices,
@@ -255,7 +117,7 @@ def plan(
     }  # fmt: skip
 
 
-def _told(
+def _recipe(
     kind: type[Method], recipe: str, backbone: str, size: int, patch: int | None, images: int,
     batch: int | None = None,
 ) -> Recipe:  # fmt: skip
@@ -267,57 +129,10 @@ def _told(
     return recipes.recipe(kind, "paper" if recipe == "paper" else "auto", context)
 
 
-def memory_of(c: Counts, optimiser: str, parts: int, layers: bool) -> dict[str, float]:
-    """Bytes that a step needs on a device, by what for.
-
-    Args:
-        c: of the images that a device has at once.
-        optimiser: its name.
-        parts: devices that share weights, gradients and moments; 1: each has its own.
-        layers: of sharing: whether weights come together a layer at a time.
-    """
-    together = 4 * (2 * c.trained + c.held) if parts > 1 else 0.0
-    if layers and c.units:  # of those that are alike, one in use and one on its way
-        share_alike = c.alike / (c.trained + c.held)
-        together *= 1 - share_alike + share_alike * 2 / c.units
-    return {
-        "weights": 4 * (c.trained + c.held) / parts,
-        "gradients": 4 * c.trained / parts,
-        "moments": (8 if optimiser == "adamw" else 4) * c.trained / parts,
-        "put together": together,
-        "activations": c.kept,
-    }
-
-
 def _largest(memory: dict[str, float], own: int, room: float) -> int:
     """Images of a device that fit into so many bytes, beside what does not depend on them."""
     fixed = sum(v for k, v in memory.items() if k != "activations")
     return max(int((room - fixed) / (memory["activations"] / own)), 0)
-
-
-def communication(
-    c: Counts, devices: int, shard: bool, layers: bool, compute: float, device: Device
-) -> tuple[float, float]:
-    """Bytes that a device sends in a step, and seconds for which it waits for them.
-
-    In a ring of W, an average moves 2 (W - 1) / W of what is averaged; gradients travel beside the
-    backward pass, and so do layers beside the layers before them; weights that are put together at
-    the start do not.
-    """
-    if devices == 1:
-        return 0.0, 0.0
-    ring = (devices - 1) / devices
-    speed = device.inside if devices <= NODE else device.outside
-    gradients = 4 * c.trained * ring * (1 if shard else 2)
-    weights = 4 * (c.trained + c.held) * ring if shard else 0.0
-    beside = 0.0
-    if layers:
-        weights -= 4 * c.alike * ring
-        beside = 4 * c.fetched * ring
-    late = max(gradients / speed - BACKWARD * compute, 0.0)
-    if beside:
-        late = max((gradients + beside) / speed - compute, late)
-    return gradients + weights + beside, weights / speed + late
 
 
 def check(
@@ -331,19 +146,19 @@ def check(
         seconds predicted and measured, their ratio less one, and the machine's rate in FLOP/s.
     """
     kind = methods.load(method)
-    options = _told(kind, recipe, backbone, image_size, patch_size, images).options
+    options = _recipe(kind, recipe, backbone, image_size, patch_size, images).options
     deep = backbones.depth_of(backbone, patch_size)
     found = []
     for depth, n in ((SHALLOW, FEW), (DEEPER + 1, MORE)):
         kwargs = {} if deep is None or deep <= DEEPER else {"depth": depth}
         model = build_on(kind, options, backbone, image_size, patch_size, kwargs)
-        c = count(model, n, image_size, "fp32")
+        c = cost.count(model, n, image_size, "fp32")
         batch = noise_batch(kind.views(options, image_size), n)
         times = []
         with torch.random.fork_rng(devices=[]):
             for _ in range(3):
                 began = time.perf_counter()
-                model.step(batch, Clock(600, 800, 1)).loss.backward()
+                model.step(batch, LATE).loss.backward()
                 times.append(time.perf_counter() - began)
         found.append((c.flops, min(times)))
     (few, short), (many, long) = found

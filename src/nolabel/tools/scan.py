@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,14 @@ from PIL import Image
 from nolabel.config import merge, resolve
 from nolabel.data.source import Source, Subset
 from nolabel.data.sources.items import Items
-from nolabel.engine import calibrate
+from nolabel.device import pick_device
+from nolabel.engine import calibrate, cost
 from nolabel.engine.build import build_method, companion
-from nolabel.engine.device import device_of
-from nolabel.methods.base import Method
+from nolabel.engine.checkpoint import KEPT
 from nolabel.nn.heads import count_parameters
 from nolabel.pictures._tiles import sheet
 from nolabel.tools.survey import Survey, survey
-from nolabel.types import Batch, Clock
 
-_TRIAL = 8  # images of the step whose memory is measured
 _SHOWN = 5  # bad files and groups of duplicates that are printed
 
 
@@ -111,16 +108,16 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
         chosen, merge({"data": source.name, "out": "unused", "channels": channels}), source=good
     )
     run = dataclasses.replace(run, images=len(source))
-    device = device_of(run)
+    device = pick_device(run.settings.device, fallback=True)
     network, plan = build_method(run, companion(run, source))
     network.to(device)
     measured = calibrate.measure(run, network, plan, good, device)
     steps = int(run.settings.steps or 1)
-    s = run.settings
-    trainable = count_parameters(network, trainable=True)
-    weights = trainable * 16 + (count_parameters(network) - trainable) * 4
-    saved = _saved_bytes(network, measured.batch)
-    optim = run.optim
+    s, optim = run.settings, run.optim
+    images = int(s.batch_size or 1) // measured.accumulate
+    trained, held = cost.numbers_of(network)
+    fixed = cost.state_memory(trained, held, optim, frozen=cost.frozen_numbers(network))
+    saved = cost.checkpoint_bytes(trained, held, optim)
     return {
         "method": chosen,
         "why": "is the choice for a GPU" if gpu else "learns within minutes on a CPU",
@@ -134,8 +131,8 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
         "steps": steps,
         "seconds_per_step": measured.step + measured.data,
         "seconds": steps * (measured.step + measured.data),
-        "memory_bytes": weights + saved * int(s.batch_size or 1),
-        "disk_bytes": 3 * (trainable * 12 + count_parameters(network) * 4),
+        "memory_bytes": sum(fixed.values()) + cost.activations(network, measured.batch, images),
+        "disk_bytes": (KEPT + 1) * saved + 4 * count_parameters(network.encoder),
         "disk_free_bytes": shutil.disk_usage(".").free,
         "command": f"nolabel pretrain {chosen} --data {source.name}"
         + (f" --channels {channels}" if channels != 3 else ""),
@@ -153,24 +150,6 @@ def _readable(source: Source) -> Source:
             continue
         return source if i == 0 else Subset(source, np.arange(i, len(source)))
     return Items([])
-
-
-def _saved_bytes(network: Method, batch: Batch) -> int:
-    """Bytes an image that a step keeps for its backward pass, measured on a few images."""
-    some = {name: view[:, :_TRIAL] for name, view in batch.views.items()}
-    text = None if batch.text is None else batch.text[:_TRIAL]
-    few = dataclasses.replace(batch, views=some, keys=None, labels=None, text=text)
-    seen: dict[int, int] = {}
-
-    def note(t: torch.Tensor) -> torch.Tensor:
-        seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        loss = network.step(few, Clock(0, 100, 10)).loss  # noqa: F841  keeps what it saved alive
-    count = next(iter(some.values())).shape[1]
-    return math.ceil(sum(size for where, size in seen.items() if where not in own) / count)
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from nolabel.data.open import open_source
 from nolabel.data.source import Source, Subset
 from nolabel.encoders import Encoder, load
 from nolabel.errors import BadImage, DataError, NolabelError, UsageError, unknown
-from nolabel.pictures import NAMES, Named, function_of, options_of
+from nolabel.pictures import PICTURES, PictureInfo, function_of, options_of
 from nolabel.pictures._tiles import Pictures, stacked
 from nolabel.types import Sample
 
@@ -45,9 +45,9 @@ def show(
         UsageError: unknown picture or option, or an encoder that cannot serve it.
         DataError: no image can be read, or there is no such class.
     """
-    known = {n.name: n for n in NAMES}
-    if what not in known:
-        raise unknown("picture", what, known)
+    if what not in PICTURES:
+        raise unknown("picture", what, PICTURES)
+    info = PICTURES[what]
     allowed = [o.name for o in options_of(what)]
     for name in options:
         if name not in allowed:
@@ -58,16 +58,16 @@ def show(
         made = [show(what, one, data, count=count, label=label, **options) for one in encoder]
         names = [one.name if isinstance(one, Encoder) else str(one) for one in encoder]
         return made[0] if len(made) == 1 else stacked(made, names)
-    if data is None and known[what].looks:
+    if data is None and info.data:
         raise UsageError(f"show {what} needs images: give a SRC.")
-    if known[what].of_run:
-        return _of_run(known[what], encoder, data, count, label, options)
+    if info.of_run:
+        return _of_run(info, encoder, data, count, label, options)
     enc = encoder if isinstance(encoder, Encoder) else load(str(encoder))
-    if not known[what].looks:
+    if not info.data:
         return function_of(what)(enc, **options)
     source = open_source(data, image_size=enc.image_size, channels=enc.channels)
-    samples = _samples(source, count, label, known[what].alike)
-    if known[what].looks == "gallery":
+    samples = _samples(source, count, label, info.grouping)
+    if info.data == "gallery":
         options["gallery"] = _gallery(source)
     return function_of(what)(enc, samples, **options)
 
@@ -79,9 +79,14 @@ def _gallery(source: Source) -> Subset:
 
 
 def _of_run(
-    known: Named, folder: Any, data: Any, count: int, label: str | None, options: dict[str, Any]
+    info: PictureInfo,
+    folder: Any,
+    data: Any,
+    count: int,
+    label: str | None,
+    options: dict[str, Any],
 ) -> Pictures:
-    what = known.name
+    what = info.name
     if not (Path(str(folder)) / "config.yaml").is_file():
         raise UsageError(f"show {what} needs the folder of a run, got {folder!s}.")
     from nolabel.engine.build import load_method, plan_of
@@ -89,11 +94,11 @@ def _of_run(
     method, run = load_method(str(folder))
     size = int(run.settings.image_size or 224)
     source = open_source(data, image_size=size, channels=run.settings.channels)
-    images = [s.image for s in _samples(source, count, label, 0)]
+    images = [s.image for s in _samples(source, count, label, "")]
     plan = plan_of(run)
     if what == "views":
         return function_of(what)(plan, images, **options)
-    if known.looks == "gallery":
+    if info.data == "gallery":
         enc = Encoder(method.encoder, mean=plan.mean, std=plan.std, name=run.folder.name)
         return function_of(what)(method, enc, gallery=_gallery(source), **options)
     if not hasattr(method, "reconstruct"):
@@ -105,32 +110,52 @@ def _of_run(
     return function_of(what)(method, x, mean=plan.mean, std=plan.std, **options)
 
 
-def _samples(source: Source, count: int, label: str | None, alike: int) -> list[Sample]:
-    """`count` readable images, spread over the source, or over what belongs together in it."""
-    places = [np.arange(len(source))]
-    labels = source.labels
-    if label is not None:
-        names = list(source.classes or [])
-        if labels is None or label not in names:
-            raise DataError(f"{source.name} has no class {label!r}; it has {names or 'no labels'}.")
-        places = [np.flatnonzero(labels == names.index(label))]
-    elif alike and labels is not None:
-        groups = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-        places = [g for g in groups if len(g) >= 2][: count // 2 if alike == 2 else 1] or places
-    each = -(-count // len(places)) if alike != 2 else max(count // len(places) // 2 * 2, 2)
+def _samples(source: Source, count: int, label: str | None, grouping: str) -> list[Sample]:
+    """Readable images, spread over the source or over what belongs together in it.
+
+    Args:
+        source: the images.
+        count: how many; of pairs, an even number.
+        label: the class that all are of; None: any.
+        grouping: as `PictureInfo.grouping`.
+
+    Raises:
+        DataError: no such class, no readable image, or an unreadable image of a pair.
+    """
+    pairs = grouping == "pairs"
+    groups = _groups(source, label, grouping, count // 2 if pairs else 1)
+    each = -(-count // len(groups))
+    if pairs:
+        each = max(count // len(groups) // 2 * 2, 2)
     out: list[Sample] = []
-    for some in places:
-        for i in some[np.linspace(0, len(some) - 1, min(each, len(some))).astype(int)]:
+    for group in groups:
+        for i in group[np.linspace(0, len(group) - 1, min(each, len(group))).astype(int)]:
             try:
                 out.append(source.read(int(i)))
             except BadImage:
-                if alike == 2:  # the pairs behind it would be others
+                if pairs:  # without it, all pairs behind it would be others
                     raise DataError(
                         f"An image of {source.name} cannot be read: {source.path(int(i))}."
                     ) from None
     if not out:
         raise DataError(f"None of the images tried in {source.name} can be read.")
     return out
+
+
+def _groups(source: Source, label: str | None, grouping: str, most: int) -> list[np.ndarray]:
+    """Indices of the images to choose from, int64 [N] each: those of a class, of at most `most`
+    classes with two images or more, or all."""
+    labels = source.labels
+    if label is not None:
+        names = list(source.classes or [])
+        if labels is None or label not in names:
+            raise DataError(f"{source.name} has no class {label!r}; it has {names or 'no labels'}.")
+        return [np.flatnonzero(labels == names.index(label))]
+    everything = [np.arange(len(source))]
+    if not grouping or labels is None:
+        return everything
+    groups = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    return [g for g in groups if len(g) >= 2][:most] or everything
 
 
 def draw_missing(folder: str | Path, data: Any = "auto") -> list[str]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nolabel.backbones import at_size, build
 from nolabel.encoders.convert import layouts
-from nolabel.encoders.convert.families import FAMILIES, Family
+from nolabel.encoders.convert.families import LAYOUTS, LayoutInfo
 from nolabel.encoders.convert.layouts import Found, State
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.state_dict import misfits, some
@@ -56,7 +56,7 @@ def import_file(path: str | os.PathLike[str], family: str, **options: Any) -> Im
 
     Args:
         path: The file: a pickle that holds tensors and plain values alone, or safetensors.
-        family: A name in `FAMILIES`.
+        family: A name in `LAYOUTS`.
         **options: As for `import_state`.
 
     Raises:
@@ -64,8 +64,8 @@ def import_file(path: str | os.PathLike[str], family: str, **options: Any) -> Im
         FileDamaged: The file is truncated or no checkpoint, or holds objects that could run code.
         DataError: Tensors are missing, left over, or of a layout that is not this family's.
     """
-    if family not in FAMILIES:
-        raise unknown("layout", family, FAMILIES)
+    if family not in LAYOUTS:
+        raise unknown("layout", family, LAYOUTS)
     return import_state(read_checkpoint(path), family, name=str(path), **options)
 
 
@@ -88,7 +88,7 @@ def import_state(
 
     Args:
         value: What the file holds.
-        family: A name in `FAMILIES`.
+        family: A name in `LAYOUTS`.
         name: For messages and tables.
         branch: Of a training checkpoint: "teacher" or "student"; "" takes what is published.
         heads: Attention heads; None takes the published number for that width.
@@ -106,7 +106,7 @@ def import_state(
     path = name
     if pool and pool not in POOLS:
         raise unknown("pool", pool, POOLS)
-    f = FAMILIES[family]
+    f = LAYOUTS[family]
     state, taken = _tensors(value, f, branch, path)
     state, left = _encoder_of(state, f, path)
     found = _found(state, family, f, heads, text_heads, image_size, quick_gelu)
@@ -197,7 +197,7 @@ def _has_code(path: Path) -> bool:
 
 
 def _tensors(
-    value: dict[str, Any], f: Family, branch: str, path: str | os.PathLike[str]
+    value: dict[str, Any], f: LayoutInfo, branch: str, path: str | os.PathLike[str]
 ) -> tuple[State, str]:
     """The tensors of one branch by their names, without wrappers, and the branch's name."""
     branches = [k for k in f.inside if k in value]
@@ -223,7 +223,9 @@ def _tensors(
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, taken
 
 
-def _encoder_of(state: State, f: Family, path: str | os.PathLike[str]) -> tuple[State, list[str]]:
+def _encoder_of(
+    state: State, f: LayoutInfo, path: str | os.PathLike[str]
+) -> tuple[State, list[str]]:
     """The encoder's tensors without their prefix, and the names of what was left out."""
     root = next((r for r in f.roots if any(k.startswith(r) for k in state)), "")
     # DINOv2 may keep its blocks in chunks: blocks.CHUNK.BLOCK.
@@ -249,7 +251,7 @@ def _encoder_of(state: State, f: Family, path: str | os.PathLike[str]) -> tuple[
 
 
 def _found(
-    state: State, family: str, f: Family, heads: int | None, text_heads: int | None,
+    state: State, family: str, f: LayoutInfo, heads: int | None, text_heads: int | None,
     image_size: int | None, quick_gelu: bool,
 ) -> Found:  # fmt: skip
     """The layout by which the tensors are read."""
@@ -305,9 +307,8 @@ def save_imported(
     """
     from nolabel.backbones.text import SharedSpace
     from nolabel.data.text.tokenizer import PUBLISHED, TOKENIZER_FILE, Tokenizer
-    from nolabel.encoders.file import save_encoder
-    from nolabel.encoders.loading import ENCODER_FILE
-    from nolabel.encoders.text import TEXT_FILE, save_text
+    from nolabel.encoders.file import ENCODER_FILE, TEXT_FILE, save_encoder
+    from nolabel.encoders.text import save_text
 
     folder = Path(out)
     if (folder / ENCODER_FILE).exists() and not overwrite:

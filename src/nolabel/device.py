@@ -1,0 +1,45 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from nolabel.errors import UsageError, unknown
+
+
+def uses_cuda(device: torch.device | str) -> bool:
+    """Whether `device` ("auto", "cpu", "cuda", "cuda:1", ...) means a GPU on this machine."""
+    return str(device).partition(":")[0] != "cpu" and torch.cuda.is_available()
+
+
+def pick_device(device: torch.device | str = "auto", *, fallback: bool = False) -> torch.device:
+    """The device that a setting names.
+
+    Args:
+        device: "auto" is a GPU where there is one, and else the CPU.
+        fallback: use the CPU where a GPU is named and none is there, as for a run that was trained
+            on another machine.
+
+    Raises:
+        UsageError: an unknown device, or (without `fallback`) a GPU that is not there.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if uses_cuda(device) else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise unknown("device", str(device), ("auto", "cpu", "cuda")) from None
+    if where.type == "cuda" and not torch.cuda.is_available():
+        if fallback:
+            return torch.device("cpu")
+        raise UsageError("No CUDA device is available here. Use --device cpu or auto.")
+    return where
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast | contextlib.nullcontext[None]:
+    """A context for the forward pass: bfloat16 autocast for "bf16", nothing for "fp32"."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
