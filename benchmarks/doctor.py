@@ -37,8 +37,8 @@ STEPS = 500
 
 def healthy(runs: Path) -> dict[str, str]:
     """Verdict of every run."""
-    from nolabel.engine.doctor import examine
-    from nolabel.engine.log import read_metrics
+    from nolabel.engine.monitor.doctor import examine
+    from nolabel.engine.monitor.metrics import read_metrics
 
     out = {}
     for folder in sorted(runs.iterdir()):
@@ -51,7 +51,7 @@ def healthy(runs: Path) -> dict[str, str]:
 def forced(method: str, options: dict[str, Any], backbone: str, seed: int) -> dict[str, Any]:
     """Step and kind of the first alarm, None if there was none."""
     import nolabel as nl
-    from nolabel.engine.log import read_metrics
+    from nolabel.engine.monitor.metrics import read_metrics
     from nolabel.errors import GuardStop
 
     folder = Path(tempfile.mkdtemp())

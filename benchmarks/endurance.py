@@ -61,7 +61,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    from nolabel.engine.log import read_metrics
+    from nolabel.engine.monitor.metrics import read_metrics
 
     return read_metrics(folder / "metrics.jsonl")
 
@@ -212,7 +212,7 @@ def save_seconds(folder: Path) -> dict[str, Any]:
     """The middle of three saves of what a run's newest checkpoint holds, encoder included."""
     from nolabel.engine.build import load_method, plan_of
     from nolabel.engine.checkpoint import load_checkpoint, save_checkpoint
-    from nolabel.engine.place import export
+    from nolabel.engine.run_folder import export
 
     method, run = load_method(folder)
     state, times, plan = load_checkpoint(folder).state, [], plan_of(run)

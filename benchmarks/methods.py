@@ -54,7 +54,7 @@ def one(method: str, backbone: str, data: str, seed: int, steps: int, out: Path)
     from nolabel.data.open import open_source
     from nolabel.data.source import Subset
     from nolabel.encoders.features import extract
-    from nolabel.engine.health import effective_rank
+    from nolabel.engine.monitor.signals import effective_rank
 
     if steps == MEASURED:
         out = out.with_name(out.name + "-measured")

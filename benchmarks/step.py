@@ -36,7 +36,8 @@ def ours(name: str, backbone: str, batch: int, precision: str) -> Work:
 
     from nolabel import methods, recipes
     from nolabel.device import autocast
-    from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm
+    from nolabel.engine.optimiser import build_optimiser, gradient_norm
+    from nolabel.engine.step import apply_update
     from nolabel.engine.synthetic import build_on, noise_batch
     from nolabel.methods.base import RecipeContext
     from nolabel.types import Clock
@@ -54,11 +55,7 @@ def ours(name: str, backbone: str, batch: int, precision: str) -> Work:
             loss = method.step(images, clock).loss
         loss.backward()
         gradient_norm(parameters)
-        clip_gradients(method, recipe.optim)
-        method.before_update(clock)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        method.after_update(clock)
+        apply_update(method, optimiser, recipe.optim, clock)
 
     return step
 

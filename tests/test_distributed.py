@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nolabel import distributed
 from nolabel.engine import parallel
-from nolabel.engine.health import NonFiniteGuard
+from nolabel.engine.heartbeat import Heartbeat
+from nolabel.engine.step import NonFiniteGuard
 from nolabel.errors import UsageError
 
 WORLD, B, D = 2, 6, 5
@@ -92,24 +93,27 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
 
 def agreement(rank: int) -> None:
     """What processes tell each other beside tensors."""
-    mean, flags = parallel.agreed(torch.tensor(2.0 * rank), rank == 1, False)
+    mean, flags = parallel.reduce_loss_and_flags(torch.tensor(2.0 * rank), rank == 1, False)
     assert float(mean) == 1.0
     assert flags == [True, False]
     # One process's loss that is not a number is everybody's, so that all leave the step out.
-    loss, _ = parallel.agreed(torch.tensor(float("nan") if rank else 1.0), False)
+    loss, _ = parallel.reduce_loss_and_flags(torch.tensor(float("nan") if rank else 1.0), False)
     assert not NonFiniteGuard().check(loss, torch.ones(()))
-    assert parallel.averaged({"a": float(rank), "b": torch.tensor(4)}) == {"a": 0.5, "b": 4.0}
-    assert parallel.from_first({"who": rank}) == {"who": 0}
-    assert parallel.of_all((rank, "x")) == (0, "x", 1, "x")
+    assert parallel.all_reduce_mean({"a": float(rank), "b": torch.tensor(4)}) == {
+        "a": 0.5,
+        "b": 4.0,
+    }
+    assert parallel.broadcast_object({"who": rank}) == {"who": 0}
+    assert parallel.all_gather_objects((rank, "x")) == (0, "x", 1, "x")
     done = []
-    assert parallel.on_first(lambda: done.append(rank) or "told") == "told"
+    assert parallel.rank0_first(lambda: done.append(rank) or "told") == "told"
     assert done == [0] * (rank == 0)
 
     def refuse() -> None:
         raise UsageError("no")
 
     with pytest.raises(UsageError, match="no"):  # on both, so that nobody waits for ever
-        parallel.on_first(refuse)
+        parallel.rank0_first(refuse)
     assert distributed.places(2, 2).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]][rank]
     torch.manual_seed(0)
     whole = torch.randn(6)
@@ -124,11 +128,11 @@ def agreement(rank: int) -> None:
 def hang(rank: int) -> None:
     """The second process stays away from a step; the first one says so."""
     said: list[str] = []
-    with parallel.Heartbeat(said.append, silence=0.4) as heart:
+    with Heartbeat(said.append, silence=0.4) as heart:
         wait_for_the_other(rank, heart, said)
 
 
-def wait_for_the_other(rank: int, heart: parallel.Heartbeat, said: list[str]) -> None:
+def wait_for_the_other(rank: int, heart: Heartbeat, said: list[str]) -> None:
     heart.beat(7)
     distributed.barrier()
     if rank == 0:

@@ -25,9 +25,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from nolabel import distributed, methods
-from nolabel.engine import norms, parallel
+from nolabel.engine import distributed_method as wrapper
+from nolabel.engine import norms
+from nolabel.engine.distributed_method import DistributedMethod
 from nolabel.engine.gradients import gradients
-from nolabel.engine.optimiser import build_optimiser, clip_gradients, set_rates
+from nolabel.engine.optimiser import build_optimiser, set_rates
+from nolabel.engine.step import apply_update
 from nolabel.nn.state import Frozen
 from nolabel.testing import IMAGES, TINY, build_small, random_batch
 from nolabel.types import Batch, Clock, Optim
@@ -122,7 +125,7 @@ def train(
     for held in vars(model).values():
         if isinstance(held, Frozen):
             held.module.double()
-    together = parallel.Together(model, shard=shard, layers=layers)
+    together = DistributedMethod(model, shard=shard, layers=layers)
     optim = Optim(name="sgd", lr=0.05, lr_end=0.0, warmup_epochs=0.0, clip=3.0)
     optimiser = build_optimiser(model, optim)
     torch.manual_seed(1)
@@ -136,13 +139,11 @@ def train(
         out[f"loss {step}"] = distributed.mean(loss)
         for name, p in model.named_parameters():
             if p.grad is not None:
-                out[f"gradient {step} {name}"] = distributed.whole(p.grad).clone()
-        clip_gradients(model, optim)
-        model.before_update(clock)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        model.after_update(clock)
-    return out | {f"state {k}": distributed.whole(v).clone() for k, v in model.state_dict().items()}
+                out[f"gradient {step} {name}"] = distributed.full_tensor(p.grad).clone()
+        apply_update(model, optimiser, optim, clock)
+    return out | {
+        f"state {k}": distributed.full_tensor(v).clone() for k, v in model.state_dict().items()
+    }
 
 
 def in_double() -> None:
@@ -171,18 +172,19 @@ def averaging(method: nn.Module, without: Any) -> None:
             m.__class__ = Averaged  # type: ignore[assignment]
 
 
-def alone(self: parallel.Together, method: Any, **sharding: bool) -> None:
-    self.method, self.ddp, self.sharded = method, None, None
-    self.work = parallel._Work(method)
+def alone(self: DistributedMethod, method: Any, **sharding: bool) -> None:
+    self.method, self.ddp, self.fsdp = method, None, None
+    self.units, self.unsharded_parameters = [], []
+    self.module = wrapper._ForwardModule(method)
 
 
 # What is broken on purpose: where, how, and the row that must show it.
 BROKEN: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
     "a gather without gradient": (distributed, "gather_with_grad", distributed.gather, "simclr"),
     "no sum over processes": (distributed, "sum", lambda x: x.detach(), "dinov2, centre"),
-    "averaged variances": (parallel, "synchronise", averaging, "barlow"),
-    "no batch norm of all": (parallel, "synchronise", lambda method, without: None, "byol"),
-    "no mean of gradients": (parallel.Together, "__init__", alone, "mae"),
+    "averaged variances": (wrapper, "synchronise", averaging, "barlow"),
+    "no batch norm of all": (wrapper, "synchronise", lambda method, without: None, "byol"),
+    "no mean of gradients": (DistributedMethod, "__init__", alone, "mae"),
     "masks by process": (distributed, "share", lambda draw, n: draw(n), "mae"),
     "blocks by process": (
         distributed, "places", lambda n, copies=1: torch.arange(n * copies), "ibot",
@@ -241,10 +243,10 @@ def put_together() -> None:
     kind, options = methods.load("mae"), methods.load("mae").Options(**OPTIONS["mae"])
     for layers in (False, True):
         model = build_small(kind, options, "vit_pico").double()
-        together = parallel.Together(model, shard=True, layers=layers)
+        together = DistributedMethod(model, shard=True, layers=layers)
         together.step(part(random_batch(kind.views(options, SIDE), 0)), Clock(0, 8, 2))
         assert isinstance(model.encoder.shard_units[0].qkv.weight, DTensor) == layers
-        with together.whole():
+        with together.unsharded():
             assert not isinstance(model.encoder.shard_units[0].qkv.weight, DTensor)
             if distributed.rank() == 0:  # who looks alone must not wait for the others
                 x = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)

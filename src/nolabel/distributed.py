@@ -123,18 +123,18 @@ def share(draw: Callable[[int], Tensor], n: int) -> Tensor:
     return draw(n * world_size())[rank() * n : (rank() + 1) * n]
 
 
-def own_part(x: Tensor) -> Tensor:
-    """What this process holds of a tensor: all of it, unless it is sharded (FSDP2)."""
+def local_shard(x: Tensor) -> Tensor:
+    """The shard of a tensor in this process (FSDP2); a tensor that is not sharded itself."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def whole(x: Tensor) -> Tensor:
-    """A tensor in one piece; all processes must ask for a sharded one."""
+def full_tensor(x: Tensor) -> Tensor:
+    """A sharded tensor gathered, a collective then; a tensor that is not sharded itself."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def cut_like(x: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, the same on all processes, cut as `like` is, on its device."""
+def shard_like(x: Tensor, like: Tensor) -> Tensor:
+    """A full tensor, the same in all processes, sharded as `like` is, on its device."""
     if not isinstance(like, DTensor) or x.shape != like.shape:
         return x
     return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)

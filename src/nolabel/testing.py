@@ -19,10 +19,12 @@ import torch
 from nolabel import methods, recipes
 from nolabel.backbones._contract import check_backbone as check_backbone
 from nolabel.backbones.base import Backbone
-from nolabel.engine.checkpoint import capture, restore, rng_state, set_rng_state
+from nolabel.engine.checkpoint import capture, restore
 from nolabel.engine.optimiser import build_optimiser
+from nolabel.engine.step import apply_update
 from nolabel.engine.synthetic import SIDE, Colours, build_on, captions, noise_batch
 from nolabel.methods.base import Method, RecipeContext
+from nolabel.nn.random_state import rng_state, set_rng_state
 from nolabel.types import Batch, Clock, Optim, Tokens
 from nolabel.views.plan import ViewPlan
 
@@ -125,10 +127,7 @@ def _advance(run: _Run, plan: ViewPlan, start: int, steps: int) -> None:
         clock = Clock(step, 8, 1)
         loss = run.method.step(random_batch(plan, step), clock).loss
         loss.backward()
-        run.method.before_update(clock)
-        run.optimiser.step()
-        run.optimiser.zero_grad(set_to_none=True)
-        run.method.after_update(clock)
+        apply_update(run.method, run.optimiser, Optim(), clock)
         run.losses.append(loss.item())
 
 

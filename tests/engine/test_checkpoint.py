@@ -17,6 +17,7 @@ from torch import nn
 from nolabel.engine import checkpoint as ckpt
 from nolabel.engine.optimiser import build_optimiser
 from nolabel.errors import FileDamaged
+from nolabel.nn.random_state import rng_state, set_rng_state
 from nolabel.types import Optim
 
 
@@ -277,7 +278,7 @@ def go(learner, optimiser, steps, folder=None):
         optimiser.zero_grad()
         if folder:
             inside = ckpt.capture(learner, optimiser)
-            ckpt.save_checkpoint(folder, step + 1, {"learner": inside, "rng": ckpt.rng_state()})
+            ckpt.save_checkpoint(folder, step + 1, {"learner": inside, "rng": rng_state()})
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
@@ -297,7 +298,7 @@ def test_saving_perturbs_nothing_and_resuming_is_bit_exact(name, tmp_path):
     loaded = ckpt.load_checkpoint(tmp_path)
     assert loaded.step == 3
     ckpt.restore(*resumed, loaded.state["learner"])
-    ckpt.set_rng_state(loaded.state["rng"])
+    set_rng_state(loaded.state["rng"])
     go(*resumed, 3)
     wanted = plain[0].state_dict()
     assert all(torch.equal(v, wanted[k]) for k, v in resumed[0].state_dict().items())
@@ -308,9 +309,9 @@ def test_saving_perturbs_nothing_and_resuming_is_bit_exact(name, tmp_path):
 
 
 def test_the_random_state_returns():
-    before = ckpt.rng_state()
+    before = rng_state()
     a = torch.rand(5)
-    ckpt.set_rng_state(before)
+    set_rng_state(before)
     assert torch.equal(torch.rand(5), a)
 
 
@@ -355,9 +356,9 @@ def test_the_state_of_another_optimiser_or_of_other_groups_is_refused():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_random_state_of_gpus_returns_and_what_is_loaded_lies_on_the_cpu(tmp_path):
-    ckpt.save_checkpoint(tmp_path, 1, {"rng": ckpt.rng_state(), "w": torch.ones(3, device="cuda")})
+    ckpt.save_checkpoint(tmp_path, 1, {"rng": rng_state(), "w": torch.ones(3, device="cuda")})
     a = torch.rand(5, device="cuda")
     loaded = ckpt.load_checkpoint(tmp_path).state
     assert loaded["w"].device.type == "cpu"
-    ckpt.set_rng_state(loaded["rng"])
+    set_rng_state(loaded["rng"])
     assert torch.equal(torch.rand(5, device="cuda"), a)

@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from nolabel import methods
-from nolabel.engine import compiled, train
+from nolabel.engine import compiled, trainer
 from nolabel.errors import UsageError
 from nolabel.testing import build_small
 
@@ -31,7 +31,7 @@ def test_a_compiled_run_is_the_plain_one_and_compiles_in_its_first_steps_alone(
     if "dino" in method:
         given["drop_path"] = 0.0
     plain = tiny_run(method, "plain", **given)
-    monkeypatch.setattr(train, "gradients", strict_after(3, train.gradients))
+    monkeypatch.setattr(trainer, "gradients", strict_after(3, trainer.gradients))
     fast = tiny_run(method, "fast", compile=True, **given)
     a, b = (
         [json.loads(x)["loss"] for x in (r.folder / "metrics.jsonl").read_text().splitlines()]

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nolabel.engine import checkpoint as ckpt
-from nolabel.engine import train
-from nolabel.engine.health import NonFiniteGuard, effective_rank, feature_std
-from nolabel.engine.log import MetricsLog
+from nolabel.engine import trainer
+from nolabel.engine.monitor.metrics import MetricsLog
+from nolabel.engine.monitor.signals import effective_rank, feature_std
 from nolabel.engine.optimiser import (
     Lars,
     build_optimiser,
@@ -23,7 +23,7 @@ from nolabel.engine.optimiser import (
     gradient_norm,
     set_rates,
 )
-from nolabel.errors import DataError, FileDamaged, GuardStop, UsageError
+from nolabel.errors import DataError, FileDamaged, UsageError
 from nolabel.types import Clock, Optim
 
 ORACLES = Path(__file__).parents[1] / "oracles"
@@ -85,19 +85,6 @@ def test_clipping_shortens_each_tensor_or_all_together(how):
     else:
         assert gradient_norm([a, b]).item() == pytest.approx(1.0, rel=1e-4)
         assert (a.grad / b.grad)[0].item() == pytest.approx(10.0)
-
-
-def test_guard_skips_twice_and_stops_at_the_third():
-    guard, bad, good = NonFiniteGuard(), torch.tensor(float("nan")), torch.tensor(1.0)
-    assert guard.check(good, good)
-    assert not guard.check(bad, good)
-    assert not guard.check(good, torch.tensor(float("inf")))
-    assert guard.check(good, good)
-    assert not guard.check(bad, bad)
-    assert not guard.check(bad, bad)
-    with pytest.raises(GuardStop, match="learning rate") as stop:
-        guard.check(bad, bad)
-    assert stop.value.exit_code == 3
 
 
 STATEFUL = ["dino", "ibot", "dinov2", "byol", "simclr", "barlow", "mocov2", "mocov3", "swav",
@@ -224,7 +211,7 @@ def test_a_full_disk_loses_nothing_and_says_so(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_in_mid_run_does_not_stop_the_run(tiny_run, monkeypatch):
-    real, calls = train.save_checkpoint, []
+    real, calls = trainer.save_checkpoint, []
 
     def sometimes(folder, step, state, keep=2):
         calls.append(step)
@@ -232,7 +219,7 @@ def test_a_full_disk_in_mid_run_does_not_stop_the_run(tiny_run, monkeypatch):
             raise ckpt.SaveFailed("no space")
         return real(folder, step, state, keep)
 
-    monkeypatch.setattr(train, "save_checkpoint", sometimes)
+    monkeypatch.setattr(trainer, "save_checkpoint", sometimes)
     run = tiny_run(checkpoint_every=1)
     assert calls == [1, 2, 3, 4]
     assert ckpt.load_checkpoint(run.folder).step == 4

@@ -13,7 +13,7 @@ from nolabel.config import merge, resolve
 from nolabel.data.creatures.world import Creatures
 from nolabel.engine import calibrate, cost
 from nolabel.engine.build import build_method
-from nolabel.engine.memory import told
+from nolabel.engine.memory import explain_out_of_memory
 from nolabel.errors import OutOfMemory, UsageError
 from nolabel.methods.base import RecipeContext
 from nolabel.testing import build_on, noise_batch
@@ -71,7 +71,7 @@ def test_a_batch_that_does_not_fit_is_cut_in_halves_until_it_does(monkeypatch, c
     assert "4 micro-batches" in capsys.readouterr().err
     # Who asked for a number gets an error instead, which says what helps.
     run, source = run_of(accumulate=2)
-    with pytest.raises(OutOfMemory, match="--accumulate 4") as caught, told(run):
+    with pytest.raises(OutOfMemory, match="--accumulate 4") as caught, explain_out_of_memory(run):
         calibrate.resolve(run, method, views, source, torch.device("cpu"))
     assert "16 images at a time of a batch of 32" in str(caught.value)
     assert "--checkpoint-activations" in str(caught.value)
@@ -79,7 +79,7 @@ def test_a_batch_that_does_not_fit_is_cut_in_halves_until_it_does(monkeypatch, c
 
 def test_other_errors_pass_as_they_are():
     run, _ = run_of()
-    with pytest.raises(RuntimeError, match="else"), told(run):
+    with pytest.raises(RuntimeError, match="else"), explain_out_of_memory(run):
         raise RuntimeError("something else")
 
 

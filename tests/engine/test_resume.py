@@ -17,7 +17,7 @@ import pytest
 from nolabel.engine import stop
 from nolabel.engine.checkpoint import load_checkpoint
 from nolabel.engine.stop import StopRequest
-from nolabel.errors import FileDamaged
+from nolabel.errors import FileDamaged, Stopped
 from nolabel.testing import TINY
 
 STEPS = 24
@@ -155,7 +155,7 @@ def test_one_more_request_after_a_while_is_immediate(name, monkeypatch):
 
 def test_three_resumes_in_a_row_equal_none(photos, tmp_path, monkeypatch):
     import nolabel as nl
-    from nolabel.engine import train
+    from nolabel.engine import train, trainer
 
     def run(out):
         nl.pretrain(
@@ -165,7 +165,7 @@ def test_three_resumes_in_a_row_equal_none(photos, tmp_path, monkeypatch):
 
     run(tmp_path / "whole")
 
-    class StopAfterTwo(train.StopRequest):
+    class StopAfterTwo(trainer.StopRequest):
         """Asks to stop at the second step of each session."""
 
         asked = 0
@@ -179,12 +179,12 @@ def test_three_resumes_in_a_row_equal_none(photos, tmp_path, monkeypatch):
         def requested(self, value):
             pass
 
-    monkeypatch.setattr(train, "StopRequest", StopAfterTwo)
+    monkeypatch.setattr(trainer, "StopRequest", StopAfterTwo)
     parts = tmp_path / "parts"
-    with pytest.raises(train.Stopped):
+    with pytest.raises(Stopped):
         run(parts)
     for expected in (4, 6):
-        with pytest.raises(train.Stopped):
+        with pytest.raises(Stopped):
             train.resume(parts, quiet=True)
         assert load_checkpoint(parts).step == expected
     train.resume(parts, quiet=True)

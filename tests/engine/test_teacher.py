@@ -11,10 +11,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import nolabel as nl
-from nolabel.engine import train
+from nolabel.engine import train, trainer
 from nolabel.engine.build import build_method, load_method, load_teacher
 from nolabel.engine.checkpoint import load_checkpoint
-from nolabel.errors import FileDamaged, UsageError
+from nolabel.errors import FileDamaged, Stopped, UsageError
 from nolabel.nn.state import Frozen
 from nolabel.testing import TINY
 
@@ -67,7 +67,7 @@ class Colours(Method):
 '''
 
 
-class StopAfterTwo(train.StopRequest):
+class StopAfterTwo(trainer.StopRequest):
     """Asks to stop at the second step of each session."""
 
     asked = 0
@@ -102,8 +102,8 @@ def pretrain(method, photos, out, teacher, **options):
 def check_resume_without_the_original(method, photos, tmp_path, monkeypatch, teacher):
     """Trains whole, and stopped and resumed after the teacher's folder is gone."""
     whole = pretrain(method, photos, tmp_path / "whole", teacher).folder
-    monkeypatch.setattr(train, "StopRequest", StopAfterTwo)
-    with pytest.raises(train.Stopped):
+    monkeypatch.setattr(trainer, "StopRequest", StopAfterTwo)
+    with pytest.raises(Stopped):
         pretrain(method, photos, tmp_path / "parts", teacher)
     monkeypatch.undo()
     shutil.rmtree(teacher)

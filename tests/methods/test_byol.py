@@ -9,11 +9,12 @@ import torch
 
 from nolabel import recipes
 from nolabel.backbones import build
-from nolabel.engine.health import effective_rank
+from nolabel.engine.monitor.signals import effective_rank
+from nolabel.engine.step import apply_update
 from nolabel.methods.base import RecipeContext
 from nolabel.methods.byol import BYOL, regression_loss
 from nolabel.nn.schedules import momentum
-from nolabel.types import Batch, Clock
+from nolabel.types import Batch, Clock, Optim
 
 CLOCK = Clock(3, 10, 2)
 
@@ -102,9 +103,7 @@ def test_without_stop_gradient_everything_collapses_and_the_signals_see_it():
         optimiser = torch.optim.AdamW(m.parameters(), lr=3e-3)
         for i in range(60):
             m.step(batch(i % 3, 16), Clock(i, 60, 10)).loss.backward()
-            optimiser.step()
-            optimiser.zero_grad()
-            m.after_update(Clock(i, 60, 10))
+            apply_update(m, optimiser, Optim(), Clock(i, 60, 10))
         with torch.no_grad():
             z = m.online.eval()(batch(9, 32).views["view"][0])
         z = torch.nn.functional.normalize(z, dim=-1)

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from nolabel.backbones import build
-from nolabel.engine.optimiser import build_optimiser, clip_gradients, set_rates
+from nolabel.engine.optimiser import build_optimiser, set_rates
+from nolabel.engine.step import apply_update
 from nolabel.methods.dino import DINO
 from nolabel.nn.heads import PrototypeHead
 from nolabel.nn.losses import cross_entropy_views
@@ -142,11 +143,7 @@ def test_nine_whole_steps_match_the_official_training():
         loss = method.step(Batch(views=views), clock).loss
         assert loss.item() == pytest.approx(o["losses"][step].item(), rel=1e-5)
         loss.backward()
-        clip_gradients(method, optim)
-        method.before_update(clock)
-        optimiser.step()
-        optimiser.zero_grad()
-        method.after_update(clock)
+        apply_update(method, optimiser, optim, clock)
     for net, who in ((method.student, "student"), (method.teacher.module, "teacher")):
         expected = of_the_oracle(o, f"{who}_end")
         assert expected.keys() == net.state_dict().keys()
@@ -169,10 +166,7 @@ def train(method, steps=3, optim=None, spe=2, seed=0):
         clock = Clock(step, 10, spe)
         set_rates(optimiser, optim, clock)
         method.step(batch(seed + step), clock).loss.backward()
-        method.before_update(clock)
-        optimiser.step()
-        optimiser.zero_grad()
-        method.after_update(clock)
+        apply_update(method, optimiser, optim, clock)
 
 
 def test_teacher_starts_equal_to_student(method):

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from nolabel import methods
-from nolabel.engine.optimiser import build_optimiser, clip_gradients, set_rates
+from nolabel.engine.optimiser import build_optimiser, set_rates
+from nolabel.engine.step import apply_update
 from nolabel.testing import TINY, build_small, random_batch
 from nolabel.types import Clock, Optim
 
@@ -37,11 +38,7 @@ def trace(name: str) -> list[float]:
         batch = dataclasses.replace(batch, keys=torch.arange(6) + 6 * (step % 2))
         loss = method.step(batch, clock).loss
         loss.backward()
-        clip_gradients(method, optim)
-        method.before_update(clock)
-        optimiser.step()
-        optimiser.zero_grad()
-        method.after_update(clock)
+        apply_update(method, optimiser, optim, clock)
         losses.append(loss.item())
     return losses
 

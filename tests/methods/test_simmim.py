@@ -16,6 +16,7 @@ from nolabel.backbones.vit import sincos_positions
 from nolabel.data.open import open_source
 from nolabel.engine.build import load_method
 from nolabel.engine.optimiser import build_optimiser
+from nolabel.engine.step import apply_update
 from nolabel.errors import UsageError
 from nolabel.methods.base import RecipeContext
 from nolabel.methods.simmim import SimMIM
@@ -225,10 +226,10 @@ def trace(name):
     optimiser = torch.optim.AdamW(m.parameters(), lr=1e-3)
     losses = []
     for step in range(5):
-        loss = m.step(Batch(views={"image": x[step]}), Clock(step, 5, 1)).loss
+        clock = Clock(step, 5, 1)
+        loss = m.step(Batch(views={"image": x[step]}), clock).loss
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        apply_update(m, optimiser, Optim(), clock)
         losses.append(loss.item())
     return losses
 

@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from nolabel.backbones import build
+from nolabel.engine.step import apply_update
 from nolabel.methods.base import RecipeContext
 from nolabel.methods.swav import SwAV
 from nolabel.nn.assignment import sinkhorn
 from nolabel.nn.losses import cross_entropy_views
-from nolabel.types import Batch, Clock
+from nolabel.types import Batch, Clock, Optim
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "swav.safetensors"
 CLOCK = Clock(4, 10, 2)
@@ -57,9 +58,7 @@ def test_prototypes_have_unit_length_at_birth_and_after_every_update():
     torch.testing.assert_close(m.prototypes.weight.norm(dim=1), ones)
     before = m.prototypes.weight.clone()
     m.step(batch(), CLOCK).loss.backward()
-    m.before_update(CLOCK)
-    optimiser.step()
-    m.after_update(CLOCK)
+    apply_update(m, optimiser, Optim(), CLOCK)
     torch.testing.assert_close(m.prototypes.weight.norm(dim=1), ones)
     assert not torch.allclose(m.prototypes.weight, before)
 

@@ -14,8 +14,8 @@ from PIL import Image
 import nolabel as nl
 from nolabel.cli import main
 from nolabel.config import departures
-from nolabel.engine.film import looks
-from nolabel.engine.log import read_metrics
+from nolabel.engine.monitor.metrics import read_metrics
+from nolabel.engine.monitor.snapshots import read_snapshots
 from nolabel.errors import UsageError
 from nolabel.tools.report.curves import CURVES, curves
 from nolabel.tools.report.page import BUDGET, build_report, verdict
@@ -96,7 +96,7 @@ def test_what_departs_from_the_recipe_is_listed_with_what_the_recipe_says(tiny_r
 
 def test_looks_are_kept_before_and_while_it_learns_and_the_last_is_the_encoder(tiny_run):
     run = tiny_run("dino", steps=8)
-    pixels, seen = looks(run.folder)
+    pixels, seen = read_snapshots(run.folder)
     assert [step for step, _ in seen] == list(range(9)) and pixels.shape == (4, 32, 32, 3)
     encoder = nl.load(run.folder)
     with encoder.evaluating():
@@ -114,7 +114,7 @@ def test_looks_are_kept_before_and_while_it_learns_and_the_last_is_the_encoder(t
     whole = third.read_bytes()
     for damaged in (b"cut", whole[: len(whole) // 2], b""):
         third.write_bytes(damaged)
-        assert looks(run.folder) is None  # and the report does without
+        assert read_snapshots(run.folder) is None  # and the report does without
     assert "touch" not in build_report(run.folder).read_text().split("</style>")[1]
 
 
@@ -257,7 +257,7 @@ def test_pointing_at_a_patch_shows_the_cosines_of_the_film(opened, tiny_run, tmp
     run, path = hostile_run(tiny_run, tmp_path)
     page = opened(path)
     page.wait_for_selector("#touch[data-state=ready]")
-    pixels, seen = looks(run.folder)
+    pixels, seen = read_snapshots(run.folder)
     look = seen[-1][1]["patches"].astype(np.float32)
     n, h, w, k = look.shape
     z = quantised(look.reshape(n, h * w, k)).astype(np.float64)

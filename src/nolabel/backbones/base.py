@@ -29,7 +29,27 @@ ABILITIES = {
 }
 
 
-class Backbone(nn.Module):
+class HasUnits(nn.Module):
+    """A network that says which of its modules are sharded and compiled one by one."""
+
+    @property
+    def shard_units(self) -> list[nn.Module]:
+        """Modules that hold most of the weights and that training always calls as modules, never by
+        their parts: their weights can be gathered one unit at a time (FSDP2)."""
+        return []
+
+    @property
+    def compile_units(self) -> list[nn.Module]:
+        """The layers that `--compile` compiles, each called as a module: many and alike."""
+        return self.shard_units
+
+
+def shard_units(method: nn.Module) -> list[nn.Module]:
+    """The shard units of all networks of a method."""
+    return [u for m in method.modules() if isinstance(m, HasUnits) for u in m.shard_units]
+
+
+class Backbone(HasUnits):
     """An image encoder.
 
     Attributes:
@@ -54,17 +74,6 @@ class Backbone(nn.Module):
     can: frozenset[str]
     net: nn.Module
     recompute = False  # activation checkpointing, of transformers
-
-    @property
-    def shard_units(self) -> list[nn.Module]:
-        """Modules that hold most of the weights and that training calls as modules, never by their
-        parts: what can be put together one by one where weights are sharded."""
-        return []
-
-    @property
-    def compile_units(self) -> list[nn.Module]:
-        """The layers that `--compile` compiles, each called as a module: many and alike."""
-        return self.shard_units
 
     @property
     def channels(self) -> int:

@@ -33,7 +33,7 @@ def makes_first_alone(block: Any) -> bool:
     if block.training and (a.attn_drop.p or a.proj_drop.p):
         return False
     # Sharded by layers, weights are put together only where their module is called.
-    return distributed.own_part(a.qkv.weight) is a.qkv.weight
+    return distributed.local_shard(a.qkv.weight) is a.qkv.weight
 
 
 def first_alone(block: Any, x: Tensor) -> Tensor:

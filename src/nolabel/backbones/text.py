@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from nolabel.backbones.base import HasUnits
 from nolabel.errors import UsageError, unknown
 
 POOLS = ("end", "last")
@@ -62,7 +63,7 @@ class _Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class TextTower(nn.Module):
+class TextTower(HasUnits):
     """Token ids [N, T] -> features [N, out].
 
     Args:
@@ -107,12 +108,10 @@ class TextTower(nn.Module):
 
     @property
     def shard_units(self) -> list[nn.Module]:
-        """As `Backbone.shard_units`."""
         return list(self.blocks)
 
     @property
     def compile_units(self) -> list[nn.Module]:
-        """As `Backbone.compile_units`."""
         return list(self.blocks)
 
     def _init(self, dim: int, depth: int) -> None:

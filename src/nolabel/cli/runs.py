@@ -44,11 +44,11 @@ def replay_(args: list[str], about: str) -> None:
         json: str | None = None  # write what was seen to this file
 
     given = flags(Replay, args, "nolabel replay", f"{about}.")
-    from nolabel.engine.log import strict
-    from nolabel.engine.replay import replay, told
+    from nolabel.engine.monitor.metrics import strict
+    from nolabel.engine.replay import format_replay, replay
 
     step, seen = replay(given.folder)
     full = replay(given.folder, "fp32")[1] if seen.precision != "fp32" else None
-    print(told(step, seen, full))
+    print(format_replay(step, seen, full))
     both = {"step": step, "seen": asdict(seen), "fp32": asdict(full) if full else None}
     write_json(given.json, strict(both))

@@ -30,6 +30,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.encoders.own_network import Network, build_own_network, keep_code
 from nolabel.encoders.state_dict import misfits
 from nolabel.errors import DataError, FileDamaged, UsageError, unknown
+from nolabel.nn.random_state import preserve_rng
 
 if TYPE_CHECKING:
     from nolabel.encoders.encoder import Encoder
@@ -231,16 +232,14 @@ def build_from(
     forbidden = sorted(_FORBIDDEN & kwargs.keys())
     if forbidden:
         raise FileDamaged(f"{_said(path)} asks for {forbidden[0]!r}, which no encoder file may.")
-    state = torch.get_rng_state()  # the weights come from the file: chance stays untouched
     try:
-        return build(name, kwargs=kwargs, **extra)
+        with preserve_rng():  # the weights come from the file
+            return build(name, kwargs=kwargs, **extra)
     except (UsageError, TypeError, ValueError, RuntimeError) as error:
         raise FileDamaged(
             f"{_said(path)} names the architecture {name!r} with {kwargs}, which cannot be built "
             f"here ({error}).  It was written with timm {header.get('timm', 'of unknown version')}."
         ) from error
-    finally:
-        torch.set_rng_state(state)
 
 
 def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

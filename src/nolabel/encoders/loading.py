@@ -16,6 +16,7 @@ from nolabel.encoders import ENCODERS
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.file import ENCODER_FILE, build_from, load_encoder_file, read_header
 from nolabel.errors import NolabelError, UsageError, did_you_mean
+from nolabel.nn.random_state import preserve_rng
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD
 
 _NAMED_KINDS = ("timm", "openclip", "random")
@@ -98,9 +99,9 @@ def _published(name: str, image_size: int | None) -> Encoder:
             f"{name!r} is an architecture of nolabel's own, without published weights.  "
             f"Use random:{name}, or a timm name such as timm:vit_small_patch16_224.dino."
         )
-    state = torch.get_rng_state()
     try:
-        backbone = build(name, pretrained=True)
+        with preserve_rng():
+            backbone = build(name, pretrained=True)
     except UsageError:
         raise
     except Exception as error:  # timm, its hub and the network raise many kinds
@@ -117,8 +118,6 @@ def _published(name: str, image_size: int | None) -> Encoder:
             f"The published weights of {name!r} could not be fetched ({reason}).  Check the "
             "network connection and try again; weights fetched once are kept and work offline."
         ) from error
-    finally:
-        torch.set_rng_state(state)
     known: Any = getattr(backbone.net, "pretrained_cfg", None) or {}
     mean, std = known.get("mean") or IMAGENET_MEAN, known.get("std") or IMAGENET_STD
     meta = {"source": "timm", "licence": known.get("license")}
@@ -140,8 +139,7 @@ def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
     if name == "pixels":
         raise UsageError("Pixels have no weights that could be random.  Use pixels.")
     is_run = name not in PRESETS and os.path.exists(name)
-    state = torch.get_rng_state()
-    try:
+    with preserve_rng():
         torch.default_generator.manual_seed(0)  # not torch.manual_seed: that seeds GPUs as well
         if not is_run:
             backbone = build(name, image_size=image_size, channels=channels)
@@ -154,8 +152,6 @@ def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
             header.get("method") in methods.METHODS
         ):  # a file's own class is code that it may not run
             methods.load(header["method"]).init(backbone)
-    finally:
-        torch.set_rng_state(state)
     return Encoder(
         backbone,
         name=f"random:{name}",

@@ -23,6 +23,7 @@ from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from nolabel.device import pick_device
 from nolabel.encoders.file import FORMAT, LICENCE, TEXT_FILE, read_tensors, versions, write_tensors
 from nolabel.errors import FileDamaged, UsageError
+from nolabel.nn.random_state import preserve_rng
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "kwargs": dict,
@@ -162,14 +163,12 @@ def load_text(
             f"{TEXT_FILE} and {TOKENIZER_FILE} in {str(folder)!r} do not belong together: the "
             "tower was trained with another tokenizer.  Copy both from the same run."
         )
-    state = torch.get_rng_state()  # the weights come from the file: chance stays untouched
     try:
-        shared = SharedSpace(**header["kwargs"])
+        with preserve_rng():  # the weights come from the file
+            shared = SharedSpace(**header["kwargs"])
         shared.load_state_dict(tensors)
     except (TypeError, RuntimeError, UsageError) as error:
         raise FileDamaged(f"{str(path)!r} does not fit its own header: {error}") from None
-    finally:
-        torch.set_rng_state(state)
     found = TextEncoder(shared, tokenizer, name=os.fspath(folder), meta=header)
     return found.to(pick_device(device))
 

@@ -18,8 +18,10 @@ from nolabel.data.source import Source
 from nolabel.device import autocast
 from nolabel.engine import memory, parallel
 from nolabel.engine.log import say
-from nolabel.engine.optimiser import build_optimiser, clip_gradients, gradient_norm
+from nolabel.engine.optimiser import build_optimiser, gradient_norm
+from nolabel.engine.step import apply_update
 from nolabel.methods.base import Method
+from nolabel.nn.random_state import preserve_rng
 from nolabel.types import Batch, Clock
 from nolabel.views import FastViews
 from nolabel.views.plan import ViewPlan
@@ -177,7 +179,7 @@ def _step_seconds(
     clock = Clock(0, 1000, max(run.steps_per_epoch, 1))
     parameters = [p for p in trial.parameters() if p.requires_grad]
     times = []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with preserve_rng():
         # Several processes must take the same number of steps, for they wait for each other.
         alone = distributed.world_size() == 1
         while len(times) < ENOUGH or (alone and len(times) < 5 and sum(times) < PATIENCE):
@@ -186,10 +188,7 @@ def _step_seconds(
                 loss = trial.step(batch, clock).loss
             loss.backward()
             gradient_norm(parameters)
-            clip_gradients(trial, run.optim)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            trial.after_update(clock)
+            apply_update(trial, optimiser, run.optim, clock)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - tick)

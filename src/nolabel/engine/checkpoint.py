@@ -51,23 +51,23 @@ class Loaded:
 def capture(method: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
     """Weights, teacher, centres and the optimiser's moments: the live tensors, not copies.
 
-    Sharded ones are put together, on the CPU, so that the file is the same for any number of
-    processes; all of them must ask then.
+    Sharded tensors are gathered on the CPU, so that the file is the same for any number of
+    processes; it is a collective then.
     """
     return {
-        "method": _whole(method.state_dict()),
-        "optimiser": _whole(optimiser.state_dict()),
+        "method": _gathered(method.state_dict()),
+        "optimiser": _gathered(optimiser.state_dict()),
         "optimiser_kind": type(optimiser).__name__,
     }
 
 
-def _whole(value: Any) -> Any:
-    """A nest of mappings and lists with its sharded tensors put together."""
+def _gathered(value: Any) -> Any:
+    """A nest of mappings and lists with its sharded tensors gathered."""
     if isinstance(value, Tensor):
-        return value if (x := distributed.whole(value)) is value else x.cpu()
+        return value if (x := distributed.full_tensor(value)) is value else x.cpu()
     if isinstance(value, Mapping):
-        return {k: _whole(v) for k, v in value.items()}
-    return [_whole(v) for v in value] if isinstance(value, list) else value
+        return {k: _gathered(v) for k, v in value.items()}
+    return [_gathered(v) for v in value] if isinstance(value, list) else value
 
 
 def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, Any]) -> None:
@@ -79,9 +79,9 @@ def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, 
     try:
         if optimiser is not None:
             _check_moments(method, optimiser, state)
-        method.load_state_dict(_parts(state["method"], method.state_dict()), strict=True)
+        method.load_state_dict(_sharded(state["method"], method.state_dict()), strict=True)
         if optimiser is not None:
-            optimiser.load_state_dict(_moment_parts(optimiser, state["optimiser"]))
+            optimiser.load_state_dict(_sharded_moments(optimiser, state["optimiser"]))
     except (RuntimeError, KeyError, ValueError) as error:
         raise FileDamaged(
             f"The checkpoint does not fit the run: {error} Start a new run, or restore the "
@@ -89,20 +89,20 @@ def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, 
         ) from error
 
 
-def _parts(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors cut as those that they are for."""
-    cut = distributed.cut_like
-    return {k: cut(v, like[k]) if k in like else v for k, v in state.items()}
+def _sharded(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Full tensors sharded as those that they are loaded into."""
+    shard = distributed.shard_like
+    return {k: shard(v, like[k]) if k in like else v for k, v in state.items()}
 
 
-def _moment_parts(optimiser: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimiser's state with its moments cut as the parameters that they belong to."""
+def _sharded_moments(optimiser: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimiser's state with its moments sharded as the parameters that they belong to."""
     held = [p for g in optimiser.param_groups for p in g["params"]]
     numbers = [i for g in state["param_groups"] for i in g["params"]]
     moments = dict(state["state"])
     for i, p in zip(numbers, held, strict=True):
         moments[i] = {
-            k: distributed.cut_like(v, p) if isinstance(v, Tensor) and v.ndim else v
+            k: distributed.shard_like(v, p) if isinstance(v, Tensor) and v.ndim else v
             for k, v in moments.get(i, {}).items()
         }
     return {**state, "state": {i: m for i, m in moments.items() if m}}
@@ -132,24 +132,6 @@ def _check_moments(method: nn.Module, optimiser: Optimizer, state: Mapping[str, 
                     wrong.append(f"{key} of {names.get(id(p), '?')} is {shapes}")
     if wrong:
         raise ValueError("; ".join(wrong) + ".")
-
-
-def rng_state() -> dict[str, Any]:
-    """Torch's random state, of the CPU and of the CUDA device in use, as uint8 tensors; the same in
-    all processes of a run.
-
-    Nothing of Python's `random` or numpy's global generator is kept: the project draws from
-    neither.  Views and order are keyed by (seed, epoch, sample) and have no state.
-    """
-    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """The inverse of `rng_state`; a device that is only in one of the two is left alone."""
-    torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int = KEPT) -> Path:

@@ -1,8 +1,8 @@
 """`--compile`: the networks' layers, by torch.compile.
 
-Layers are compiled, not the step.  Those of a network are alike and share what was compiled, and a
-method stays the plain Python that it is.  Their shapes do not change: crops have few sizes, and
-masks hide the same number of patches in every batch.
+Layers are compiled, not the step. The layers of a network are alike and share one compiled graph,
+and a method stays plain Python. Shapes do not change: crops have few sizes, and masks hide the same
+number of patches in every batch.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import contextlib
 import importlib.util
 import os
 import shutil
-from typing import Any
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
 
+from nolabel.backbones.base import HasUnits
 from nolabel.backbones.blocks import Block
 from nolabel.engine.log import say
 from nolabel.errors import UsageError
@@ -24,7 +25,10 @@ BACKEND = "inductor"
 
 
 def compile_layers(method: nn.Module, device: torch.device) -> int:
-    """Has the layers compiled when they are first used; how many they are.
+    """Marks the layers for compilation at their first use.
+
+    Returns:
+        The number of layers.
 
     Raises:
         UsageError: there is no compiler for the device.
@@ -38,19 +42,26 @@ def compile_layers(method: nn.Module, device: torch.device) -> int:
         raise UsageError(
             f"--compile needs {needs}, and there is none. Leave it out, or install it."
         )
-    layers = [
-        layer for module in method.modules()
-        for layer in (
-            [module] if isinstance(module, Block) else getattr(module, "compile_units", ())
-        )
-    ]  # fmt: skip
+    layers: list[nn.Module] = []
+    for module in method.modules():
+        if isinstance(module, Block):
+            layers.append(module)
+        elif isinstance(module, HasUnits):
+            layers += module.compile_units
     for layer in layers:
         layer.compile(dynamic=False, backend=BACKEND)
     say(f"{len(layers)} layers are compiled: the first steps take a minute or two.")
     return len(layers)
 
 
-def plainly(compiled: bool) -> Any:
-    """A context in which nothing is compiled: looks have batches of other sizes, and would use up
-    what is kept of shapes."""
-    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
+def without_compile(compiled: bool) -> AbstractContextManager[None]:
+    """A context in which layers run eagerly: a probe's batches have other sizes, and would use up
+    the compiler's limit of shapes.
+
+    Args:
+        compiled: whether there are compiled layers at all.
+    """
+    if not compiled:
+        return contextlib.nullcontext()
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance

@@ -26,8 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nolabel import backbones
-from nolabel.backbones.base import Backbone, recompute
-from nolabel.backbones.text import TextTower
+from nolabel.backbones.base import recompute, shard_units
 from nolabel.device import autocast
 from nolabel.engine.synthetic import build_on, noise_batch
 from nolabel.errors import unknown
@@ -240,9 +239,7 @@ def count(method: Method, images: int, size: int, precision: str) -> Counts:
         precision: fp32 or bf16, for the activations.
     """
     batch = noise_batch(type(method).views(method.options, size), images)
-    units = [
-        u for m in method.modules() if isinstance(m, Backbone | TextTower) for u in m.shard_units
-    ]
+    units = shard_units(method)
     in_unit = {u: count_parameters(u) for u in units}
     gathered = 0
 

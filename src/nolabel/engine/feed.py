@@ -1,7 +1,8 @@
-"""The batches of a run, made from its settings alone: a step that is repeated sees what it saw."""
+"""The batches of a run, made from its settings alone: a repeated step gets the same ones."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import torch
@@ -45,3 +46,28 @@ def batches_of(
         with_text=method.wants_text,
         note=warn,
     )
+
+
+class TimedFeed(Iterator[Batch]):
+    """Micro-batches on the device, with the time that was spent waiting for them.
+
+    Args:
+        batches: micro-batches on the CPU.
+        device: where they go.
+
+    Attributes:
+        wait: seconds waited since it was last set to 0.
+        unreadable: (path, reason) of files that could not be read, since it was last cleared.
+    """
+
+    def __init__(self, batches: Iterator[Batch], device: torch.device):
+        self._batches, self._device = batches, device
+        self.wait = 0.0
+        self.unreadable: list[tuple[str, str]] = []
+
+    def __next__(self) -> Batch:
+        began = time.monotonic()
+        batch = next(self._batches)
+        self.wait += time.monotonic() - began
+        self.unreadable.extend(batch.skipped)
+        return batch.to(self._device)

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nolabel.engine.checkpoint import rng_state, set_rng_state
-from nolabel.engine.parallel import Together
+from nolabel.engine.distributed_method import DistributedMethod
 from nolabel.methods.base import Method
+from nolabel.nn.random_state import rng_state, set_rng_state
 from nolabel.types import Batch, Clock, Step
 
 
 def gradients(
-    together: Together,
+    distributed: DistributedMethod,
     batches: Iterator[Batch],
     parts: int,
     clock: Clock,
@@ -36,7 +36,7 @@ def gradients(
     """Leaves the gradients of a step in the parameters.
 
     Args:
-        together: the method, in as many processes as there are.
+        distributed: the method, in as many processes as there are.
         batches: whose next `parts` micro-batches, on the device, are the step's.
         parts: how many.
         clock: of the step.
@@ -46,20 +46,20 @@ def gradients(
     Returns:
         The Step of the last micro-batch (of all where they are compared), and the mean loss.
     """
-    if parts > 1 and compares(together.method):
-        out = _compared(together, [next(batches) for _ in range(parts)], clock, cast)
-        together.after_backward()
+    if parts > 1 and compares(distributed.method):
+        out = _compared(distributed, [next(batches) for _ in range(parts)], clock, cast)
+        distributed.after_backward()
         return out, out.loss
     losses = []
     for micro in range(parts):
         batch = next(batches)
         beat(micro / parts)
         with cast():
-            out = together.step(batch, clock, last=micro + 1 == parts)
+            out = distributed.step(batch, clock, last=micro + 1 == parts)
         beat((micro + 0.5) / parts)
         (out.loss / parts).backward()
         losses.append(out.loss.detach())
-    together.after_backward()
+    distributed.after_backward()
     return out, torch.stack(losses).mean()
 
 
@@ -69,23 +69,23 @@ def compares(method: Method) -> bool:
 
 
 def _compared(
-    together: Together, batches: Sequence[Batch], clock: Clock, cast: Callable[[], Any]
+    distributed: DistributedMethod, batches: Sequence[Batch], clock: Clock, cast: Callable[[], Any]
 ) -> Step:
     states, held = [], []
-    with torch.no_grad(), _still(together.method):
+    with torch.no_grad(), _still(distributed.method):
         for batch in batches:
             states.append(rng_state())
             with cast():
-                held.append(together.embed(batch))
+                held.append(distributed.embed(batch))
     whole = [torch.cat(some, 1).requires_grad_() for some in zip(*held, strict=True)]
     with cast():
-        out = together.compare(whole, clock)
+        out = distributed.compare(whole, clock)
     out.loss.backward()
     after, at = rng_state(), 0
     for batch, state in zip(batches, states, strict=True):
         set_rng_state(state)
         with cast():
-            features = together.embed(batch, last=batch is batches[-1])
+            features = distributed.embed(batch, last=batch is batches[-1])
         own = slice(at, at + batch.size)
         pairs = [(f, w.grad[:, own].to(f.dtype)) for f, w in zip(features, whole, strict=True)
                  if w.grad is not None and f.requires_grad]  # fmt: skip

@@ -20,11 +20,11 @@ def ran_out(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def told(run: Run) -> Iterator[None]:
-    """Says what helps when memory runs out within.
+def explain_out_of_memory(run: Run) -> Iterator[None]:
+    """Turns torch's out-of-memory error inside into advice for the user.
 
     Raises:
-        OutOfMemory: it did.
+        OutOfMemory: memory ran out; the text says what helps.
     """
     try:
         yield

@@ -115,6 +115,12 @@ def set_rates(optimiser: Optimizer, optim: Optim, clock: Clock) -> None:
             group["weight_decay"] = decay
 
 
+def decay_in_use(optimiser: Optimizer) -> float:
+    """The weight decay of the group that has one, as last set; 0 if no group decays."""
+    decays = [float(g["weight_decay"]) for g in optimiser.param_groups if g["decay"]]
+    return decays[-1] if decays else 0.0
+
+
 def clip_gradients(method: nn.Module, optim: Optim) -> None:
     """Shortens gradients longer than `optim.clip`: all together, each tensor alone (DINO), or
     each network, that is each child of a child of the method (DINOv2: backbone, each head).
@@ -144,7 +150,7 @@ def clip_gradients(method: nn.Module, optim: Optim) -> None:
         }
         norms = [together[key] for key in keys]
     factors = [(optim.clip / (n + 1e-6)).clamp(max=1.0) for n in norms]
-    torch._foreach_mul_([distributed.own_part(g) for g in grads], factors)
+    torch._foreach_mul_([distributed.local_shard(g) for g in grads], factors)
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -198,7 +204,7 @@ def _norms(grads: list[Tensor]) -> list[Tensor]:
     wide = torch.float32
     for dtype in {g.dtype for g in grads}:
         wide = torch.promote_types(wide, dtype)
-    parts = [distributed.own_part(g) for g in grads]
+    parts = [distributed.local_shard(g) for g in grads]
     norms = list(torch._foreach_norm(parts, 2, dtype=wide))
     sharded = [i for i, (g, part) in enumerate(zip(grads, parts, strict=True)) if g is not part]
     if sharded:

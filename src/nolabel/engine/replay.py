@@ -1,7 +1,7 @@
-"""A step that was not finite: undone, its state kept, and repeated to find where it began.
+"""A step that was not finite, repeated to find where it began.
 
-The run skips such a step and keeps under captured/ what it started from.  Images and views follow
-from the step's number and the seed, so that one process repeats it exactly, whenever it likes.
+The run rejects such a step and keeps under captured/ the state before it. Images and views follow
+from the step's number and the seed, so that a single process repeats it exactly at any time.
 """
 
 from __future__ import annotations
@@ -15,43 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from nolabel.data.open import open_source
 from nolabel.device import autocast, pick_device
-from nolabel.engine import parallel
 from nolabel.engine.build import started
-from nolabel.engine.checkpoint import load_checkpoint, restore, rng_state, set_rng_state
+from nolabel.engine.checkpoint import load_checkpoint, restore
+from nolabel.engine.distributed_method import DistributedMethod
 from nolabel.engine.feed import batches_of
 from nolabel.engine.gradients import gradients
+from nolabel.engine.run_folder import CAPTURED
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method
+from nolabel.nn.random_state import set_rng_state
 from nolabel.types import Batch, Clock
-
-CAPTURED = "captured"  # folder in the run's, with the newest step that was not finite
-
-
-class Before:
-    """What a step changes although its update is left out: the statistics of batch norms, and the
-    random state.  Copies, made before each step; the rest changes in an update alone."""
-
-    def __init__(self, method: nn.Module):
-        norms = [m for m in method.modules() if isinstance(m, _BatchNorm)]
-        kept = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
-        self._live = [b for some in kept for b in some if b is not None]
-        self._copies = [b.clone() for b in self._live]
-        self.rng = rng_state()
-
-    def keep(self) -> None:
-        """Called before the step."""
-        self.rng = rng_state()
-        if self._live:
-            torch._foreach_copy_(self._copies, self._live)
-
-    def undo(self) -> None:
-        """Puts the statistics back: what was not finite would stay in them for ever."""
-        if self._live:
-            torch._foreach_copy_(self._live, self._copies)
 
 
 @dataclasses.dataclass
@@ -78,7 +54,7 @@ def replay(folder: str | Path, precision: str | None = None) -> tuple[int, Repea
 
     Args:
         folder: of the run.
-        precision: fp32 or bf16; None: that of the run.
+        precision: fp32 or bf16; None for that of the run.
 
     Returns:
         The step, counted from 0, and what it showed.
@@ -117,14 +93,14 @@ def _repeat(
     state = {**dict(method.named_parameters()), **dict(method.named_buffers())}
     out = Repeated(precision, 0.0, [], [k for k, v in state.items() if _bad(v)], "", 0.0, "", 0)
 
-    def watched() -> Iterator[Batch]:
+    def checked() -> Iterator[Batch]:
         for batch in batches:
             out.views += [k for k, v in batch.views.items() if _bad(v) and k not in out.views]
             yield batch
 
-    with _looking(method, out):
+    with _watching(method, out):
         _, loss = gradients(
-            parallel.Together(method), watched(), parts, clock, lambda: autocast(precision, device)
+            DistributedMethod(method), checked(), parts, clock, lambda: autocast(precision, device)
         )
     out.loss = float(loss)
     out.gradients = sum(p.grad is not None and _bad(p.grad) for p in method.parameters())
@@ -132,7 +108,7 @@ def _repeat(
 
 
 @contextlib.contextmanager
-def _looking(method: nn.Module, out: Repeated) -> Iterator[None]:
+def _watching(method: nn.Module, out: Repeated) -> Iterator[None]:
     """Notes the first outputs, there and back, that are not finite."""
 
     def look(name: str, given: Any, made: Any) -> None:
@@ -181,12 +157,13 @@ def _largest(x: Tensor) -> float:
     return float(x.max()) if x.numel() else 0.0
 
 
-def told(step: int, seen: Repeated, full: Repeated | None = None) -> str:
-    """What a user wants to know of a repeated step, and what to change.
+def format_replay(step: int, seen: Repeated, full: Repeated | None = None) -> str:
+    """What a repeated step showed, as lines for the user, with what to change.
 
     Args:
-        seen: in the run's precision.
-        full: in fp32, where the run's is another.
+        step: its number.
+        seen: what it showed in the run's precision.
+        full: what it showed in fp32, where the run's precision is another.
     """
     lines = [f"step {step} in {seen.precision}: loss {seen.loss:g}, "
              f"{seen.gradients or 'no'} gradients that are not finite"]  # fmt: skip

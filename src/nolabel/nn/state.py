@@ -29,7 +29,7 @@ class Ema(nn.Module):
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, parameters only."""
-        own = distributed.own_part  # teacher and student are sharded alike, if they are
+        own = distributed.local_shard  # teacher and student are sharded alike, if they are
         mine: list[Tensor] = [own(p.detach()) for p in self.module.parameters()]
         theirs: list[Tensor] = [own(p.detach()) for p in student.parameters()]
         torch._foreach_lerp_(mine, theirs, 1.0 - momentum)

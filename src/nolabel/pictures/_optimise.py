@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nolabel.data.progress import progress_bar
 from nolabel.encoders import Encoder
 from nolabel.nn.pixels import to_pixels
+from nolabel.nn.random_state import preserve_rng
 
 SHOTS = 4  # previews that are kept, and shown as a strip
 Each = Callable[[int, np.ndarray], Any]  # step and images uint8 [N, H, W, 3]; True ends the search
@@ -168,29 +169,28 @@ class Generator(nn.Module):
     ):
         super().__init__()
         levels = max(min(len(widths), int(math.log2(side)) - 2), 1)  # no map below 4 pixels
-        state = torch.get_rng_state()
-        torch.manual_seed(seed)
-        self.count, self.depth = count, levels
-        self.down, self.around, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        wide = inputs
-        for i, w in enumerate(widths[:levels]):
-            deeper = widths[i + 1] if i + 1 < levels else w
-            size = (7, 7, 5, 5, 3, 3)[i] if side >= 96 and i < 6 else 3
-            self.down.append(
-                nn.Sequential(self._conv(wide, w, size, 2), *self._act(w),
-                              self._conv(w, w, size), *self._act(w))
-            )  # fmt: skip
-            self.around.append(nn.Sequential(self._conv(wide, skip, 1), *self._act(skip)))
-            self.up.append(
-                nn.Sequential(
-                    nn.InstanceNorm2d(count * (deeper + skip), affine=True),
-                    self._conv(deeper + skip, w, size), *self._act(w),
-                    self._conv(w, w, 1), *self._act(w),
-                )
-            )  # fmt: skip
-            wide = w
-        self.last = self._conv(widths[0], outputs, 1)
-        torch.set_rng_state(state)
+        with preserve_rng():
+            torch.manual_seed(seed)
+            self.count, self.depth = count, levels
+            self.down, self.around, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+            wide = inputs
+            for i, w in enumerate(widths[:levels]):
+                deeper = widths[i + 1] if i + 1 < levels else w
+                size = (7, 7, 5, 5, 3, 3)[i] if side >= 96 and i < 6 else 3
+                self.down.append(
+                    nn.Sequential(self._conv(wide, w, size, 2), *self._act(w),
+                                  self._conv(w, w, size), *self._act(w))
+                )  # fmt: skip
+                self.around.append(nn.Sequential(self._conv(wide, skip, 1), *self._act(skip)))
+                self.up.append(
+                    nn.Sequential(
+                        nn.InstanceNorm2d(count * (deeper + skip), affine=True),
+                        self._conv(deeper + skip, w, size), *self._act(w),
+                        self._conv(w, w, 1), *self._act(w),
+                    )
+                )  # fmt: skip
+                wide = w
+            self.last = self._conv(widths[0], outputs, 1)
 
     def _conv(self, a: int, b: int, size: int, stride: int = 1) -> nn.Conv2d:
         n = self.count

@@ -43,6 +43,7 @@ from nolabel.encoders.file import (
     write_tensors,
 )
 from nolabel.errors import BadImage, DataError, UsageError, unknown
+from nolabel.nn.random_state import preserve_rng
 from nolabel.nn.schedules import warmup_cosine
 from nolabel.protocols._scores import TOP, accuracy_rows, class_names, matching
 from nolabel.types import Report
@@ -167,9 +168,8 @@ def fit(
     """Fine-tunes a copy of the encoder's backbone; on its device."""
     r: Any = o  # its fields are filled from the recipe
     device = encoder.device
-    chance = torch.get_rng_state()
-    torch.manual_seed(o.seed)
-    try:
+    with preserve_rng():
+        torch.manual_seed(o.seed)
         backbone = copy.deepcopy(encoder.backbone).requires_grad_(True)
         if r.drop_path:
             backbone.set_drop_path(r.drop_path)
@@ -202,8 +202,6 @@ def fit(
                 advance(1)
         backbone.set_drop_path(0.0)
         return model.eval()
-    finally:
-        torch.set_rng_state(chance)
 
 
 def rate(step: int, total: int, warmup: int) -> float:
@@ -320,8 +318,7 @@ def load_classifier(folder: str | os.PathLike[str]) -> tuple[Classifier, Encoder
     )
     encoder = load(folder)
     names = tuple(header["classes"])
-    chance = torch.get_rng_state()
-    model = Classifier(encoder.backbone, len(names), header["pool"])
-    torch.set_rng_state(chance)
+    with preserve_rng():
+        model = Classifier(encoder.backbone, len(names), header["pool"])
     model.head.load_state_dict(tensors)
     return model.eval(), encoder, names

@@ -27,6 +27,7 @@ from nolabel.encoders.convert.layouts import Found, State
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.state_dict import misfits, some
 from nolabel.errors import DataError, FileDamaged, UsageError, unknown
+from nolabel.nn.random_state import preserve_rng
 
 _WRAPPERS = ("module.", "_orig_mod.")  # of parallel and compiled training
 _CLASSIFIER = r"(head|fc)\.(weight|bias)"
@@ -116,13 +117,11 @@ def import_state(
         kwargs["use_fc_norm" if "use_abs_pos_emb" in kwargs else "fc_norm"] = False
     if "register_tokens" in state and f.positions == "dino":
         f = dataclasses.replace(f, positions="timm")  # DINOv2 with registers samples exactly
-    chance = torch.get_rng_state()  # the weights come from the file: chance stays untouched
     try:
-        backbone = build(found.name, kwargs=kwargs, positions=positions or f.positions)
+        with preserve_rng():  # the weights come from the file
+            backbone = build(found.name, kwargs=kwargs, positions=positions or f.positions)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"No network of the sizes in {str(path)!r} can be built: {error}") from None
-    finally:
-        torch.set_rng_state(chance)
     net: Any = backbone.net
     _fill(net, found.tensors, path, family)
     if image_size and "any_size" not in backbone.can:
@@ -325,9 +324,8 @@ def save_imported(
                 f"The tokenizer has {words.vocabulary} ids and texts of {words.context} tokens, "
                 f"the text tower {kwargs['vocabulary']} and {kwargs['context']}."
             )
-        chance = torch.get_rng_state()
-        tower = SharedSpace(**kwargs)
-        torch.set_rng_state(chance)
+        with preserve_rng():
+            tower = SharedSpace(**kwargs)
         _fill(tower, weights, folder, family)
     folder.mkdir(parents=True, exist_ok=True)
     e = found.encoder

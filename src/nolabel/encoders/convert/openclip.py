@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import torch
-
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.text.tokenizer import PUBLISHED, Tokenizer
 from nolabel.encoders.convert.official import import_state
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.text import TextEncoder
 from nolabel.errors import NolabelError, UsageError, unknown
+from nolabel.nn.random_state import preserve_rng
 
 
 def load_openclip(spec: str, image_size: int | None) -> Encoder:
@@ -40,17 +39,15 @@ def load_openclip(spec: str, image_size: int | None) -> Encoder:
     if tag not in tags and not os.path.isfile(tag):
         listed = ", ".join(tags) or "none: give a file, openclip:NAME/FILE"
         raise UsageError(f"open_clip has no weights {tag!r} of {name!r}.  It has: {listed}.")
-    chance = torch.get_rng_state()
     try:
-        model: Any = open_clip.create_model(name, pretrained=tag)
+        with preserve_rng():
+            model: Any = open_clip.create_model(name, pretrained=tag)
     except Exception as error:  # its hub and the network raise many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise NolabelError(
             f"The weights of openclip:{spec} could not be fetched ({reason}).  Check the network "
             "connection and try again; weights fetched once are kept and work offline."
         ) from error
-    finally:
-        torch.set_rng_state(chance)
     visual = model.visual
     if not (hasattr(visual, "transformer") and hasattr(visual, "ln_post")):
         raise UsageError(
@@ -69,9 +66,8 @@ def load_openclip(spec: str, image_size: int | None) -> Encoder:
     )  # fmt: skip
     if found.text and found.text[0]["vocabulary"] == PUBLISHED:
         kwargs, weights = found.text
-        chance = torch.get_rng_state()
-        shared = SharedSpace(**kwargs)
-        torch.set_rng_state(chance)
+        with preserve_rng():
+            shared = SharedSpace(**kwargs)
         shared.load_state_dict(weights)
         words = Tokenizer.published(kwargs["context"])
         text = TextEncoder(shared, words, name=found.encoder.name, meta={})

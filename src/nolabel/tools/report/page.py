@@ -19,8 +19,8 @@ import yaml
 from PIL import Image
 
 from nolabel.config import Run, departures
-from nolabel.engine.doctor import examine
-from nolabel.engine.log import read_metrics
+from nolabel.engine.monitor.doctor import examine
+from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.errors import NolabelError, UsageError
 from nolabel.tools.report.curves import curves, is_number
 from nolabel.tools.report.seen import strip, touch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nolabel.engine.film import looks
+from nolabel.engine.monitor.snapshots import read_snapshots
 from nolabel.pictures._tiles import data_uri, heat, sheet
 from nolabel.pictures.pca import coloured, principal, turned
 
@@ -18,7 +18,7 @@ TILE = 80
 
 def strip(folder: Path) -> str:
     """Attention and principal components of the same images after some steps, as HTML."""
-    found = looks(folder)
+    found = read_snapshots(folder)
     if found is None:
         return ""
     pixels, seen = found
@@ -56,7 +56,7 @@ def _figure(image: np.ndarray, caption: str) -> str:
 def touch(folder: Path) -> str:
     """Images to hover over: the cosine of every patch with the one that is pointed at, as HTML; the
     script that draws it is the page's."""
-    found = looks(folder)
+    found = read_snapshots(folder)
     if found is None:
         return ""
     pixels, seen = found

@@ -1,4 +1,4 @@
-"""Signals that need no labels, and the guard against non-finite steps."""
+"""Signals of a healthy representation that need no labels, and the signs of collapse."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from nolabel.errors import GuardStop
 from nolabel.nn.spectrum import effective_number
 
 
@@ -80,35 +79,3 @@ def collapse(line: Mapping[str, Any]) -> Collapse | None:
             "perplexity of the mean target)",
         )
     return None
-
-
-class NonFiniteGuard:
-    """Lets a step pass only if its loss and gradients are finite; stops after `limit` in a row."""
-
-    def __init__(self, limit: int = 3):
-        self.limit = limit
-        self.consecutive = 0
-
-    def check(self, loss: Tensor | float, gradient_norm: Tensor | float) -> bool:
-        """True: update.  False: skip this step.
-
-        `consecutive` is the guard's whole state: save it, and set it on resume.
-
-        Raises:
-            GuardStop: `limit` steps in a row were not finite.
-        """
-        loss, gradient_norm = torch.as_tensor(loss), torch.as_tensor(gradient_norm)
-        if bool(torch.isfinite(loss) & torch.isfinite(gradient_norm)):  # one wait for the device
-            self.consecutive = 0
-            return True
-        self.consecutive += 1
-        if self.consecutive >= self.limit:
-            what = "loss" if not bool(torch.isfinite(loss)) else "gradient norm"
-            raise GuardStop(
-                f"The {what} was not finite, {self.limit} steps in a row without a good one (the "
-                f"last: loss {float(loss):g}, gradient norm {float(gradient_norm):g}); the weights "
-                "are those of the last good step and the last checkpoint is whole. Likely causes: "
-                "a learning rate that is too high, or too little precision. Try --optim.lr a third "
-                "as large, --precision fp32, or --optim.clip 1."
-            )
-        return False

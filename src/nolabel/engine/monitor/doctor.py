@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nolabel.engine.health import collapse
-from nolabel.engine.log import STARVED
+from nolabel.engine.monitor.progress import STARVED
+from nolabel.engine.monitor.signals import collapse
 
 EARLY, LASTING, LINES = 60, 40, 3  # steps that prove nothing; that a sign must last; and its lines
 LOSS, GRADIENT = 3.0, 100.0  # times the first tenth's

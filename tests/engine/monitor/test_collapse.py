@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from nolabel.engine.health import collapse
+from nolabel.engine.monitor.signals import collapse
 
 EQUAL = {"teacher_temperature": 0.1, "warmup_teacher_temperature": 0.1}  # as the student's
 ZERO = {"teacher_temperature": 1e-4, "warmup_teacher_temperature": 1e-4}

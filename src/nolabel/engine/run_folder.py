@@ -1,4 +1,4 @@
-"""A run's folder: made before training, and the encoder file in it."""
+"""A run's folder: checked and made before training, and the encoder file in it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ from nolabel.errors import UsageError
 from nolabel.methods.base import Method
 from nolabel.views.plan import ViewPlan
 
+STOPPED = "stopped"  # file of a run that was asked to stop: its step
+CAPTURED = "captured"  # folder with the state before the newest step that was not finite
+
 
 def check(run: Run) -> None:
-    """Refuses a folder that holds something."""
+    """Refuses a folder that is not empty, unless `--overwrite` allows to replace the run in it.
+
+    Raises:
+        UsageError: says what the folder holds and what to do.
+    """
     folder = run.folder
     if not folder.exists() or not any(folder.iterdir()):
         return
@@ -38,7 +45,11 @@ def check(run: Run) -> None:
 
 
 def make(run: Run, extra: Any) -> None:
-    """The folder with what is known before training."""
+    """Makes the folder, with the resolved configuration, the environment and a copy of `extra`.
+
+    Args:
+        extra: the frozen network or tokenizer that the method is built with, or None.
+    """
     folder = run.folder
     if folder.exists():
         shutil.rmtree(folder)

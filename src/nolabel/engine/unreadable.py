@@ -10,8 +10,15 @@ from pathlib import Path
 from nolabel.errors import DataError
 
 
-class Skipped:
-    """Unreadable files: each listed once in skipped.jsonl, and counted against the limit."""
+class UnreadableFiles:
+    """Each unreadable file is listed once in skipped.jsonl and counted against the limit.
+
+    Args:
+        path: of skipped.jsonl; what it lists already is counted.
+        images: in the training data.
+        max_bad: largest share of them that may be unreadable.
+        write: whether this process writes the list.
+    """
 
     def __init__(self, path: Path, images: int, max_bad: float, *, write: bool = True):
         self.path, self.images, self.max_bad, self.write = path, images, max_bad, write
@@ -21,8 +28,16 @@ class Skipped:
                 with contextlib.suppress(ValueError, KeyError):
                     self.seen.add(json.loads(line)["path"])
 
-    def add(self, skipped: tuple[tuple[str, str], ...]) -> None:
-        new = [(p, r) for p, r in dict(skipped).items() if p not in self.seen]
+    def add(self, files: tuple[tuple[str, str], ...]) -> None:
+        """Lists and counts files.
+
+        Args:
+            files: (path, reason) of each, of all processes.
+
+        Raises:
+            DataError: there are too many by now.
+        """
+        new = [(p, r) for p, r in dict(files).items() if p not in self.seen]
         if not new:
             return
         self.seen |= {path for path, _ in new}

@@ -1,6 +1,6 @@
 """What the encoder sees in the same few images while it learns, kept for the report.
 
-A run's folder keeps `film/images.npz` (pixels uint8 [n, S, S, 3]) and a file for each look,
+A run's folder keeps `film/images.npz` (pixels uint8 [n, S, S, 3]) and a file for each snapshot,
 `film/step-N.npz`: `patches` float16 [n, h, w, K], unit features of the last layer in their K main
 directions, and `attention` float16 [n, h, w] of the class token where there is one.
 """
@@ -26,26 +26,26 @@ from nolabel.views.plan import ViewPlan
 
 FOLDER = "film"
 IMAGES = 4
-LOOKS = 8  # beside the one before training, evenly over the run
+SNAPSHOTS = 8  # beside the one before training, evenly over the run
 WIDTH = 64  # K at most
 _TRIED = 40  # images that are tried until IMAGES of them can be read
 
 
-def looks_of(total: int) -> set[int]:
-    """The steps of a run after which there is a look."""
-    return {0} | {round(total * k / LOOKS) for k in range(1, LOOKS + 1)}
+def snapshot_steps(total: int) -> set[int]:
+    """The numbers of steps done after which a run of `total` steps takes a snapshot."""
+    return {0} | {round(total * k / SNAPSHOTS) for k in range(1, SNAPSHOTS + 1)}
 
 
-class Film:
-    """Looks at a few images of the training data at times.
+class FeatureSnapshots:
+    """Keeps the features of a few images of the training data, at a few steps of a run.
 
     Args:
-        folder: the run's.
-        source: whose images, spread over it.
+        folder: of the run.
+        source: whose images are taken, spread over it.
         plan: for their statistics.
         image_size: side in pixels.
         total: steps of the run.
-        note: says that a look could not be kept; training goes on.
+        note: takes a line for the user, where a snapshot could not be written; training goes on.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Film:
         note: Callable[[str], Any],
     ):  # fmt: skip
         self.folder, self.plan, self.size, self.note = folder / FOLDER, plan, image_size, note
-        self.due = looks_of(total)
+        self.due = snapshot_steps(total)
         self.images: list[np.ndarray] = []
         for i in np.unique(np.linspace(0, len(source) - 1, min(_TRIED, len(source))).astype(int)):
             try:
@@ -63,16 +63,16 @@ class Film:
             if len(self.images) == IMAGES:
                 break
 
-    def look(self, step: int, backbone: Backbone) -> None:
-        """Keeps what is seen after `step` steps, if it is one of the times."""
+    def snapshot(self, step: int, backbone: Backbone) -> None:
+        """Writes the features after `step` steps, if it is one of the run's snapshot steps."""
         if step not in self.due or not self.images:
             return
         try:
-            self._look(step, backbone)
+            self._write(step, backbone)
         except OSError as error:
             self.note(f"Could not keep what is seen at step {step}: {error}")
 
-    def _look(self, step: int, backbone: Backbone) -> None:
+    def _write(self, step: int, backbone: Backbone) -> None:
         encoder = Encoder(backbone, mean=self.plan.mean, std=self.plan.std, image_size=self.size)
         x = encoder.prepare(self.images)
         self.folder.mkdir(exist_ok=True)
@@ -93,7 +93,7 @@ class Film:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Whole or not at all."""
+    """Writes a file atomically."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         some: dict[str, Any] = arrays
@@ -101,12 +101,17 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     os.replace(temporary, path)
 
 
-def looks(folder: Path) -> tuple[np.ndarray, list[tuple[int, dict[str, np.ndarray]]]] | None:
-    """The images of a run's film and its looks, by step; None if it has none, or one is damaged."""
-    place = folder / FOLDER
-    first = load_arrays(place / "images.npz")
-    seen = [(int(p.stem[5:]), load_arrays(p)) for p in sorted(place.glob("step-*.npz"))]
-    out = [(step, look) for step, look in seen if look is not None]
-    if first is None or "pixels" not in first or not out or len(out) < len(seen):
+def read_snapshots(
+    folder: Path,
+) -> tuple[np.ndarray, list[tuple[int, dict[str, np.ndarray]]]] | None:
+    """The images of a run's snapshots, uint8 [n, S, S, 3], and (step, arrays) of each snapshot.
+
+    None if there are none, or if one is damaged.
+    """
+    own = folder / FOLDER
+    images = load_arrays(own / "images.npz")
+    files = [(int(p.stem[5:]), load_arrays(p)) for p in sorted(own.glob("step-*.npz"))]
+    out = [(step, arrays) for step, arrays in files if arrays is not None]
+    if images is None or "pixels" not in images or not out or len(out) < len(files):
         return None
-    return first["pixels"], out
+    return images["pixels"], out

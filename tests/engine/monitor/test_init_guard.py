@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 import nolabel as nl
 from nolabel.data.creatures.world import Creatures
-from nolabel.engine import start as begin
-from nolabel.engine.health import effective_rank
+from nolabel.engine.monitor import init_guard
+from nolabel.engine.monitor.init_guard import InitGuard, similarity
+from nolabel.engine.monitor.signals import effective_rank
 from nolabel.errors import GuardStop, UsageError
 
 DATA = Creatures("train", count=64)
@@ -64,14 +65,14 @@ def test_similarity_knows_rotations_from_strangers():
     g = torch.Generator().manual_seed(0)
     z = torch.randn(200, 8, generator=g)
     turn = torch.linalg.qr(torch.randn(8, 8, generator=g)).Q
-    assert begin.similarity(z, 3.0 * z @ turn + 1.0) == pytest.approx(1.0)
-    assert begin.similarity(z, torch.randn(200, 8, generator=g)) < 0.1
+    assert similarity(z, 3.0 * z @ turn + 1.0) == pytest.approx(1.0)
+    assert similarity(z, torch.randn(200, 8, generator=g)) < 0.1
     centred = z - z.mean(0)
     other = torch.randn(200, 5, generator=g)
     gram = centred @ centred.T
     o = (other - other.mean(0)) @ (other - other.mean(0)).T  # the definition, by kernels
     expected = (gram * o).sum() / (gram.norm() * o.norm())
-    assert begin.similarity(z, other) == pytest.approx(float(expected), rel=1e-4)
+    assert similarity(z, other) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_gentle_continuation_is_silent_and_says_how_far_it_moved(first, tmp_path, capsys):
@@ -80,7 +81,7 @@ def test_a_gentle_continuation_is_silent_and_says_how_far_it_moved(first, tmp_pa
     last = lines(run.folder)[-1]
     assert last["init_similarity"] > 0.9 and 0.5 < last["init_rank"] < 2
     assert "destroyed" not in capsys.readouterr().err
-    assert (run.folder / begin.FILE).is_file()
+    assert (run.folder / init_guard.FILE).is_file()
 
 
 def destroyed(encoder):
@@ -91,14 +92,14 @@ def destroyed(encoder):
 
 
 def test_destroyed_features_warn_or_go_back_and_stop(first, tmp_path, monkeypatch, capsys):
-    look = begin.StartGuard.look
+    check = InitGuard.check
 
     def spoiled(self, step, encoder, probe):
         if step >= 3:
             destroyed(encoder)
-        return look(self, step, encoder, probe)
+        return check(self, step, encoder, probe)
 
-    monkeypatch.setattr(begin.StartGuard, "look", spoiled)
+    monkeypatch.setattr(InitGuard, "check", spoiled)
     given = {**QUICK, "init": str(first), "quiet": False, "steps": 4, "log_every": 1,
              "probe_every": 1, "lr": 1e-4, "warm_heads": 0}  # fmt: skip
     nl.pretrain("simclr", out=tmp_path / "warn", **given)
@@ -115,11 +116,11 @@ def test_destroyed_features_warn_or_go_back_and_stop(first, tmp_path, monkeypatc
 def test_a_fall_of_the_probe_is_seen(first, tmp_path):
     encoder = nl.load(first)
     plan = nl.views.evaluation_plan(32)
-    guard = begin.StartGuard(tmp_path, encoder.backbone, plan, DATA, lambda *_: 0.6)
-    assert guard.look(1, encoder.backbone, 0.57)["why"] is None
-    assert "k-NN fell from 60.0% to 54.0%" in guard.look(2, encoder.backbone, 0.54)["why"]
-    again = begin.StartGuard(tmp_path, encoder.backbone, plan, DATA, None)  # after a resume
-    assert again.probe == 0.6 and again.look(3, encoder.backbone, None)["init_similarity"] > 0.999
+    guard = InitGuard(tmp_path, encoder.backbone, plan, DATA, lambda *_: 0.6)
+    assert not guard.check(1, encoder.backbone, 0.57).destroyed
+    assert "k-NN fell from 60.0% to 54.0%" in guard.check(2, encoder.backbone, 0.54).destroyed
+    again = InitGuard(tmp_path, encoder.backbone, plan, DATA, None)  # after a resume
+    assert again.probe == 0.6 and again.check(3, encoder.backbone, None).similarity > 0.999
 
 
 def test_wrong_use_is_said_clearly(first):

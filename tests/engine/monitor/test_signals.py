@@ -1,4 +1,4 @@
-"""Signals without labels, and the guard against steps that are not finite."""
+"""Signals without labels."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from nolabel.engine.health import NonFiniteGuard, effective_rank, feature_std, signals
-from nolabel.errors import GuardStop
+from nolabel.engine.monitor.signals import effective_rank, feature_std, signals
 from nolabel.nn.contrastive import pair_signals
 from nolabel.nn.losses import target_signals
 
@@ -58,33 +57,6 @@ def test_signals_of_half_precision_features_with_gradient_are_plain_numbers():
     half = signals(z.bfloat16().requires_grad_())
     assert half == pytest.approx(signals(z), rel=0.02)
     assert all(type(v) is float for v in half.values())
-
-
-def test_the_guard_says_what_happened_and_what_to_do():
-    guard = NonFiniteGuard(limit=2)
-    assert not guard.check(torch.tensor(2.5), torch.tensor(torch.inf))
-    with pytest.raises(GuardStop) as stop:
-        guard.check(torch.tensor(2.5), torch.tensor(torch.inf))
-    for part in ("gradient norm was", "2 steps", "loss 2.5", "inf", "--optim.lr", "fp32"):
-        assert part in str(stop.value)
-    with pytest.raises(GuardStop, match="The loss was"):
-        NonFiniteGuard(limit=1).check(torch.tensor(torch.nan), torch.tensor(torch.nan))
-
-
-def test_the_guard_takes_plain_numbers():
-    guard = NonFiniteGuard()
-    assert guard.check(1.0, 2.0)
-    assert not guard.check(math.nan, 2.0)
-
-
-def test_the_guards_whole_state_is_one_integer():
-    first = NonFiniteGuard(limit=3)
-    for _ in range(2):
-        assert not first.check(math.inf, 1.0)
-    second = NonFiniteGuard(limit=3)
-    second.consecutive = int(first.consecutive)
-    with pytest.raises(GuardStop):
-        second.check(math.inf, 1.0)
 
 
 def test_signals_of_pairs_are_the_mean_cosines_of_the_loops():

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import nolabel as nl
-from nolabel.engine.doctor import ADVICE, Doctor, examine
-from nolabel.engine.log import read_metrics
+from nolabel.engine.monitor.doctor import ADVICE, Doctor, examine
+from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.optimiser import UpdateSize, teacher_distance
 from nolabel.errors import GuardStop
 from nolabel.nn.state import Ema

@@ -1,0 +1,136 @@
+"""A watch over the network that a run began with (`--init`, `--init-guard`).
+
+The features of a fixed set of images are compared with those of the start, by linear CKA (Kornblith
+et al., "Similarity of Neural Network Representations Revisited", 2019, arXiv 1905.00414) and by
+their effective rank. A network that learns something new moves away too; it counts as destroyed
+where both are below `LIMIT` of what they were, or where the k-NN curve (`--probe`) falls by more
+than `FALL` below its start. `--init-guard` says what follows: nothing, a warning, or a roll-back to
+the last good network and the end of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nolabel.backbones.base import Backbone
+from nolabel.data.source import Source
+from nolabel.encoders.encoder import Encoder
+from nolabel.engine.monitor.signals import effective_rank
+from nolabel.errors import BadImage, DataError
+from nolabel.views.plan import ViewPlan
+
+IMAGES = 256  # whose features are compared
+MIN_IMAGES = 8  # fewer tell nothing
+LIMIT = 0.5  # of similarity and of effective rank
+FALL = 0.05  # of the k-NN curve, as a fraction
+FILE = "start.safetensors"  # the first features, in the run's folder
+
+
+class InitCheck(NamedTuple):
+    """How near the network is to that of the start."""
+
+    similarity: float  # linear CKA of the features, 0 to 1
+    rank: float  # their effective rank, as a fraction of that of the start
+    destroyed: str = ""  # why it counts as destroyed; empty if it does not
+
+
+def similarity(a: Tensor, b: Tensor) -> float:
+    """Linear CKA of features [N, D] and [N, E] of the same images: 1 for features that are equal up
+    to rotation and scale, near 0 for unrelated ones."""
+    a, b = (z.double() - z.double().mean(0) for z in (a, b))
+    cross = (a.T @ b).square().sum()
+    own = (a.T @ a).norm() * (b.T @ b).norm()
+    return float(cross / own) if own > 0 else 0.0
+
+
+class InitGuard:
+    """Compares the network with the one that the run began with, and keeps the last good weights.
+
+    Args:
+        folder: of the run; the first features are kept there for a resumed one.
+        encoder: the branch to judge.
+        plan: how images are prepared.
+        source: whose images are taken, evenly spread.
+        probe: gives a network's k-NN top-1 as a fraction, where there is a probe.
+
+    Raises:
+        DataError: too few images can be read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        encoder: Backbone,
+        plan: ViewPlan,
+        source: Source,
+        probe: Callable[[Backbone, ViewPlan], float] | None,
+    ):
+        indices = np.linspace(0, len(source) - 1, min(IMAGES, len(source))).astype(int)
+        images: list[np.ndarray] = []
+        for i in indices:
+            try:
+                images.append(source.read(int(i)).image)
+            except BadImage:
+                continue
+        if len(images) < MIN_IMAGES:
+            raise DataError(f"{source.name!r} has too few images that can be read to watch --init.")
+        self.plan, self.images = plan, images
+        file = folder / FILE
+        if file.is_file():
+            kept = load_file(file)
+        else:
+            kept = {"features": self._features(encoder)}
+            if probe:
+                kept["probe"] = torch.tensor(probe(encoder, plan), dtype=torch.float64)
+            save_file(kept, file)
+        self.features = kept["features"]
+        self.rank = effective_rank(self.features)
+        self.probe = float(kept["probe"]) if "probe" in kept else None
+        self.good_step, self.good_state = 0, self._state(encoder)
+
+    def _features(self, encoder: Backbone) -> Tensor:
+        """Pooled features [N, D] of the fixed images."""
+        e = Encoder(encoder, mean=self.plan.mean, std=self.plan.std)
+        return torch.cat([
+            e.forward(e.prepare_pixels(self.images[i : i + 64]))
+            for i in range(0, len(self.images), 64)
+        ]).clone()  # fmt: skip
+
+    @staticmethod
+    def _state(encoder: Backbone) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = encoder.state_dict()
+        return {k: v.detach().cpu().clone() for k, v in state.items()}
+
+    def check(self, step: int, encoder: Backbone, probe: float | None) -> InitCheck:
+        """Compares the network after `step` steps; keeps its weights if it is still good.
+
+        Args:
+            probe: its k-NN top-1 as a fraction, if it was measured.
+        """
+        z = self._features(encoder)
+        finite = bool(torch.isfinite(z).all())
+        alike = similarity(self.features, z) if finite else 0.0
+        rank = effective_rank(z) / self.rank if finite else 0.0
+        why = ""
+        if self.probe is not None and probe is not None and probe < self.probe - FALL:
+            why = f"k-NN fell from {self.probe:.1%} to {probe:.1%}"
+        if alike < LIMIT and rank < LIMIT:
+            why = (
+                f"features are like those of the start by {alike:.2f} (CKA) only, and have "
+                f"{rank:.0%} of their effective rank"
+            )
+        if not why:
+            self.good_step, self.good_state = step, self._state(encoder)
+        return InitCheck(alike, rank, why)
+
+    def roll_back(self, encoder: Backbone) -> int:
+        """Loads the last good weights into the network, and returns the step they are of."""
+        encoder.load_state_dict(self.good_state)
+        return self.good_step

@@ -1,0 +1,158 @@
+"""The monitor of a run: all processes call it, the first one works, and the result is broadcast."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from nolabel import distributed
+from nolabel.data.stages import why_starved
+from nolabel.engine import parallel, run_folder
+from nolabel.engine.compiled import without_compile
+from nolabel.engine.log import say
+from nolabel.engine.monitor.alarms import Alarms
+from nolabel.engine.monitor.doctor import examine
+from nolabel.engine.monitor.metrics import read_metrics
+from nolabel.engine.monitor.progress import Progress
+from nolabel.engine.monitor.recorder import Recorder, log_every
+from nolabel.engine.monitor.snapshots import snapshot_steps
+from nolabel.engine.optimiser import decay_in_use, moved
+from nolabel.engine.trainer import StepResult, Trainer
+from nolabel.errors import GuardStop
+from nolabel.nn.schedules import learning_rate
+from nolabel.types import Clock
+
+
+class Monitor:
+    """Progress, metrics, probe, snapshots, doctor, init guard and starvation of a run.
+
+    Used as a context. Methods with collectives must be called by all processes.
+
+    Args:
+        trainer: what is watched.
+        progress: the bar; its notes reach the user.
+    """
+
+    def __init__(self, trainer: Trainer, progress: Progress):
+        self.trainer, self.run, self.progress = trainer, trainer.run, progress
+        self.log_every = log_every(trainer.run)
+        self.snapshot_steps = snapshot_steps(trainer.total)
+        self.starving = False  # reported once
+        self.recorder: Recorder | None = None  # of the first process, inside the context
+        self.began = time.monotonic()
+
+    def __enter__(self) -> Monitor:
+        t = self.trainer
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.progress)
+            if t.first:
+                self.recorder = Recorder(t.run, t.method, t.plan, t.source, t.start, self.progress)
+                stack.callback(self.recorder.close)
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._exit.close()
+
+    def line_due(self, done: int) -> bool:
+        """Whether a line of metrics is written after `done` steps."""
+        return done % self.log_every == 0 or done == self.trainer.total
+
+    def after_step(self, clock: Clock, result: StepResult) -> Alarms:
+        """Everything that is looked at after a step. A collective.
+
+        Returns:
+            The alarms of the line of metrics, if one was due.
+
+        Raises:
+            GuardStop: the network of --init was being destroyed, and was rolled back.
+        """
+        done = clock.step + 1
+        batch_size = int(self.run.settings.batch_size or 0)
+        self.progress.update(done, float(result.loss), batch_size, result.data_wait)
+        self._check_starvation()
+        alarms = self.log(clock, result) if self.line_due(done) else Alarms()
+        if alarms.destroyed:
+            self.guard_init(alarms.destroyed, done)
+        self.snapshot(done)
+        return alarms
+
+    def log(self, clock: Clock, result: StepResult) -> Alarms:
+        """Writes a line of metrics, with a probe where it is due. A collective.
+
+        Returns:
+            The alarms that the line gives, the same in all processes.
+        """
+        t, done, out = self.trainer, clock.step + 1, result.step
+        line: dict[str, Any] = {
+            "step": done,
+            "epoch": done / self.run.steps_per_epoch,
+            "loss": float(result.loss),
+            "lr": learning_rate(self.run.optim, clock),
+            "weight_decay": decay_in_use(t.optimiser),
+            "gradient_norm": float(result.gradient_norm),
+            **parallel.all_reduce_mean(out.logs),
+            **moved(t.method, result.update_size),
+        }
+        features = None if out.features is None else distributed.gather(out.features)
+        with self._probing():
+            alarms = self.recorder.record(line, features) if self.recorder else Alarms()
+            return parallel.broadcast_object(alarms)
+
+    def snapshot(self, done: int) -> None:
+        """Keeps the features of a few images, at a few steps of the run. A collective."""
+        if done in self.snapshot_steps:
+            with self._probing():
+                if self.recorder:
+                    self.recorder.snapshots.snapshot(done, self.trainer.method.encoder)
+
+    @contextlib.contextmanager
+    def _probing(self) -> Iterator[None]:
+        """The first process may run the network on its own inside."""
+        compiled = self.run.settings.compile
+        with self.trainer.distributed.unsharded(), without_compile(compiled):
+            yield
+
+    def _check_starvation(self) -> None:
+        """Says once, and why, if data come too late."""
+        if self.starving or not self.progress.starving():
+            return
+        t, self.starving = self.trainer, True
+        workers = int(self.run.settings.workers or 0)
+        why = why_starved(t.source, t.plan, device=t.device, workers=workers)
+        share = self.progress.data_wait
+        self.progress.note(f"Waiting for data takes {share:.0%} of the time. {why}")
+
+    def guard_init(self, why: str, done: int) -> None:
+        """Warns that the network of --init is being destroyed, or puts the last good one back and
+        ends the run (`--init-guard rollback`). A collective.
+
+        Raises:
+            GuardStop: it was rolled back.
+        """
+        s, t = self.run.settings, self.trainer
+        advice = "Try a smaller --optim.lr or more --warm-heads."
+        if s.init_guard == "warn":
+            self.progress.note(
+                f"Step {done}: the weights of --init are being destroyed: {why}. {advice}"
+            )
+            return
+        good = 0
+        if self.recorder and self.recorder.init_guard:
+            good = self.recorder.init_guard.roll_back(t.method.encoder)
+            run_folder.export(self.run, t.method, t.plan)
+        raise GuardStop(
+            f"Stopped at step {done}: the weights of --init were being destroyed ({why}). The "
+            f"encoder in {self.run.folder} is that of step {parallel.broadcast_object(good)}. "
+            f"{advice}"
+        )
+
+    def summary(self) -> None:
+        """Prints what the run did, and the doctor's verdict on it."""
+        t, batch_size = self.trainer, int(self.run.settings.batch_size or 0)
+        images, seconds = (t.total - t.start) * batch_size, time.monotonic() - self.began
+        folder = self.run.folder
+        say(f"Done: {t.total} steps, {images:,} images in {seconds:.0f} s. Encoder: {folder}")
+        say(str(examine(read_metrics(folder / "metrics.jsonl"), t.total)))

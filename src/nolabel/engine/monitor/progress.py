@@ -1,0 +1,83 @@
+"""The progress of a run: a bar on a terminal, plain lines elsewhere, and the rates shown in it."""
+
+from __future__ import annotations
+
+import collections
+import sys
+import time
+from typing import Any
+
+from nolabel.engine.log import say
+
+LINE_SECONDS = 10.0
+WINDOW = 50  # steps over which rates are taken
+STARVED = 0.1  # share of time spent waiting for data above which the run says why
+
+
+class Progress:
+    """A bar with loss, images/s, ETA and the share of time spent waiting for data.
+
+    Args:
+        enabled: "auto": a bar on a terminal, plain lines elsewhere; "off": nothing.
+    """
+
+    def __init__(self, total: int, start: int = 0, enabled: str = "auto"):
+        self.total, self.start, self.enabled = total, start, enabled
+        self.rate = 0.0  # images per second
+        self.data_wait = 0.0  # share of time spent waiting for data
+        self._recent: collections.deque[tuple[float, int, float]] = collections.deque(maxlen=WINDOW)
+        self._said = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        self._recent.append((time.monotonic(), 0, 0.0))
+        if self.enabled == "auto" and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("", total=self.total, completed=self.start, text="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, step: int, loss: float, images: int, wait_seconds: float) -> None:
+        """Step `step` is done; it had `images` images and waited so long for data."""
+        now = time.monotonic()
+        self._recent.append((now, images, wait_seconds))
+        span = now - self._recent[0][0]
+        later = list(self._recent)[1:]
+        if span > 0:
+            self.rate = sum(n for _, n, _ in later) / span
+            self.data_wait = min(sum(w for *_, w in later) / span, 1.0)
+        text = f"loss {loss:.4f}  {self.rate:,.0f} images/s  data wait {self.data_wait:.0%}"
+        if self._bar:
+            self._bar.update(self._task, completed=step, text=text)
+        elif self.enabled == "auto" and (now - self._said > LINE_SECONDS or step == self.total):
+            self._said = now
+            left = (self.total - step) * span / max(len(later), 1)
+            say(f"step {step}/{self.total}  {text}  {left:.0f} s left")
+
+    def starving(self) -> bool:
+        """Whether data come too late, now that the start, when nothing is ready, is past."""
+        span = self._recent[-1][0] - self._recent[0][0]
+        steady = span > 3 and (len(self._recent) == WINDOW or span > 60)
+        return steady and self.enabled == "auto" and self.data_wait > STARVED
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        elif self.enabled == "auto":
+            say(text)
