@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import os
 from pathlib import Path
@@ -104,6 +105,14 @@ def knn_gain(trained, random, **judge):
     return {"low": gain - margin, "gain": gain, "trained": a["value"], "random": b["value"]}
 
 
+def assert_healthy(folder):
+    """The last line of a run's metrics shows no sign of collapse."""
+    from nolabel.engine.health import collapse
+
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert collapse(last) is None, (collapse(last), last)
+
+
 @pytest.fixture
 def gain():
     """`knn_gain`."""
@@ -112,7 +121,8 @@ def gain():
 
 @pytest.fixture
 def gain_of_a_short_run(tmp_path):
-    """Trains and returns by how much k-NN gains over the encoder's random start."""
+    """Trains, checks that the signals see no collapse, and returns by how much k-NN gains over the
+    encoder's random start."""
     import nolabel as nl
 
     def learn(method, *, data="creatures", train=None, test=None, known=2000, **settings):
@@ -120,6 +130,7 @@ def gain_of_a_short_run(tmp_path):
         test one leaves out."""
         given = {"precision": "fp32", "quiet": True, "checkpoint_every": 100_000, **settings}
         folder = nl.pretrain(method, data=data, out=tmp_path / "run", **given).folder
+        assert_healthy(folder)
         judge = judging_creatures(known)
         if train is not None:
             judge = {"train": train} | ({"test": test} if test else {})

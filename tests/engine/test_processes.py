@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nolabel.cli import main
 from nolabel.engine.checkpoint import load_checkpoint
 
 # Plain SGD and short steps: what differs is the order of sums, and it must not be blown up.
@@ -24,10 +25,9 @@ TOGETHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def start(*args, processes=2, env=ENV):
-    many = TOGETHER if processes > 1 else []
+def start(*args, env=ENV):
     return subprocess.Popen(
-        [sys.executable, *many, "-m", "nolabel", *args],
+        [sys.executable, *TOGETHER, "-m", "nolabel", *args],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
     )  # fmt: skip
 
@@ -50,9 +50,7 @@ def near(a, b, atol=2e-5):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "run"
-    code, _, err = done(start("pretrain", "simclr", *GIVEN, "--steps", "8", "--out", str(folder),
-                              processes=1))  # fmt: skip
-    assert code == 0, err
+    assert main(["pretrain", "simclr", *GIVEN, "--steps", "8", "--out", str(folder)]) == 0
     return folder
 
 
@@ -101,8 +99,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_one_process_goes_on(o
     # process, from where two stopped.
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("steps: 2000", f"steps: {step + 2}"))
-    code, _, err = done(start("resume", str(folder), processes=1))
-    assert code == 0, err
+    assert main(["resume", str(folder)]) == 0
     assert not (folder / "stopped").exists()
     assert [r["step"] for r in lines(folder)][-1] == step + 2
     assert lines(folder)[-1]["resumed_at"] == step
@@ -116,19 +113,18 @@ def test_sharded_processes_do_the_same_and_one_goes_on_with_what_they_saved(tmp_
              "--prototypes", "64", "--drop-path", "0",
              "--shared-head"]  # fmt: skip
     one, sharded = tmp_path / "one", tmp_path / "sharded"
-    first = start("pretrain", "ibot", *given, "--out", str(one), processes=1)
-    second = start("pretrain", "ibot", *given, "--out", str(sharded), "--shard",
-                   "--shard-layers")  # fmt: skip
-    for code, _, err in (done(first), done(second)):
-        assert code == 0, err
+    process = start("pretrain", "ibot", *given, "--out", str(sharded), "--shard",
+                    "--shard-layers")  # fmt: skip
+    assert main(["pretrain", "ibot", *given, "--out", str(one)]) == 0
+    code, _, err = done(process)
+    assert code == 0, err
     near(weights(one), weights(sharded), atol=1e-4)
     for a, b in zip(lines(one), lines(sharded), strict=True):
         for key in ("loss", "gradient_norm", "update_size", "momentum_distance"):
             assert a[key] == pytest.approx(b[key], rel=5e-3), key
     whole = weights(sharded)
     (sharded / "checkpoints" / "step-00000006.ckpt").unlink()  # from step 4, by one process
-    code, _, err = done(start("resume", str(sharded), processes=1))
-    assert code == 0, err
+    assert main(["resume", str(sharded)]) == 0
     near(whole, weights(sharded), atol=1e-4)
 
 

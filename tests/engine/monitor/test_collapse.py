@@ -1,4 +1,5 @@
-"""Forced failures are recognised as collapse by the signals; healthy runs are not."""
+"""Forced failures are recognised as collapse by the signals. That healthy runs are not is asserted
+of every run that learns (`conftest.gain_of_a_short_run`)."""
 
 from __future__ import annotations
 
@@ -12,17 +13,14 @@ EQUAL = {"teacher_temperature": 0.1, "warmup_teacher_temperature": 0.1}  # as th
 ZERO = {"teacher_temperature": 1e-4, "warmup_teacher_temperature": 1e-4}
 UNSTOPPED = {"stop_gradient": False, "projection_norm": False}  # the norm alone keeps a spread
 CASES = {
-    "dino": ("dino", {}, None),
     "dino without centring and sharpening": ("dino", {"centring": "none", **EQUAL}, "the targets"),
     "dino with a temperature of zero": ("dino", ZERO, "share"),
-    "byol": ("byol", {}, None),
     "byol without the stop of the gradient": ("byol", UNSTOPPED, "embeddings"),
-    "simclr": ("simclr", {}, None),
 }
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_a_forced_failure_is_recognised_and_a_healthy_run_is_not(case, tmp_path):
+def test_a_forced_failure_is_recognised(case, tmp_path):
     import nolabel as nl
 
     method, options, sign = CASES[case]
@@ -32,7 +30,7 @@ def test_a_forced_failure_is_recognised_and_a_healthy_run_is_not(case, tmp_path)
     )  # fmt: skip
     last = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
     why = collapse(last)
-    assert (why is None) if sign is None else (why is not None and sign in why.why), (why, last)
+    assert why is not None and sign in why.why, (why, last)
 
 
 def test_every_sign_of_collapse_has_a_limit_and_absent_signals_say_nothing():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 import nolabel as nl
-from conftest import judging_creatures
+from conftest import assert_healthy, judging_creatures
 from nolabel.data.open import open_source
 from nolabel.engine.build import load_method
 from nolabel.types import Batch, Clock
@@ -21,6 +21,7 @@ def test_simclr_beats_its_random_initialisation_and_distill_and_eva_learn_from_i
     judge = judging_creatures()
     given = {"data": "creatures", "backbone": "resnet_nano", **SHORT}
     run = nl.pretrain("simclr", out=tmp_path / "simclr", steps=100, **given)
+    assert_healthy(run.folder)
     found = gain(str(run.folder), f"random:{run.folder}", **judge)
     assert found["low"] > 0, found
 

@@ -35,7 +35,7 @@ from nolabel.nn.state import Frozen
 from nolabel.testing import IMAGES, TINY, build_small, random_batch
 from nolabel.types import Batch, Clock, Optim
 
-PAGE = Path(__file__).parents[1] / "docs" / "distributed.md"
+PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 STEPS, SIDE = 3, 32
 HEADS = {"head_batch_norm": True, "freeze_last_layer": 0}
 MORE: dict[str, dict[str, Any]] = {
