@@ -7,11 +7,11 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check --quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo check test lint format bench clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
-	@echo '  ARGS=... is passed on by demo, test and bench; PYTHON=... chooses the interpreter'
+	@echo '  ARGS=... is passed on by demo, check, test and bench; PYTHON=... chooses the interpreter'
 
 # Made once, and again when pyproject.toml changes.
 $(VENV)/.stamp: pyproject.toml
@@ -26,6 +26,9 @@ setup: $(VENV)/.stamp  ## make .venv with nolabel and its development tools
 
 demo: $(VENV)/.stamp  ## the main job on built-in data: train, compare, pictures, report
 	$(BIN)/nolabel demo --out demo --overwrite $(ARGS)
+
+check: lint  ## lint and the quick tests of tests/quick.txt, in about a minute
+	$(BIN)/python -m pytest -n auto --dist worksteal @tests/quick.txt $(ARGS)
 
 test: $(VENV)/.stamp  ## all tests, without a GPU
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)

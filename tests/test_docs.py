@@ -71,8 +71,14 @@ def test_python_examples_run(place, capsys):
 
 def test_makefile_has_the_two_commands_of_the_readme():
     text = (ROOT / "Makefile").read_text()
-    for command in ("demo", "test", "lint", "setup", "bench"):
+    for command in ("demo", "check", "test", "lint", "setup", "bench"):
         assert f"\n{command}:" in text
+
+
+def test_the_quick_tests_touch_every_package():
+    listed = (ROOT / "tests" / "quick.txt").read_text().split()
+    packages = {p.parent.name for p in (ROOT / "src" / "nolabel").glob("*/__init__.py")}
+    assert packages - {"recipes"} <= {Path(line).parts[1] for line in listed}
 
 
 @pytest.mark.parametrize(("what", "most"), [

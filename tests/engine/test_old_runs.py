@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import nolabel as nl
 from nolabel.cli import main
 from nolabel.data.creatures.world import Creatures
+from nolabel.tools.report.page import build_report
 
 RUNS = Path(__file__).parents[1] / "fixtures" / "runs_3f745f9"
 NAMES = ("dino-vit", "simclr-resnet", "clip-text", "beit-tokenizer")
@@ -57,8 +58,11 @@ def knn(folder):
 
 def test_an_old_run_is_evaluated_as_then_and_reported(old, one_thread):
     assert knn(old) == pytest.approx(expected(old)["knn"], abs=0.011)  # two of 200 images
-    assert main(["report", str(old)]) == 0
-    page = (old / "report.html").read_text()
+    if old.name == "dino-vit":  # with its pictures
+        assert main(["report", str(old)]) == 0
+        page = (old / "report.html").read_text()
+    else:
+        page = build_report(old).read_text()
     assert "16 steps of 16 images" in page and "step 8" in page
 
 

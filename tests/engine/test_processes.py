@@ -74,10 +74,6 @@ def test_two_processes_end_with_the_weights_of_one_and_write_once(one, tmp_path)
         assert a["agreement"] == pytest.approx(b["agreement"], abs=1e-4)
         # The signals are those of the whole batch.
         assert a["effective_rank"] == pytest.approx(b["effective_rank"], rel=1e-3)
-    # A folder that holds a run is refused by all, in one voice.
-    code, _, err = done(start("pretrain", "simclr", *GIVEN, *given))
-    assert code != 0
-    assert err.count("already holds a run") == 1
 
 
 def test_a_signal_to_one_process_stops_all_at_one_step_and_one_process_goes_on(one, tmp_path):
@@ -128,13 +124,13 @@ def test_sharded_processes_do_the_same_and_one_goes_on_with_what_they_saved(tmp_
     near(whole, weights(sharded), atol=1e-4)
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused_with_what_fits(tmp_path):
+def test_a_batch_that_the_processes_cannot_share_is_refused_once_with_what_fits(tmp_path):
     folder = tmp_path / "run"
     given = [*GIVEN, "--steps", "2", "--out", str(folder)]
     given[given.index("24")] = "25"
     code, _, err = done(start("pretrain", "simclr", *given))
     assert code != 0
-    assert "cannot be cut into 2 equal parts" in err
+    assert err.count("cannot be cut into 2 equal parts") == 1  # by the first process alone
     assert "24 or 26" in err
 
 
