@@ -40,6 +40,7 @@ from nolabel.data.sources.items import Items
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import BadImage, DataError, UsageError
+from nolabel.protocols._options import at_least, build
 from nolabel.protocols._ranking import average_precision, row
 from nolabel.protocols.data.attacks import ATTACKS, attacked
 from nolabel.types import Report
@@ -61,10 +62,7 @@ class Options:
     batch_size: int = 64  # images embedded at once
 
     def __post_init__(self) -> None:
-        if self.side is not None and self.side < 16:
-            raise UsageError(f"side must be at least 16 pixels, got {self.side}.")
-        if not self.power >= 1 or self.batch_size < 1:
-            raise UsageError("power and batch_size must be at least 1.")
+        at_least(self, side=16, power=1, batch_size=1)
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def run_copies(
     test: Any,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges an encoder by the originals that altered copies find.
 
@@ -114,7 +112,7 @@ def run_copies(
         DataError: Too few images, or one that cannot be read.
         UsageError: The encoder takes images of one size only.
     """
-    o = Options(**options)
+    o = build(Options, options)
     require(encoder.backbone, ["any_size"], "Copy detection")
     side = o.side or (320 if encoder.image_size >= 96 else 2 * encoder.image_size)
     if isinstance(test, Copies):

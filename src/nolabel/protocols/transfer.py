@@ -13,6 +13,7 @@ from typing import Any
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError, unknown
+from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols.run import open_sets, run
 from nolabel.types import Report
 
@@ -27,13 +28,13 @@ class Options:
     batch_size: int = 256  # images embedded at once
 
     def __post_init__(self) -> None:
-        judges = (self.judges,) if isinstance(self.judges, str) else tuple(self.judges)
-        object.__setattr__(self, "judges", judges)
-        for name in judges:
+        as_tuples(self, "judges")
+        for name in self.judges:
             if name not in JUDGES:
                 raise unknown("judge", name, JUDGES)
-        if not judges or self.batch_size < 1:
-            raise UsageError("Give one judge or more, and a batch_size of at least 1.")
+        if not self.judges:
+            raise UsageError("Give one judge or more.")
+        at_least(self, batch_size=1)
 
 
 def open_test(test: Any, encoder: Encoder) -> Any:
@@ -50,7 +51,7 @@ def run_transfer(
     test: Any,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges an encoder on every set.
 
@@ -64,7 +65,7 @@ def run_transfer(
     Raises:
         DataError, UsageError: As `nolabel.protocols.run.evaluate`, for any of the sets.
     """
-    o = Options(**options)
+    o = build(Options, options)
     size, channels = encoder.image_size, encoder.channels
     opened = [open_sets(s, image_size=size, channels=channels) for s in test]  # before the work
     rows: list[dict[str, Any]] = []

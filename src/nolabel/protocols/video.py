@@ -30,6 +30,7 @@ from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError
+from nolabel.protocols._options import at_least, build
 from nolabel.protocols._propagation import boundary_score, jaccard, propagate
 from nolabel.protocols._ranking import row
 from nolabel.protocols.data.davis import VOID, Clip, open_clips
@@ -47,10 +48,7 @@ class Options:
     temperature: float = 0.1  # of the similarities
 
     def __post_init__(self) -> None:
-        for name, least in (("context", 0), ("window", 0), ("topk", 1), ("side", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, got {value}.")
+        at_least(self, context=0, window=0, topk=1, side=1)
         if not self.temperature > 0:
             raise UsageError(f"temperature must be above 0, got {self.temperature}.")
 
@@ -70,7 +68,7 @@ def run_video(
     test: Any,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges an encoder by how well its patches follow objects.
 
@@ -85,7 +83,7 @@ def run_video(
         UsageError: The encoder takes images of one size only.
         DataError: A video has no object in its first frame, or fewer than three frames.
     """
-    o = Options(**options)
+    o = build(Options, options)
     require(encoder.backbone, ["any_size"], "Video segmentation")
     side = _side(encoder, o.side)
     scores: dict[str, list[float]] = {"J": [], "F": [], "still J": [], "still F": []}
