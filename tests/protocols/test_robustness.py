@@ -17,6 +17,7 @@ from nolabel.errors import DataError, UsageError
 from nolabel.protocols.all import evaluate_all
 from nolabel.protocols.data.corruptions import CORRUPTIONS, corrupted
 from nolabel.protocols.robustness import expected
+from nolabel.protocols.run import PROTOCOLS
 
 IMAGE = Creatures("test", size=64).read(2).image
 TRAIN, TEST = Creatures("train", count=200), Creatures("test", count=211)
@@ -117,10 +118,10 @@ def test_transfer_has_a_row_for_each_set_and_their_mean(tmp_path, capsys):
 
 def test_all_runs_what_suits_and_says_why_the_rest_does_not(monkeypatch):
     monkeypatch.setattr("nolabel.protocols.run.PROTOCOLS", {
-        k: v for k, v in nl.evaluate.PROTOCOLS.items()
+        k: v for k, v in PROTOCOLS.items()
         if k in ("knn", "fewshot", "retrieval", "zeroshot", "transfer")
     })  # fmt: skip
-    monkeypatch.setattr("nolabel.protocols.all.PROTOCOLS", nl.evaluate.PROTOCOLS)
+    monkeypatch.setattr("nolabel.protocols.all.PROTOCOLS", dict(PROTOCOLS))
     found = evaluate_all("random:vit_pico", TRAIN, TEST)
     assert [r.protocol for r in found.reports] == ["knn", "fewshot", "retrieval"]
     assert {n for n, _ in found.left_out} == {"transfer", "zeroshot"}

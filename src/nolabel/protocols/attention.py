@@ -16,6 +16,7 @@ cut as the encoder prepares its images.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ class Pair(NamedTuple):
     test: Figures
 
 
-def open_test(test: Any, encoder: Encoder) -> Any:
+def open_test(test: str | os.PathLike[str] | Pair, encoder: Encoder) -> Pair:
     """Both splits of a set with masks."""
     if isinstance(test, Pair):
         return test
@@ -69,7 +70,7 @@ def open_test(test: Any, encoder: Encoder) -> Any:
 def run_attention(
     encoder: Encoder,
     train: Source | None,
-    test: Any,
+    test: Pair,
     *,
     features: tuple[Features, Features] | None = None,
     **options: object,

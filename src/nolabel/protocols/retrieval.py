@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._ranking import average_precision, places, precision_at, row
 from nolabel.protocols.data.revisited import Revisited, find_truth, open_revisited
 from nolabel.types import Report
+
+if TYPE_CHECKING:
+    from nolabel.data.open import SourceSpec
 
 _CHUNK_FLOATS = 2**24  # similarities held at once
 
@@ -65,7 +68,7 @@ class Options:
         at_least(self, batch_size=1)
 
 
-def open_test(test: Any, encoder: Encoder) -> Any:
+def open_test(test: SourceSpec | Revisited, encoder: Encoder) -> Source | Revisited:
     """A folder of the landmarks' layout, or any source with groups or labels."""
     if isinstance(test, Revisited):
         return test
@@ -79,7 +82,7 @@ def open_test(test: Any, encoder: Encoder) -> Any:
 def run_retrieval(
     encoder: Encoder,
     train: Source | None,
-    test: Any,
+    test: Source | Revisited,
     *,
     features: tuple[Features, Features] | None = None,
     **options: object,

@@ -201,8 +201,8 @@ def _effective(
 def expected(clean: float, pairs: list[tuple[float, float]]) -> float:
     """Accuracy under shift that a line through (clean, shifted) pairs gives, in logits."""
 
-    def logit(p: Any) -> np.ndarray:
-        p = np.clip(np.asarray(p, dtype=float), 1e-4, 1 - 1e-4)
+    def logit(share: float | list[float]) -> np.ndarray:
+        p = np.clip(np.asarray(share, dtype=float), 1e-4, 1 - 1e-4)
         return np.log(p / (1 - p))
 
     x, y = (logit([p[i] for p in pairs]) for i in (0, 1))
