@@ -21,7 +21,7 @@ import yaml
 
 from nolabel import methods, recipes
 from nolabel.backbones import stride_of
-from nolabel.data.open import open_source
+from nolabel.data.open import open_source, record_source
 from nolabel.data.order import steps_per_epoch
 from nolabel.data.source import Source
 from nolabel.data.statistics import measure_statistics
@@ -190,6 +190,9 @@ def resolve(
     kind = methods.load(method)
     raw, base, s = asked(kind, parse, config)
     _check(s)
+    s = dataclasses.replace(
+        s, data=record_source(s.data), probe=None if s.probe is None else record_source(s.probe)
+    )
     source = source or open_source(
         s.data, image_size=s.image_size, download=s.download, channels=s.channels
     )

@@ -26,7 +26,7 @@ def worlds(monkeypatch):
     """Nothing that another set has drawn."""
     monkeypatch.setattr(creatures, "SHARED_BYTES", 0)
     found: dict[tuple[object, ...], object] = {}
-    monkeypatch.setattr(creatures, "_WORLDS", found)
+    monkeypatch.setattr(creatures, "_CACHES", found)
     return found
 
 

@@ -112,7 +112,7 @@ def test_what_was_read_is_kept_until_the_file_changes(pictures, monkeypatch):
     file = pictures / "table.csv"
     file.write_text("path,label\n0.png,a\n1.png,b\n")
     first = Manifest(file)
-    monkeypatch.setattr(manifest, "_columns", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr(manifest, "_read_columns", lambda _: pytest.fail("read again"))
     again = Manifest(file)
     assert list(again.paths) == list(first.paths) and again.classes == first.classes
     np.testing.assert_array_equal(again.labels, first.labels)

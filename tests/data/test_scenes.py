@@ -20,7 +20,7 @@ WORDS = ("", "two", "three", "four")
 def nothing_drawn(monkeypatch):
     """Every set draws its own images."""
     monkeypatch.setattr(creatures, "SHARED_BYTES", 0)
-    monkeypatch.setattr(creatures, "_WORLDS", {})
+    monkeypatch.setattr(creatures, "_CACHES", {})
 
 
 def test_labels_count_the_creatures_and_every_number_is_as_frequent():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import collections
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import nolabel
 from nolabel.errors import FileDamaged
 from nolabel.protocols.data._pickle import plain_values
 
@@ -57,3 +59,14 @@ def test_broken_files_are_refused():
     for part in (whole[:-40], b"", b"words", whole[20:]):
         with pytest.raises(FileDamaged):
             plain_values(part)
+
+
+def test_one_file_alone_reads_pickles():
+    """Quarantine: what reads a pickle's operations has one door, and nothing else may use it."""
+    package = Path(nolabel.__file__).parent
+    users = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if "_pickle import" in (text := path.read_text()) or "import pickletools" in text
+    }
+    assert users == {"protocols/data/_pickle.py", "protocols/data/revisited.py"}

@@ -100,9 +100,9 @@ def test_killed_and_started_again_it_goes_on_and_the_shards_are_the_same(photos,
         "import sys, time\n"
         "from nolabel.tools import pack as p\n"
         "from nolabel.data.open import open_source\n"
-        "real = p._image\n"
+        "real = p._encode_member\n"
         "def slow(*a):\n    time.sleep(0.2)\n    return real(*a)\n"
-        "p._image = slow\n"
+        "p._encode_member = slow\n"
         "p.pack(open_source(sys.argv[1]), sys.argv[2], p.Packing(shard_images=3))\n"
     )
     out = tmp_path / "out"

@@ -88,11 +88,14 @@ def search_(args: list[str], about: str) -> None:
 def _drawn(index: Any, encoder: Any, hits: Any, given: Any) -> Any:
     import os
 
+    from nolabel._usercode import refuse_paths
     from nolabel.apps.search import draw
     from nolabel.data.open import open_source
     from nolabel.data.source import Subset
     from nolabel.data.sources._decode import read_image
 
+    if given.data is None:  # a file that somebody else may have written names it
+        refuse_paths(index.about["data"], given.index)
     data = given.data or index.about["data"]
     source = open_source(data, image_size=encoder.image_size, channels=encoder.channels)
     first, count = index.about["first"], index.about["count"]

@@ -1,8 +1,8 @@
 """An order for data on slow disks: shuffled blocks of neighbours, mixed within a window.
 
-Images 0 .. n-1 are cut into blocks of neighbours.  An epoch shuffles the blocks, takes them a
-window of several blocks at a time, and shuffles the images of a window.  So a disk is read in
-large pieces, while a batch still mixes images from all blocks of its window.  Like the plain order
+Images 0 .. n-1 are cut into blocks of neighbours. An epoch shuffles the blocks, takes them a
+window of several blocks at a time, and shuffles the images of a window. So a disk is read in
+large pieces, while a batch still mixes images from all blocks of its window. Like the plain order
 it is a pure function of (seed, epoch, position), and holds each image exactly once.
 """
 
@@ -24,12 +24,12 @@ def block_index_at(
     """The images at positions k of an epoch.
 
     Args:
-        seed: Any integer.
+        seed: any integer.
         epoch: 0-based epoch.
-        k: Positions, int [K], each in [0, n).
-        n: Number of images.
-        block: Images in a block; the last block may be shorter.
-        window: Blocks in a window.
+        k: positions, int [K], each in [0, n).
+        n: number of images.
+        block: images in a block; the last block may be shorter.
+        window: blocks in a window.
 
     Returns:
         int64 [K]; over k = 0..n-1 every value in [0, n) occurs exactly once.

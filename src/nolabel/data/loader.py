@@ -1,7 +1,7 @@
 """Batches of views, whose whole state is one integer: the step.
 
 Which images make up a batch, in which order, and how each is cropped and coloured follow from
-(seed, step) alone.  Any number of workers and processes sees the same global batches, and a run
+(seed, step) alone. Any number of workers and processes sees the same global batches, and a run
 that resumes at step s sees what it would have seen.
 """
 

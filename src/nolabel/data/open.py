@@ -5,6 +5,7 @@ Nothing heavy is imported until an image is read, so that `nolabel list datasets
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nolabel import _usercode
 from nolabel.catalogue import Entry, by_name
 from nolabel.data.source import Source
 from nolabel.errors import UsageError, did_you_mean, unknown
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     SourceSpec = str | os.PathLike[str] | np.ndarray | Sequence[Item] | Source
 
+OWN = "source class (a subclass of nolabel.data.source.Source)"
 DRAWN_SIZE = 32  # pixels; side of procedural images when nothing else is asked for
 
 
@@ -108,9 +111,9 @@ def open_source(
     if not isinstance(spec, str | os.PathLike):
         raise UsageError(
             f"Data must be a folder, a list or table of paths, shards, a named set "
-            f"({', '.join(DATASETS)}), a list of paths or images, an array, or a source; got "
-            f"{type(spec).__name__}. A class of your own must subclass nolabel.data.source.Source "
-            "and define __len__ and read(i)."
+            f"({', '.join(DATASETS)}), file.py:Class, a list of paths or images, an array, or a "
+            f"source; got {type(spec).__name__}. A source of your own must be an instance of a "
+            "subclass of nolabel.data.source.Source, which defines __len__ and read(i)."
         )
     source = _open_named(spec, image_size, download, split_default, channels)
     _check_channels(source, channels)
@@ -122,6 +125,47 @@ def _check_channels(source: Source, channels: int) -> None:
         raise UsageError(
             f"{source.name!r} has images of {source.channels} channels, not {channels}."
         )
+
+
+def record_source(spec: str) -> str:
+    """The name under which a run saves its data; executes a user's file.
+
+    Args:
+        spec: what the user typed.
+
+    Returns:
+        `file.py:Class@hash` for a source of the user's own, any other name as it is.
+
+    Raises:
+        UsageError: no such file or class.
+    """
+    return _usercode.load_path(spec, _is_source, OWN).name if _names_own_source(spec) else spec
+
+
+def _is_source(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Source) and value is not Source
+
+
+def _names_own_source(text: str) -> bool:
+    """Whether a text names a class in a user's file, and not a folder of that name."""
+    return _usercode.is_reference(text) and not os.path.isdir(text)
+
+
+def _open_own(text: str) -> Source:
+    """An instance of a user's own source, `path/to/file.py:Class` or with the file's hash."""
+    kind = _usercode.find(text, _is_source, OWN)
+    assert isinstance(kind, type) and issubclass(kind, Source)  # noqa: S101
+    missing = sorted(kind.__abstractmethods__)
+    if missing:
+        raise UsageError(f"The source {kind.__name__} of {text} lacks {' and '.join(missing)}.")
+    try:
+        inspect.signature(kind).bind()
+    except TypeError as error:
+        raise UsageError(
+            f"The source {kind.__name__} of {text} is made without arguments, but its __init__ "
+            f"needs some ({error}). Give them defaults, or use Python: data={kind.__name__}(...)."
+        ) from None
+    return kind()
 
 
 def _open_named(
@@ -142,6 +186,8 @@ def _open_named(
 
         where, _, part = text[3:].partition(":")
         return Hub(where, part or split_default, channels)
+    if isinstance(spec, str) and _names_own_source(text):
+        return _open_own(text)
     from nolabel.data.sources import video
 
     if video.is_videos(text):

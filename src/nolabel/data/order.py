@@ -1,6 +1,6 @@
 """In which order the images come: a pure function of (seed, epoch, position).
 
-No list of indices is ever shuffled or stored.  Position k of an epoch goes through a keyed
+No list of indices is ever shuffled or stored. Position k of an epoch goes through a keyed
 bijection of [0, 2^b) - a Feistel network - and is sent through it again until it lands below n
 (cycle walking), which makes it a bijection of [0, n): each image exactly once per epoch, in
 constant memory, in any order of asking, on any number of workers and processes.
@@ -21,14 +21,14 @@ def index_at(seed: int, epoch: int, k: int | np.ndarray, n: int, *, stream: int 
     """The image at position k of an epoch.
 
     Args:
-        seed: Any integer; 64 bits of it count.
+        seed: any integer; 64 bits of it count.
         epoch: 0-based epoch.
-        k: Positions, int [...], each in [0, n).
-        n: Number of images.
-        stream: Another family of permutations under the same seed.
+        k: positions, int [...], each in [0, n).
+        n: number of images.
+        stream: another family of permutations under the same seed.
 
     Returns:
-        int64 of k's shape, in [0, n).  Over k = 0..n-1 every value occurs exactly once.
+        int64 of k's shape, in [0, n). Over k = 0..n-1 every value occurs exactly once.
 
     Raises:
         ValueError: n < 1, or a position outside [0, n).
@@ -62,13 +62,13 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> tuple[int, n
     """The images of one global batch.
 
     Args:
-        seed: Seed of the run.
+        seed: seed of the run.
         step: 0-based optimiser step, counted over the whole run.
-        batch_size: Images in the global batch B, at most n.
-        n: Number of images.
+        batch_size: images in the global batch B, at most n.
+        n: number of images.
 
     Returns:
-        The 0-based epoch of this step, and int64 [B].  The last n % batch_size positions of an
+        The 0-based epoch of this step, and int64 [B]. The last n % batch_size positions of an
         epoch are dropped; they hold other images in every epoch.
 
     Raises:
@@ -82,17 +82,17 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> tuple[int, n
 
 
 def replacement(seed: int, epoch: int, index: int, attempt: int, n: int) -> int:
-    """Which image stands in for one that cannot be read.
+    """The image that replaces one that cannot be read.
 
-    The stand-ins of one image are all different and never the image itself, until attempts run
-    past n - 1.  They depend on nothing but the arguments, so that every worker agrees.
+    The replacements of one image are all different and never the image itself, until attempts run
+    past n - 1. They depend on nothing but the arguments, so that every worker agrees.
 
     Args:
-        seed: Seed of the run.
+        seed: seed of the run.
         epoch: 0-based epoch.
-        index: The image that cannot be read.
-        attempt: 0 for the first stand-in, 1 for the next when that one is bad too, ...
-        n: Number of images.
+        index: the image that cannot be read.
+        attempt: 0 for the first replacement, 1 for the next when that one is bad too, ...
+        n: number of images.
     """
     if n == 1:
         return 0

@@ -1,4 +1,4 @@
-"""A progress bar for long work on data; nothing where nobody looks."""
+"""A progress bar for long work on data, shown on terminals only."""
 
 from __future__ import annotations
 

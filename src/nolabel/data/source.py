@@ -141,7 +141,7 @@ class Source(ABC):
         raise TypeError(f"{self.name!r} has no files: use read(i).")
 
     def label(self, i: int, /) -> int | None:
-        """The label of image i as `Sample` wants it."""
+        """The label of image i as a plain number; None without labels."""
         return None if self.labels is None else int(self.labels[i])
 
 
@@ -217,7 +217,7 @@ def require_labels(source: Source) -> np.ndarray:
 
 
 def split(source: Source, fraction: float, seed: int = 0) -> tuple[Subset, Subset]:
-    """Parts one labelled source in two, class by class, the same way every time.
+    """Splits one labelled source in two, class by class, the same way every time.
 
     Args:
         source: a source with labels.

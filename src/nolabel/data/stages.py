@@ -1,6 +1,6 @@
 """Where the time of a batch goes: reading, decoding, cropping, colour, blur, and moving it.
 
-One thread does one stage after the other on the same images.  Crop, colour and blur are not
+One thread does one stage after the other on the same images. Crop, colour and blur are not
 separate passes of the fast executor, so a stage is what leaving it out would save.
 """
 
@@ -11,7 +11,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from nolabel.data.batches import read_kwargs
 from nolabel.data.order import index_at
 from nolabel.data.source import Source
 from nolabel.errors import BadImage, DataError
-from nolabel.views import FastViews, ViewPlan
+from nolabel.views import FastViews, View, ViewPlan
+from nolabel.views.images import Images
 
 STAGES = ("read", "decode", "crop", "colour", "blur", "collate", "transfer")
 
@@ -38,20 +38,20 @@ def measure_stages(
     """Seconds per image of each stage, in one thread.
 
     Args:
-        source: Where the images come from.
-        plan: The views.
-        device: Where the batch goes; "transfer" is the way there (0 on the CPU).
-        workers: With any, "collate" is the way into memory that processes share.
-        images: How many images are used, drawn by chance from the whole source.
-        rounds: Times everything is done; the fastest counts, but for reading, where the first
+        source: where the images come from.
+        plan: the views.
+        device: where the batch goes; "transfer" is the way there (0 on the CPU).
+        workers: with any, "collate" is the way into memory that processes share.
+        images: how many images are used, drawn at random from the source.
+        rounds: times everything is done; the fastest counts, but for reading, where the first
             does, since the system remembers what was read.
-        seed: Which images.
+        seed: which images.
 
     Returns:
-        Stage -> seconds.  A set in memory is read in one go and has no "decode".
+        Stage -> seconds. A set in memory is read in one go and has no "decode".
 
     Raises:
-        DataError: No image of those drawn can be read.
+        DataError: no image of those drawn can be read.
     """
     device = torch.device(device)
     n = min(images, len(source))
@@ -60,18 +60,18 @@ def measure_stages(
     torch.set_num_threads(1)
     try:
         out = dict.fromkeys(STAGES, 0.0)
-        some, out["read"], out["decode"] = _read(source, plan, where, rounds)
+        some, out["read"], out["decode"] = _time_reading(source, plan, where, rounds)
         n = len(some)
         full = FastViews(plan, seed)
-        contestants: dict[str, Callable[[int], Any]] = {
-            "crop": _making(FastViews(_without(plan, colour=True, blur=True), seed), some),
-            "colour": _making(FastViews(_without(plan, blur=True), seed), some),
-            "blur": _making(full, some),
+        contestants: dict[str, Callable[[int], dict[str, torch.Tensor]]] = {
+            "crop": _views_call(FastViews(_plan_without(plan, colour=True, blur=True), seed), some),
+            "colour": _views_call(FastViews(_plan_without(plan, blur=True), seed), some),
+            "blur": _views_call(full, some),
         }
         if workers:
             shared = FastViews(plan, seed)
             shared.shared = True
-            contestants["collate"] = _making(shared, some)
+            contestants["collate"] = _views_call(shared, some)
         best = dict.fromkeys(contestants, float("inf"))
         for _ in range(rounds):  # in turns, so that a busy machine slows all of them
             for name, make in contestants.items():
@@ -83,15 +83,15 @@ def measure_stages(
             out[name] = max(seconds - before, 0.0) / n
             before = seconds
         if device.type != "cpu":
-            out["transfer"] = _transfer(contestants["blur"](0), device) / n
+            out["transfer"] = _time_transfer(contestants["blur"](0), device) / n
         return out
     finally:
         torch.set_num_threads(threads)
 
 
-def _read(
+def _time_reading(
     source: Source, plan: ViewPlan, where: np.ndarray, rounds: int
-) -> tuple[Any, float, float]:
+) -> tuple[Images, float, float]:
     """The images, and the seconds that reading and decoding take for one."""
     if source.in_memory:
         times = []
@@ -121,29 +121,30 @@ def _read(
             total -= time.perf_counter() - tick
     if not pixels:
         raise DataError(
-            f"{source.name!r}: none of {len(where)} images drawn by chance is readable."
+            f"{source.name!r}: none of {len(where)} images drawn at random is readable."
         )
     return pixels, read / len(pixels), max(total, 0.0) / len(pixels)
 
 
-def _making(views: FastViews, some: Any) -> Callable[[int], Any]:
+def _views_call(views: FastViews, some: Images) -> Callable[[int], dict[str, torch.Tensor]]:
+    """A call that makes the views of these images in an epoch, warmed up by one call."""
     keys = np.arange(len(some))
-    views(some, keys, 0)  # what is made once is made now
+    views(some, keys, 0)
     return lambda epoch: views(some, keys, epoch)
 
 
-def _without(plan: ViewPlan, *, colour: bool = False, blur: bool = False) -> ViewPlan:
+def _plan_without(plan: ViewPlan, *, colour: bool = False, blur: bool = False) -> ViewPlan:
     """The plan with operations switched off."""
-    off: dict[str, Any] = {}
-    if colour:
-        off |= {"jitter": (0.0, 0.0, 0.0, 0.0), "grey": 0.0, "solarise": (0.0,)}
-    if blur:
-        off |= {"blur": (0.0,)}
-    views = tuple(dataclasses.replace(view, **off) for view in plan.views)
-    return dataclasses.replace(plan, views=views)
+
+    def reduced(view: View) -> View:
+        if colour:
+            view = dataclasses.replace(view, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0, solarise=(0.0,))
+        return dataclasses.replace(view, blur=(0.0,)) if blur else view
+
+    return dataclasses.replace(plan, views=tuple(reduced(view) for view in plan.views))
 
 
-def _transfer(views: dict[str, torch.Tensor], device: torch.device) -> float:
+def _time_transfer(views: dict[str, torch.Tensor], device: torch.device) -> float:
     pinned = [v.pin_memory() if device.type == "cuda" else v for v in views.values()]
     times = []
     for _ in range(3):
@@ -170,15 +171,17 @@ def advice(stages: dict[str, float], *, workers: int, cores: int, cpu: bool) -> 
     """One or two sentences: which stage costs most, and what to do about it.
 
     Args:
-        stages: As `measure_stages` gives them.
-        workers: Processes that make the data.
-        cores: Cores of the machine.
-        cpu: Whether the training runs on the CPU too.
+        stages: as `measure_stages` gives them.
+        workers: processes that make the data.
+        cores: cores of the machine.
+        cpu: whether the training runs on the CPU too.
     """
     total = sum(stages.values()) or 1.0
     worst = max(stages, key=lambda k: stages[k])
     share = stages[worst] / total
-    said = f"Of making an image's views ({total * 1e3:.1f} ms on one core) {worst} is {share:.0%}."
+    share_text = (
+        f"Of making an image's views ({total * 1e3:.1f} ms on one core) {worst} is {share:.0%}."
+    )
     do = {
         "read": "The disk is slow: pack the images into shards (`nolabel pack`), on a local disk",
         "decode": "Shrink the images once (`nolabel pack --max-side 512`)",
@@ -189,7 +192,7 @@ def advice(stages: dict[str, float], *, workers: int, cores: int, cpu: bool) -> 
         "transfer": "Fewer or smaller crops",
     }[worst]
     if not cpu and workers < cores:
-        do = f"More workers (--workers {cores}; now {workers}).  Or: {do[0].lower()}{do[1:]}"
+        do = f"More workers (--workers {cores}; now {workers}). Or: {do[0].lower()}{do[1:]}"
     elif cpu and workers == 0:
         do += "; with --workers 0 the views are made between the steps, by the same cores"
-    return f"{said}  {do}."
+    return f"{share_text} {do}."

@@ -17,8 +17,8 @@ def measure_statistics(
     """Mean and standard deviation of each channel, with pixels in 0..1.
 
     Args:
-        source: Of images of one number of channels, 8 or 16 bits deep.
-        images: How many are looked at, drawn by chance; every pixel of them counts the same.
+        source: of images of one number of channels, 8 or 16 bits deep.
+        images: how many are read, drawn at random; every pixel of them counts the same.
 
     Raises:
         DataError: None of them can be read.

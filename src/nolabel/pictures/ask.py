@@ -40,7 +40,7 @@ WORDS = 4  # maps of words at most, beside the sentence's
 
 def ask(
     encoder: Encoder,
-    images: object = None,
+    images: Any = None,
     *,
     gallery: Source,
     words: str = "",

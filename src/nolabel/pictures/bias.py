@@ -35,7 +35,7 @@ EMPTY = 40  # sets of words without meaning
 
 def bias(
     encoder: Encoder,
-    images: object = None,
+    images: Any = None,
     *,
     gallery: Source,
     words: tuple[str, ...] = (),

@@ -10,6 +10,8 @@ Differs from the original: the colours are those of the data, not ImageNet's.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,7 +41,7 @@ _BATCH = 256
 
 def dream(
     encoder: Encoder,
-    images: object = None,
+    images: Any = None,
     *,
     gallery: Source,
     layer: int = -1,

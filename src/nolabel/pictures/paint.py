@@ -8,6 +8,8 @@ the cut-outs the same search finds noise that only this network takes for the wo
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,7 +40,7 @@ COLOURS = 1_000  # images whose colours are taken
 
 def paint(
     encoder: Encoder,
-    images: object = None,
+    images: Any = None,
     *,
     gallery: Source,
     words: tuple[str, ...] = (),

@@ -29,7 +29,7 @@ KINDS = ("tsne", "umap")
 
 def tsne(
     encoder: Encoder,
-    images: object = None,
+    images: Any = None,
     *,
     gallery: Source,
     by: str = "tsne",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,6 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import UsageError
 from nolabel.nn.knn import nearest
-from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import TOP, accuracy_rows, labelled_features
 from nolabel.types import Report
 
@@ -42,12 +42,14 @@ class Options:
     batch_size: int = 256  # images embedded at once
 
     def __post_init__(self) -> None:
-        as_tuples(self, "k")
-        if not self.k or not all(isinstance(k, int) and k >= 1 for k in self.k):
+        ks = (self.k,) if isinstance(self.k, int) else tuple(self.k)
+        object.__setattr__(self, "k", ks)
+        if not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
             raise UsageError(f"k must be whole numbers of at least 1, got {self.k!r}.")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise UsageError(f"temperature must be above 0, got {self.temperature!r}.")
-        at_least(self, batch_size=1)
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
 
 
 @torch.no_grad()
@@ -99,7 +101,7 @@ def run_knn(
     test: Source,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: object,
+    **options: Any,
 ) -> Report:
     """Judges an encoder by k-NN on embeddings of centre views, on its own device.
 
@@ -113,7 +115,7 @@ def run_knn(
     Raises:
         DataError: See `labelled_features`.
     """
-    o = build(Options, options)
+    o = Options(**options)
     found, judged, names, notes = labelled_features(encoder, train, test, features, o.batch_size)
     assert found.labels is not None and judged.labels is not None  # noqa: S101
     device = encoder.device

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,13 +33,9 @@ from nolabel.data.sources.items import Items
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import DataError, UsageError
-from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._ranking import average_precision, places, precision_at, row
 from nolabel.protocols.data.revisited import Revisited, find_truth, open_revisited
 from nolabel.types import Report
-
-if TYPE_CHECKING:
-    from nolabel.data.open import SourceSpec
 
 _CHUNK_FLOATS = 2**24  # similarities held at once
 
@@ -56,8 +52,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, kind in (("scales", float), ("k", int)):
-            as_tuples(self, name)
-            value = vars(self)[name]
+            value = getattr(self, name)
+            value = (value,) if isinstance(value, int | float) else tuple(value)
             object.__setattr__(self, name, tuple(kind(v) for v in value))
             if not value or not all(v > 0 and math.isfinite(v) for v in value):
                 raise UsageError(f"{name} must be numbers above 0, got {value!r}.")
@@ -65,10 +61,11 @@ class Options:
             raise UsageError(f"longest must be at least 16 pixels, got {self.longest}.")
         if self.longest is None and self.scales != (1.0,):
             raise UsageError("Several scales need --longest, the side of the largest one.")
-        at_least(self, batch_size=1)
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
 
 
-def open_test(test: SourceSpec | Revisited, encoder: Encoder) -> Source | Revisited:
+def open_test(test: Any, encoder: Encoder) -> Any:
     """A folder of the landmarks' layout, or any source with groups or labels."""
     if isinstance(test, Revisited):
         return test
@@ -82,10 +79,10 @@ def open_test(test: SourceSpec | Revisited, encoder: Encoder) -> Source | Revisi
 def run_retrieval(
     encoder: Encoder,
     train: Source | None,
-    test: Source | Revisited,
+    test: Any,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: object,
+    **options: Any,
 ) -> Report:
     """Judges an encoder by what its embedding finds.
 
@@ -100,7 +97,7 @@ def run_retrieval(
         DataError: No groups, or none with two images; or an image cannot be read.
         UsageError: The encoder cannot take images of other sizes, which `longest` makes.
     """
-    o = build(Options, options)
+    o = Options(**options)
     if o.longest is not None or isinstance(test, Revisited):
         require(encoder.backbone, ["any_size"], "Retrieval with whole images")
     if isinstance(test, Revisited):

@@ -35,7 +35,6 @@ from nolabel.encoders.features import Features, extract
 from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import DataError, UsageError
 from nolabel.nn.knn import nearest
-from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import TOP, interval, wilson
 from nolabel.protocols.prompts import names_of, templates_of
 from nolabel.types import Report
@@ -51,8 +50,8 @@ class Options:
     batch_size: int = 256  # images or texts embedded at once
 
     def __post_init__(self) -> None:
-        as_tuples(self, "templates")
-        given = templates_of(self.templates)
+        given = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
+        given = templates_of(given)
         object.__setattr__(self, "templates", given)
         wrong = [t for t in given if t.count("{}") != 1]
         if wrong or not given:
@@ -60,7 +59,8 @@ class Options:
                 f"A template is a text with one {{}} for the name of the class, got "
                 f"{wrong[0] if wrong else 'none'!r}.  For example: --templates 'a photo of a {{}}'."
             )
-        at_least(self, batch_size=1)
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
 
 
 def class_vectors(
@@ -94,7 +94,7 @@ def run_zeroshot(
     test: Source,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: object,
+    **options: Any,
 ) -> Report:
     """Judges an encoder with the text tower of its run.
 
@@ -109,7 +109,7 @@ def run_zeroshot(
         UsageError: The encoder has no text tower.
         DataError: The test set has neither labels nor texts, or an image without its text.
     """
-    o = build(Options, options)
+    o = Options(**options)
     text = text_of(encoder)
     captioned = has_texts(test)
     if test.labels is None and not captioned:

@@ -1,7 +1,7 @@
-"""Any source -> tar shards: shrunk if wanted, checked, and quick to read.
+"""Any source -> tar shards: optionally shrunk, checked, and quick to read.
 
 A shard is written whole or not at all (temporary file, fsync, rename), and `pack.json` is brought
-up to date after each one.  Packing that was stopped goes on behind the last whole shard.
+up to date after each one. Packing that was stopped goes on behind the last whole shard.
 
 A member is called `FOLDER/NUMBER_NAME.SUFFIX`, with the image's number in the source; the label
 and the text of sample stand beside it as `.cls` and `.txt`.
@@ -32,9 +32,13 @@ from nolabel.data.sources.shards import Shards
 from nolabel.errors import BadImage, DataError, UsageError, printable
 
 _FORMAT = 1
-_KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # formats that are taken over as they are
-_TRIAL = 200  # images read before and after, to measure the gain
-_NOT_PLAIN = re.compile(r"[^A-Za-z0-9_/+-]+")
+_COPIED_FORMATS = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+}  # formats that are taken over as they are
+_TIMED_IMAGES = 200  # images read before and after, to measure the gain
+_UNSAFE = re.compile(r"[^A-Za-z0-9_/+-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +67,10 @@ def pack(
     """Packs a source into `out`/000000.tar, 000001.tar, ...
 
     Args:
-        source: What to pack.  Images that cannot be read are left out and listed in
+        source: what to pack. Images that cannot be read are left out and listed in
             skipped.jsonl.
         out: A new or empty folder, or one in which the same packing was stopped.
-        packing: How.
+        packing: how.
 
     Returns:
         {"images", "skipped", "shards", "bytes_before", "bytes_after", "images_per_second_before",
@@ -74,8 +78,8 @@ def pack(
         "before" values are None for what has no files.
 
     Raises:
-        UsageError: The folder holds something else.
-        DataError: No image could be read; or a shard that was packed before has changed.
+        UsageError: the folder holds something else.
+        DataError: no image could be read; or a shard that was packed before has changed.
     """
     packing = packing or Packing()
     folder = Path(out)
@@ -88,7 +92,7 @@ def pack(
         "quality": packing.quality,
         "shard_images": packing.shard_images,
     }
-    state = _begun(folder, plan)
+    state = _load_state(folder, plan)
     shards = -(-len(source) // packing.shard_images)
     done = len(state["shards"])
     workers = os.cpu_count() or 1
@@ -101,7 +105,9 @@ def pack(
         for shard in range(done, shards):
             first = shard * packing.shard_images
             span = range(first, min(first + packing.shard_images, len(source)))
-            entry, skipped = _write(source, folder, shard, span, packing, pool, workers, advance)
+            entry, skipped = _write_shard(
+                source, folder, shard, span, packing, pool, workers, advance
+            )
             state["shards"].append(entry)
             state["skipped"] += skipped
             _save(folder, state)
@@ -136,38 +142,38 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
     return bad
 
 
-def _begun(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def _load_state(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """What was packed already; a fresh start in a new folder."""
     record = folder / "pack.json"
     if record.is_file():
         try:
             state = json.loads(record.read_text(encoding="utf-8"))
         except ValueError:
-            raise DataError(f"{record} is damaged.  Pack into another folder.") from None
+            raise DataError(f"{record} is damaged. Pack into another folder.") from None
         if state.get("plan") != plan:
             old = state.get("plan") or {}
             other = [k for k in plan if old.get(k) != plan[k]]
             raise UsageError(
-                f"{folder} holds another packing (different: {', '.join(other)}).  Use another "
+                f"{folder} holds another packing (different: {', '.join(other)}). Use another "
                 "--out, or the same data and settings to go on."
             )
         for shard in state["shards"]:
             path = folder / shard["file"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise DataError(
-                    f"{path} is missing or has changed since it was packed.  Pack into another "
+                    f"{path} is missing or has changed since it was packed. Pack into another "
                     "folder."
                 )
         return state
     if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty and holds no packing.  Use another --out.")
+        raise UsageError(f"{folder} is not empty and holds no packing. Use another --out.")
     folder.mkdir(parents=True, exist_ok=True)
     state = {"plan": plan, "shards": [], "skipped": []}
     _save(folder, state)
     return state
 
 
-def _write(
+def _write_shard(
     source: Source,
     folder: Path,
     shard: int,
@@ -189,14 +195,16 @@ def _write(
                 for start in range(span.start, span.stop, 8 * workers):
                     some = range(start, min(start + 8 * workers, span.stop))
                     for i, made in zip(
-                        some, pool.map(lambda i: _image(source, i, packing), some), strict=True
+                        some,
+                        pool.map(lambda i: _encode_member(source, i, packing), some),
+                        strict=True,
                     ):
                         if isinstance(made, BadImage):
                             skipped.append((printable(made.path), made.reason))
                             continue
                         images += 1
                         before += made.before
-                        _add(tar, source, i, made)
+                        _add_sample(tar, source, i, made)
                     advance(len(some))
             file.flush()
             os.fsync(file.fileno())
@@ -215,35 +223,35 @@ def _write(
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Member:
     data: bytes
     suffix: str
     before: int  # bytes of the file it came from; 0 for what had none
     text: str | None
 
 
-def _image(source: Source, i: int, packing: Packing) -> _Made | BadImage:
+def _encode_member(source: Source, i: int, packing: Packing) -> _Member | BadImage:
     """The file of image i for the shard: as it is when it is small enough, else shrunk."""
     try:
         if not source.has_files:
             sample = source.read(i)
-            return _Made(*_encoded(sample.image, packing, lossless=True), 0, sample.text)
+            return _Member(*_encode(sample.image, packing, lossless=True), 0, sample.text)
         data = source.read_bytes(i)
         pixels = read_image(data)  # whole, so that what is packed is known to be readable
         text = source.read_text(i)
         with Image.open(io.BytesIO(data)) as image:
-            suffix = _KEPT.get(image.format or "")
+            suffix = _COPIED_FORMATS.get(image.format or "")
         small = packing.max_side is None or max(pixels.shape[:2]) <= packing.max_side
         if small and suffix:
-            return _Made(data, suffix, len(data), text)
-        return _Made(*_encoded(pixels, packing, lossless=small), len(data), text)
+            return _Member(data, suffix, len(data), text)
+        return _Member(*_encode(pixels, packing, lossless=small), len(data), text)
     except BadImage as error:
         return BadImage(source.path(i), error.reason)
     except OSError as error:
         return BadImage(source.path(i), f"cannot be read ({error.strerror or error})")
 
 
-def _encoded(pixels: np.ndarray, packing: Packing, *, lossless: bool) -> tuple[bytes, str]:
+def _encode(pixels: np.ndarray, packing: Packing, *, lossless: bool) -> tuple[bytes, str]:
     image = Image.fromarray(pixels)
     longest = max(image.size)
     if packing.max_side is not None and longest > packing.max_side:
@@ -258,8 +266,8 @@ def _encoded(pixels: np.ndarray, packing: Packing, *, lossless: bool) -> tuple[b
     return file.getvalue(), "jpg"
 
 
-def _add(tar: tarfile.TarFile, source: Source, i: int, made: _Made) -> None:
-    base = _member(source, i)
+def _add_sample(tar: tarfile.TarFile, source: Source, i: int, made: _Member) -> None:
+    base = _member_name(source, i)
     files = [(f"{base}.{made.suffix}", made.data)]
     if source.labels is not None:
         files.append((f"{base}.cls", source.classes[int(source.labels[i])].encode()))
@@ -271,7 +279,7 @@ def _add(tar: tarfile.TarFile, source: Source, i: int, made: _Made) -> None:
         tar.addfile(info, io.BytesIO(data))
 
 
-def _member(source: Source, i: int) -> str:
+def _member_name(source: Source, i: int) -> str:
     """FOLDER/NUMBER_NAME without a suffix; only plain letters, never upwards."""
     path = source.path(i).replace("\\", "/").rpartition("::")[2]
     if source.root and path.startswith(source.root + "/"):
@@ -279,8 +287,8 @@ def _member(source: Source, i: int) -> str:
     elif path.startswith("/"):
         path = os.path.basename(path)
     folder, _, name = path.rpartition("/")
-    stem = _NOT_PLAIN.sub("_", os.path.splitext(name)[0])
-    parts = [_NOT_PLAIN.sub("_", part) for part in folder.split("/") if part not in ("", ".", "..")]
+    stem = _UNSAFE.sub("_", os.path.splitext(name)[0])
+    parts = [_UNSAFE.sub("_", part) for part in folder.split("/") if part not in ("", ".", "..")]
     return "/".join([*parts, f"{i:09}_{stem}"])
 
 
@@ -307,7 +315,7 @@ def _save(folder: Path, state: dict[str, Any]) -> None:
 
 def _rate(source: Source) -> float:
     """Images read and decoded a second, here and now, on one core."""
-    count = min(_TRIAL, len(source))
+    count = min(_TIMED_IMAGES, len(source))
     picked = np.linspace(0, len(source) - 1, count).astype(int)
     began, good = time.perf_counter(), 0
     for i in picked.tolist():

@@ -1,4 +1,4 @@
-"""What a set of images holds: sizes, colours, bad files, duplicates.  Reads every image once."""
+"""What a set of images holds: sizes, colours, bad files, duplicates. Reads every image once."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from nolabel.errors import BadImage, printable
 
 THUMB = 64  # side of the thumbnails on the contact sheet, pixels
 _SMALL = 16  # side of the thumbnails that duplicates are compared by
-_BITS = 3  # differing bits of 64 at which two images are candidates
-_LEVELS = 3.0  # mean difference of the small thumbnails, of 255, at which they are the same
-_MOST_PAIRS = 64  # neighbours compared in a crowd of equal hashes
+_MAX_BITS = 3  # differing bits of 64 at which two images are candidates
+_MAX_DIFFERENCE = 3.0  # mean difference of the small thumbnails, of 255, at which they are the same
+_MAX_NEIGHBOURS = 64  # neighbours compared in a crowd of equal hashes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What `survey` found.  All of it describes the images that were looked at."""
+    """What `survey` found. All of it describes the images that were read."""
 
     name: str
     images: int  # in the source
-    seen: int  # looked at
+    seen: int  # images that were read
     sizes: np.ndarray  # int32 [good, 2]: height and width of each in pixels
     modes: dict[str, int]  # grey or colour -> images
     mean: tuple[float, ...]  # of each channel over all pixels, of 1
@@ -53,27 +53,27 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
     """Reads the images of a source and says what they are like.
 
     Args:
-        source: Any source.
-        limit: Looks at that many images, spread over the source by chance; None is all.
-        thumbs: Images on the contact sheet.
+        source: any source.
+        limit: reads that many images, drawn at random from the source; None reads all.
+        thumbs: images on the contact sheet.
     """
     n = len(source)
-    looked = np.arange(n)
+    chosen = np.arange(n)
     if limit is not None and limit < n:
-        looked = np.sort(index_at(0, 0, np.arange(limit), n))
+        chosen = np.sort(index_at(0, 0, np.arange(limit), n))
     bad: list[tuple[str, str]] = []
     sizes, kept, small, hashes, tiles = [], [], [], [], []
     modes: Counter[str] = Counter()
     exact: defaultdict[bytes, list[int]] = defaultdict(list)
     total, squares, pixels = np.zeros(source.channels), np.zeros(source.channels), 0
-    every = max(len(looked) // max(thumbs, 1), 1)
-    with progress_bar(f"looking at {source.name}", len(looked)) as advance:
-        for place, found in enumerate(_looks(source, looked)):
+    every = max(len(chosen) // max(thumbs, 1), 1)
+    with progress_bar(f"reading {source.name}", len(chosen)) as advance:
+        for row, found in enumerate(_measure_all(source, chosen)):
             advance(1)
             if isinstance(found, BadImage):
                 bad.append((printable(found.path), found.reason))
                 continue
-            i = int(looked[place])
+            i = int(chosen[row])
             kept.append(i)
             sizes.append(found.size)
             modes["grey" if found.grey else "colour"] += 1
@@ -82,12 +82,12 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
             hashes.append(found.hash)
             area = found.size[0] * found.size[1]
             total, squares, pixels = total + found.total, squares + found.squares, pixels + area
-            if place % every == 0 and len(tiles) < thumbs:
+            if row % every == 0 and len(tiles) < thumbs:
                 tiles.append(found.thumb)
     mean = total / max(pixels, 1) / 255
     variance = np.maximum(squares / max(pixels, 1) / 255**2 - mean**2, 0)
     same = [members for members in exact.values() if len(members) > 1]
-    near = _near(np.array(hashes, np.uint64), np.array(small), np.array(kept), same)
+    near = _near_duplicates(np.array(hashes, np.uint64), np.array(small), np.array(kept), same)
     counted: dict[str, int] = {}
     if source.labels is not None:
         counts = np.bincount(source.labels, minlength=len(source.classes))
@@ -99,7 +99,7 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
     return Survey(
         name=source.name,
         images=n,
-        seen=len(looked),
+        seen=len(chosen),
         sizes=np.array(sizes, np.int32).reshape(-1, 2),
         modes=dict(modes),
         mean=tuple(float(v) for v in mean),
@@ -113,7 +113,7 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
 
 
 @dataclass(frozen=True)
-class _Look:
+class _ImageStatistics:
     size: tuple[int, int]
     grey: bool
     digest: bytes
@@ -124,16 +124,16 @@ class _Look:
     squares: np.ndarray  # float64 [C]
 
 
-def _looks(source: Source, looked: np.ndarray) -> Iterator[_Look | BadImage]:
+def _measure_all(source: Source, chosen: np.ndarray) -> Iterator[_ImageStatistics | BadImage]:
     """In order, decoded in threads, a few ahead."""
     workers = os.cpu_count() or 1
     with decoding_in_threads(), ThreadPoolExecutor(workers, "nolabel-scan") as pool:
-        for start in range(0, len(looked), 16 * workers):
-            some = looked[start : start + 16 * workers].tolist()
-            yield from pool.map(lambda i: _look(source, i), some)
+        for start in range(0, len(chosen), 16 * workers):
+            some = chosen[start : start + 16 * workers].tolist()
+            yield from pool.map(lambda i: _measure(source, i), some)
 
 
-def _look(source: Source, i: int) -> _Look | BadImage:
+def _measure(source: Source, i: int) -> _ImageStatistics | BadImage:
     try:
         pixels = source.read(i).image
     except BadImage as error:
@@ -146,36 +146,36 @@ def _look(source: Source, i: int) -> _Look | BadImage:
     grey = image.convert("L")
     steps = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
     bits = (steps[:, 1:] > steps[:, :-1]).reshape(-1)
-    return _Look(
+    return _ImageStatistics(
         size=pixels.shape[:2],
         grey=bool((counts == counts[0]).all() and (flat[:, :1] == flat).all()),
         digest=hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest(),
         hash=int(np.packbits(bits).view(">u8")[0]),
         small=np.asarray(grey.resize((_SMALL, _SMALL), Image.Resampling.BOX)),
-        thumb=np.asarray(_square(image)),
+        thumb=np.asarray(_thumbnail(image)),
         total=counts @ values,
         squares=counts @ values**2,
     )
 
 
-def _square(image: Image.Image) -> Image.Image:
+def _thumbnail(image: Image.Image) -> Image.Image:
     """The whole image on a white square."""
     scale = THUMB / max(image.size)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
-    way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
+    resampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
     page = Image.new("RGB", (THUMB, THUMB), "white")
-    page.paste(image.resize(size, way), ((THUMB - size[0]) // 2, (THUMB - size[1]) // 2))
+    page.paste(image.resize(size, resampling), ((THUMB - size[0]) // 2, (THUMB - size[1]) // 2))
     return page
 
 
-def _near(
+def _near_duplicates(
     hashes: np.ndarray, small: np.ndarray, numbers: np.ndarray, same: list[list[int]]
 ) -> list[list[int]]:
     """Groups of images that look the same but are not equal.
 
-    The hash (dHash) says in 64 places whether an image becomes brighter to the right.  Two hashes
+    The hash (dHash) says in 64 places whether an image becomes brighter to the right. Two hashes
     that differ in three bits at most agree in one of their four quarters, so that sorting by each
-    quarter brings all candidates together.  Thumbnails then decide.
+    quarter brings all candidates together. Thumbnails then decide.
     """
     if len(hashes) < 2:
         return []
@@ -190,17 +190,19 @@ def _near(
     for quarter in range(4):
         part = (hashes >> np.uint64(16 * quarter)) & np.uint64(0xFFFF)
         order = np.lexsort((hashes, part))
-        for gap in range(1, _MOST_PAIRS + 1):
+        for gap in range(1, _MAX_NEIGHBOURS + 1):
             a, b = order[:-gap], order[gap:]
             together = part[a] == part[b]
             if not together.any():
                 break
             a, b = a[together], b[together]
-            close = np.bitwise_count(hashes[a] ^ hashes[b]) <= _BITS
+            close = np.bitwise_count(hashes[a] ^ hashes[b]) <= _MAX_BITS
             a, b = a[close], b[close]
             apart = np.abs(small[a].astype(np.int16) - small[b]).mean((1, 2))
             for i, j in zip(
-                a[apart <= _LEVELS].tolist(), b[apart <= _LEVELS].tolist(), strict=True
+                a[apart <= _MAX_DIFFERENCE].tolist(),
+                b[apart <= _MAX_DIFFERENCE].tolist(),
+                strict=True,
             ):
                 parent[root(j)] = root(i)
     # One of each set of equal images stands for it here; a group of one is none.

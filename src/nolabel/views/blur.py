@@ -29,10 +29,10 @@ def blur_matrices(
     """Toeplitz matrices of the blur along one axis, float32 [n, size, size].
 
     Args:
-        sigma: Standard deviations in pixels [n].
-        size: Length of the axis.
-        radius: Half width of the kernel, below `size`.
-        device: Where the matrices lie.
+        sigma: standard deviations in pixels [n].
+        size: length of the axis.
+        radius: half width of the kernel, below `size`.
+        device: where the matrices lie.
     """
     return _matrices(torch.from_numpy(gaussian(sigma, radius)).to(device), size)
 
@@ -46,9 +46,9 @@ def blur(planes: Tensor, sigmas: dict[int, float], taps: Tensor) -> None:
     """Blurs some of float32 [n, C, s, s], in place, on the CPU.
 
     Args:
-        planes: The pictures.
-        sigmas: Place of a picture -> its standard deviation.
-        taps: Of every picture, as `gaussian` gives them, [n, radius + 1].
+        planes: the pictures.
+        sigmas: place of a picture -> its standard deviation.
+        taps: of every picture, as `gaussian` gives them, [n, radius + 1].
     """
     _, c, s, _ = planes.shape
     radius = taps.shape[1] - 1

@@ -43,9 +43,9 @@ class Colour:
         """Clamps normalised [n, C, pixels] to black..white and solarises, into `out`.
 
         Args:
-            values: What the maps gave; may be `out` itself.
+            values: what the maps gave; may be `out` itself.
             solarise: bool [n].
-            out: Of the same shape.
+            out: of the same shape.
         """
         for c, (low, high) in enumerate(self._bounds):
             torch.clamp(values[:, c], low, high, out=out[:, c])
@@ -64,7 +64,7 @@ def colour_matrices(p: Params, channels: int = 3) -> npt.NDArray[np.float64]:
     linear in the means of the view's channels; so all is known before a pixel is read.
 
     Args:
-        p: Parameters of B samples.
+        p: parameters of B samples.
         channels: C; with other than three, grey is the mean of all, and there is no hue.
 
     Returns:

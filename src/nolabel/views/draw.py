@@ -18,7 +18,7 @@ from nolabel.views.plan import View, ViewPlan
 
 _TRIES = 10  # of torchvision's RandomResizedCrop before its fallback
 
-# Which uniform number serves which decision.  A decision keeps its slot for ever: adding one must
+# Which uniform number serves which decision. A decision keeps its slot for ever: adding one must
 # append, or every recorded run would see other views.
 _TOP, _LEFT = 2 * _TRIES, 2 * _TRIES + 1
 _FLIP, _JITTER = 22, 23
@@ -33,7 +33,7 @@ class Params:
     """What was drawn for one copy of one view: arrays over the batch, first axis B.
 
     The box is cut from the image and resized to `rows` x `columns`; of that, the window of
-    size x size from (`window_top`, `window_left`) is the view.  For random crops the window is
+    size x size from (`window_top`, `window_left`) is the view. For random crops the window is
     everything; for evaluation the box is everything.
     """
 
@@ -71,12 +71,12 @@ def draw(
     """Draws the parameters of every view of a batch.
 
     Args:
-        plan: The views.
-        heights: Heights of the images, integers [B], pixels.
-        widths: Widths of the images, integers [B], pixels.
-        keys: Keys of the samples, integers [B].
-        seed: Seed of the run.
-        epoch: Epoch.
+        plan: the views.
+        heights: heights of the images, integers [B], pixels.
+        widths: widths of the images, integers [B], pixels.
+        keys: keys of the samples, integers [B].
+        seed: seed of the run.
+        epoch: epoch.
 
     Returns:
         (name of the view, copy) -> `Params` with arrays over the batch.
@@ -94,7 +94,7 @@ def draw(
 
 def _draw_one(view: View, copy: int, h: np.ndarray, w: np.ndarray, u: np.ndarray) -> Params:
     if view.scale is None:
-        box, window = _whole(h, w), _centre_window(h, w, view)
+        box, window = _full_box(h, w), _centre_window(h, w, view)
     else:
         box = _random_box(h, w, view.scale, view.ratio, u)
         full, zero = np.full_like(h, view.size), np.zeros_like(h)
@@ -142,7 +142,7 @@ def _random_box(
     height = np.take_along_axis(height, first, axis=1)[:, 0]
     top = (u[:, _TOP] * (h - height + 1)).astype(np.int64)
     left = (u[:, _LEFT] * (w - width + 1)).astype(np.int64)
-    # Fallback: the largest centred box within the range of aspects.  At least a pixel, so that
+    # Fallback: the largest centred box within the range of aspects. At least a pixel, so that
     # a very thin image is not cut to nothing (torchvision would fail there).
     in_ratio = w / h
     wide, thin = in_ratio > ratio[1], in_ratio < ratio[0]
@@ -157,7 +157,7 @@ def _random_box(
     )
 
 
-def _whole(h: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
+def _full_box(h: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
     return np.zeros_like(h), np.zeros_like(w), h, w
 
 
@@ -172,6 +172,6 @@ def _centre_window(h: np.ndarray, w: np.ndarray, view: View) -> tuple[np.ndarray
 
 
 def _stream(name: str, copy: int) -> int:
-    """A number for a copy of a view.  By name, so that a view added to a plan moves no other."""
+    """A number for a copy of a view. By name, so that a view added to a plan moves no other."""
     digest = hashlib.blake2b(name.encode(), digest_size=6).digest()
     return int.from_bytes(digest, "little") << 16 | copy

@@ -5,12 +5,12 @@ Crop, antialiased resize, flip and Gaussian blur are all linear and separable, s
     out = My @ image @ Mx^T,    M = blur @ resize  (of the crop; rows of Mx reversed to flip)
 
 with small matrices My [size, H] and Mx [size, W] per sample, built for the whole batch at once and
-applied by two batched products; blur costs nothing extra.  Brightness, contrast, saturation, hue,
+applied by two batched products; blur costs nothing extra. Brightness, contrast, saturation, hue,
 grey and the normalisation are affine in the colour of a pixel, so they are composed into one 3x4
 matrix per sample, applied by a third product straight into the result.
 
 Large images on the CPU go one by one instead: a matrix over a photograph's side costs more than
-torch's uint8 resize of the crop, which skips what is outside.  See `MATRIX_COST`.
+torch's uint8 resize of the crop, which skips what is outside. See `MATRIX_COST`.
 
 Same parameters as `ReferenceViews` (`draw`), same operations, except (levels are of 255; measured
 by `benchmarks/views.py --deviations` on photographs, 32 px by matrices and 224 px by crops):
@@ -18,13 +18,13 @@ by `benchmarks/views.py --deviations` on photographs, 32 px by matrices and 224 
 * No rounding to 8 bits between operations or at the end: mean 0.27 levels by matrices.
   torchvision truncates after brightness, contrast, saturation and grey: 0.4 to 0.5 darker each.
 * No clamping to 0..255 but at the end, nor between the axes of a bicubic resize by matrices:
-  99 % of values within 0.8 levels, largest 11 (crops: 0).  Of a whole jitter without hue: mean
+  99 % of values within 0.8 levels, largest 11 (crops: 0). Of a whole jitter without hue: mean
   1.4 to 1.5 levels, of which 1.3 to 1.4 is the truncation above; 99 % within 10.
 * Hue turns about the grey axis of RGB (keeping r + g + b) and not in HSV (keeping the largest and
   smallest of r, g, b): for shifts up to 0.1, mean 5 levels, little of it drift (0.3 to 0.6), and
-  2 to 3 % less spread.  The same turn in YIQ, as often used, is further from HSV.
+  2 to 3 % less spread. The same turn in YIQ, as often used, is further from HSV.
 * Crops leave out a blur below 0.22 pixels, where a neighbour weighs less than 1 in 30,000, and
-  taps beyond 4.5 sigma.  Blur as a whole: mean 0.2 to 0.3, which is the rounding above.
+  taps beyond 4.5 sigma. Blur as a whole: mean 0.2 to 0.3, which is the rounding above.
 * Solarising's threshold is half a level lower, which is what 128 means before rounding.
 
 The same batch gives the same bits again, and what is drawn for a sample never depends on its batch.
@@ -50,7 +50,7 @@ from nolabel.views.images import Images, image_list, key_array
 from nolabel.views.plan import View, ViewPlan
 
 # On the CPU a view is made by matrices up to this many multiplications per pixel and channel of
-# the output (H * W / size + W of them); beyond, by cropping first.  The second term is what the
+# the output (H * W / size + W of them); beyond, by cropping first. The second term is what the
 # fixed cost of a crop is worth: measured at sizes 16..224 and sides 32..320, one core.
 MATRIX_COST, MATRIX_COST_ONCE = 200, 1_000_000
 # Floats that a chunk of the batch may occupy: a few megabytes, measured best between the cost of
@@ -88,9 +88,9 @@ class FastViews(Executor):
         Args:
             images: uint8 [B, H, W, C], or B of uint8 or uint16 [H_i, W_i, C]; RGB, or what the
                 plan's channels are.
-            keys: Index of each image in its source, integers [B]; with seed and epoch, it alone
+            keys: index of each image in its source, integers [B]; with seed and epoch, it alone
                 decides what is drawn.
-            epoch: Epoch.
+            epoch: epoch.
 
         Returns:
             Name of the view -> float32 [V, B, C, size, size], normalised, on the device.
@@ -133,7 +133,7 @@ class FastViews(Executor):
     def _by_matrices_is_cheaper(
         self, heights: np.ndarray, widths: np.ndarray, size: int
     ) -> npt.NDArray[np.bool_]:
-        """Which images go by matrices.  By an image's own size: never by what else is there."""
+        """Which images go by matrices. By an image's own size: never by what else is there."""
         if self.device.type != "cpu":  # thousands of small calls cost a device far more
             return np.ones(len(heights), dtype=bool)
         cost = heights * widths / size + widths
@@ -190,7 +190,7 @@ class FastViews(Executor):
 
         Args:
             pixels: float32 [b, W, C, H].
-            view: The view.
+            view: the view.
             params: V of `Params` over the b samples.
 
         Returns:
@@ -258,7 +258,7 @@ class _Crops:
         for box, to in zip(self._boxes[i], self._places, strict=True):
             self._cut(array, box, to)
         means = pixels.view(-1, s, s * c).mean(1).view(-1, s, c).mean(1)  # fast: by lines
-        # The product also moves the channels first.  Colour is affine, so blur may follow it.
+        # The product also moves the channels first. Colour is affine, so blur may follow it.
         planes = torch.bmm(self._maps[0][i], pixels.view(-1, s * s, c).transpose(1, 2))
         if self._sigmas[i]:
             blur(planes.view(-1, c, s, s), self._sigmas[i], self._taps[i])
@@ -283,8 +283,8 @@ def resize_matrices(box: Tensor, full: int, view: View, flip: Tensor | None = No
     Args:
         box: float32 [4, n]: start and length of the crop in the source, length of the resized
             crop, and start of the view in that; pixels.
-        full: Length of the source, padding included.
-        view: Gives size and interpolation.
+        full: length of the source, padding included.
+        view: gives size and interpolation.
         flip: bool [n]: reverse the output?
 
     Returns:

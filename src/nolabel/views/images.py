@@ -19,7 +19,7 @@ def image_list(images: Images, channels: int = 3) -> list[Tensor]:
     float32 where they were 16 bits deep.
 
     Raises:
-        UsageError: An image has another type or shape.
+        UsageError: an image has another type or shape.
     """
     if isinstance(images, np.ndarray) and images.dtype == np.uint8:
         images = torch.from_numpy(sharable(images))  # shared as one
@@ -44,7 +44,7 @@ def key_array(keys: npt.ArrayLike | Tensor, count: int) -> npt.NDArray[np.int64]
     """The keys as int64 [B].
 
     Raises:
-        UsageError: There is not one key per image.
+        UsageError: there is not one key per image.
     """
     array = np.asarray(keys.cpu() if isinstance(keys, Tensor) else keys).astype(np.int64)
     if array.shape != (count,):

@@ -1,7 +1,7 @@
-"""What the views of an image are, as data.  The executors beside this file carry it out.
+"""What the views of an image are, as data. The executors beside this file carry it out.
 
 A `ViewPlan` lists the kinds of views a method wants (`View`), each with a number of copies; it
-knows nothing of tensors, so it can be printed, compared, saved and built without torch.
+holds no tensors, so it can be printed, compared, saved and built without torch.
 The order of operations is fixed, as in the papers: crop and resize, flip, colour jitter, grey,
 blur, solarise, normalise.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from nolabel.errors import UsageError, unknown
 
@@ -26,24 +26,24 @@ class View:
     """One kind of view and how many copies of it are drawn from every image.
 
     Attributes:
-        name: Key in `Batch.views`, such as "global", "local" or "image".
-        count: Copies, V.
-        size: Side of the square output in pixels.
-        scale: Smallest and largest area of the random crop, as fractions of the image.  None
+        name: key in `Batch.views`, such as "global", "local" or "image".
+        count: copies, V.
+        size: side of the square output in pixels.
+        scale: smallest and largest area of the random crop, as fractions of the image. None
             resizes the shorter side and cuts the centre instead (evaluation).
-        ratio: Smallest and largest width / height of the random crop; not used without `scale`.
+        ratio: smallest and largest width / height of the random crop; not used without `scale`.
         interpolation: "bicubic" or "bilinear"; both antialiased.
-        flip: Probability of a left-right flip.
-        jitter: Strength of brightness, contrast, saturation and hue.  The first three factors
+        flip: probability of a left-right flip.
+        jitter: strength of brightness, contrast, saturation and hue. The first three factors
             are uniform in [max(0, 1 - strength), 1 + strength], the shift of hue in
-            [-strength, strength] turns of the colour circle.  Their order is random.
-        jitter_p: Probability of the jitter.
-        grey: Probability of removing colour.
-        blur: Probability of a Gaussian blur, one value per copy, or one for all copies.
-        blur_sigma: Smallest and largest standard deviation of the blur, in pixels of the output.
-        solarise: Probability of inverting the bright pixels (from 128 of 255), one value per
+            [-strength, strength] turns of the colour circle. Their order is random.
+        jitter_p: probability of the jitter.
+        grey: probability of removing colour.
+        blur: probability of a Gaussian blur, one value per copy, or one for all copies.
+        blur_sigma: smallest and largest standard deviation of the blur, in pixels of the output.
+        solarise: probability of inverting the bright pixels (from 128 of 255), one value per
             copy, or one for all copies.
-        resize: Without `scale`: length of the shorter side before the centre is cut; None means
+        resize: without `scale`: length of the shorter side before the centre is cut; None means
             the same as `size`.
     """
 
@@ -70,55 +70,59 @@ class View:
         self._check_shape()
         self._check_colour()
 
-    def _wrong(self, field: str, allowed: str) -> UsageError:
+    def _invalid(self, field: str, allowed: str) -> UsageError:
         return UsageError(
             f"View {self.name!r}: {field} is {getattr(self, field)!r}, but must be {allowed}."
         )
 
     def _check_shape(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise self._wrong("name", "a non-empty string")
+            raise self._invalid("name", "a non-empty string")
         for field in ("count", "size"):
             value = getattr(self, field)
             if not isinstance(value, int) or value < 1:
-                raise self._wrong(field, "a whole number of at least 1")
+                raise self._invalid(field, "a whole number of at least 1")
         if self.scale is not None and not (
             len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1
         ):
-            raise self._wrong(
+            raise self._invalid(
                 "scale", "None or (smallest, largest) with 0 < smallest <= largest <= 1"
             )
         if not (len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1] < math.inf):
-            raise self._wrong("ratio", "(smallest, largest) with 0 < smallest <= largest")
+            raise self._invalid("ratio", "(smallest, largest) with 0 < smallest <= largest")
         if self.interpolation not in INTERPOLATIONS:
             raise unknown("interpolation", str(self.interpolation), INTERPOLATIONS)
         if self.resize is not None:
             if self.scale is not None:
-                raise self._wrong("resize", "None when `scale` is given; set scale=None to use it")
+                raise self._invalid(
+                    "resize", "None when `scale` is given; set scale=None to use it"
+                )
             if not isinstance(self.resize, int) or self.resize < self.size:
-                raise self._wrong("resize", f"None or a whole number of at least size={self.size}")
+                raise self._invalid(
+                    "resize", f"None or a whole number of at least size={self.size}"
+                )
 
     def _check_colour(self) -> None:
         for field in ("flip", "jitter_p", "grey"):
             if not 0 <= getattr(self, field) <= 1:
-                raise self._wrong(field, "a probability in 0..1")
+                raise self._invalid(field, "a probability in 0..1")
         if len(self.jitter) != 4 or not all(0 <= v < math.inf for v in self.jitter):
-            raise self._wrong(
+            raise self._invalid(
                 "jitter", "four strengths >= 0: brightness, contrast, saturation, hue"
             )
         if self.jitter[3] > 0.5:
-            raise self._wrong("jitter", "at most 0.5 in its last place (hue, half a turn)")
+            raise self._invalid("jitter", "at most 0.5 in its last place (hue, half a turn)")
         for field in ("blur", "solarise"):
             value = getattr(self, field)
             if not isinstance(value, tuple) or len(value) not in {1, self.count}:
                 allowed = "1 value" if self.count == 1 else f"1 or {self.count} values"
-                raise self._wrong(field, f"a tuple of {allowed} (one per copy)")
+                raise self._invalid(field, f"a tuple of {allowed} (one per copy)")
             if not all(0 <= v <= 1 for v in value):
-                raise self._wrong(field, "made of probabilities in 0..1")
+                raise self._invalid(field, "made of probabilities in 0..1")
         if not (
             len(self.blur_sigma) == 2 and 0 < self.blur_sigma[0] <= self.blur_sigma[1] < math.inf
         ):
-            raise self._wrong("blur_sigma", "(smallest, largest) with 0 < smallest <= largest")
+            raise self._invalid("blur_sigma", "(smallest, largest) with 0 < smallest <= largest")
 
     def blur_of(self, copy: int) -> float:
         """Probability of blur of copy 0, 1, ..."""
@@ -162,9 +166,9 @@ class ViewPlan:
     """All views of an image, and the normalisation they share.
 
     Attributes:
-        views: The kinds of views; their names are unique.
-        mean: Mean of each channel (red, green, blue), with pixels in 0..1.
-        std: Standard deviation of each channel.  Output is (pixel - mean) / std.  With another
+        views: the kinds of views; their names are unique.
+        mean: mean of each channel (red, green, blue), with pixels in 0..1.
+        std: standard deviation of each channel. Output is (pixel - mean) / std. With another
             number of channels than three there is no colour: saturation, hue and grey must be 0,
             and contrast blends with the mean of all channels.
     """
@@ -202,7 +206,7 @@ class ViewPlan:
             if view.grey or view.jitter[2] or view.jitter[3]:
                 raise UsageError(
                     f"View {view.name!r} changes colour (saturation, hue, grey), which images of "
-                    f"{self.channels} channels have not.  `with_statistics` leaves that out."
+                    f"{self.channels} channels have not. `with_statistics` leaves that out."
                 )
 
     @property
@@ -229,7 +233,7 @@ class ViewPlan:
         """Pixels of a source image that lose nothing that shows in the views; None: all of them.
 
         With so many, the smallest crop of every view is at least twice as long on its shorter
-        side as the view.  Images decoded at a reduced scale down to this limit give views within
+        side as the view. Images decoded at a reduced scale down to this limit give views within
         0.8 levels of 255 on average (1 % of the values beyond 5) of those of the whole image,
         measured for the smallest crop, on photographs; twice as large a crop halves that.
         """
@@ -246,6 +250,25 @@ class ViewPlan:
         lines = [view.describe() for view in self.views]
         mean, std = (" ".join(f"{v:g}" for v in x) for x in (self.mean, self.std))
         return [*lines, f"normalise: mean {mean}, std {std}"]
+
+
+class MultiCropOptions(Protocol):
+    """The fields of a method's options that `multi_crop` reads; see `View`."""
+
+    @property
+    def global_scale(self) -> tuple[float, float]: ...
+    @property
+    def local_scale(self) -> tuple[float, float]: ...
+    @property
+    def local_crops(self) -> int: ...
+    @property
+    def local_size(self) -> int: ...
+    @property
+    def jitter(self) -> tuple[float, float, float, float]: ...
+    @property
+    def grey(self) -> float: ...
+    @property
+    def blur_sigma(self) -> tuple[float, float]: ...
 
 
 def two_views(
@@ -274,7 +297,7 @@ def two_views(
 
 def multi_crop(
     image_size: int,
-    options: Any,
+    options: MultiCropOptions,
     *,
     blur: tuple[float, ...] = (1.0, 0.1),
     solarise: tuple[float, ...] = (0.0, 0.2),

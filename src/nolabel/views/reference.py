@@ -1,6 +1,6 @@
 """The views, one sample at a time, with torchvision's own operators: the definition of correct.
 
-Slow on purpose.  `FastViews` draws the same parameters and is tested against this file.
+Slow on purpose. `FastViews` draws the same parameters and is tested against this file.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class ReferenceViews(Executor):
 
         Args:
             images: uint8 [B, H, W, C], or B of uint8 or uint16 [H_i, W_i, C].
-            keys: Index of each image in its source, integers [B]; with seed and epoch, it alone
+            keys: index of each image in its source, integers [B]; with seed and epoch, it alone
                 decides what is drawn.
-            epoch: Epoch.
+            epoch: epoch.
 
         Returns:
             Name of the view -> float32 [V, B, C, size, size], normalised.

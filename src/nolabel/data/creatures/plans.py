@@ -1,9 +1,9 @@
 """Body plans of the creatures: from pose numbers to capsules, parts and keypoints.
 
 A plan draws its kind with tapered capsules (a segment with a radius at each end), for many
-creatures at once.  Points are complex numbers x + iy of shape [N]: moving along a limb is then one
-product.  A creature looks to the right (+x) and, as in images, y grows downwards; it is about two
-units long.  Its place, size, angle and mirroring come later.
+creatures at once. Points are complex numbers x + iy of shape [N]: moving along a limb is then one
+product. A creature looks to the right (+x) and, as in images, y grows downwards; it is about two
+units long. Its place, size, angle and mirroring come later.
 """
 
 from __future__ import annotations

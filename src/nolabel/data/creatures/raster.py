@@ -1,6 +1,6 @@
 """Rendering of creatures: from arrays of scenes to pixels, parts and keypoints.
 
-Scenes are rendered many at once.  Every length is in sides of the image until the last moment, so
+Scenes are rendered many at once. Every length is in sides of the image until the last moment, so
 the same scene comes out alike at every size.
 """
 

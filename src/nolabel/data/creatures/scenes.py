@@ -1,7 +1,7 @@
 """Scenes: one to four creatures in an image, with a caption that counts and relates them.
 
 The same world as `creatures`, for learning from captions and for the probes of counting and
-relations.  Every run of four images holds each number once, shuffled.
+relations. Every run of four images holds each number once, shuffled.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Creatures in motion: short videos with a mask of every creature in every frame.
 
 A video begins as a scene (`draw_scene`) whose creatures then walk, turn and move their limbs along
-smooth closed paths, in front of a ground that drifts; they pass in front of each other.  Everything
+smooth closed paths, in front of a ground that drifts; they pass in front of each other. Everything
 follows from (seed, split, index), so that nothing is stored.
 """
 

@@ -1,18 +1,18 @@
-"""Creatures: a small world, drawn rather than collected, that knows the truth about every image.
+"""Creatures: a small world, drawn rather than collected, with ground truth for every image.
 
 Ten kinds of creature in random colour, pattern, pose, size and place on soft coloured grounds,
-made in memory from (seed, index).  Labels, masks, parts, keypoints and captions come from the
-same description as the pixels.  That description (`Scene`) is in units of the image's side, so one
+made in memory from (seed, index). Labels, masks, parts, keypoints and captions come from the
+same description as the pixels. That description (`Scene`) is in units of the image's side, so one
 scene can be rendered at any size.
 
-How hard it is was chosen by measurement.  With 10,000 train and 2,000 test images of 32 x 32
+How hard it is was chosen by measurement. With 10,000 train and 2,000 test images of 32 x 32
 pixels and seed 0, top-1 on test by k-NN (cosine, k = 20, votes weighted at temperature 0.07) is
 35.0 % on raw pixels (38.2 % with the mean image subtracted) and 18 to 20 % on the features of
 randomly initialised networks (ViT of width 128, ResNet-18, a five-layer convolutional network).
-That last network reaches 97.6 % in 60 s of supervised training on two processor cores.  With
+That last network reaches 97.6 % in 60 s of supervised training on two processor cores. With
 SimCLR and without labels its features' k-NN reaches 74.5 % in 120 s on the same two cores
 (12.5 epochs, batch 256, AdamW 3e-3, temperature 0.2, crops of 30 to 100 %, flips, jitter of
-brightness, contrast and saturation 0.32, hue anywhere, half of the views grey).  Colour is a
+brightness, contrast and saturation 0.32, hue anywhere, half of the views grey). Colour is a
 shortcut here, since it tells images but not kinds apart: with little change of hue and few grey
 views, the same training learns much more slowly.
 """
@@ -36,7 +36,7 @@ __all__ = ["KEYPOINTS", "KINDS", "PARTS", "Creatures", "Scene", "draw_scene", "r
 SPLITS: dict[str, int] = {"train": 10_000, "test": 2_000}  # name -> number of images
 MIN_SIZE = 16  # pixels; below, legs are thinner than half a pixel
 CACHE_BYTES = 512 * 2**20  # larger image sets are rendered on request instead of kept
-SHARED_BYTES = 128 * 2**20  # of the sets that are kept for whoever opens them again
+SHARED_BYTES = 128 * 2**20  # of the sets that are cached for the next one who opens them
 DRAWN = 512  # scenes described at once: enough to make Python's share of the time small
 
 COLOURS: dict[str, tuple[float, float, float]] = {
@@ -64,7 +64,7 @@ _GROUNDS = 7  # the first seven colours also serve as grounds, in a light and in
 
 @dataclass(frozen=True)
 class Scene:
-    """One image, described in units of its side.  Change a copy's arrays to animate it."""
+    """One image, described in units of its side. Change a copy's arrays to animate it."""
 
     creatures: np.ndarray  # [M] of dtype CREATURE, the last one nearest
     ground: np.ndarray  # [] of dtype GROUND
@@ -242,7 +242,7 @@ def draw_scene(index: int, *, split: str = "train", seed: int = 0, creatures: in
 def render(scene: Scene, size: int = 32) -> Sample:
     """The scene's image and ground truth, size x size pixels.
 
-    The label is the kind of the creatures, or None if they differ.  Keypoints come creature by
+    The label is the kind of the creatures, or None if they differ. Keypoints come creature by
     creature, len(KEYPOINTS) each; x runs from 0 to `size`, so the first pixel's middle is at 0.5.
     A keypoint is visible (1) if the kind has it; absent ones are (0, 0, 0).
     """
@@ -275,7 +275,7 @@ def _check_size(size: int) -> None:
         )
 
 
-class _Kept:
+class _ImageCache:
     """Images that have been drawn."""
 
     def __init__(self, count: int, size: int):
@@ -283,23 +283,23 @@ class _Kept:
         self.ready = np.zeros(count, bool)  # which of them are there
 
 
-_WORLDS: dict[tuple[object, ...], _Kept] = {}  # the one used last is the last
+_CACHES: dict[tuple[object, ...], _ImageCache] = {}  # the one used last is the last
 
 
-def _opened(world: tuple[object, ...], count: int, size: int) -> _Kept:
+def _shared_cache(world: tuple[object, ...], count: int, size: int) -> _ImageCache:
     """The images of a world that this process has drawn: a set that is opened again, as for
     judging what was trained on it, is not drawn again."""
-    found = _WORLDS.pop(world, None)
+    found = _CACHES.pop(world, None)
     if found is None or len(found.ready) < count:
-        new = _Kept(count, size)
+        new = _ImageCache(count, size)
         if found is not None:  # a smaller set is the beginning of a larger one
             new.images[: len(found.ready)] = found.images
             new.ready[: len(found.ready)] = found.ready
         found = new
     if found.images.nbytes <= SHARED_BYTES:
-        _WORLDS[world] = found
-    while sum(w.images.nbytes for w in _WORLDS.values()) > SHARED_BYTES:
-        del _WORLDS[next(iter(_WORLDS))]
+        _CACHES[world] = found
+    while sum(w.images.nbytes for w in _CACHES.values()) > SHARED_BYTES:
+        del _CACHES[next(iter(_CACHES))]
     return found
 
 
@@ -309,7 +309,7 @@ class Creatures(Source):
     Args:
         split: "train" or "test"; the two never share a scene.
         size: height and width in pixels, 16 or more.
-        count: number of images; 10,000 (train) or 2,000 (test) if not given.  A smaller set is
+        count: number of images; 10,000 (train) or 2,000 (test) if not given. A smaller set is
             the beginning of a larger one.
         seed: of the whole world.
     """
@@ -326,14 +326,14 @@ class Creatures(Source):
         self.split, self.size, self.seed = split, size, seed
         self.name = f"creatures:{split}"
         self.labels = _labels(seed, split, np.arange(SPLITS[split] if count is None else count))
-        self._kept: _Kept | None = None
+        self._cache: _ImageCache | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, object]:
         # A copy in another process renders its own images: quicker than sending them.
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_cache": None}
 
     def path(self, index: int, /) -> str:
         """A name for the image, like a file's path."""
@@ -371,10 +371,10 @@ class Creatures(Source):
         self._check_indices(which)
         if len(self) * self.size**2 * 3 > CACHE_BYTES:
             return self._render(which)
-        if self._kept is None:
+        if self._cache is None:
             world = (type(self), self.split, self.size, self.seed)
-            self._kept = _opened(world, len(self), self.size)
-        kept = self._kept
+            self._cache = _shared_cache(world, len(self), self.size)
+        kept = self._cache
         missing = np.unique(which[~kept.ready[which]])
         kept.images[missing] = self._render(missing)
         kept.ready[missing] = True

@@ -1,6 +1,6 @@
 """One image file -> pixels of any number of channels and of 8 or 16 bits, nothing made up.
 
-For what is no photograph: X-rays, microscopes, satellites, depth.  Orientation is applied as for
+For what is no photograph: X-rays, microscopes, satellites, depth. Orientation is applied as for
 photographs; nothing is converted but colour to grey when one channel is asked for.
 
     1 channel      grey files as they are, of 8 or 16 bits; colour becomes its grey
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import os
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,9 +19,9 @@ from PIL import Image
 from nolabel.data.sources._decode import MAX_PIXELS, SUFFIXES, decode, open_regular, read_image
 from nolabel.errors import BadImage
 
-ARRAY = ".npy"
-BAND_SUFFIXES = SUFFIXES | {ARRAY}
-_NPY = b"\x93NUMPY"
+ARRAY_SUFFIX = ".npy"
+BAND_SUFFIXES = SUFFIXES | {ARRAY_SUFFIX}
+_NPY_MAGIC = b"\x93NUMPY"
 
 
 def read_bands(
@@ -37,16 +36,16 @@ def read_bands(
     Args:
         source: A path, or the bytes of a file.
         channels: C; 3 is `read_image`.
-        max_pixels: Largest width x height accepted.
-        sufficient_pixels: As for `read_image`; used with 3 channels only.
+        max_pixels: largest width x height accepted.
+        sufficient_pixels: as for `read_image`; used with 3 channels only.
 
     Returns:
         uint8 or uint16 [H, W, C], contiguous.
 
     Raises:
-        BadImage: As `read_image`, or the file has another number of channels.
+        BadImage: as `read_image`, or the file has another number of channels.
     """
-    if channels == 3 and not _is_array(source):
+    if channels == 3 and not _is_npy(source):
         return read_image(source, max_pixels=max_pixels, sufficient_pixels=sufficient_pixels)
     if isinstance(source, bytes):
         name, data = "<bytes>", source
@@ -58,12 +57,12 @@ def read_bands(
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise BadImage(name, f"cannot be read ({reason})") from None
-    if data.startswith(_NPY):
-        pixels = _array(data, name)
+    if data.startswith(_NPY_MAGIC):
+        pixels = _load_npy(data, name)
         if pixels.shape[0] * pixels.shape[1] > max_pixels:
             raise BadImage(name, f"larger than the limit of {max_pixels:,} pixels")
     else:
-        pixels = decode(io.BytesIO(data), name, max_pixels, lambda i: _picture(i, channels))
+        pixels = decode(io.BytesIO(data), name, max_pixels, lambda i: _to_bands(i, channels))
         if pixels.dtype not in (np.uint8, np.uint16):
             raise BadImage(name, f"values of {pixels.dtype}; allowed are 8 and 16 bits")
     if pixels.shape[2] != channels:
@@ -74,7 +73,7 @@ def read_bands(
 def shown(pixels: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 3] to look at, of uint8 or uint16 [H, W, C].
 
-    The first three channels are red, green and blue; of fewer, the first is grey.  16 bits are
+    The first three channels are red, green and blue; of fewer, the first is grey. 16 bits are
     stretched from the smallest value to the largest.
     """
     some = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, -1)
@@ -84,13 +83,13 @@ def shown(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(some)
 
 
-def _is_array(source: Any) -> bool:
+def _is_npy(source: str | os.PathLike[str] | bytes) -> bool:
     if isinstance(source, bytes):
-        return source.startswith(_NPY)
-    return os.fspath(source).lower().endswith(ARRAY)
+        return source.startswith(_NPY_MAGIC)
+    return os.fspath(source).lower().endswith(ARRAY_SUFFIX)
 
 
-def _array(data: bytes, name: str) -> np.ndarray:
+def _load_npy(data: bytes, name: str) -> np.ndarray:
     try:
         pixels = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -106,7 +105,7 @@ def _array(data: bytes, name: str) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _picture(image: Image.Image, channels: int) -> np.ndarray:
+def _to_bands(image: Image.Image, channels: int) -> np.ndarray:
     """[H, W, C] of a loaded image, with the channels that it has; one if that is asked for."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         pixels = np.asarray(image).astype(np.uint16)

@@ -12,7 +12,7 @@
                   are not applied
     animation     shows its first frame
 JPEG is decoded by simplejpeg where it is installed: the same pixels as Pillow's, a third sooner.
-A file that ends too early is refused whole, never filled up with grey.  One damage stays unseen: a
+A file that ends too early is refused whole, never filled up with grey. One damage stays unseen: a
 JPEG with data missing inside and a proper end, which the JPEG library itself passes as complete.
 """
 
@@ -26,7 +26,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -38,7 +38,7 @@ MAX_PIXELS = 178_956_970
 
 # More pixels than this in a byte of JPEG are a lie of its header (six bits for a block of 256 are
 # the least, arithmetic coding aside), which would cost the memory of all of them.
-_MOST_PIXELS_A_BYTE = 2000
+_MAX_PIXELS_PER_BYTE = 2000
 
 # An allow-list: Pillow also opens vector, scientific and container formats (EPS, PDF, FITS, HDF5)
 # that run interpreters, hold no picture, or have been the home of security holes.
@@ -57,7 +57,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 # What people have when it is none of the above; (bytes at the start, what to say).
-_IMPOSTORS = (
+_OTHER_CONTENT = (
     (b"<!doctype html", "a web page (HTML), not an image"),
     (b"<html", "a web page (HTML), not an image"),
     (b"<?xml", "an XML or SVG text, not pixels"),
@@ -80,7 +80,7 @@ def read_image(
 
     Args:
         source: A path, the bytes of a file, or a Pillow image.
-        max_pixels: Largest width x height accepted; checked from the header, before decoding.
+        max_pixels: largest width x height accepted; checked from the header, before decoding.
         sufficient_pixels: number of pixels, height x width, that are enough. A JPEG may then come
             at a half, a quarter or an eighth of its sides, whichever is the smallest with at
             least as many pixels; decoding it so takes less than half the time. None gives every
@@ -90,17 +90,17 @@ def read_image(
         uint8 [H, W, 3], RGB, contiguous and writable.
 
     Raises:
-        BadImage: The file is missing, empty, no image, of a format that is not on the allow-list,
+        BadImage: the file is missing, empty, no image, of a format that is not on the allow-list,
             too large, or damaged.
     """
     if isinstance(source, Image.Image):
         return _decode(source, "<image>", max_pixels, already_open=True)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _read_bytes(io.BytesIO(source), "<bytes>", max_pixels, sufficient_pixels)
+        return _decode_file(io.BytesIO(source), "<bytes>", max_pixels, sufficient_pixels)
     path = os.fspath(source)
     try:
         with open_regular(path) as file:
-            return _read_bytes(file, path, max_pixels, sufficient_pixels)
+            return _decode_file(file, path, max_pixels, sufficient_pixels)
     except IsADirectoryError:
         raise BadImage(path, "a folder, not an image") from None
     except FileNotFoundError:
@@ -108,11 +108,11 @@ def read_image(
     except PermissionError:
         raise BadImage(path, "no permission to read it") from None
     except (OSError, ValueError) as error:  # a failing disk; a name with a zero byte
-        raise BadImage(path, f"cannot be read ({_short(error)})") from None
+        raise BadImage(path, f"cannot be read ({_first_line(error)})") from None
 
 
 def open_regular(path: str) -> BinaryIO:
-    """Opens a file to read.  Raises OSError, or BadImage for a pipe, which would never end."""
+    """Opens a file to read. Raises OSError, or BadImage for a pipe, which would never end."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
@@ -124,7 +124,7 @@ def open_regular(path: str) -> BinaryIO:
 @contextlib.contextmanager
 def decoding_in_threads() -> Iterator[None]:
     """Reading an image sets, and sets back, two switches of the whole process; threads that do so
-    at once could leave them set.  Here they are set back after the last thread."""
+    at once could leave them set. Here they are set back after the last thread."""
     lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
@@ -134,14 +134,14 @@ def decoding_in_threads() -> Iterator[None]:
 
 
 @functools.cache
-def _openable() -> list[str]:
+def _available_formats() -> list[str]:
     """The formats that this build of Pillow opens by name (MPO it opens as JPEG)."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _read_bytes(
-    file: Any, name: str, max_pixels: int, sufficient_pixels: int | None = None
+def _decode_file(
+    file: BinaryIO, name: str, max_pixels: int, sufficient_pixels: int | None = None
 ) -> np.ndarray:
     # Pillow warns about odd palettes, EXIF and sizes; the loader's list of bad files says what
     # matters, and a terminal with a progress bar is no place for the rest.
@@ -149,19 +149,19 @@ def _read_bytes(
         warnings.simplefilter("ignore")
         with open_image(file, name, max_pixels) as image:
             if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-                pixels = _jpeg(file, image, name, max_pixels, sufficient_pixels)
+                pixels = _decode_jpeg(file, image, name, max_pixels, sufficient_pixels)
                 if pixels is not None:
-                    return _turned(pixels, _orientation(image))
+                    return _apply_orientation(pixels, _orientation(image))
             return _decode(image, name, max_pixels)
 
 
 def decode(
-    file: Any, name: str, max_pixels: int, pixels: Callable[[Image.Image], np.ndarray]
+    file: BinaryIO, name: str, max_pixels: int, pixels: Callable[[Image.Image], np.ndarray]
 ) -> np.ndarray:
     """Opens and decodes an image; `pixels` makes [H, W, C] of it, which is turned upright.
 
     Raises:
-        BadImage: As `read_image`, and in place of what `pixels` raises.
+        BadImage: as `read_image`, and in place of what `pixels` raises.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -169,33 +169,33 @@ def decode(
             return _decode(image, name, max_pixels, pixels)
 
 
-def open_image(file: Any, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Opens an image of an allowed format; nothing is decoded yet.  Raises BadImage."""
+def open_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Opens an image of an allowed format; nothing is decoded yet. Raises BadImage."""
     head = file.read(64)
     if not head:
         raise BadImage(name, "an empty file (0 bytes)")
     file.seek(0)
     try:
-        return Image.open(file, formats=_openable())
+        return Image.open(file, formats=_available_formats())
     except Image.DecompressionBombError:
         raise BadImage(name, f"larger than the limit of {max_pixels:,} pixels") from None
     except Image.UnidentifiedImageError:
-        raise BadImage(name, _impostor(head)) from None
+        raise BadImage(name, _describe_content(head)) from None
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - plug-ins raise nearly anything when damaged
-        raise BadImage(name, f"damaged header ({_short(error)})") from None
+        raise BadImage(name, f"damaged header ({_first_line(error)})") from None
 
 
-def _jpeg(
-    file: Any, image: Image.Image, name: str, max_pixels: int, sufficient_pixels: int | None
+def _decode_jpeg(
+    file: BinaryIO, image: Image.Image, name: str, max_pixels: int, sufficient_pixels: int | None
 ) -> np.ndarray | None:
     """uint8 [H, W, 3] of an opened JPEG; None where Pillow shall decode, or say what is wrong."""
     width, height = image.size
     if not 0 < width * height <= max_pixels:
         return None
     size = file.seek(0, os.SEEK_END)
-    if width * height > _MOST_PIXELS_A_BYTE * size + 1_000_000:
+    if width * height > _MAX_PIXELS_PER_BYTE * size + 1_000_000:
         raise BadImage(name, f"damaged: {size:,} bytes cannot hold {width} x {height} pixels")
     file.seek(0)
     factor = 8 if sufficient_pixels else 1
@@ -210,7 +210,7 @@ def _jpeg(
         return None
     try:
         return simplejpeg.decode_jpeg(file.read(), "RGB", min_height=least[0], min_width=least[1])
-    except ValueError:  # damaged, or only odd: Pillow knows
+    except ValueError:  # damaged or unusual: Pillow decides
         file.seek(0)
         return None
 
@@ -236,11 +236,11 @@ def _decode(
             warnings.simplefilter("ignore")
             image.load()
             turn = _orientation(image)
-            made = (pixels or _pixels)(image)
+            made = (pixels or _to_rgb)(image)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - as above
-        what = _short(error)
+        what = _first_line(error)
         if already_open:
             raise BadImage(name, f"cannot be converted to RGB ({what})") from None
         cut = "truncated" in what or "nexpected end" in what or isinstance(error, EOFError)
@@ -248,7 +248,7 @@ def _decode(
         raise BadImage(name, reason) from None
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
-    return _turned(made, turn)
+    return _apply_orientation(made, turn)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -262,7 +262,7 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def _apply_orientation(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """The pixels [H, W, 3] upright, given how the camera was held."""
     match orientation:
         case 2:
@@ -282,17 +282,17 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image) -> np.ndarray:
     """uint8 [H, W, 3] of a loaded image, whatever its mode."""
     mode = image.mode
     if mode.startswith("I;16"):
-        return _grey(_scaled(np.asarray(image), _deepest(image)))
+        return _repeat_grey(_scale_to_uint8(np.asarray(image), _white_level(image)))
     if mode == "I" and image.format in ("PNG", "PPM"):  # how Pillow holds their 16 bits
-        return _grey(_scaled(np.asarray(image), 65535))
+        return _repeat_grey(_scale_to_uint8(np.asarray(image), 65535))
     if mode in ("I", "F"):
-        return _grey(_stretched(np.asarray(image)))
+        return _repeat_grey(_stretch_to_uint8(np.asarray(image)))
     if mode == "LAB":
-        image = _from_lab(image)
+        image = _lab_to_rgb(image)
     elif mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
         # Pillow undoes Adobe's inversion for every CMYK JPEG; without the marker it was not there.
         image = Image.frombytes("CMYK", image.size, bytes(~np.asarray(image)))
@@ -304,19 +304,19 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _deepest(image: Image.Image) -> int:
+def _white_level(image: Image.Image) -> int:
     """The value of white in a 16-bit grey image; a TIFF may use only 12 of the bits."""
     bits = getattr(image, "tag_v2", {}).get(258, (16,))
     return 4095 if bits == (12,) else 65535
 
 
-def _scaled(values: np.ndarray, white: int) -> np.ndarray:
+def _scale_to_uint8(values: np.ndarray, white: int) -> np.ndarray:
     """uint8 [H, W] with 0 -> 0 and `white` -> 255, rounded to the nearest."""
     wide = np.clip(values, 0, white).astype(np.uint32)
     return ((wide * 255 + white // 2) // white).astype(np.uint8)
 
 
-def _stretched(values: np.ndarray) -> np.ndarray:
+def _stretch_to_uint8(values: np.ndarray) -> np.ndarray:
     """uint8 [H, W]: smallest finite value black, largest white; a constant image is black."""
     wide = values.astype(np.float64)
     finite = np.isfinite(wide)
@@ -327,11 +327,11 @@ def _stretched(values: np.ndarray) -> np.ndarray:
     return np.rint((wide - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
 
 
-def _grey(values: np.ndarray) -> np.ndarray:
+def _repeat_grey(values: np.ndarray) -> np.ndarray:
     return np.repeat(values[..., None], 3, axis=-1)
 
 
-def _from_lab(image: Image.Image) -> Image.Image:
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import ImageCms  # some builds of Pillow lack it, and few files need it
 
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
@@ -340,9 +340,9 @@ def _from_lab(image: Image.Image) -> Image.Image:
     return turned
 
 
-def _impostor(head: bytes) -> str:
+def _describe_content(head: bytes) -> str:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for magic, what in _IMPOSTORS:
+    for magic, what in _OTHER_CONTENT:
         if start.startswith(magic):
             return what
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"hevc"):
@@ -350,6 +350,6 @@ def _impostor(head: bytes) -> str:
     return "not an image, or in a format that is not supported"
 
 
-def _short(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     return text.splitlines()[0][:120]

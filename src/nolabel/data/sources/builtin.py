@@ -66,17 +66,17 @@ def fashion_mnist(split_name: str, *, download: bool = False) -> Arrays:
     by torchvision into the cache folder: when `download` is true, or after asking on a terminal.
 
     Raises:
-        UsageError: The files are not there and may not be downloaded.
-        DataError: The files are damaged, or the download failed.
+        UsageError: the files are not there and may not be downloaded.
+        DataError: the files are damaged, or the download failed.
     """
     folder = _fashion_folder(download)
     stem = "train" if split_name == "train" else "t10k"
-    pixels = read_idx(_either(folder, f"{stem}-images-idx3-ubyte"), _IMAGES)
-    labels = read_idx(_either(folder, f"{stem}-labels-idx1-ubyte"), _LABELS).astype(np.int64)
+    pixels = read_idx(_plain_or_gzip(folder, f"{stem}-images-idx3-ubyte"), _IMAGES)
+    labels = read_idx(_plain_or_gzip(folder, f"{stem}-labels-idx1-ubyte"), _LABELS).astype(np.int64)
     if len(pixels) != len(labels) or pixels.shape[1:] != (28, 28) or labels.max(initial=0) > 9:
         raise DataError(
             f"The files of fashion-mnist in {str(folder)!r} do not belong together: images "
-            f"{list(pixels.shape)}, {len(labels)} labels.  Remove them and fetch them again."
+            f"{list(pixels.shape)}, {len(labels)} labels. Remove them and fetch them again."
         )
     return Arrays(f"fashion-mnist:{split_name}", pixels, labels, FASHION_CLASSES)
 
@@ -88,8 +88,8 @@ def cifar10(split_name: str, *, download: bool = False) -> Arrays:
     downloaded there when `download` is true or after asking on a terminal.
 
     Raises:
-        UsageError: The files are not there and may not be downloaded.
-        DataError: The files are damaged, or the download failed.
+        UsageError: the files are not there and may not be downloaded.
+        DataError: the files are damaged, or the download failed.
     """
     folder = cache_folder() / "cifar-10-batches-bin"
     if split_name == "train":
@@ -109,19 +109,19 @@ def _cifar_rows(file: Path) -> np.ndarray:
     try:
         rows = np.fromfile(file, np.uint8)
     except OSError as error:
-        raise DataError(f"{str(file)!r} cannot be read ({error}).  Fetch it again.") from None
+        raise DataError(f"{str(file)!r} cannot be read ({error}). Fetch it again.") from None
     if not rows.size or rows.size % 3073 or rows[::3073].max() > 9:
         raise DataError(
             f"{str(file)!r} is damaged: {rows.size:,} bytes are no whole number of labelled "
-            "pictures.  Remove it and fetch it again."
+            "pictures. Remove it and fetch it again."
         )
     return rows.reshape(-1, 3073)
 
 
 def _fetch_cifar(root: Path, download: bool) -> None:
-    if not download and not _agreed("cifar10", 170, root):
+    if not download and not _user_agrees("cifar10", 170, root):
         raise UsageError(
-            f"cifar10 is not on this machine.  Add --download to fetch it (170 MB) from {CIFAR_URL}"
+            f"cifar10 is not on this machine. Add --download to fetch it (170 MB) from {CIFAR_URL}"
             f", or unpack that file in {str(root)!r}."
         )
     from torchvision.datasets.utils import download_and_extract_archive
@@ -136,46 +136,46 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, gzipped or not.
 
     Args:
-        path: The file.
-        magic: The number it must begin with; its last byte is the number of dimensions.
+        path: the file.
+        magic: the number it must begin with; its last byte is the number of dimensions.
 
     Returns:
         uint8 of the shape that the file states.
 
     Raises:
-        DataError: The file is damaged or something else.
+        DataError: the file is damaged or something else.
     """
     try:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{str(path)!r} cannot be read ({error}).  Fetch it again.") from None
+        raise DataError(f"{str(path)!r} cannot be read ({error}). Fetch it again.") from None
     dims = magic & 0xFF
     header = (
         np.frombuffer(content[: 4 + 4 * dims], dtype=">u4") if len(content) >= 8 else np.empty(0)
     )
     if len(header) != 1 + dims or header[0] != magic:
-        raise DataError(f"{str(path)!r} is not an IDX file of {dims} dimensions.  Fetch it again.")
+        raise DataError(f"{str(path)!r} is not an IDX file of {dims} dimensions. Fetch it again.")
     shape = tuple(int(n) for n in header[1:])
     values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dims)
     if values.size != int(np.prod(shape)):
         raise DataError(
             f"{str(path)!r} is damaged: its header promises {list(shape)} bytes, it holds "
-            f"{values.size:,}.  Fetch it again."
+            f"{values.size:,}. Fetch it again."
         )
     return values.reshape(shape)
 
 
-def _either(folder: Path, name: str) -> Path:
+def _plain_or_gzip(folder: Path, name: str) -> Path:
     """The file as it is when that exists, else with .gz."""
     plain = folder / name
     return plain if plain.exists() else folder / f"{name}.gz"
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     return all(
-        _either(folder, f"{part}-ubyte").is_file()
+        _plain_or_gzip(folder, f"{part}-ubyte").is_file()
         for part in (
             "train-images-idx3",
             "train-labels-idx1",
@@ -189,11 +189,11 @@ def _fashion_folder(download: bool) -> Path:
     root = cache_folder()
     fetched = root / "FashionMNIST" / "raw"  # torchvision's choice of names
     for folder in (SYSTEM_FOLDER, fetched):
-        if _is_whole(folder):
+        if _is_complete(folder):
             return folder
-    if not download and not _agreed("fashion-mnist", 30, root):
+    if not download and not _user_agrees("fashion-mnist", 30, root):
         raise UsageError(
-            "fashion-mnist is not on this machine.  Install the Debian or Ubuntu package "
+            "fashion-mnist is not on this machine. Install the Debian or Ubuntu package "
             "dataset-fashion-mnist, or add --download to fetch it (30 MB)."
         )
     from torchvision.datasets import FashionMNIST
@@ -207,10 +207,10 @@ def _fashion_folder(download: bool) -> Path:
     return fetched
 
 
-def _agreed(name: str, megabytes: int, root: Path) -> bool:
+def _user_agrees(name: str, megabytes: int, root: Path) -> bool:
     """Asks on a terminal; anywhere else the answer is no."""
     if not (sys.stdin and sys.stdin.isatty()):
         return False
-    sys.stderr.write(f"{name} is missing.  Download it ({megabytes} MB) to {root}? [y/N] ")
+    sys.stderr.write(f"{name} is missing. Download it ({megabytes} MB) to {root}? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")

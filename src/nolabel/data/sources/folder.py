@@ -18,13 +18,13 @@ class Folder(Source):
     """The images below a folder, in the order of their relative paths.
 
     Names that begin with a dot are ignored, and so are files whose suffix is not that of an image
-    (`_decode.SUFFIXES`).  Links are followed.  If every image lies in a sub-folder, the first level
-    below the root names the classes, sorted.  No file is opened.
+    (`_decode.SUFFIXES`). Links are followed. If every image lies in a sub-folder, the first level
+    below the root names the classes, sorted. No file is opened.
 
     With other than three `channels`, images are read by `read_bands`, arrays (.npy) among them.
 
     Raises:
-        DataError: The folder, or one below it, cannot be listed, or holds no image.
+        DataError: the folder, or one below it, cannot be listed, or holds no image.
     """
 
     supports_draft = True
@@ -38,8 +38,8 @@ class Folder(Source):
         if not files:
             seen = f"{others:,} other file{'s' * (others != 1)}" if others else "no files at all"
             raise DataError(
-                f"No images in {self.name!r} or below it: {seen}.  Files count as images by their "
-                f"suffix: {' '.join(sorted(suffixes))}.  Tar shards are named by a pattern, such "
+                f"No images in {self.name!r} or below it: {seen}. Files count as images by their "
+                f"suffix: {' '.join(sorted(suffixes))}. Tar shards are named by a pattern, such "
                 f"as '{self.name}/*.tar'."
             )
         self.files = StringTable.from_strings(files)
@@ -59,12 +59,12 @@ class Folder(Source):
         return os.path.join(self.root, self.files[i])
 
     def read_bytes(self, i: int, /) -> bytes:
-        """The file of image i as it is.  Raises OSError or BadImage."""
+        """The file of image i as it is. Raises OSError or BadImage."""
         with open(self.path(i), "rb") as file:
             return file.read()
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
-        """Image i, decoded.  Raises BadImage."""
+        """Image i, decoded. Raises BadImage."""
         image = read_bands(self.path(i), self.channels, sufficient_pixels=sufficient_pixels)
         return Sample(image=image, label=self.label(i))
 
@@ -103,7 +103,7 @@ def listing(root: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
                         others += 1
         except OSError as error:
             raise DataError(
-                f"The folder {folder!r} cannot be listed ({error.strerror}).  Fix its permissions, "
+                f"The folder {folder!r} cannot be listed ({error.strerror}). Fix its permissions, "
                 "or give a folder without it."
             ) from None
     files.sort()

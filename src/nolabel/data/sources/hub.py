@@ -1,8 +1,8 @@
 """Image sets of the Hugging Face Hub, `hf:owner/name[:split]` (the extra `hf`).
 
-Naming such a set is asking for it: what is not in the Hub's local cache yet is downloaded.  The
+Naming such a set is asking for it: what is not in the Hub's local cache yet is downloaded. The
 `datasets` library keeps it as Arrow files that are mapped into memory, so that every worker reads
-at random from the same pages.  No code of a set is ever run, and images are decoded here, as those
+at random from the same pages. No code of a set is ever run, and images are decoded here, as those
 of any other source.
 """
 
@@ -35,8 +35,8 @@ class Hub(Source):
         channels: channels C of the images.
 
     Raises:
-        UsageError: The extra is missing, or the set has no such split or no images.
-        DataError: The set is not there or cannot be fetched.
+        UsageError: the extra is missing, or the set has no such split or no images.
+        DataError: the set is not there or cannot be fetched.
     """
 
     supports_draft = True
@@ -74,7 +74,7 @@ class Hub(Source):
         return f"{self.name}[{i}]"
 
     def read_bytes(self, i: int, /) -> bytes:
-        """The file of image i as it is.  Raises OSError or BadImage."""
+        """The file of image i as it is. Raises OSError or BadImage."""
         return self._bytes(self._rows[i], i)
 
     def _bytes(self, row: dict[str, Any], i: int) -> bytes:
@@ -87,7 +87,7 @@ class Hub(Source):
             return file.read()
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
-        """Image i, decoded, with its text.  Raises BadImage."""
+        """Image i, decoded, with its text. Raises BadImage."""
         row = self._rows[i]
         try:
             image = read_bands(
@@ -126,7 +126,7 @@ def _load(name: str, split: str) -> Any:
         raise UsageError(f"{PREFIX}{name}: {error}") from None
     except Exception as error:  # the library raises many kinds for what is not there
         raise DataError(
-            f"{PREFIX}{name} could not be opened ({str(error).splitlines()[0]}).  Check the name "
+            f"{PREFIX}{name} could not be opened ({str(error).splitlines()[0]}). Check the name "
             "(owner/name) and the connection."
         ) from error
 

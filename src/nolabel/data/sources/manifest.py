@@ -1,7 +1,7 @@
 """Lists of images in a file: plain lists of paths, and tables (CSV, TSV, Parquet).
 
-A table has the column `path` and, if wanted, `label`, `text`, `group` and `domain`; other columns
-are left alone.  Relative paths start from the folder of the file that lists them.
+A table has the column `path` and, optionally `label`, `text`, `group` and `domain`; other columns
+are left alone. Relative paths start from the folder of the file that lists them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -29,15 +28,15 @@ COLUMNS = ("path", "label", "text", "group", "domain")
 class Manifest(Source):
     """The images that a file lists.
 
-    Labels count when every row has one.  If all of them are whole numbers, classes are in the
-    order of the numbers, else in that of the names.  `groups`, int64 [N] or None, numbers the
+    Labels count when every row has one. If all of them are whole numbers, classes are in the
+    order of the numbers, else in that of the names. `groups`, int64 [N] or None, numbers the
     values of the column `group` (of one patient, one video) in the same way, and `domains` those of
-    the column `domain` (of one camera, one style), which `domain_names` tells.
+    the column `domain` (of one camera, one style), whose names are `domain_names`.
 
     What was read is kept in the user's cache and read again when the file's size or time changes.
 
     Raises:
-        DataError: The file lists no image, cannot be read, or a row is not whole.
+        DataError: the file lists no image, cannot be read, or a row is not whole.
         UsageError: A table without the column `path`; or Parquet without its reader.
     """
 
@@ -51,17 +50,17 @@ class Manifest(Source):
             key = _cache.fingerprint(self.name)
             arrays = _cache.load(_CACHE_KIND, key)
             if arrays is None:
-                arrays = _pack(_columns(self.name))
+                arrays = _to_arrays(_read_columns(self.name))
                 _cache.store(_CACHE_KIND, key, arrays)
         except OSError as error:
             raise DataError(f"Cannot read {self.name!r}: {error.strerror or error}.") from None
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(
-                f"{self.name!r} is no text that can be read ({error}).  Save it as UTF-8."
+                f"{self.name!r} is no text that can be read ({error}). Save it as UTF-8."
             ) from None
         self.paths = StringTable.from_arrays(arrays, "path")
         if not len(self.paths):
-            raise DataError(f"{self.name!r} lists no image.  Give one path a line.")
+            raise DataError(f"{self.name!r} lists no image. Give one path a line.")
         self.texts = StringTable.from_arrays(arrays, "text") if "text.ends" in arrays else None
         self.labels = arrays.get("labels")
         self.classes = (
@@ -83,12 +82,12 @@ class Manifest(Source):
         return os.path.join(self.folder, self.paths[i])
 
     def read_bytes(self, i: int, /) -> bytes:
-        """The file of image i as it is.  Raises OSError or BadImage."""
+        """The file of image i as it is. Raises OSError or BadImage."""
         with open(self.path(i), "rb") as file:
             return file.read()
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
-        """Image i, decoded, with its text.  Raises BadImage."""
+        """Image i, decoded, with its text. Raises BadImage."""
         image = read_bands(self.path(i), self.channels, sufficient_pixels=sufficient_pixels)
         return Sample(image=image, label=self.label(i), text=self.read_text(i))
 
@@ -102,29 +101,29 @@ def is_manifest(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in (*LISTS, *TABLES)
 
 
-def _columns(file: str) -> dict[str, list[str]]:
+def _read_columns(file: str) -> dict[str, list[str]]:
     """column -> its values, all of one length."""
     suffix = os.path.splitext(file)[1].lower()
     if suffix in LISTS:
         with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
             return {"path": [line.strip() for line in lines if line.strip()]}
     if suffix in (".parquet", ".pq"):
-        return _parquet(file)
+        return _read_parquet(file)
     with open(file, encoding="utf-8-sig", newline="") as lines:
         rows = csv.reader(lines, delimiter="\t" if suffix == ".tsv" else ",")
-        return _table(file, rows)
+        return _read_rows(file, rows)
 
 
-def _table(file: str, rows: Iterator[list[str]]) -> dict[str, list[str]]:
+def _read_rows(file: str, rows: Iterator[list[str]]) -> dict[str, list[str]]:
     header = [name.strip().lower() for name in next(rows, [])]
-    at = _places(file, header)
+    at = _column_positions(file, header)
     out: dict[str, list[str]] = {name: [] for name in at}
     for number, row in enumerate(rows, 2):
         if not row:
             continue
         if len(row) != len(header):
             raise DataError(
-                f"{file!r}, row {number}: {len(row)} fields where the header has {len(header)}.  "
+                f"{file!r}, row {number}: {len(row)} fields where the header has {len(header)}. "
                 "Put fields that hold a comma into double quotes."
             )
         for name, i in at.items():
@@ -134,18 +133,18 @@ def _table(file: str, rows: Iterator[list[str]]) -> dict[str, list[str]]:
     return out
 
 
-def _places(file: str, header: list[str]) -> dict[str, int]:
+def _column_positions(file: str, header: list[str]) -> dict[str, int]:
     """column of ours -> its place in the table."""
     if "path" not in header:
         raise UsageError(
             f"{file!r} has no column 'path'.{did_you_mean('path', header)}  It has: "
-            f"{', '.join(header) or 'none'}.  The first row must name the columns: path, and if "
+            f"{', '.join(header) or 'none'}. The first row must name the columns: path, and if "
             "wanted label, text, group, domain."
         )
     return {name: header.index(name) for name in COLUMNS if name in header}
 
 
-def _parquet(file: str) -> dict[str, list[str]]:
+def _read_parquet(file: str) -> dict[str, list[str]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
@@ -155,20 +154,20 @@ def _parquet(file: str) -> dict[str, list[str]]:
     import pyarrow
 
     try:
-        at = _places(file, list(parquet.read_schema(file).names))
+        at = _column_positions(file, list(parquet.read_schema(file).names))
         table = parquet.read_table(file, columns=list(at))
     except pyarrow.ArrowException as error:
         raise DataError(f"{file!r} is no Parquet file that can be read ({error}).") from None
     out: dict[str, list[str]] = {}
     for name in at:
-        values: list[Any] = table.column(name).to_pylist()
+        values: list[object] = table.column(name).to_pylist()
         if name == "path" and not all(isinstance(v, str) and v for v in values):
             raise DataError(f"{file!r}: the column 'path' must hold a text in every row.")
         out[name] = ["" if v is None else str(v) for v in values]
     return out
 
 
-def _pack(columns: dict[str, list[str]]) -> dict[str, np.ndarray]:
+def _to_arrays(columns: dict[str, list[str]]) -> dict[str, np.ndarray]:
     """The columns as arrays; labels and groups as numbers."""
     out: dict[str, np.ndarray] = {}
     for name in ("path", "text"):

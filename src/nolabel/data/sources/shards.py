@@ -2,8 +2,8 @@
 
 A sample is the files of one tar that share their name up to the first dot of its last part:
 `cats/001.jpg`, `cats/001.cls` and `cats/001.txt` are the image, the label and the text of sample
-`cats/001`.  Other files are left alone; nothing is unpickled, nothing is ever written under a
-member's name, and links and devices are passed over.  The index of a tar is made once and kept in
+`cats/001`. Other files are left alone; nothing is unpickled, nothing is ever written under a
+member's name, and links and devices are passed over. The index of a tar is made once and kept in
 the user's cache until its size or time changes.
 """
 
@@ -16,7 +16,6 @@ import re
 import tarfile
 import threading
 from collections import OrderedDict
-from typing import Any
 
 import numpy as np
 
@@ -29,8 +28,8 @@ from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Sample
 
 BLOCK = 1024  # neighbouring samples that are read at about the same time
-_OPEN = 64  # shards held open in one process
-_MOST_LABEL = 1 << 16  # bytes; a longer one is no label
+_MAX_OPEN = 64  # shards held open in one process
+_MAX_LABEL_BYTES = 1 << 16  # bytes; a longer one is no label
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -45,7 +44,7 @@ class Shards(Source):
     Labels, from members `.cls`, count when every sample has one.
 
     Raises:
-        UsageError: No such file, or a compressed one.
+        UsageError: no such file, or a compressed one.
         DataError: A file is no tar, or none of them holds an image.
     """
 
@@ -55,12 +54,12 @@ class Shards(Source):
     def __init__(self, pattern: str | os.PathLike[str]):
         self.name = os.fspath(pattern)
         self.files = tuple(os.path.abspath(f) for f in expand(self.name))
-        parts = [_indexed(file) for file in self.files]
+        parts = [_load_index(file) for file in self.files]
         counts = [len(p["image"]) for p in parts]
         self.starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         if not self.starts[-1]:
             raise DataError(
-                f"No images in {self.name!r}.  Members count as images by their suffix: "
+                f"No images in {self.name!r}. Members count as images by their suffix: "
                 f"{' '.join(sorted(SUFFIXES))}."
             )
         self.images_at = np.concatenate([p["image"] for p in parts])  # int64 [N, 2]: offset, size
@@ -81,11 +80,11 @@ class Shards(Source):
         return f"{self.files[shard]}::{self.members[shard][i - int(self.starts[shard])]}"
 
     def read_bytes(self, i: int, /) -> bytes:
-        """The file of image i as it is.  Raises OSError or BadImage."""
+        """The file of image i as it is. Raises OSError or BadImage."""
         return self._bytes(i, self.images_at[i])
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
-        """Sample i, decoded, with its text.  Raises BadImage."""
+        """Sample i, decoded, with its text. Raises BadImage."""
         try:
             image = read_bands(
                 self.read_bytes(i), self.channels, sufficient_pixels=sufficient_pixels
@@ -98,7 +97,7 @@ class Shards(Source):
         return Sample(image=image, label=self.label(i), text=text)
 
     def read_text(self, i: int, /) -> str | None:
-        """The text of sample i.  Raises OSError or BadImage."""
+        """The text of sample i. Raises OSError or BadImage."""
         if self.texts_at[i, 1] < 0:
             return None
         return self._bytes(i, self.texts_at[i]).decode("utf-8", "replace").strip()
@@ -108,7 +107,7 @@ class Shards(Source):
 
     def _bytes(self, i: int, at: np.ndarray) -> bytes:
         offset, size = int(at[0]), int(at[1])
-        # pread has no position of its own: forked workers may share the descriptor.  The lock
+        # pread has no position of its own: forked workers may share the descriptor. The lock
         # keeps a thread from closing what another is reading.
         with self._lock:
             data = os.pread(self._descriptor(self._shard(i)), size, offset)
@@ -120,15 +119,15 @@ class Shards(Source):
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        while len(self._open) >= _OPEN:
+        while len(self._open) >= _MAX_OPEN:
             os.close(self._open.popitem(last=False)[1])
         self._open[shard] = os.open(self.files[shard], os.O_RDONLY)
         return self._open[shard]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_open", "_lock")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         # Descriptors and locks stay in their process.
         self.__dict__.update(state, _open=OrderedDict(), _lock=threading.Lock())
 
@@ -146,11 +145,11 @@ def expand(pattern: str) -> list[str]:
     """The files that a pattern with braces and wildcards means, sorted within a wildcard.
 
     Raises:
-        UsageError: One is missing, none matches, or they are compressed.
+        UsageError: one is missing, none matches, or they are compressed.
     """
     if not pattern.endswith(".tar"):
         raise UsageError(
-            f"{pattern!r} is compressed, and a compressed tar cannot be read at random.  "
+            f"{pattern!r} is compressed, and a compressed tar cannot be read at random. "
             "Decompress it first (images hardly shrink anyway)."
         )
     files: list[str] = []
@@ -161,7 +160,7 @@ def expand(pattern: str) -> list[str]:
     if missing or not files:
         what = f"{len(missing)} of {len(files)} shards are missing" if files else "no shard matches"
         first = f", the first: {missing[0]!r}" if missing else ""
-        raise UsageError(f"{pattern!r}: {what}{first}.  Put the pattern into quotes.")
+        raise UsageError(f"{pattern!r}: {what}{first}. Put the pattern into quotes.")
     return files
 
 
@@ -181,12 +180,12 @@ def braces(pattern: str) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
-def _indexed(file: str) -> dict[str, np.ndarray]:
+def _load_index(file: str) -> dict[str, np.ndarray]:
     try:
         key = _cache.fingerprint(file)
         arrays = _cache.load("shard", key)
         if arrays is None:
-            arrays = _index(file)
+            arrays = _build_index(file)
             _cache.store("shard", key, arrays)
     except tarfile.TarError as error:
         raise DataError(f"{file!r} is no tar file that can be read ({error}).") from None
@@ -195,7 +194,7 @@ def _indexed(file: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _index(file: str) -> dict[str, np.ndarray]:
+def _build_index(file: str) -> dict[str, np.ndarray]:
     """Places of images and texts, labels and member names of one tar."""
     samples: dict[str, dict[str, tuple[str, int, int]]] = {}
     with tarfile.open(file, "r:") as tar:
@@ -205,10 +204,10 @@ def _index(file: str) -> dict[str, np.ndarray]:
             except tarfile.ReadError:
                 if not samples:
                     raise
-                break  # cut short: what came before is whole, and the last read will tell
+                break  # cut short: the samples before are intact; reading the last one will fail
             if member is None:
                 break
-            tar.members = []  # type: ignore[assignment]  # else it keeps all that it has seen
+            tar.members = []  # type: ignore[assignment]  # else it keeps every member
             if not member.isreg() or member.issparse():
                 continue
             head, _, base = member.name.rpartition("/")
@@ -220,21 +219,21 @@ def _index(file: str) -> dict[str, np.ndarray]:
             if kind in ("image", "cls", "txt"):
                 place = (member.name, member.offset_data, member.size)
                 samples.setdefault(f"{head}/{stem}", {}).setdefault(kind, place)
-    whole = [parts for parts in samples.values() if "image" in parts]
+    with_image = [parts for parts in samples.values() if "image" in parts]
     none = ("", 0, -1)
     labels = []
     with open(file, "rb") as raw:
-        for parts in whole:
+        for parts in with_image:
             _, offset, size = parts.get("cls", none)
             word = ""
-            if 0 < size <= _MOST_LABEL:
+            if 0 < size <= _MAX_LABEL_BYTES:
                 raw.seek(offset)
                 word = raw.read(size).decode("utf-8", "replace").strip()
             labels.append(word)
-    texts = [parts.get("txt", none)[1:] for parts in whole]
+    texts = [parts.get("txt", none)[1:] for parts in with_image]
     return {
-        "image": np.array([p["image"][1:] for p in whole], np.int64).reshape(-1, 2),
+        "image": np.array([p["image"][1:] for p in with_image], np.int64).reshape(-1, 2),
         "text": np.array(texts, np.int64).reshape(-1, 2),
-        **StringTable.from_strings(p["image"][0] for p in whole).to_arrays("member"),
+        **StringTable.from_strings(p["image"][0] for p in with_image).to_arrays("member"),
         **StringTable.from_strings(labels).to_arrays("label"),
     }

@@ -1,7 +1,7 @@
 """Videos as images: some frames of every second (the extra `video`).
 
 `clip.mp4` means one frame a second, `clip.mp4@5` five, `clip.mp4@all` every frame; a folder of
-videos likewise.  A frame is found again by its time, whatever was read before it.  Compressed video
+videos likewise. A frame is found again by its time, whatever was read before it. Compressed video
 is made to be read forward: for training, pack the frames first (`nolabel pack --data clips@5`).
 """
 
@@ -25,15 +25,15 @@ from nolabel.types import Sample
 
 SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv"))
 _RATE = re.compile(r"(.+)@(all|\d+(?:\.\d+)?)")
-_OPEN = 8  # videos held open in one process
-# What a forked worker finds open.  It is neither used nor closed there: closing waits for threads
+_MAX_OPEN = 8  # videos held open in one process
+# What a forked worker finds open. It is neither used nor closed there: closing waits for threads
 # that only the other process has.
 _inherited: list[object] = []
 
 
 def is_videos(text: str) -> bool:
     """Whether a user means videos: a video file, a folder with `@`, a folder of videos alone."""
-    path, rate = _split(text)
+    path, rate = _split_rate(text)
     if os.path.isdir(path):
         return rate is not None or _only_videos(path)
     return os.path.splitext(path)[1].lower() in SUFFIXES and os.path.isfile(path)
@@ -43,18 +43,18 @@ class Videos(Source):
     """Frames of one or more videos, in the order of the files and of time.
 
     If every video of a folder lies in a sub-folder, the first level below it names the classes.
-    `groups`, int64 [N], is the number of the video.  A video that cannot be read counts as one
+    `groups`, int64 [N], is the number of the video. A video that cannot be read counts as one
     image that cannot.
 
     Raises:
-        UsageError: The extra is missing, or the rate is 0.
-        DataError: The folder holds no video.
+        UsageError: the extra is missing, or the rate is 0.
+        DataError: the folder holds no video.
     """
 
     def __init__(self, name: str):
-        _av()
+        _import_av()
         self.name = name
-        path, rate = _split(name)
+        path, rate = _split_rate(name)
         self.rate = None if rate == "all" else float(rate or 1)
         if self.rate == 0:
             raise UsageError(f"{name!r}: the frames a second must be above 0.")
@@ -66,7 +66,7 @@ class Videos(Source):
         else:
             inside, self.files = [os.path.basename(path)], [os.path.abspath(path)]
         self.bad: dict[int, str] = {}
-        times = [self._frames(k) for k in range(len(self.files))]
+        times = [self._frame_times(k) for k in range(len(self.files))]
         counts = [len(t) for t in times]
         self.times = np.concatenate(times)  # int64 [N]: time of each frame, in the video's units
         self.groups: np.ndarray = np.repeat(np.arange(len(self.files)), counts)
@@ -74,9 +74,9 @@ class Videos(Source):
         if len(tops) == len(inside):
             self.classes, numbers = encode_labels(tops)
             self.labels = numbers[self.groups]
-        self._forget()
+        self._reset_readers()
 
-    def _forget(self) -> None:
+    def _reset_readers(self) -> None:
         """Decoders and locks stay in their process."""
         self._open: OrderedDict[int, _Reader] = OrderedDict()
         self._lock, self._process = threading.Lock(), os.getpid()
@@ -90,27 +90,27 @@ class Videos(Source):
         return f"{self.files[video]}@{i - int(np.searchsorted(self.groups, video))}"
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
-        """Frame i.  Raises BadImage."""
+        """Frame i. Raises BadImage."""
         video = int(self.groups[i])
         if video in self.bad:
             raise BadImage(self.files[video], self.bad[video])
         if os.getpid() != self._process:
             _inherited.append(self._open)
-            self._forget()
+            self._reset_readers()
         with self._lock:  # a decoder has one position
             try:
                 if video not in self._open:
-                    while len(self._open) >= _OPEN:
+                    while len(self._open) >= _MAX_OPEN:
                         self._open.popitem(last=False)[1].close()
                     self._open[video] = _Reader(self.files[video])
                 self._open.move_to_end(video)
                 image = self._open[video].frame(int(self.times[i]))
-            except _errors() as error:
+            except _decoding_errors() as error:
                 self._open.pop(video, None)
                 raise BadImage(self.path(i), f"cannot be decoded ({error})") from None
         return Sample(image=image, label=self.label(i))
 
-    def _frames(self, video: int) -> np.ndarray:
+    def _frame_times(self, video: int) -> np.ndarray:
         """Times of the frames that are used, int64; [0] for a video that cannot be read."""
         file = self.files[video]
         try:
@@ -120,7 +120,7 @@ class Videos(Source):
                 times, second = _times(file)
                 arrays = {"times": times, "second": np.array(second)}
                 _cache.store("video", key, arrays)
-        except _errors() as error:
+        except _decoding_errors() as error:
             self.bad[video] = f"a video that cannot be read ({str(error).splitlines()[0]})"
             return np.zeros(1, np.int64)
         times = arrays["times"]
@@ -134,19 +134,19 @@ class Videos(Source):
         due = times[0] + step * np.arange(int((times[-1] - times[0]) / step) + 1)
         return times[np.unique(np.searchsorted(times, due + 0.5, side="right") - 1)]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_open", "_lock")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._reset_readers()
 
 
 class _Reader:
     """One open video, decoding forward and going back to a key frame when it must."""
 
     def __init__(self, file: str):
-        self.container = _av().open(file)
+        self.container = _import_av().open(file)
         self.stream = self.container.streams.video[0]
         self.stream.thread_type = "NONE"  # workers are one a core already
         self.at: int | None = None  # time of the last frame decoded
@@ -187,7 +187,7 @@ class _Reader:
 
 def _times(file: str) -> tuple[np.ndarray, float]:
     """Times of all frames, sorted int64, and the length of a second in the same units."""
-    with _av().open(file) as container:
+    with _import_av().open(file) as container:
         if not container.streams.video:
             raise ValueError("no pictures in it")
         stream = container.streams.video[0]
@@ -195,7 +195,7 @@ def _times(file: str) -> tuple[np.ndarray, float]:
         return np.unique(np.array(times, np.int64)), 1 / float(stream.time_base)
 
 
-def _split(text: str) -> tuple[str, str | None]:
+def _split_rate(text: str) -> tuple[str, str | None]:
     """Path and frames a second, as written behind `@`."""
     found = None if os.path.exists(text) else _RATE.fullmatch(text)
     return (found[1], found[2]) if found else (text, None)
@@ -223,11 +223,11 @@ def _only_videos(folder: str) -> bool:
     return False
 
 
-def _errors() -> tuple[type[Exception], ...]:
-    return (OSError, ValueError, EOFError, _av().error.FFmpegError)
+def _decoding_errors() -> tuple[type[Exception], ...]:
+    return (OSError, ValueError, EOFError, _import_av().error.FFmpegError)
 
 
-def _av() -> Any:
+def _import_av() -> Any:
     try:
         import av
     except ImportError:

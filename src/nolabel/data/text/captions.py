@@ -10,7 +10,7 @@ from nolabel.data.source import Source
 from nolabel.errors import DataError
 
 _CHUNK = 4096  # texts read at once
-_LOOKED_AT = 64  # images, spread over the source, of which one must have a text
+_ASKED = 64  # images, spread over the source, of which one must have a text
 
 
 def texts_of(source: Source, indices: Sequence[int] | np.ndarray) -> tuple[str | None, ...]:
@@ -23,7 +23,7 @@ def texts_of(source: Source, indices: Sequence[int] | np.ndarray) -> tuple[str |
 
 def has_texts(source: Source) -> bool:
     """Whether some of the source's images have a text (at most 64 of them are read)."""
-    return any(texts_of(source, spread(len(source), _LOOKED_AT)))
+    return any(texts_of(source, spread(len(source), _ASKED)))
 
 
 def require_texts(source: Source) -> None:

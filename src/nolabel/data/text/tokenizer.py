@@ -2,12 +2,12 @@
 
 Sennrich et al., Neural Machine Translation of Rare Words with Subword Units, 2016; on bytes and in
 the form of Radford et al., Learning Transferable Visual Models From Natural Language Supervision,
-2021.  A text is cleaned (HTML entities undone, white space collapsed, lower case), cut into words,
+2021. A text is cleaned (HTML entities undone, white space collapsed, lower case), cut into words,
 numbers and signs, and each piece, as UTF-8 bytes whose last one is marked as an end of word, is put
 together by the merges in their order.
 
-Ids: 256 bytes, the same 256 ending a word, one for each merge, the start, the end.  So the end has
-the largest id.  A text becomes start, pieces, end, and zeros up to the context's length; one that
+Ids: 256 bytes, the same 256 ending a word, one for each merge, the start, the end. So the end has
+the largest id. A text becomes start, pieces, end, and zeros up to the context's length; one that
 is too long is cut so that the end is still there.
 """
 
@@ -32,9 +32,9 @@ PUBLISHED = 49_408  # size of CLIP's vocabulary
 TOKENIZER_FILE = "tokenizer.json"  # its name in a run's folder
 _PUBLISHED_FILE = "bpe_simple_vocab_16e6.txt.gz"  # in the package open_clip_torch
 _BASE = 514  # bytes, bytes ending a word, start and end
-_END = "</w>"  # marks the end of a word
-_MARKS = ("<start>", "<end>")
-_PUBLISHED_MARKS = ("<start_of_text>", "<end_of_text>")
+_END_OF_WORD = "</w>"  # marks the end of a word
+_SPECIAL = ("<start>", "<end>")
+_PUBLISHED_SPECIAL = ("<start_of_text>", "<end_of_text>")
 # Contractions, runs of letters, single digits, runs of other signs.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 # Forked data workers use no tokenizer, and the library warns about forks when it has run threads.
@@ -52,8 +52,8 @@ class Tokenizer:
         self.core = core
         self.vocabulary: int = core.get_vocab_size()
         self.context: int = core.truncation["max_length"]
-        # CLIP's published vocabulary was made from texts mended by ftfy, and wants them so.
-        self._mended = core.token_to_id(_PUBLISHED_MARKS[0]) is not None
+        # CLIP's published vocabulary was made from texts mended by ftfy; others have to be too.
+        self._mended = core.token_to_id(_PUBLISHED_SPECIAL[0]) is not None
 
     @classmethod
     def learn(cls, texts: Iterable[str], size: int, context: int) -> Tokenizer:
@@ -66,28 +66,28 @@ class Tokenizer:
         from tokenizers import models, trainers
 
         _check(size, context)
-        core = Core(models.BPE(end_of_word_suffix=_END))
-        core.normalizer, core.pre_tokenizer = _pieces()
+        core = Core(models.BPE(end_of_word_suffix=_END_OF_WORD))
+        core.normalizer, core.pre_tokenizer = _normaliser_and_splitter()
         trainer: Any = trainers.BpeTrainer(
-            vocab_size=size - len(_MARKS),
+            vocab_size=size - len(_SPECIAL),
             min_frequency=2,
             initial_alphabet=_bytes(),
-            # Known beforehand: else the library numbers them by chance, and with the numbers the
+            # Listed here: else the library numbers them in a random order, and with the numbers the
             # choice among pairs that are equally frequent.
-            special_tokens=[s + _END for s in _bytes()],
-            end_of_word_suffix=_END,
+            special_tokens=[s + _END_OF_WORD for s in _bytes()],
+            end_of_word_suffix=_END_OF_WORD,
             show_progress=False,
         )
         core.train_from_iterator((clean(t) for t in texts), trainer)
         merges = [tuple(m) for m in json.loads(core.to_str())["model"]["merges"]]
-        return cls(_assembled(merges, _MARKS, context))
+        return cls(_assemble(merges, _SPECIAL, context))
 
     @classmethod
     def published(cls, context: int) -> Tokenizer:
         """CLIP's own vocabulary, from the file that the package open_clip_torch brings.
 
         Raises:
-            UsageError: The extra `clip` is missing.
+            UsageError: the extra `clip` is missing.
         """
         _check(PUBLISHED, context)
         found = importlib.util.find_spec("open_clip")
@@ -96,16 +96,16 @@ class Tokenizer:
         if file is None or importlib.util.find_spec("ftfy") is None:
             raise UsageError(
                 f"CLIP's vocabulary of {PUBLISHED:,} tokens needs the packages open_clip_torch and "
-                "ftfy: pip install 'nolabel[clip]'.  Or use a --vocabulary of another size, which "
+                "ftfy: pip install 'nolabel[clip]'. Or use a --vocabulary of another size, which "
                 "is learnt from the captions."
             )
         lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
         merges = [tuple(line.split()) for line in lines[1 : 1 + PUBLISHED - _BASE]]
-        return cls(_assembled(merges, _PUBLISHED_MARKS, context))
+        return cls(_assemble(merges, _PUBLISHED_SPECIAL, context))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Reads what `save` wrote.  Raises UsageError or FileDamaged."""
+        """Reads what `save` wrote. Raises UsageError or FileDamaged."""
         from tokenizers import Tokenizer as Core
 
         path = Path(path)
@@ -115,7 +115,7 @@ class Tokenizer:
             return cls(Core.from_str(path.read_text(encoding="utf-8")))
         except Exception as error:  # the library raises Exception itself
             raise FileDamaged(
-                f"{str(path)!r} is no tokenizer that can be read ({error}).  Copy it again."
+                f"{str(path)!r} is no tokenizer that can be read ({error}). Copy it again."
             ) from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -132,7 +132,7 @@ class Tokenizer:
         rows = [e.ids for e in self.core.encode_batch(cleaned)]
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.context)
 
-    def __deepcopy__(self, memo: Any) -> Tokenizer:
+    def __deepcopy__(self, memo: dict[int, object]) -> Tokenizer:
         return self  # nothing in it changes
 
 
@@ -170,7 +170,7 @@ def _bytes() -> list[str]:
     return [chr(b) for b in visible] + [chr(256 + i) for i in range(256 - len(visible))]
 
 
-def _pieces() -> tuple[Any, Any]:
+def _normaliser_and_splitter() -> tuple[Any, Any]:
     """Normaliser and cutter: white space and case again, then words, as bytes."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
@@ -186,18 +186,22 @@ def _pieces() -> tuple[Any, Any]:
     return normal, cut
 
 
-def _assembled(merges: Sequence[tuple[str, ...]], marks: tuple[str, str], context: int) -> Any:
+def _assemble(merges: Sequence[tuple[str, ...]], marks: tuple[str, str], context: int) -> Any:
     """The library's tokenizer of these merges, with ids in CLIP's order."""
     from tokenizers import AddedToken, decoders, models, processors
     from tokenizers import Tokenizer as Core
 
     symbols = _bytes()
-    words = itertools.chain(symbols, (s + _END for s in symbols), ("".join(m) for m in merges))
+    words = itertools.chain(
+        symbols, (s + _END_OF_WORD for s in symbols), ("".join(m) for m in merges)
+    )
     ids = {word: i for i, word in enumerate((*words, *marks))}
     pairs: Any = [(m[0], m[1]) for m in merges]
-    core: Any = Core(models.BPE(ids, pairs, continuing_subword_prefix="", end_of_word_suffix=_END))
-    core.normalizer, core.pre_tokenizer = _pieces()
-    core.decoder = decoders.BPEDecoder(suffix=_END)
+    core: Any = Core(
+        models.BPE(ids, pairs, continuing_subword_prefix="", end_of_word_suffix=_END_OF_WORD)
+    )
+    core.normalizer, core.pre_tokenizer = _normaliser_and_splitter()
+    core.decoder = decoders.BPEDecoder(suffix=_END_OF_WORD)
     core.add_special_tokens([AddedToken(m, special=True, normalized=False) for m in marks])
     core.post_processor = processors.TemplateProcessing(
         single=f"{marks[0]} $A {marks[1]}", special_tokens=[(m, ids[m]) for m in marks]

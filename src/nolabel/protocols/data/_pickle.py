@@ -1,7 +1,7 @@
 """Plain values out of a pickled file, without unpickling it.
 
 The operations of a pickle are read one by one (`pickletools`) and only those are followed that put
-together lists, dictionaries, texts, numbers and arrays of numbers.  Nothing is imported or called
+together lists, dictionaries, texts, numbers and arrays of numbers. Nothing is imported or called
 by name, so a file that asks for more is refused before anything happens.
 """
 
@@ -46,7 +46,7 @@ def plain_values(data: bytes) -> Any:
     """The value in a pickle of plain values.
 
     Raises:
-        FileDamaged: It holds anything else, or is broken.
+        FileDamaged: it holds anything else, or is broken.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -123,7 +123,7 @@ def _known(module: str, name: str) -> _Name:
     if not (allowed or (module, name) in _BYTES):
         raise FileDamaged(
             f"The file holds {module}.{name}, an object that could run code; lists, numbers and "
-            "arrays alone are read.  Save it as JSON."
+            "arrays alone are read. Save it as JSON."
         )
     return _Name(module, name)
 

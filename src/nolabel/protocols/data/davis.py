@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Clips:
     clips: tuple[Clip, ...]
 
 
-def open_clips(spec: str | os.PathLike[str] | Clips, image_size: int) -> Clips:
+def open_clips(spec: Any, image_size: int) -> Clips:
     """Opens videos with masks.
 
     Args:
@@ -48,7 +49,7 @@ def open_clips(spec: str | os.PathLike[str] | Clips, image_size: int) -> Clips:
         image_size: side in pixels at which creatures are drawn.
 
     Raises:
-        UsageError: Neither.
+        UsageError: neither.
         DataError: A video of the list is missing, or its frames and masks do not go together.
     """
     if isinstance(spec, Clips):
@@ -63,7 +64,7 @@ def open_clips(spec: str | os.PathLike[str] | Clips, image_size: int) -> Clips:
     lists = Path(text) / "ImageSets" / "2017" / "val.txt"
     if not lists.is_file():
         raise UsageError(
-            f"No videos with masks in {text!r}.  Give creatures, or a folder in the layout of "
+            f"No videos with masks in {text!r}. Give creatures, or a folder in the layout of "
             "DAVIS-2017: ImageSets/2017/val.txt, JPEGImages/480p/VIDEO, Annotations/480p/VIDEO."
         )
     names = [line.strip() for line in lists.read_text().splitlines() if line.strip()]
@@ -116,7 +117,7 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """Numbers of objects uint8 [H, W] of a PNG with a palette (or grey).
 
     Raises:
-        DataError: It cannot be read, or has colours in place of numbers.
+        DataError: it cannot be read, or has colours in place of numbers.
     """
     from PIL import Image
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +14,6 @@ from nolabel.errors import DataError, UsageError
 from nolabel.protocols.data.davis import VOID, read_mask, read_picture
 
 CREATURES = 500  # of each split
-
-
-class Pairs(ABC):
-    """Numbered pairs of an image uint8 [H, W, 3] and its mask uint8 [H, W]."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,7 @@ class Figures:
     """
 
     name: str
-    pairs: Pairs
+    pairs: Any  # a sequence: __len__ and __getitem__
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -45,7 +35,7 @@ class Figures:
         return (self.pairs[i] for i in range(len(self.pairs)))
 
 
-def open_figures(spec: str | os.PathLike[str], split: str, image_size: int) -> Figures:
+def open_figures(spec: Any, split: str, image_size: int) -> Figures:
     """Opens one split of a set with masks.
 
     Args:
@@ -54,8 +44,8 @@ def open_figures(spec: str | os.PathLike[str], split: str, image_size: int) -> F
         image_size: side in pixels at which creatures are drawn.
 
     Raises:
-        UsageError: Neither, or no such split.
-        DataError: The split lists an image that has no mask.
+        UsageError: neither, or no such split.
+        DataError: the split lists an image that has no mask.
     """
     text = os.fspath(spec)
     if text.partition(":")[0] == "creatures":
@@ -64,7 +54,7 @@ def open_figures(spec: str | os.PathLike[str], split: str, image_size: int) -> F
     lists = Path(text) / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not lists.is_file():
         raise UsageError(
-            f"No images with masks in {text!r}: {str(lists)!r} is missing.  Give creatures, or a "
+            f"No images with masks in {text!r}: {str(lists)!r} is missing. Give creatures, or a "
             "folder in the layout of PASCAL VOC: ImageSets/Segmentation/train.txt and val.txt, "
             "JPEGImages, SegmentationClass."
         )
@@ -82,7 +72,7 @@ def open_figures(spec: str | os.PathLike[str], split: str, image_size: int) -> F
     return Figures(f"{text} ({split})", _Files(pairs))
 
 
-class _Drawn(Pairs):
+class _Drawn:
     """Creatures with their masks."""
 
     def __init__(self, split: str, size: int):
@@ -99,7 +89,7 @@ class _Drawn(Pairs):
         return sample.image, sample.mask
 
 
-class _Files(Pairs):
+class _Files:
     """Images with masks by class; every class counts as figure."""
 
     def __init__(self, pairs: list[tuple[Path, Path]]):

@@ -56,8 +56,8 @@ def open_revisited(folder: str | os.PathLike[str]) -> Revisited:
     """Reads the ground truth of a folder.
 
     Raises:
-        DataError: No ground truth, or images that it names are missing.
-        FileDamaged: It cannot be read, or holds more than plain values.
+        DataError: no ground truth, or images that it names are missing.
+        FileDamaged: it cannot be read, or holds more than plain values.
     """
     file = find_truth(folder)
     if file is None:

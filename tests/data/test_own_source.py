@@ -1,0 +1,143 @@
+"""A source of the user's own: a subclass with two methods, given as an object or by its file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import nolabel as nl
+from nolabel.data.open import open_source, record_source
+from nolabel.data.source import Source, Subset, prerender, split
+from nolabel.data.text.captions import has_texts, texts_of
+from nolabel.errors import BadImage, UsageError
+from nolabel.types import Sample
+
+CODE = """
+import numpy as np
+from nolabel.data.source import Source
+from nolabel.types import Sample
+
+class Mine(Source):
+    def __len__(self):
+        return 40
+    def read(self, i):
+        return Sample(image=np.full((32, 32, 3), i, np.uint8))
+
+class Sized(Mine):
+    def __init__(self, size):
+        self.size = size
+
+class Half(Source):
+    def __len__(self):
+        return 40
+"""
+
+
+class Plain(Source):
+    """No more than what has to be there."""
+
+    def __len__(self):
+        return 12
+
+    def read(self, i):
+        if i == 3:
+            raise BadImage(self.path(i), "broken")
+        return Sample(image=np.full((4, 5, 3), i, np.uint8))
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOLABEL_STATE", str(tmp_path / "state"))
+    path = tmp_path / "my_source.py"
+    path.write_text(CODE)
+    return path
+
+
+def test_two_methods_are_enough_and_the_rest_has_defaults():
+    source = open_source(Plain())
+    assert (source.name, source.path(3), source.channels, source.block) == (
+        "Plain", "Plain[3]", 3, 0,
+    )  # fmt: skip
+    assert source.labels is None and source.classes == () and source.label(0) is None
+    assert source.groups is None and source.domains is None
+    assert not (source.in_memory or source.supports_draft or source.has_files)
+    assert not has_texts(source) and texts_of(source, [0, 5]) == (None, None)
+    prerender(source)  # leaves what is not in memory alone
+    for call in (source.images, source.read_bytes):
+        with pytest.raises(TypeError, match="read\\(i\\)"):
+            call(np.array([0]))
+
+
+def test_what_a_source_adds_is_used():
+    class Told(Plain):
+        labels, classes = np.arange(12) % 2, ("even", "odd")
+
+        def read_text(self, i):
+            if i == 5:
+                raise OSError("gone")
+            return None if i == 7 else f"number {i}"
+
+    source = Told()
+    rest, part = split(source, 0.5)
+    assert len(rest) == len(part) == 6 and set(part.labels) == {0, 1}
+    assert texts_of(source, [4, 5, 7]) == ("number 4", None, None)
+    assert Subset(source, [8, 4]).read_texts(np.array([1])) == ("number 4",)
+    assert Subset(source, [8, 4]).read_text(0) == "number 8"
+
+
+def test_what_only_looks_like_a_source_is_refused_with_what_to_do():
+    class Duck:
+        name, labels, classes = "duck", None, ()
+
+        def __len__(self):
+            return 3
+
+        def path(self, i):
+            return str(i)
+
+        def read(self, i):
+            return Sample(image=np.zeros((4, 4, 3), np.uint8))
+
+    for data in (Duck(), Plain):  # a class is no instance
+        with pytest.raises(UsageError, match="subclass of nolabel.data.source.Source"):
+            open_source(data)
+    with pytest.raises(UsageError, match="got Duck"):
+        nl.pretrain("simclr", data=Duck(), steps=1)
+
+
+def test_a_source_in_a_file_is_named_by_its_path_and_recorded_by_its_hash(file):
+    source = open_source(f"{file}:Mine")
+    assert (len(source), source.name, source.read(7).image[0, 0, 0]) == (40, "Mine", 7)
+    recorded = record_source(f"{file}:Mine")
+    assert recorded.startswith("my_source.py:Mine@")
+    assert type(open_source(recorded)) is type(source)
+    assert record_source("creatures:test") == "creatures:test"
+
+
+def test_a_folder_named_like_a_file_of_code_is_a_folder(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "odd.py").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "odd.py" / "a.png")
+    assert len(open_source(str(tmp_path / "odd.py"))) == 1
+    assert record_source(str(tmp_path / "odd.py")) == str(tmp_path / "odd.py")
+
+
+def test_classes_that_cannot_be_made_say_why(file, tmp_path):
+    with pytest.raises(UsageError, match="Sized .*without arguments.*size"):
+        open_source(f"{file}:Sized")
+    with pytest.raises(UsageError, match="Half .*lacks read"):
+        open_source(f"{file}:Half")
+    with pytest.raises(UsageError, match="source class .*Found: Mine, Sized, Half"):
+        open_source(f"{file}:Other")
+    with pytest.raises(UsageError, match="No such file"):
+        open_source(f"{tmp_path}/none.py:Mine")
+    with pytest.raises(UsageError, match="'Mine' has images of 3 channels, not 5"):
+        open_source(f"{file}:Mine", channels=5)
+
+
+def test_a_run_remembers_the_source_by_its_hash(file, tmp_path):
+    short = {"steps": 1, "batch_size": 8, "image_size": 32, "device": "cpu", "workers": 0,
+             "backbone": "vit_pico", "precision": "fp32", "quiet": True}  # fmt: skip
+    run = nl.pretrain("simclr", data=f"{file}:Mine", out=str(tmp_path / "run"), **short)
+    assert run.settings.data == record_source(f"{file}:Mine") and run.images == 40
