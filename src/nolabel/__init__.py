@@ -20,8 +20,16 @@ from typing import TYPE_CHECKING, Any
 from nolabel._version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from nolabel.config import Run
-    from nolabel.encoders import Encoder
+    from nolabel.data.open import SourceSpec
+    from nolabel.encoders import Encoder, load
+    from nolabel.engine.train import resume
+    from nolabel.pictures._tiles import Pictures
+    from nolabel.protocols.compare import Comparison
+    from nolabel.protocols.run import TestSpec
+    from nolabel.types import Report
 
 __all__ = [
     "Encoder",
@@ -36,8 +44,6 @@ __all__ = [
 ]
 
 _WHERE = {
-    "evaluate": "nolabel.protocols.run",
-    "show": "nolabel.tools.show",
     "Encoder": "nolabel.encoders",
     "Run": "nolabel.config",
     "load": "nolabel.encoders",
@@ -75,13 +81,83 @@ def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> 
     return train(run, source, quiet=quiet)
 
 
+def evaluate(
+    protocol: str,
+    encoder: Encoder | str | os.PathLike[str],
+    train: SourceSpec | None = None,
+    test: TestSpec | None = None,
+    **options: object,
+) -> Report:
+    """Judges an encoder by one protocol; the report prints as a table.
+
+    Args:
+        protocol: a name of `nolabel list protocols`.
+        encoder: an encoder, or what `load` takes.
+        train: labelled images, for protocols that learn.
+        test: images to judge on; by default the test split of a named set, or a fifth of `train`.
+        options: every option of `nolabel evaluate PROTOCOL --help`, with underscores.
+
+    Raises:
+        UsageError: unknown protocol or option, or train and test are the same images.
+        DataError: no labels, one class only, or classes in test that train does not have.
+    """
+    from nolabel.protocols.run import evaluate as run
+
+    return run(protocol, encoder, train, test, **options)
+
+
 def compare(
-    encoders: Any, *, train: Any = None, test: Any = None, protocols: Any = (), options: Any = None
-) -> Any:
-    """Several encoders, one table (`nolabel compare`); `options` maps protocols to theirs."""
+    encoders: Sequence[Encoder | str | os.PathLike[str]],
+    *,
+    train: SourceSpec | None = None,
+    test: SourceSpec | None = None,
+    protocols: Sequence[str] = (),
+    options: Mapping[str, Mapping[str, object]] | None = None,
+) -> Comparison:
+    """Judges several encoders on the same images; the comparison prints as one table.
+
+    Args:
+        encoders: encoders, or what `load` takes.
+        train: as for `evaluate`.
+        test: as for `evaluate`.
+        protocols: names of `nolabel list protocols`; by default knn, and without `train` labelfree.
+        options: name of a protocol -> its options.
+
+    Raises:
+        UsageError, DataError: as `evaluate`.
+    """
     from nolabel.protocols.compare import compare as run
 
     return run(encoders, train, test, protocols=protocols, options=options)
+
+
+def show(
+    what: str,
+    encoder: Encoder | str | os.PathLike[str] | Sequence[Encoder | str | os.PathLike[str]],
+    data: SourceSpec | None = None,
+    *,
+    count: int = 8,
+    label: str | None = None,
+    **options: object,
+) -> Pictures:
+    """Draws one kind of picture; it displays itself in notebooks, and `save(folder)` writes it.
+
+    Args:
+        what: a name of `nolabel list pictures`.
+        encoder: an encoder, or what `load` takes; for some pictures the folder of a run; or
+            several, whose pictures of the same images stand below each other.
+        data: the images; some pictures need none.
+        count: number of images that are shown.
+        label: the class whose images are shown.
+        options: every option of `nolabel show WHAT --help`, with underscores.
+
+    Raises:
+        UsageError: unknown picture or option, or an encoder that cannot serve it.
+        DataError: no image can be read, or there is no such class.
+    """
+    from nolabel.tools.show import show as draw
+
+    return draw(what, encoder, data, count=count, label=label, **options)
 
 
 def __getattr__(name: str) -> Any:

@@ -204,8 +204,8 @@ def test_show_takes_images_that_belong_together_and_refuses_unknown_options():
     from nolabel.tools.show import _samples, show
 
     source = Creatures("test", size=32)
-    for alike, own in ((2, [0, 0, 1, 1]), (1, [0, 0, 0, 0]), (0, None)):
-        samples = _samples(source, 4, None, alike)
+    for grouping, own in (("pairs", [0, 0, 1, 1]), ("class", [0, 0, 0, 0]), ("", None)):
+        samples = _samples(source, 4, None, grouping)
         assert own is None or [s.label for s in samples] == own
         assert len(samples) == 4
     (p,) = show("objects", VIT, "creatures:test", count=3, label="fish", tau=0.1)

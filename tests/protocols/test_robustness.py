@@ -117,10 +117,7 @@ def test_transfer_has_a_row_for_each_set_and_their_mean(tmp_path, capsys):
 
 
 def test_all_runs_what_suits_and_says_why_the_rest_does_not(monkeypatch):
-    some = {
-        k: v for k, v in PROTOCOLS.items()
-        if k in ("knn", "fewshot", "retrieval", "zeroshot", "transfer")
-    }  # fmt: skip
+    some = {k: PROTOCOLS[k] for k in ("knn", "fewshot", "retrieval", "zeroshot", "transfer")}
     monkeypatch.setattr("nolabel.protocols.run.PROTOCOLS", some)
     monkeypatch.setattr("nolabel.protocols.all.PROTOCOLS", some)
     found = evaluate_all("random:vit_pico", TRAIN, TEST)

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from nolabel.backbones.base import Backbone, layer_number, require
@@ -22,6 +24,10 @@ from nolabel.errors import (
 from nolabel.types import Tokens
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, FastViews, evaluation_plan
 from nolabel.views.images import sharable
+
+# What an encoder takes: one image or many.  Float tensors count as prepared.
+ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
+Images = ImageLike | Tensor | Sequence[ImageLike]
 
 _SMALL = 96  # pixels; below, cutting off the border costs more than it helps
 _MARGIN = 256 / 224  # the field's usual ratio of the shorter side to the cut centre
@@ -114,7 +120,7 @@ class Encoder:
         self.backbone.to(self._device)
         return self
 
-    def prepare(self, images: Any) -> Tensor:
+    def prepare(self, images: Images) -> Tensor:
         """Decodes, resizes the shorter side, cuts the centre and normalises.
 
         Args:
@@ -137,7 +143,7 @@ class Encoder:
                     f"{list(images.shape)}."
                 )
             return x.to(self.device, torch.float32)
-        pixels = [_pixels(image, self.channels) for image in _listed(images, self.channels)]
+        pixels = [read_pixels(image, self.channels) for image in list_images(images, self.channels)]
         return self.prepare_pixels(pixels)
 
     def prepare_pixels(self, pixels: np.ndarray | Sequence[np.ndarray]) -> Tensor:
@@ -167,7 +173,7 @@ class Encoder:
         x = torch.from_numpy(sharable(pixels)).to(self.device).permute(0, 3, 1, 2)
         return x.contiguous().float().mul_(1 / (255 * std)).sub_(mean / std)
 
-    def embed(self, images: Any, *, normalize: bool = False, batch_size: int = 64) -> Tensor:
+    def embed(self, images: Images, *, normalize: bool = False, batch_size: int = 64) -> Tensor:
         """Embeds images.
 
         Args:
@@ -190,7 +196,7 @@ class Encoder:
         with self.evaluating():
             return self.backbone(x).float().cpu()
 
-    def tokens(self, images: Any, layer: int = -1, *, batch_size: int = 64) -> Tokens:
+    def tokens(self, images: Images, layer: int = -1, *, batch_size: int = 64) -> Tokens:
         """Tokens of one layer, through the final norm, on the CPU.
 
         Args:
@@ -215,14 +221,15 @@ class Encoder:
         if not parts:
             raise UsageError("No images were given.")
 
-        def joined(which: str) -> Tensor:
-            return torch.cat([getattr(t, which).float().cpu() for t in parts])
+        def joined(tensors: Iterable[Tensor]) -> Tensor:
+            return torch.cat([t.float().cpu() for t in tensors])
 
-        prefix = None if parts[0].prefix is None else joined("prefix")
-        return Tokens(joined("pooled"), joined("patches"), parts[0].grid, prefix)
+        pooled, patches = joined(t.pooled for t in parts), joined(t.patches for t in parts)
+        prefixes = [t.prefix for t in parts if t.prefix is not None]
+        return Tokens(pooled, patches, parts[0].grid, joined(prefixes) if prefixes else None)
 
     def attention(
-        self, images: Any, layer: int = -1, *, patch: int | None = None, batch_size: int = 64
+        self, images: Images, layer: int = -1, *, patch: int | None = None, batch_size: int = 64
     ) -> Tensor:
         """The class token's attention to the patches, or that of one patch.
 
@@ -281,13 +288,14 @@ class Encoder:
             for module, training in modes:
                 module.training = training
 
-    def _batches(self, images: Any, batch_size: int) -> Iterator[Tensor]:
+    def _batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
         if batch_size < 1:
             raise UsageError(f"The batch size must be at least 1, got {batch_size}.")
+        some: Tensor | list[ImageLike]
         if isinstance(images, Tensor) and images.is_floating_point():
-            some: Any = images[None] if images.ndim == 3 else images
+            some = images[None] if images.ndim == 3 else images
         else:
-            some = _listed(images, self.channels)
+            some = list_images(images, self.channels)
         for start in range(0, len(some), batch_size):
             yield self.prepare(some[start : start + batch_size])
 
@@ -298,7 +306,7 @@ class Encoder:
         )
 
 
-def _listed(images: Any, channels: int) -> list[Any]:
+def list_images(images: Images, channels: int) -> list[ImageLike]:
     """One image or many -> a list."""
     if isinstance(images, Tensor):
         images = images.cpu().numpy()
@@ -310,7 +318,7 @@ def _listed(images: Any, channels: int) -> list[Any]:
     return [images]
 
 
-def _pixels(image: Any, channels: int) -> np.ndarray:
+def read_pixels(image: ImageLike, channels: int) -> np.ndarray:
     """uint8 or uint16 [H, W, C] of a path, Pillow image or array."""
     from nolabel.data.sources.items import Items
 

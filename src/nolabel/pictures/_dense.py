@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,9 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nolabel.encoders import Encoder
+from nolabel.encoders.encoder import Images
 from nolabel.nn.pixels import to_pixels
 from nolabel.types import Sample
 
+ImagesOrSamples = Images | Sequence[Sample]
 FACETS = ("auto", "key", "query", "value", "token")
 _BATCH = 8  # images at once: fine grids have thousands of tokens
 
@@ -48,7 +50,7 @@ class Dense:
     saliency: Tensor | None
     facet: str
 
-    def map(self, values: Any) -> np.ndarray:
+    def map(self, values: np.ndarray | Tensor) -> np.ndarray:
         """Numbers of the patches [..., P] on their grid [..., h, w]."""
         return np.asarray(values).reshape(*np.shape(values)[:-1], *self.grid)
 
@@ -84,7 +86,7 @@ class Dense:
 
 def dense(
     encoder: Encoder,
-    images: Any,
+    images: ImagesOrSamples,
     *,
     layer: int = -1,
     facet: str = "auto",
@@ -113,7 +115,7 @@ def dense(
 
 def dense_layers(
     encoder: Encoder,
-    images: Any,
+    images: ImagesOrSamples,
     layers: Sequence[int],
     *,
     facet: str = "auto",
@@ -162,24 +164,26 @@ def _middles(
     return np.stack(np.meshgrid(columns, rows), -1).reshape(-1, 2)
 
 
-def samples_of(images: Any) -> Sequence[Sample] | None:
+def samples_of(images: ImagesOrSamples) -> Sequence[Sample] | None:
     """The images if they are Samples, else None."""
-    some = isinstance(images, Sequence) and images and isinstance(images[0], Sample)
-    return images if some else None
+    if not isinstance(images, Sequence) or isinstance(images, str):
+        return None
+    found = [image for image in images if isinstance(image, Sample)]
+    return found if found and len(found) == len(images) else None
 
 
-def plain(images: Any) -> Any:
+def plain(images: ImagesOrSamples) -> Images:
     """The images of Samples; anything else as it is."""
     samples = samples_of(images)
-    return images if samples is None else [s.image for s in samples]
+    return cast(Images, images) if samples is None else [s.image for s in samples]
 
 
-def truth(images: Any, what: str, side: int) -> np.ndarray | None:
+def truth(images: ImagesOrSamples, what: str, side: int) -> np.ndarray | None:
     """What Samples know ("mask" or "parts"), uint8 [N, side, side]; None if one does not, or not
     at this size."""
-    found = [getattr(s, what) for s in samples_of(images) or ()]
-    whole = all(f is not None and f.shape == (side, side) for f in found)
-    return np.stack(found) if found and whole else None
+    found = [s.mask if what == "mask" else s.parts for s in samples_of(images) or ()]
+    known = [f for f in found if f is not None and f.shape == (side, side)]
+    return np.stack(known) if known and len(known) == len(found) else None
 
 
 def colours(pixels: np.ndarray, grid: tuple[int, int]) -> Tensor:

@@ -40,7 +40,7 @@ WORDS = 4  # maps of words at most, beside the sentence's
 
 def ask(
     encoder: Encoder,
-    images: Any = None,
+    images: object = None,
     *,
     gallery: Source,
     words: str = "",

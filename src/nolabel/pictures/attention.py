@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from nolabel.backbones.base import require
@@ -11,7 +9,7 @@ from nolabel.encoders import Encoder
 from nolabel.errors import UsageError, unknown
 from nolabel.nn.patches import mass_mask
 from nolabel.nn.pixels import to_pixels
-from nolabel.pictures._dense import plain, truth
+from nolabel.pictures._dense import ImagesOrSamples, plain, truth
 from nolabel.pictures._tiles import FILMS, HEAD_COLOURS, Pictures, dots, enlarge, heat, sheet
 from nolabel.protocols.attention import areas, ceiling, iou
 from nolabel.types import Picture
@@ -21,7 +19,7 @@ MOST = 24  # rows of the sheet; a film may have more
 
 def attention(
     encoder: Encoder,
-    images: Any,
+    images: ImagesOrSamples,
     *,
     layer: int = -1,
     mass: float = 0.6,

@@ -6,19 +6,17 @@ Transformers See Like Convolutional Neural Networks?", 2021.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from nolabel.backbones.base import require
 from nolabel.encoders import Encoder
-from nolabel.pictures._dense import plain
+from nolabel.pictures._dense import ImagesOrSamples, plain
 from nolabel.pictures._tiles import Pictures, chart
 from nolabel.types import Picture
 
 
-def attention_distance(encoder: Encoder, images: Any) -> Pictures:
+def attention_distance(encoder: Encoder, images: ImagesOrSamples) -> Pictures:
     """Mean attention distance in pixels of every head, layer by layer, and its entropy.
 
     Args:

@@ -35,7 +35,7 @@ EMPTY = 40  # sets of words without meaning
 
 def bias(
     encoder: Encoder,
-    images: Any = None,
+    images: object = None,
     *,
     gallery: Source,
     words: tuple[str, ...] = (),

@@ -11,7 +11,6 @@ lies within 0.1 of the longer side of the figure's box from where the keypoint r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
-from nolabel.pictures._dense import Dense, dense, samples_of
+from nolabel.pictures._dense import Dense, ImagesOrSamples, dense, samples_of
 from nolabel.pictures._tiles import Pictures, dots, sheet
 from nolabel.types import Picture, Sample
 
@@ -30,7 +29,7 @@ ALPHA = 0.1  # of PCK
 
 def correspond(
     encoder: Encoder,
-    images: Any,
+    images: ImagesOrSamples,
     *,
     layer: int = -1,
     facet: str = "auto",
@@ -75,12 +74,12 @@ def correspond(
         "the other image"
     )
     numbers: dict[str, float] = {}
-    marks = keypoints(images)
-    if marks is not None:
+    samples, marks = samples_of(images), keypoints(images)
+    if samples is not None and marks is not None:
         numbers = {
-            "pck": pck(d, images, marks), "pck_colour": pck(d.by_colour(), images, marks),
-            "pck_same_place": pck(None, images, marks),
-            "pck_ceiling": pck(d, images, marks, cheat=True),
+            "pck": pck(d, samples, marks), "pck_colour": pck(d.by_colour(), samples, marks),
+            "pck_same_place": pck(None, samples, marks),
+            "pck_ceiling": pck(d, samples, marks, cheat=True),
         }  # fmt: skip
         caption += (
             f". Keypoints found within {ALPHA:g} of the figure's box: {numbers['pck']:.0%} (by "
@@ -132,7 +131,7 @@ def spread(pairs: Tensor, weight: Tensor, count: int, seed: int) -> Tensor:
     return torch.from_numpy(np.sort(np.array(chosen, dtype=np.int64)))
 
 
-def keypoints(images: Any) -> list[np.ndarray] | None:
+def keypoints(images: ImagesOrSamples) -> list[np.ndarray] | None:
     """Keypoints [K, 3] of Samples; None if one has none, or they differ in number."""
     samples = samples_of(images)
     found = [s.keypoints for s in samples or () if s.keypoints is not None]

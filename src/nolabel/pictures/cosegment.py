@@ -10,14 +10,12 @@ Differs from the original: the edges come from a guided filter (He et al., "Guid
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from scipy.ndimage import uniform_filter
 
 from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
-from nolabel.pictures._dense import truth
+from nolabel.pictures._dense import ImagesOrSamples, truth
 from nolabel.pictures._tiles import Pictures, enlarge, sheet
 from nolabel.pictures.parts import common, described, only_colours
 from nolabel.types import Picture
@@ -25,7 +23,7 @@ from nolabel.types import Picture
 
 def cosegment(
     encoder: Encoder,
-    images: Any,
+    images: ImagesOrSamples,
     *,
     layer: int = -1,
     facet: str = "auto",

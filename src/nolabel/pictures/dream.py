@@ -10,8 +10,6 @@ Differs from the original: the colours are those of the data, not ImageNet's.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -41,7 +39,7 @@ _BATCH = 256
 
 def dream(
     encoder: Encoder,
-    images: Any = None,
+    images: object = None,
     *,
     gallery: Source,
     layer: int = -1,

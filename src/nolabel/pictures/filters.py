@@ -7,8 +7,6 @@ they are: the correlation of neighbouring weights, 0 for the noise that networks
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from torch import nn
 
@@ -19,7 +17,7 @@ from nolabel.pictures.pca import principal
 from nolabel.types import Picture
 
 
-def filters(encoder: Encoder, images: Any = None, *, most: int = 64) -> Pictures:
+def filters(encoder: Encoder, images: object = None, *, most: int = 64) -> Pictures:
     """Principal components of the first layer's filters, and the filters themselves.
 
     Args:

@@ -24,7 +24,7 @@ from nolabel.encoders.features import extract
 from nolabel.errors import UsageError
 from nolabel.nn.knn import nearest
 from nolabel.nn.pixels import to_pixels
-from nolabel.pictures._dense import plain
+from nolabel.pictures._dense import ImagesOrSamples, plain, samples_of
 from nolabel.pictures._optimise import (
     Each,
     Generator,
@@ -44,7 +44,7 @@ NEAR = 20  # neighbours that the judge asks
 
 def invert(
     encoder: Encoder,
-    images: Any,
+    images: ImagesOrSamples,
     *,
     gallery: Source | None = None,
     layers: tuple[int, ...] = (),
@@ -159,7 +159,11 @@ def _inverted(
 
 
 def _judged(
-    judge: str, images: Any, shown: np.ndarray, made: list[np.ndarray], gallery: Source | None
+    judge: str,
+    images: ImagesOrSamples,
+    shown: np.ndarray,
+    made: list[np.ndarray],
+    gallery: Source | None,
 ) -> dict[str, Any]:
     """What another encoder says: whose image an inversion is, among those given; and, where the
     gallery's labels are known, whether its neighbours there are of the image's class."""
@@ -173,15 +177,16 @@ def _judged(
         ],
         "found_chance": 1 / len(shown),
     }
-    labels = [getattr(s, "label", None) for s in images] if isinstance(images, list) else []
+    labels = [s.label for s in samples_of(images) or ()]
     if gallery is None or gallery.labels is None or not labels or None in labels:
         return out
     known = extract(other, gallery)
-    assert known.labels is not None  # noqa: S101 - the gallery has labels
-    z = F.normalize(known.values, dim=1)
+    theirs, z = known.labels, F.normalize(known.values, dim=1)
+    if theirs is None:
+        return out
 
     def right(q: torch.Tensor) -> float:
-        near = known.labels[nearest(q, z, min(NEAR, len(z)))[1]]  # type: ignore[index]
+        near = theirs[nearest(q, z, min(NEAR, len(z)))[1]]
         guess = near.mode(1).values.numpy()
         return float((guess == np.resize(np.array(labels), len(q))).mean())
 

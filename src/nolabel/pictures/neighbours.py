@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch.nn.functional as F
 
 from nolabel.data.source import Source
 from nolabel.encoders import Encoder, load
+from nolabel.encoders.encoder import list_images, read_pixels
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError
 from nolabel.nn.knn import nearest
-from nolabel.pictures._dense import plain
+from nolabel.pictures._dense import ImagesOrSamples, plain, samples_of
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.types import Picture
 
 
-def neighbours(encoder: Encoder, images: Any, *, gallery: Source, k: int = 7) -> Pictures:
+def neighbours(
+    encoder: Encoder, images: ImagesOrSamples, *, gallery: Source, k: int = 7
+) -> Pictures:
     """One row an image: the image, then its nearest in the gallery, nearest first.
 
     Args:
@@ -32,7 +33,8 @@ def neighbours(encoder: Encoder, images: Any, *, gallery: Source, k: int = 7) ->
     """
     if k < 1:
         raise UsageError(f"k must be at least 1, got {k}.")
-    queries = list(plain(images))
+    c = encoder.channels
+    queries = [read_pixels(image, c) for image in list_images(plain(images), c)]
     found = extract(encoder, gallery)
     rows = ranked(encoder, queries, found, k)
     tiles, titles = [], ["image", *(f"{i + 1}." for i in range(rows[0].shape[1]))]
@@ -41,8 +43,8 @@ def neighbours(encoder: Encoder, images: Any, *, gallery: Source, k: int = 7) ->
         tiles.append([query, *(gallery.read(int(keys[i])).image for i in near)])
     caption = f"Nearest images of {gallery.name} ({len(keys):,}) by {encoder.name}"
     numbers: dict[str, float] = {}
-    own = [getattr(s, "label", None) for s in images]
-    if found.labels is not None and all(v is not None for v in own):
+    own = [s.label for s in samples_of(images) or ()]
+    if found.labels is not None and own and all(v is not None for v in own):
         truth, labels = np.array(own), found.labels.numpy()
         pixels = load("pixels", image_size=encoder.image_size, channels=encoder.channels)
         by_pixels = ranked(pixels, queries, extract(pixels, gallery), k)[0]

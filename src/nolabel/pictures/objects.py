@@ -17,7 +17,7 @@ from scipy.ndimage import label
 from torch import Tensor
 
 from nolabel.encoders import Encoder
-from nolabel.pictures._dense import colours, dense, truth
+from nolabel.pictures._dense import ImagesOrSamples, colours, dense, truth
 from nolabel.pictures._tiles import Pictures, enlarge, heat, sheet, tinted
 from nolabel.protocols.attention import ceiling, iou
 from nolabel.types import Picture
@@ -27,7 +27,7 @@ JOINED, APART = 1.0, 1e-5  # weights of edges
 
 def objects(
     encoder: Encoder,
-    images: Any,
+    images: ImagesOrSamples,
     *,
     tau: float = 0.2,
     layer: int = -1,

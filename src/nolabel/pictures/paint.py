@@ -8,8 +8,6 @@ the cut-outs the same search finds noise that only this network takes for the wo
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,7 +38,7 @@ COLOURS = 1_000  # images whose colours are taken
 
 def paint(
     encoder: Encoder,
-    images: Any = None,
+    images: object = None,
     *,
     gallery: Source,
     words: tuple[str, ...] = (),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
-from nolabel.pictures._dense import Dense, colours, dense, truth
+from nolabel.pictures._dense import Dense, ImagesOrSamples, colours, dense, truth
 from nolabel.pictures._tiles import Pictures, enlarge, sheet, tinted
 from nolabel.protocols.attention import ceiling, iou
 from nolabel.types import Picture
@@ -33,7 +33,7 @@ FITTED = 20_000  # descriptors that k-means sees at most; all are assigned
 
 def parts(
     encoder: Encoder,
-    images: Any,
+    images: ImagesOrSamples,
     *,
     number: int = 4,
     layer: int = -1,
@@ -93,7 +93,7 @@ def parts(
     )  # fmt: skip
 
 
-def described(encoder: Encoder, images: Any, **how: Any) -> tuple[Dense, Tensor]:
+def described(encoder: Encoder, images: ImagesOrSamples, **how: Any) -> tuple[Dense, Tensor]:
     """Descriptors of images (`dense`), and their saliency.
 
     Raises:

@@ -8,8 +8,6 @@ not learnt from.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,7 +17,7 @@ from torch import Tensor
 from nolabel.backbones.base import layer_number
 from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
-from nolabel.pictures._dense import Dense, dense_layers, truth
+from nolabel.pictures._dense import Dense, ImagesOrSamples, dense_layers, truth
 from nolabel.pictures._tiles import Pictures, chart, sheet
 from nolabel.types import Picture
 
@@ -45,7 +43,7 @@ def principal(features: np.ndarray, n: int = 3) -> tuple[np.ndarray, np.ndarray]
 
 def pca(
     encoder: Encoder,
-    images: Any,
+    images: ImagesOrSamples,
     *,
     layer: int = -1,
     facet: str = "token",
@@ -111,7 +109,7 @@ def pca(
 
 def _curves(
     encoder: Encoder, deep: list[int], places: list[float], parts: list[float], d: Dense,
-    images: Any,
+    images: ImagesOrSamples,
 ) -> Picture:  # fmt: skip
     """How well place and part can be read from each layer."""
     series = [("place (R²)", deep, places, "-o")]

@@ -17,7 +17,7 @@ from nolabel.pictures._tiles import Pictures, heat, sheet
 from nolabel.types import Picture
 
 
-def positions(encoder: Encoder, images: Any = None, *, across: int = 7) -> Pictures:
+def positions(encoder: Encoder, images: object = None, *, across: int = 7) -> Pictures:
     """A map for each of some patches: how alike its position is to every other.
 
     Args:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from nolabel.encoders import Encoder
-from nolabel.pictures._dense import dense, truth
+from nolabel.pictures._dense import ImagesOrSamples, dense, truth
 from nolabel.pictures._tiles import Pictures, dots, enlarge, heat, sheet
 from nolabel.pictures.attention import patch_at
 from nolabel.types import Picture
@@ -19,7 +17,7 @@ from nolabel.types import Picture
 
 def similarity(
     encoder: Encoder,
-    images: Any,
+    images: ImagesOrSamples,
     *,
     point: tuple[float, float] | None = None,
     layer: int = -1,

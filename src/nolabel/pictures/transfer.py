@@ -16,8 +16,6 @@ encoder's own layers).
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,7 +24,7 @@ from nolabel.backbones.base import require
 from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
 from nolabel.nn.pixels import to_pixels
-from nolabel.pictures._dense import plain, samples_of
+from nolabel.pictures._dense import ImagesOrSamples, plain, samples_of
 from nolabel.pictures._optimise import (
     Each,
     Generator,
@@ -47,7 +45,7 @@ LEVELS = 64  # of brightness at which distributions of colours are compared
 
 def transfer(
     encoder: Encoder,
-    images: Any,
+    images: ImagesOrSamples,
     *,
     appearance: float = 10.0,
     structure: float = 1.0,
@@ -207,7 +205,7 @@ def relative(x: Tensor, target: Tensor) -> Tensor:
 
 
 def _measured(
-    images: Any,
+    images: ImagesOrSamples,
     firsts: np.ndarray,
     seconds: np.ndarray,
     made: np.ndarray,

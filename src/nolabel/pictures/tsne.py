@@ -29,7 +29,7 @@ KINDS = ("tsne", "umap")
 
 def tsne(
     encoder: Encoder,
-    images: Any = None,
+    images: object = None,
     *,
     gallery: Source,
     by: str = "tsne",

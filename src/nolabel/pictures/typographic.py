@@ -33,7 +33,7 @@ TAG = 0.3  # of the image's height
 
 def typographic(
     encoder: Encoder,
-    images: Any = None,
+    images: object = None,
     *,
     gallery: Source,
     number: int = 200,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import DataError, UsageError
 from nolabel.protocols.run import PROTOCOLS, open_sets, open_test, run
 from nolabel.types import Report
+
+if TYPE_CHECKING:
+    from nolabel.data.open import SourceSpec
+    from nolabel.protocols.run import TestSet
 
 _LEFT_OUT = {
     "transfer": "it takes several sets",
@@ -39,7 +43,9 @@ class Everything:
 
 
 def evaluate_all(
-    encoder: Encoder | str | os.PathLike[str], train: Any, test: Any = None
+    encoder: Encoder | str | os.PathLike[str],
+    train: SourceSpec,
+    test: SourceSpec | None = None,
 ) -> Everything:
     """Runs every protocol with its defaults; features are computed once.
 
@@ -59,7 +65,7 @@ def evaluate_all(
         if name in _LEFT_OUT:
             continue
         try:
-            data: Any = judged
+            data: TestSet = judged
             if p.test_set == "own":
                 data = open_test(name, e, train if test is None else test)
             if p.takes_features and features is None:

@@ -16,6 +16,7 @@ cut as the encoder prepares its images.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError
 from nolabel.nn.patches import mass_mask
+from nolabel.protocols._options import at_least, build
 from nolabel.protocols._ranking import row
 from nolabel.protocols.data.figures import Figures, open_figures
 from nolabel.types import Report
@@ -46,8 +48,7 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 < self.mass < 1:
             raise UsageError(f"mass must lie between 0 and 1, got {self.mass}.")
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
+        at_least(self, batch_size=1)
 
 
 class Pair(NamedTuple):
@@ -58,7 +59,7 @@ class Pair(NamedTuple):
     test: Figures
 
 
-def open_test(test: Any, encoder: Encoder) -> Any:
+def open_test(test: str | os.PathLike[str] | Pair, encoder: Encoder) -> Pair:
     """Both splits of a set with masks."""
     if isinstance(test, Pair):
         return test
@@ -69,10 +70,10 @@ def open_test(test: Any, encoder: Encoder) -> Any:
 def run_attention(
     encoder: Encoder,
     train: Source | None,
-    test: Any,
+    test: Pair,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges the class token's attention by the figures' masks.
 
@@ -87,7 +88,7 @@ def run_attention(
         UsageError: The encoder has no attention to show.
         DataError: No image has a figure.
     """
-    o = Options(**options)
+    o = build(Options, options)
     require(encoder.backbone, ["attention"], "Attention segmentation")
     chosen = int(head_scores(encoder, test.train, o)["heads"].mean(0).argmax())
     s = head_scores(encoder, test.test, o)

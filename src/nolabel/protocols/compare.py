@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nolabel.data.open import open_source
 from nolabel.encoders import Encoder, load
@@ -13,6 +13,9 @@ from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError
 from nolabel.protocols.run import find, make_options, open_sets, open_test, run
 from nolabel.types import Report
+
+if TYPE_CHECKING:
+    from nolabel.data.open import SourceSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +79,11 @@ class Comparison:
 
 def compare(
     encoders: Sequence[str | os.PathLike[str] | Encoder],
-    train: Any = None,
-    test: Any = None,
+    train: SourceSpec | None = None,
+    test: SourceSpec | None = None,
     protocols: Sequence[str] = (),
     *,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    options: Mapping[str, Mapping[str, object]] | None = None,
     image_size: int | None = None,
     device: str = "auto",
     batch_size: int = 256,
@@ -108,7 +111,8 @@ def compare(
     if not protocols:
         protocols = ["labelfree" if train is None else "knn"]
     learning = [name for name in protocols if find(name).learns]
-    if train is None and (learning or test is None):
+    tested = train if test is None else test
+    if tested is None or (train is None and learning):
         raise UsageError(
             f"{' and '.join(learning) or 'A comparison'} needs --train, labelled images to learn "
             "from.  Without labels: --test SRC --protocols labelfree."
@@ -128,7 +132,7 @@ def compare(
     c = channels.pop()
     train_set, notes = None, ()
     if train is None:
-        test_set = open_source(test, image_size=size, split_default="test", channels=c)
+        test_set = open_source(tested, image_size=size, split_default="test", channels=c)
     else:
         train_set, test_set, notes = open_sets(train, test, image_size=size, channels=c)
     reports: list[Report] = []
@@ -142,7 +146,7 @@ def compare(
                     extract(encoder, test_set, batch_size=batch_size),
                 )
             own = find(name).test_set == "own"  # the set is opened in the protocol's own way
-            judged = open_test(name, encoder, train if test is None else test) if own else None
+            judged = open_test(name, encoder, tested) if own else None
             reports.append(
                 run(name, encoder, train_set, judged or test_set, options=chosen[name],
                     features=features)
@@ -151,7 +155,7 @@ def compare(
     return Comparison(train=learnt, test=test_set.name, reports=tuple(reports), notes=notes)
 
 
-def _is_baseline(spec: Any) -> bool:
+def _is_baseline(spec: str | os.PathLike[str] | Encoder) -> bool:
     """Whether the image size has to come from another encoder."""
     if isinstance(spec, Encoder):
         return False

@@ -21,9 +21,10 @@ forgets; `--centred False` does as it does.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -35,14 +36,18 @@ from torch import Tensor
 from nolabel.backbones.base import require
 from nolabel.data.open import open_source
 from nolabel.data.progress import progress_bar
-from nolabel.data.source import Source, Subset
+from nolabel.data.source import Source
 from nolabel.data.sources.items import Items
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import BadImage, DataError, UsageError
+from nolabel.protocols._options import at_least, build
 from nolabel.protocols._ranking import average_precision, row
 from nolabel.protocols.data.attacks import ATTACKS, attacked
 from nolabel.types import Report
+
+if TYPE_CHECKING:
+    from nolabel.data.open import SourceSpec
 
 FOUND = 20  # images of the list that count
 ORIGINALS, DISTRACTORS, WHITENING = 100, 1000, 1000  # images of a set that are used, at most
@@ -61,10 +66,7 @@ class Options:
     batch_size: int = 64  # images embedded at once
 
     def __post_init__(self) -> None:
-        if self.side is not None and self.side < 16:
-            raise UsageError(f"side must be at least 16 pixels, got {self.side}.")
-        if not self.power >= 1 or self.batch_size < 1:
-            raise UsageError("power and batch_size must be at least 1.")
+        at_least(self, side=16, power=1, batch_size=1)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Copies:
     others: list[np.ndarray]
 
 
-def open_test(test: Any, encoder: Encoder) -> Any:
+def open_test(test: SourceSpec | Copies, encoder: Encoder) -> Copies | Path | Source:
     """A folder in Copydays' layout as its path, or a source."""
     if isinstance(test, Copies):
         return test
@@ -96,10 +98,10 @@ def open_test(test: Any, encoder: Encoder) -> Any:
 def run_copies(
     encoder: Encoder,
     train: Source | None,
-    test: Any,
+    test: Copies | Path | Source,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges an encoder by the originals that altered copies find.
 
@@ -114,7 +116,7 @@ def run_copies(
         DataError: Too few images, or one that cannot be read.
         UsageError: The encoder takes images of one size only.
     """
-    o = Options(**options)
+    o = build(Options, options)
     require(encoder.backbone, ["any_size"], "Copy detection")
     side = o.side or (320 if encoder.image_size >= 96 else 2 * encoder.image_size)
     if isinstance(test, Copies):
@@ -189,11 +191,13 @@ def _moments_later(source: Source, count: int) -> list[np.ndarray]:
     from nolabel.data.creatures.videos import draw_video
     from nolabel.data.creatures.world import Creatures
 
-    inner: Any = source.source if isinstance(source, Subset) else source
-    if not isinstance(inner, Creatures) or isinstance(source, Subset):
+    if not isinstance(source, Creatures):
         return []
-    given = {"size": inner.size, "split": inner.split, "seed": inner.seed, "creatures": 1}
-    return [draw_video(i, frames=5, **given)[0][4] for i in range(count)]  # type: ignore[arg-type]
+    size, split, seed = source.size, source.split, source.seed
+    return [
+        draw_video(i, frames=5, size=size, creatures=1, split=split, seed=seed)[0][4]
+        for i in range(count)
+    ]
 
 
 def copydays(folder: Path, distractors: str) -> Copies:
@@ -231,7 +235,7 @@ def copydays(folder: Path, distractors: str) -> Copies:
     return Copies(str(folder), queries, base + rest[:half], rest[half:])
 
 
-def _read(source: Any, i: int) -> np.ndarray:
+def _read(source: Source, i: int) -> np.ndarray:
     try:
         return source.read(i).image
     except BadImage as error:
@@ -239,7 +243,12 @@ def _read(source: Any, i: int) -> np.ndarray:
 
 
 def describe(
-    encoder: Encoder, images: list[np.ndarray], side: int, power: float, batch: int, advance: Any
+    encoder: Encoder,
+    images: list[np.ndarray],
+    side: int,
+    power: float,
+    batch: int,
+    advance: Callable[[int], None],
 ) -> Tensor:
     """Class token (if there is one) and generalised mean of the patches, float32 [N, D or 2 D]."""
     p = encoder.backbone.patch_size
@@ -261,7 +270,7 @@ def describe(
     return torch.cat(out).clone()
 
 
-def whitening(z: Tensor, centred: bool) -> Any:
+def whitening(z: Tensor, centred: bool) -> Callable[[Tensor], Tensor]:
     """From features of other images [N, D]: a function that subtracts their mean, turns and scales
     by their covariance (directions below 1e-5 of the strongest count as that), and makes unit
     length."""

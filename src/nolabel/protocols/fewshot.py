@@ -22,6 +22,7 @@ from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError, unknown
+from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import labelled_features
 from nolabel.types import Report
 
@@ -40,12 +41,11 @@ class Options:
     batch_size: int = 256  # images embedded at once
 
     def __post_init__(self) -> None:
-        ks = (self.k,) if isinstance(self.k, int) else tuple(self.k)
-        object.__setattr__(self, "k", tuple(sorted(set(ks))))
-        if not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
+        as_tuples(self, "k")
+        if not self.k or not all(isinstance(k, int) and k >= 1 for k in self.k):
             raise UsageError(f"k must be whole numbers of at least 1, got {self.k!r}.")
-        if self.draws < 2 or self.batch_size < 1:
-            raise UsageError("draws must be at least 2 and batch_size at least 1.")
+        object.__setattr__(self, "k", tuple(sorted(set(self.k))))
+        at_least(self, draws=2, batch_size=1)
         if not self.strength > 0:
             raise UsageError(f"strength must be above 0, got {self.strength}.")
         if self.classifier not in CLASSIFIERS:
@@ -58,7 +58,7 @@ def run_fewshot(
     test: Source,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges an encoder by classifiers from few labels.
 
@@ -72,7 +72,7 @@ def run_fewshot(
     Raises:
         DataError: See `labelled_features`; or a class has no k images for any k.
     """
-    o = Options(**options)
+    o = build(Options, options)
     found, judged, names, notes = labelled_features(encoder, train, test, features, o.batch_size)
     assert found.labels is not None and judged.labels is not None  # noqa: S101
     x, z = (F.normalize(f.values, dim=1).numpy() for f in (found, judged))

@@ -45,6 +45,7 @@ from nolabel.encoders.file import (
 from nolabel.errors import BadImage, DataError, UsageError, unknown
 from nolabel.nn.random_state import preserve_rng
 from nolabel.nn.schedules import warmup_cosine
+from nolabel.protocols._options import at_least, build
 from nolabel.protocols._scores import TOP, accuracy_rows, class_names, matching
 from nolabel.types import Report
 
@@ -88,11 +89,9 @@ class Options:
         if self.pool not in POOLS:
             raise unknown("pool", self.pool, POOLS)
         for name, value in RECIPES[self.recipe].items():
-            if getattr(self, name) is None:
+            if vars(self)[name] is None:
                 object.__setattr__(self, name, value)
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        at_least(self, epochs=1, batch=1)
         if not self.lr or self.lr <= 0 or not 0 < (self.layer_decay or 0) <= 1:
             raise UsageError("lr must be above 0 and layer_decay between 0 and 1.")
 
@@ -118,7 +117,7 @@ def run_finetune(
     test: Source,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Fine-tunes a copy of an encoder and judges it; the encoder itself stays as it is.
 
@@ -133,7 +132,7 @@ def run_finetune(
         DataError: No labels, classes in test that train lacks, or images that cannot be read.
         UsageError: Images of other channels than three, or a folder that is in use.
     """
-    o = Options(**options)
+    o = build(Options, options)
     labels, truth = require_labels(train), matching(train, test)
     names = class_names(train)
     if encoder.channels != 3:
@@ -145,7 +144,7 @@ def run_finetune(
     guesses, kept = _guess(model, encoder, test)
     own = torch.from_numpy(truth)[kept]
     rows = accuracy_rows(f"epoch {o.epochs}", guesses, own, len(names))
-    used = {k: getattr(o, k) for k in RECIPES["small"]}
+    used = {k: vars(o)[k] for k in RECIPES["small"]}
     note = f"recipe {o.recipe}: " + ", ".join(f"{k} {_said(v)}" for k, v in used.items())
     if folder is not None:
         save(model, encoder, names, folder)

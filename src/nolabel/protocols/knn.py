@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +25,7 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import UsageError
 from nolabel.nn.knn import nearest
+from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import TOP, accuracy_rows, labelled_features
 from nolabel.types import Report
 
@@ -42,14 +42,12 @@ class Options:
     batch_size: int = 256  # images embedded at once
 
     def __post_init__(self) -> None:
-        ks = (self.k,) if isinstance(self.k, int) else tuple(self.k)
-        object.__setattr__(self, "k", ks)
-        if not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
+        as_tuples(self, "k")
+        if not self.k or not all(isinstance(k, int) and k >= 1 for k in self.k):
             raise UsageError(f"k must be whole numbers of at least 1, got {self.k!r}.")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise UsageError(f"temperature must be above 0, got {self.temperature!r}.")
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
+        at_least(self, batch_size=1)
 
 
 @torch.no_grad()
@@ -101,7 +99,7 @@ def run_knn(
     test: Source,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges an encoder by k-NN on embeddings of centre views, on its own device.
 
@@ -115,7 +113,7 @@ def run_knn(
     Raises:
         DataError: See `labelled_features`.
     """
-    o = Options(**options)
+    o = build(Options, options)
     found, judged, names, notes = labelled_features(encoder, train, test, features, o.batch_size)
     assert found.labels is not None and judged.labels is not None  # noqa: S101
     device = encoder.device

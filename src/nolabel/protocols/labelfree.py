@@ -32,9 +32,10 @@ from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source, Subset
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, chunks
-from nolabel.errors import DataError, UsageError
+from nolabel.errors import DataError
 from nolabel.nn.knn import nearest
 from nolabel.nn.spectrum import effective_number
+from nolabel.protocols._options import at_least, build
 from nolabel.protocols._scores import wilson
 from nolabel.types import Report
 from nolabel.views import FastViews, View, ViewPlan
@@ -53,8 +54,7 @@ class Options:
     batch_size: int = 256  # images embedded at once
 
     def __post_init__(self) -> None:
-        if self.images < 8 or self.views < 2 or self.batch_size < 1:
-            raise UsageError("images must be at least 8, views at least 2, batch_size at least 1.")
+        at_least(self, images=8, views=2, batch_size=1)
 
 
 def run_labelfree(
@@ -63,7 +63,7 @@ def run_labelfree(
     test: Source,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges an encoder without labels.
 
@@ -77,7 +77,7 @@ def run_labelfree(
     Raises:
         DataError: Fewer than eight images can be read.
     """
-    o = Options(**options)
+    o = build(Options, options)
     chosen = np.random.default_rng(o.seed).permutation(len(test))[: o.images]
     z = embed_views(encoder, Subset(test, np.sort(chosen), test.name), o)  # [N, V, D]
     n, views, dim = z.shape

@@ -31,6 +31,7 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError, unknown
 from nolabel.protocols._heads import CHUNK_FLOATS, Heads, fit_heads, score_heads
+from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import TOP, accuracy_rows, class_names, labelled_features, matching
 from nolabel.protocols.block_features import POOLS, Deep, extract_deep
 from nolabel.types import Report
@@ -71,17 +72,13 @@ class Options:
         object.__setattr__(self, "lr", tuple(sorted({float(v) for v in rates})))
         if not rates or not all(v > 0 and math.isfinite(v) for v in rates):
             raise UsageError(f"lr must be numbers above 0, got {rates!r}.")
-        for name, one in (("blocks", int), ("pools", str)):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, one) else tuple(value))
+        as_tuples(self, "blocks", "pools")
         for pool in self.pools:
             if pool not in POOLS:
                 raise unknown("pool", pool, POOLS)
         if not self.blocks or not self.pools:
             raise UsageError("Give one of blocks and one of pools at least.")
-        for name in ("epochs", "features_per_step", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        at_least(self, epochs=1, features_per_step=1, batch_size=1)
         if not 0 < self.held_out < 1 or self.augmented < 0:
             raise UsageError(f"held_out must lie between 0 and 1, got {self.held_out}.")
 
@@ -115,7 +112,7 @@ def run_linear(
     test: Source,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges an encoder by a linear classifier on its frozen features.
 
@@ -130,7 +127,7 @@ def run_linear(
         DataError: See `labelled_features`; or no class has two images in train.
         UsageError: More blocks than the network has, or blocks of different widths.
     """
-    o = Options(**options)
+    o = build(Options, options)
     device = encoder.device
     if o.plain:
         found, judged, names, notes = labelled_features(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,9 +33,13 @@ from nolabel.data.sources.items import Items
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import DataError, UsageError
+from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._ranking import average_precision, places, precision_at, row
 from nolabel.protocols.data.revisited import Revisited, find_truth, open_revisited
 from nolabel.types import Report
+
+if TYPE_CHECKING:
+    from nolabel.data.open import SourceSpec
 
 _CHUNK_FLOATS = 2**24  # similarities held at once
 
@@ -52,8 +56,8 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, kind in (("scales", float), ("k", int)):
-            value = getattr(self, name)
-            value = (value,) if isinstance(value, int | float) else tuple(value)
+            as_tuples(self, name)
+            value = vars(self)[name]
             object.__setattr__(self, name, tuple(kind(v) for v in value))
             if not value or not all(v > 0 and math.isfinite(v) for v in value):
                 raise UsageError(f"{name} must be numbers above 0, got {value!r}.")
@@ -61,11 +65,10 @@ class Options:
             raise UsageError(f"longest must be at least 16 pixels, got {self.longest}.")
         if self.longest is None and self.scales != (1.0,):
             raise UsageError("Several scales need --longest, the side of the largest one.")
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
+        at_least(self, batch_size=1)
 
 
-def open_test(test: Any, encoder: Encoder) -> Any:
+def open_test(test: SourceSpec | Revisited, encoder: Encoder) -> Source | Revisited:
     """A folder of the landmarks' layout, or any source with groups or labels."""
     if isinstance(test, Revisited):
         return test
@@ -79,10 +82,10 @@ def open_test(test: Any, encoder: Encoder) -> Any:
 def run_retrieval(
     encoder: Encoder,
     train: Source | None,
-    test: Any,
+    test: Source | Revisited,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges an encoder by what its embedding finds.
 
@@ -97,7 +100,7 @@ def run_retrieval(
         DataError: No groups, or none with two images; or an image cannot be read.
         UsageError: The encoder cannot take images of other sizes, which `longest` makes.
     """
-    o = Options(**options)
+    o = build(Options, options)
     if o.longest is not None or isinstance(test, Revisited):
         require(encoder.backbone, ["any_size"], "Retrieval with whole images")
     if isinstance(test, Revisited):

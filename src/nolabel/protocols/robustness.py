@@ -17,7 +17,7 @@ baselines, in logits of accuracy on the domain over that on test, gives for this
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import DataError, UsageError, unknown
 from nolabel.protocols import linear
+from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import accuracy_rows, labelled_features, matching
 from nolabel.protocols.data.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from nolabel.types import Report, Sample
@@ -48,11 +49,7 @@ class Options:
     batch_size: int = 256  # images embedded at once
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name in ("domains", "corruptions", "strengths", "baselines"):
-                one = isinstance(value, str | int)
-                object.__setattr__(self, f.name, (value,) if one else tuple(value))
+        as_tuples(self, "domains", "corruptions", "strengths", "baselines")
         for name in self.corruptions:
             if name not in CORRUPTIONS:
                 raise unknown("corruption", name, CORRUPTIONS)
@@ -62,8 +59,7 @@ class Options:
             raise UsageError("A domain is NAME=SRC, for example sketch=data/sketches.")
         if len(self.baselines) == 1:
             raise UsageError("A line needs two or more --baselines.")
-        if self.epochs < 1 or self.batch_size < 1:
-            raise UsageError("epochs and batch_size must be at least 1.")
+        at_least(self, epochs=1, batch_size=1)
 
 
 class Corrupted(Source):
@@ -95,7 +91,7 @@ def run_robustness(
     test: Source,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges how much of an encoder's accuracy is left under shift.
 
@@ -110,7 +106,7 @@ def run_robustness(
         DataError: See `labelled_features`; or a domain has classes that train lacks.
         UsageError: Encoders and images of other channels than three, for corruptions.
     """
-    o = Options(**options)
+    o = build(Options, options)
     sets = _sets(test, o, encoder)
     shares, rows, notes = _judge(encoder, train, test, sets, features, o)
     clean = shares["test"]
@@ -205,8 +201,8 @@ def _effective(
 def expected(clean: float, pairs: list[tuple[float, float]]) -> float:
     """Accuracy under shift that a line through (clean, shifted) pairs gives, in logits."""
 
-    def logit(p: Any) -> np.ndarray:
-        p = np.clip(np.asarray(p, dtype=float), 1e-4, 1 - 1e-4)
+    def logit(share: float | list[float]) -> np.ndarray:
+        p = np.clip(np.asarray(share, dtype=float), 1e-4, 1 - 1e-4)
         return np.log(p / (1 - p))
 
     x, y = (logit([p[i] for p in pairs]) for i in (0, 1))

@@ -12,16 +12,27 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from nolabel.catalogue import Entry, by_name
 from nolabel.errors import UsageError, did_you_mean, unknown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nolabel.data.open import SourceSpec
     from nolabel.data.source import Source
     from nolabel.encoders.encoder import Encoder
     from nolabel.encoders.features import Features
+    from nolabel.protocols.attention import Pair
+    from nolabel.protocols.copies import Copies
+    from nolabel.protocols.data.davis import Clips
+    from nolabel.protocols.data.revisited import Revisited
     from nolabel.types import Report
+
+    # What a protocol is tested on once it is opened; and what users give for it.
+    TestSet = Source | Revisited | Clips | Pair | Copies | Path | tuple[SourceSpec, ...]
+    TestSpec = SourceSpec | TestSet
 
 __all__ = [
     "PROTOCOLS",
@@ -190,9 +201,9 @@ _SHARE, _SEED = 0.2, 0  # of the split made when there is no test set
 def evaluate(
     protocol: str,
     encoder: Encoder | str | os.PathLike[str],
-    train: Any = None,
-    test: Any = None,
-    **options: Any,
+    train: SourceSpec | None = None,
+    test: TestSpec | None = None,
+    **options: object,
 ) -> Report:
     """Judges an encoder.
 
@@ -222,7 +233,10 @@ def evaluate(
     if train is None:
         raise UsageError(f"The protocol {protocol!r} needs --train: labelled images to learn from.")
     train_set, test_set, notes = open_sets(
-        train, test, image_size=chosen.image_size, channels=chosen.channels
+        train,
+        cast("SourceSpec | None", test),
+        image_size=chosen.image_size,
+        channels=chosen.channels,
     )
     return run(protocol, chosen, train_set, test_set, options=checked, notes=notes)
 
@@ -231,9 +245,9 @@ def run(
     protocol: str,
     encoder: Encoder,
     train: Source | None,
-    test: Source,
+    test: TestSet,
     *,
-    options: Any = None,
+    options: object = None,
     features: tuple[Features, Features] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Report:
@@ -254,14 +268,17 @@ def run(
     return dataclasses.replace(report, notes=(*notes, *report.notes))
 
 
-def open_test(protocol: str, encoder: Any, test: Any) -> Any:
+def open_test(protocol: str, encoder: Encoder, test: TestSpec) -> TestSet:
     """The test set of a protocol that learns nothing; some have data of a layout of their own."""
     from nolabel.data.open import open_source
 
     if find(protocol).test_set != "source":
         return _module_of(protocol).open_test(test, encoder)
     return open_source(
-        test, image_size=encoder.image_size, split_default="test", channels=encoder.channels
+        cast("SourceSpec", test),
+        image_size=encoder.image_size,
+        split_default="test",
+        channels=encoder.channels,
     )
 
 
@@ -277,12 +294,12 @@ def _module_of(protocol: str) -> ModuleType:
     return importlib.import_module(find(protocol).function.partition(":")[0])
 
 
-def options_of(protocol: str) -> Any:
+def options_of(protocol: str) -> type:
     """The protocol's class of options, a frozen dataclass with a default for every field."""
     return _module_of(protocol).Options
 
 
-def make_options(protocol: str, given: Mapping[str, Any]) -> Any:
+def make_options(protocol: str, given: Mapping[str, object]) -> object:
     """The protocol's options with some fields given.  Raises UsageError for unknown ones."""
     kind = options_of(protocol)
     fields = [f.name for f in dataclasses.fields(kind)]
@@ -296,7 +313,11 @@ def make_options(protocol: str, given: Mapping[str, Any]) -> Any:
 
 
 def open_sets(
-    train: Any, test: Any = None, *, image_size: int | None = None, channels: int = 3
+    train: SourceSpec,
+    test: SourceSpec | None = None,
+    *,
+    image_size: int | None = None,
+    channels: int = 3,
 ) -> tuple[Source, Source, tuple[str, ...]]:
     """Opens train and test, or makes a test set (see `evaluate`); returns notes on how.
 
@@ -330,7 +351,7 @@ def open_sets(
     return opened, other, ()
 
 
-def _same_place(train: Any, test: Any, names: tuple[str, str]) -> bool:
+def _same_place(train: SourceSpec, test: SourceSpec, names: tuple[str, str]) -> bool:
     if not (isinstance(train, str | os.PathLike) and isinstance(test, str | os.PathLike)):
         return False
     a, b = os.fspath(train), os.fspath(test)

@@ -7,14 +7,20 @@ sets, which has no interval, since sets are no sample of anything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError, unknown
+from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols.run import open_sets, run
 from nolabel.types import Report
+
+if TYPE_CHECKING:
+    from nolabel.data.open import SourceSpec
+    from nolabel.data.source import Source
 
 JUDGES = ("knn", "linear", "fewshot")
 
@@ -27,30 +33,30 @@ class Options:
     batch_size: int = 256  # images embedded at once
 
     def __post_init__(self) -> None:
-        judges = (self.judges,) if isinstance(self.judges, str) else tuple(self.judges)
-        object.__setattr__(self, "judges", judges)
-        for name in judges:
+        as_tuples(self, "judges")
+        for name in self.judges:
             if name not in JUDGES:
                 raise unknown("judge", name, JUDGES)
-        if not judges or self.batch_size < 1:
-            raise UsageError("Give one judge or more, and a batch_size of at least 1.")
+        if not self.judges:
+            raise UsageError("Give one judge or more.")
+        at_least(self, batch_size=1)
 
 
-def open_test(test: Any, encoder: Encoder) -> Any:
+def open_test(test: str | Sequence[SourceSpec], encoder: Encoder) -> tuple[SourceSpec, ...]:
     """The sets: a list of SRC, or one text with commas between them."""
     sets = [s.strip() for s in test.split(",")] if isinstance(test, str) else list(test)
-    if not sets or not all(sets):
+    if not sets or any(isinstance(s, str) and not s for s in sets):
         raise UsageError("Give the sets with commas between them: --test digits,fashion-mnist.")
     return tuple(sets)
 
 
 def run_transfer(
     encoder: Encoder,
-    train: Any,
-    test: Any,
+    train: Source | None,
+    test: Sequence[SourceSpec],
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges an encoder on every set.
 
@@ -64,15 +70,18 @@ def run_transfer(
     Raises:
         DataError, UsageError: As `nolabel.protocols.run.evaluate`, for any of the sets.
     """
-    o = Options(**options)
+    o = build(Options, options)
     size, channels = encoder.image_size, encoder.channels
     opened = [open_sets(s, image_size=size, channels=channels) for s in test]  # before the work
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for learned, judged, said in opened:
-        pair = tuple(extract(encoder, s, batch_size=o.batch_size) for s in (learned, judged))
+        pair = (
+            extract(encoder, learned, batch_size=o.batch_size),
+            extract(encoder, judged, batch_size=o.batch_size),
+        )
         for name in o.judges:
-            report = run(name, encoder, learned, judged, features=pair)  # type: ignore[arg-type]
+            report = run(name, encoder, learned, judged, features=pair)
             row = dict(report.best)
             row["metric"] = f"{name} {row['setting']}"
             rows.append({**row, "setting": judged.name})

@@ -15,8 +15,9 @@ for neither side.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +31,10 @@ from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError
+from nolabel.protocols._options import at_least, build
 from nolabel.protocols._propagation import boundary_score, jaccard, propagate
 from nolabel.protocols._ranking import row
-from nolabel.protocols.data.davis import VOID, Clip, open_clips
+from nolabel.protocols.data.davis import VOID, Clip, Clips, open_clips
 from nolabel.types import Report
 
 
@@ -47,15 +49,12 @@ class Options:
     temperature: float = 0.1  # of the similarities
 
     def __post_init__(self) -> None:
-        for name, least in (("context", 0), ("window", 0), ("topk", 1), ("side", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, got {value}.")
+        at_least(self, context=0, window=0, topk=1, side=1)
         if not self.temperature > 0:
             raise UsageError(f"temperature must be above 0, got {self.temperature}.")
 
 
-def open_test(test: Any, encoder: Encoder) -> Any:
+def open_test(test: str | os.PathLike[str] | Clips, encoder: Encoder) -> Clips:
     """Videos with masks; creatures are drawn at twice the encoder's size below 96 px."""
     return open_clips(test, _side(encoder, None) if encoder.image_size < 96 else 2 * 224)
 
@@ -67,10 +66,10 @@ def _side(encoder: Encoder, given: int | None) -> int:
 def run_video(
     encoder: Encoder,
     train: Source | None,
-    test: Any,
+    test: Clips,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges an encoder by how well its patches follow objects.
 
@@ -85,7 +84,7 @@ def run_video(
         UsageError: The encoder takes images of one size only.
         DataError: A video has no object in its first frame, or fewer than three frames.
     """
-    o = Options(**options)
+    o = build(Options, options)
     require(encoder.backbone, ["any_size"], "Video segmentation")
     side = _side(encoder, o.side)
     scores: dict[str, list[float]] = {"J": [], "F": [], "still J": [], "still F": []}
@@ -111,7 +110,7 @@ def run_video(
 
 
 def _one(
-    encoder: Encoder, clip: Clip, side: int, o: Options, advance: Any
+    encoder: Encoder, clip: Clip, side: int, o: Options, advance: Callable[[int], None]
 ) -> dict[str, list[float]]:
     """Scores of each object of a video: means over its frames."""
     first = clip.mask(0)
@@ -137,7 +136,7 @@ def _one(
     return {name: [float(np.mean(v)) for v in values] for name, values in out.items()}
 
 
-def segment(encoder: Encoder, clip: Clip, side: int, o: Options) -> Any:
+def segment(encoder: Encoder, clip: Clip, side: int, o: Options) -> Iterator[np.ndarray]:
     """Yields the guessed mask uint8 [H, W] of every frame; the first is the truth."""
     truth = clip.mask(0)
     yield truth

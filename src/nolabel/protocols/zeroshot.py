@@ -35,6 +35,7 @@ from nolabel.encoders.features import Features, extract
 from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import DataError, UsageError
 from nolabel.nn.knn import nearest
+from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import TOP, interval, wilson
 from nolabel.protocols.prompts import names_of, templates_of
 from nolabel.types import Report
@@ -50,8 +51,8 @@ class Options:
     batch_size: int = 256  # images or texts embedded at once
 
     def __post_init__(self) -> None:
-        given = (self.templates,) if isinstance(self.templates, str) else tuple(self.templates)
-        given = templates_of(given)
+        as_tuples(self, "templates")
+        given = templates_of(self.templates)
         object.__setattr__(self, "templates", given)
         wrong = [t for t in given if t.count("{}") != 1]
         if wrong or not given:
@@ -59,8 +60,7 @@ class Options:
                 f"A template is a text with one {{}} for the name of the class, got "
                 f"{wrong[0] if wrong else 'none'!r}.  For example: --templates 'a photo of a {{}}'."
             )
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
+        at_least(self, batch_size=1)
 
 
 def class_vectors(
@@ -94,7 +94,7 @@ def run_zeroshot(
     test: Source,
     *,
     features: tuple[Features, Features] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Report:
     """Judges an encoder with the text tower of its run.
 
@@ -109,7 +109,7 @@ def run_zeroshot(
         UsageError: The encoder has no text tower.
         DataError: The test set has neither labels nor texts, or an image without its text.
     """
-    o = Options(**options)
+    o = build(Options, options)
     text = text_of(encoder)
     captioned = has_texts(test)
     if test.labels is None and not captioned:

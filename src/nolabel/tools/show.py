@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,17 +18,20 @@ from nolabel.pictures import PICTURES, PictureInfo, function_of, options_of
 from nolabel.pictures._tiles import Pictures, stacked
 from nolabel.types import Sample
 
+if TYPE_CHECKING:
+    from nolabel.data.open import SourceSpec
+
 GALLERY = 2_000  # images of a set that neighbours and maps look at, at most
 
 
 def show(
     what: str,
-    encoder: Encoder | str | Path | Sequence[Encoder | str | Path],
-    data: Any = None,
+    encoder: Encoder | str | os.PathLike[str] | Sequence[Encoder | str | os.PathLike[str]],
+    data: SourceSpec | None = None,
     *,
     count: int = 8,
     label: str | None = None,
-    **options: Any,
+    **options: object,
 ) -> Pictures:
     """One kind of picture of an encoder on some images.
 
@@ -58,12 +62,12 @@ def show(
         made = [show(what, one, data, count=count, label=label, **options) for one in encoder]
         names = [one.name if isinstance(one, Encoder) else str(one) for one in encoder]
         return made[0] if len(made) == 1 else stacked(made, names)
-    if data is None and info.data:
+    if info.data and data is None:
         raise UsageError(f"show {what} needs images: give a SRC.")
-    if info.of_run:
-        return _of_run(info, encoder, data, count, label, options)
+    if info.of_run and data is not None:
+        return _of_run(info, str(encoder), data, count, label, options)
     enc = encoder if isinstance(encoder, Encoder) else load(str(encoder))
-    if not info.data:
+    if data is None or not info.data:
         return function_of(what)(enc, **options)
     source = open_source(data, image_size=enc.image_size, channels=enc.channels)
     samples = _samples(source, count, label, info.grouping)
@@ -80,18 +84,18 @@ def _gallery(source: Source) -> Subset:
 
 def _of_run(
     info: PictureInfo,
-    folder: Any,
-    data: Any,
+    folder: str,
+    data: SourceSpec,
     count: int,
     label: str | None,
-    options: dict[str, Any],
+    options: dict[str, object],
 ) -> Pictures:
     what = info.name
-    if not (Path(str(folder)) / "config.yaml").is_file():
-        raise UsageError(f"show {what} needs the folder of a run, got {folder!s}.")
+    if not (Path(folder) / "config.yaml").is_file():
+        raise UsageError(f"show {what} needs the folder of a run, got {folder}.")
     from nolabel.engine.build import load_method, plan_of
 
-    method, run = load_method(str(folder))
+    method, run = load_method(folder)
     size = int(run.settings.image_size or 224)
     source = open_source(data, image_size=size, channels=run.settings.channels)
     images = [s.image for s in _samples(source, count, label, "")]
@@ -158,7 +162,7 @@ def _groups(source: Source, label: str | None, grouping: str, most: int) -> list
     return [g for g in groups if len(g) >= 2][:most] or everything
 
 
-def draw_missing(folder: str | Path, data: Any = "auto") -> list[str]:
+def draw_missing(folder: str | Path, data: SourceSpec = "auto") -> list[str]:
     """Draws what a report shows and the run's folder has not yet, into its `pictures`.
 
     Args:
@@ -177,7 +181,7 @@ def draw_missing(folder: str | Path, data: Any = "auto") -> list[str]:
     run = Run.from_dict(read_yaml(folder / "config.yaml"))
     if data == "auto":
         data = run.settings.probe or run.settings.data
-    encoder: Any = str(folder)
+    encoder: Encoder | str = str(folder)
     with contextlib.suppress(NolabelError):  # each picture says itself that it cannot be loaded
         encoder = load(encoder)
     wanted = ["pca", "neighbours", "tsne"]

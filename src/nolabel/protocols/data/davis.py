@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -41,7 +40,7 @@ class Clips:
     clips: tuple[Clip, ...]
 
 
-def open_clips(spec: Any, image_size: int) -> Clips:
+def open_clips(spec: str | os.PathLike[str] | Clips, image_size: int) -> Clips:
     """Opens videos with masks.
 
     Args:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,16 @@ from nolabel.errors import DataError, UsageError
 from nolabel.protocols.data.davis import VOID, read_mask, read_picture
 
 CREATURES = 500  # of each split
+
+
+class Pairs(ABC):
+    """Numbered pairs of an image uint8 [H, W, 3] and its mask uint8 [H, W]."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class Figures:
     """
 
     name: str
-    pairs: Any  # a sequence: __len__ and __getitem__
+    pairs: Pairs
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -35,7 +45,7 @@ class Figures:
         return (self.pairs[i] for i in range(len(self.pairs)))
 
 
-def open_figures(spec: Any, split: str, image_size: int) -> Figures:
+def open_figures(spec: str | os.PathLike[str], split: str, image_size: int) -> Figures:
     """Opens one split of a set with masks.
 
     Args:
@@ -72,7 +82,7 @@ def open_figures(spec: Any, split: str, image_size: int) -> Figures:
     return Figures(f"{text} ({split})", _Files(pairs))
 
 
-class _Drawn:
+class _Drawn(Pairs):
     """Creatures with their masks."""
 
     def __init__(self, split: str, size: int):
@@ -89,7 +99,7 @@ class _Drawn:
         return sample.image, sample.mask
 
 
-class _Files:
+class _Files(Pairs):
     """Images with masks by class; every class counts as figure."""
 
     def __init__(self, pairs: list[tuple[Path, Path]]):
