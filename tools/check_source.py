@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from import_graph import circles, graph, imports_of, module_files
+
 MOST_LINES, MOST_PAGE = 400, 200
 UNPICKLING = frozenset({"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"})
 # A path that exists on one machine only.  Where the system's package puts its data is no such path.
@@ -94,9 +96,20 @@ def breaches_of_paths(text: str) -> Iterator[tuple[int, str]]:
                 yield number, f"{match[0]}: a path of one machine"
 
 
+def breaches_of_direction(src: Path) -> Iterator[tuple[str, int, str]]:
+    """Import circles, imports in functions too: (file, line, what) of each import in one."""
+    files = module_files(src)
+    for group in circles(graph(files)):
+        for module in group:
+            for found in imports_of(module, files[module], files):
+                if found.name in group:
+                    name = files[module].relative_to(src.parent).as_posix()
+                    yield name, found.line, f"an import circle: {found.name} leads back here"
+
+
 def check(root: Path) -> list[str]:
     """Every breach under `root`, as `file:line: what`."""
-    found: set[tuple[str, int, str]] = set()
+    found: set[tuple[str, int, str]] = set(breaches_of_direction(root / "src"))
     for path in (root / "src").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         parts = path.relative_to(root / "src").with_suffix("").parts
