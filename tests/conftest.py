@@ -107,7 +107,7 @@ def knn_gain(trained, random, **judge):
 
 def assert_healthy(folder):
     """The last line of a run's metrics shows no sign of collapse."""
-    from nolabel.engine.health import collapse
+    from nolabel.engine.monitor.signals import collapse
 
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert collapse(last) is None, (collapse(last), last)
