@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from nolabel.errors import UsageError, unknown
 
@@ -252,25 +252,6 @@ class ViewPlan:
         return [*lines, f"normalise: mean {mean}, std {std}"]
 
 
-class MultiCropOptions(Protocol):
-    """The fields of a method's options that `multi_crop` reads; see `View`."""
-
-    @property
-    def global_scale(self) -> tuple[float, float]: ...
-    @property
-    def local_scale(self) -> tuple[float, float]: ...
-    @property
-    def local_crops(self) -> int: ...
-    @property
-    def local_size(self) -> int: ...
-    @property
-    def jitter(self) -> tuple[float, float, float, float]: ...
-    @property
-    def grey(self) -> float: ...
-    @property
-    def blur_sigma(self) -> tuple[float, float]: ...
-
-
 def two_views(
     image_size: int,
     options: Any,
@@ -297,7 +278,7 @@ def two_views(
 
 def multi_crop(
     image_size: int,
-    options: MultiCropOptions,
+    options: Any,
     *,
     blur: tuple[float, ...] = (1.0, 0.1),
     solarise: tuple[float, ...] = (0.0, 0.2),
