@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nolabel import _usercode
 from nolabel.backbones.base import Backbone, map_tokens, require, resolve_facets
 from nolabel.errors import UsageError
+from nolabel.nn.random_state import preserve_rng
 from nolabel.types import Tokens
 
 WHAT = "network class or function (a torch.nn.Module, or what returns one)"
@@ -65,7 +66,7 @@ class OwnBackbone(Backbone):
         """Features of noise [2, C, S, S]; modes and the random state stay as they were."""
         first = next(self.net.parameters(), torch.empty(0))
         modes = [(m, m.training) for m in self.net.modules()]
-        with torch.random.fork_rng(devices=[]):
+        with preserve_rng():
             x = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
             self.net.eval()
             try:

@@ -135,7 +135,7 @@ def _measure(
 def _workers(data: float, step: float, device: torch.device) -> int:
     """Processes that read data: one a core, at most sixteen; none if that is faster.
 
-    Training on the CPU uses all cores itself.  Workers beside it interrupt its threads, which wait
+    Training on the CPU uses all cores itself. Workers beside it interrupt its threads, which wait
     for each other, and cost more than they bring until reading takes about half of a step.
     """
     if device.type == "cpu" and data < step / 2:

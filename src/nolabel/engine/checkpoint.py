@@ -1,9 +1,9 @@
-"""The private resume state: written atomically, checked by digest, never unpickled blindly.
+"""A run's checkpoints: written atomically, checked by digest, never unpickled blindly.
 
-A file is one line of JSON (magic, format, step, SHA-256 and length of the rest), filled up with
-spaces, and then what `torch.save` wrote.  It is read with `weights_only=True`.  Neither writing nor
-reading holds a second copy of the state: it goes to the disk as it is, its digest is taken on the
-way, and the first line is written last.  Saving reads the state and draws nothing at random, so a
+A file is one line of JSON (magic, format, step, SHA-256 and length of the rest), padded with
+spaces, and then what `torch.save` wrote. It is read with `weights_only=True`. Neither writing nor
+reading holds a second copy of the state: it is streamed to the disk, the digest is computed on the
+way, and the first line is written last. Saving reads the state and draws nothing at random, so a
 run that saves equals one that does not.
 """
 
@@ -137,7 +137,7 @@ def _check_moments(method: nn.Module, optimiser: Optimizer, state: Mapping[str, 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int = KEPT) -> Path:
     """Writes checkpoints/step-XXXXXXXX.ckpt so that a crash at any moment loses nothing.
 
-    Written to a temporary file beside it, flushed to the disk, then renamed.  Afterwards all but
+    Written to a temporary file beside it, flushed to the disk, then renamed. Afterwards all but
     the newest `keep` go, as do temporaries that a crash left and files of later steps: a run
     resumes from the newest whole one, so whatever is newer than this one was damaged.
 

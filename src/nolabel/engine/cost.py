@@ -32,6 +32,7 @@ from nolabel.engine.synthetic import build_on, noise_batch
 from nolabel.errors import unknown
 from nolabel.methods.base import Method
 from nolabel.nn.heads import count_parameters
+from nolabel.nn.random_state import preserve_rng
 from nolabel.nn.state import Frozen
 from nolabel.types import Batch, Clock, Optim
 
@@ -221,7 +222,7 @@ def kept_bytes(method: Method, batch: Batch, precision: str = "fp32") -> int:
         keep(view)
     device = views[0].device
     with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        preserve_rng(),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
         autocast(precision, device),
     ):
@@ -254,7 +255,7 @@ def count(method: Method, images: int, size: int, precision: str) -> Counts:
         hook.remove()
     # torch's counter does not know fused attention; the plain one does the same products.
     with (
-        torch.random.fork_rng(devices=[]),
+        preserve_rng(),
         FlopCounterMode(display=False) as counter,
         sdpa_kernel(SDPBackend.MATH),
     ):
@@ -276,7 +277,7 @@ def _copies(
 
     def at(depth: int | None, n: int) -> Counts:
         kwargs = {} if depth is None else {"depth": depth}
-        with torch.random.fork_rng(devices=[]):
+        with preserve_rng():
             method = build_on(kind, options, backbone, size, patch, kwargs)
         recompute(method, again)
         return count(method, n, size, precision)

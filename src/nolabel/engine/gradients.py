@@ -1,12 +1,12 @@
 """The gradients of an optimiser step, of one batch or of several micro-batches.
 
 Methods that compare the images of a batch (`embed`, `compare`) have their micro-batches compared
-with each other, though never more than one of them is in memory with its activations (Gao et al.,
+with each other, though only one of them at a time has its activations in memory (Gao et al.,
 "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021, arXiv 2101.06983):
-features of all are made without gradient; the loss of all gives the gradient of each feature; then
-each micro-batch is embedded once more, with gradient, from the same random state.  The update is
-that of the whole batch at once, heads with batch norm included; a batch norm in the backbone sees a
-micro-batch.
+the features of all are computed without gradient; the loss of all gives the gradient of each
+feature; then each micro-batch is embedded again, with gradient, from the same random state. The
+update is that of the whole batch at once, heads with batch norm included; a batch norm in the
+backbone sees a micro-batch.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def gradients(
     """Leaves the gradients of a step in the parameters.
 
     Args:
-        distributed: the method, in as many processes as there are.
-        batches: whose next `parts` micro-batches, on the device, are the step's.
-        parts: how many.
+        distributed: the method, in all processes.
+        batches: micro-batches on the device; the step takes the next `parts`.
+        parts: number of micro-batches of the step.
         clock: of the step.
         cast: makes the autocast context.
-        beat: told the share of the step that is done.
+        beat: is called with the share of the step that is done, 0 to 1.
 
     Returns:
         The Step of the last micro-batch (of all where they are compared), and the mean loss.
@@ -72,7 +72,7 @@ def _compared(
     distributed: DistributedMethod, batches: Sequence[Batch], clock: Clock, cast: Callable[[], Any]
 ) -> Step:
     states, held = [], []
-    with torch.no_grad(), _still(distributed.method):
+    with torch.no_grad(), _frozen_statistics(distributed.method):
         for batch in batches:
             states.append(rng_state())
             with cast():
@@ -96,8 +96,8 @@ def _compared(
 
 
 @contextlib.contextmanager
-def _still(method: nn.Module) -> Iterator[None]:
-    """Running statistics of batch norms stay; the second pass moves them."""
+def _frozen_statistics(method: nn.Module) -> Iterator[None]:
+    """Inside, batch norms keep their running statistics; the second pass updates them."""
     norms = [m for m in method.modules() if isinstance(m, _BatchNorm)]
     momenta = [m.momentum for m in norms]
     try:

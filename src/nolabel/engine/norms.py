@@ -60,7 +60,7 @@ class SyncedBatchNorm(_BatchNorm):
 
 def synchronise(method: nn.Module, without: Collection[str] = ()) -> None:
     """Every batch norm of a method, but in the children `without`, sees the images of all processes
-    from now on.  Parameters, buffers and their names stay."""
+    from now on. Parameters, buffers and their names stay."""
     for name, module in method.named_modules():
         own = name.partition(".")[0] in without
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and not own:

@@ -75,8 +75,10 @@ class Lars(Optimizer):
 
 
 def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
-    """Groups by decay (matrices and tokens) or none (`is_plain`) and by rate, which may grow from
-    layer to layer (`layer_numbers`).
+    """An optimiser whose parameter groups differ in decay and in rate.
+
+    Matrices and tokens are decayed, the others are not (`is_plain`). The rate may grow from layer
+    to layer (`layer_numbers`).
 
     Raises:
         UsageError: unknown optimiser.
@@ -122,10 +124,11 @@ def decay_in_use(optimiser: Optimizer) -> float:
 
 
 def clip_gradients(method: nn.Module, optim: Optim) -> None:
-    """Shortens gradients longer than `optim.clip`: all together, each tensor alone (DINO), or
-    each network, that is each child of a child of the method (DINOv2: backbone, each head).
+    """Scales gradients whose norm is above `optim.clip`.
 
-    The factor is max_norm / (norm + 1e-6), at most 1 (torch's, and DINO's utils.clip_gradients).
+    The norm is that of all gradients together, of each tensor (DINO), or of each network, that is
+    each child of a child of the method (DINOv2: the backbone, each head). The factor is
+    max_norm / (norm + 1e-6), at most 1 (as in torch, and in DINO's utils.clip_gradients).
 
     Raises:
         UsageError: `clip_by` is unknown.
@@ -142,13 +145,13 @@ def clip_gradients(method: nn.Module, optim: Optim) -> None:
     if optim.clip_by != "tensor":
         by_module = optim.clip_by == "module"
         keys = [".".join(n.split(".")[:2]) if by_module else "" for n, _ in named]
-        together = {
+        joint = {
             key: torch.linalg.vector_norm(
                 torch.stack([n for n, k in zip(norms, keys, strict=True) if k == key])
             )
             for key in dict.fromkeys(keys)
         }
-        norms = [together[key] for key in keys]
+        norms = [joint[key] for key in keys]
     factors = [(optim.clip / (n + 1e-6)).clamp(max=1.0) for n in norms]
     torch._foreach_mul_([distributed.local_shard(g) for g in grads], factors)
 
@@ -162,7 +165,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 class UpdateSize:
-    """How far an update moves the parameters, relative to their size: made before, asked after."""
+    """How far an update moves the parameters, relative to their size: built before the update,
+    called after it."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]):
         self.parameters = list(parameters)
@@ -171,36 +175,45 @@ class UpdateSize:
     @torch.no_grad()
     def __call__(self) -> Tensor:
         """|after - before| / |before| over all parameters, a scalar."""
-        return _apart([p.detach() for p in self.parameters], self.before)
+        return _relative_distance([p.detach() for p in self.parameters], self.before)
 
 
-def moved(method: nn.Module, size: UpdateSize | None) -> dict[str, float]:
-    """What to log of a step: the update's size, and how far a teacher is from its student."""
+def update_metrics(method: nn.Module, size: UpdateSize | None) -> dict[str, float]:
+    """What to log of an update: its relative size, and a teacher's distance from its student.
+
+    Args:
+        size: built before the update; None leaves its size out.
+    """
     out = {} if size is None or not size.before else {"update_size": float(size())}
-    apart = [teacher_distance(m) for m in method.modules() if isinstance(m, Ema) and m.followed]
-    return out | ({"momentum_distance": float(torch.stack(apart).max())} if apart else {})
+    teachers = [m for m in method.modules() if isinstance(m, Ema) and m.followed]
+    if teachers:
+        distances = torch.stack([teacher_distance(m) for m in teachers])
+        out["momentum_distance"] = float(distances.max())
+    return out
 
 
 @torch.no_grad()
 def teacher_distance(teacher: Ema) -> Tensor:
     """|teacher - student| / |student| over all parameters, for the student that it followed last;
     a scalar."""
-    theirs = [p.detach() for p in teacher.followed[0].parameters()]
-    return _apart([p.detach() for p in teacher.module.parameters()], theirs)
+    student = [p.detach() for p in teacher.followed[0].parameters()]
+    return _relative_distance([p.detach() for p in teacher.module.parameters()], student)
 
 
-def _apart(these: list[Tensor], those: list[Tensor]) -> Tensor:
-    """|these - those| / |those| over all tensors, a scalar."""
-    away, size = (
-        torch.linalg.vector_norm(torch.stack(_norms(some)))
-        for some in ([a - b for a, b in zip(these, those, strict=True)], those)
+def _relative_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """|a - b| / |b| over all tensors, a scalar."""
+    difference = [x - y for x, y in zip(a, b, strict=True)]
+    distance, size = (
+        torch.linalg.vector_norm(torch.stack(_norms(tensors))) for tensors in (difference, b)
     )
-    return away / size.clamp_min(1e-12)
+    return distance / size.clamp_min(1e-12)
 
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:
-    """Norm of each tensor, in fp32 at least: squares of bf16 or fp16 lose or overflow.  Of a
-    sharded one the whole's; all processes must ask then."""
+    """Norm of each tensor, in fp32 at least: squares of bf16 or fp16 underflow or overflow.
+
+    A sharded tensor's norm is that of the full tensor; it is a collective then.
+    """
     wide = torch.float32
     for dtype in {g.dtype for g in grads}:
         wide = torch.promote_types(wide, dtype)

@@ -9,14 +9,13 @@ import math
 import time
 from typing import Any
 
-import torch
-
 from nolabel import backbones, methods, recipes
 from nolabel.engine import cost
 from nolabel.engine.cost import DEEPER, FEW, FULL, GPUS, LATE, MORE, SHALLOW
 from nolabel.engine.synthetic import build_on, noise_batch
 from nolabel.errors import UsageError, unknown
 from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.nn.random_state import preserve_rng
 
 HOURS = 50_000.0  # between faults of one device (Llama 3: 16,384 of them, one fault in 3 hours)
 DISK = 2e9  # bytes a second that a checkpoint is written at
@@ -155,7 +154,7 @@ def check(
         c = cost.count(model, n, image_size, "fp32")
         batch = noise_batch(kind.views(options, image_size), n)
         times = []
-        with torch.random.fork_rng(devices=[]):
+        with preserve_rng():
             for _ in range(3):
                 began = time.perf_counter()
                 model.step(batch, LATE).loss.backward()

@@ -1,7 +1,7 @@
-"""Is the run working?  A verdict from the lines of metrics.jsonl alone, without labels.
+"""Is the run working? A verdict from the lines of metrics.jsonl alone, without labels.
 
 Thresholds lie between forced failures and healthy runs: over a hundred runs of minutes (22 methods,
-two networks, two sets of small pictures).  There, signs of collapse vanished by step 45; the loss
+two networks, two sets of small pictures). There, signs of collapse vanished by step 45; the loss
 (median of five lines) never reached three times its largest value of the first tenth, nor the
 gradient a hundred times its own.
 """
@@ -59,7 +59,7 @@ class Verdict:
 
 
 class Doctor:
-    """Looks at every line as it comes; what it keeps does not grow with the run.
+    """Examines every line as it comes, in constant memory.
 
     Args:
         total: steps of the run.
@@ -149,7 +149,7 @@ def examine(lines: Iterable[Mapping[str, Any]], total: int) -> Verdict:
 def _flat(lines: list[Mapping[str, Any]]) -> str:
     """Why the last third brought nothing; empty if it did, or if nobody can tell.
 
-    Judged by the probe where there is one.  Else by a loss that fell and then stays: one that rose
+    Judged by the probe where there is one. Else by a loss that fell and then stays: one that rose
     (a teacher that becomes surer, a queue that fills) says nothing.
     """
     probes = [(int(x["step"]), p) for x in lines if (p := x.get("probe_knn")) is not None]

@@ -14,7 +14,7 @@ class MetricsLog:
     """Appends one JSON object a line, flushed at once.
 
     A line's "step" is the number of steps done, so a run that resumes at step s has written lines
-    up to s itself.  On opening, lines after s are dropped: the resumed run writes them again.
+    up to s itself. On opening, lines after s are dropped: the resumed run writes them again.
 
     Args:
         path: the file; created if it is not there.

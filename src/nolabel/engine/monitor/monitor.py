@@ -18,7 +18,7 @@ from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.monitor.progress import Progress
 from nolabel.engine.monitor.recorder import Recorder, log_every
 from nolabel.engine.monitor.snapshots import snapshot_steps
-from nolabel.engine.optimiser import decay_in_use, moved
+from nolabel.engine.optimiser import decay_in_use, update_metrics
 from nolabel.engine.trainer import StepResult, Trainer
 from nolabel.errors import GuardStop
 from nolabel.nn.schedules import learning_rate
@@ -94,7 +94,7 @@ class Monitor:
             "weight_decay": decay_in_use(t.optimiser),
             "gradient_norm": float(result.gradient_norm),
             **parallel.all_reduce_mean(out.logs),
-            **moved(t.method, result.update_size),
+            **update_metrics(t.method, result.update_size),
         }
         features = None if out.features is None else distributed.gather(out.features)
         with self._probing():

@@ -1,4 +1,4 @@
-"""The online k-NN curve: how good is the encoder now, on labelled data of the user's."""
+"""The online k-NN probe: how good the encoder is now, on labelled data of the user's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ MOST = 4000  # images in the bank; a quarter as many are queries
 
 
 class Probe:
-    """k-NN (k = 20) of the branch to judge, on at most `MOST` labelled images."""
+    """k-NN (k = 20) of the branch to judge, on at most `MOST` labelled images.
+
+    Args:
+        spec: a data source with labels.
+        image_size: side in pixels, or None for the source's own.
+        download: whether a named set may be downloaded.
+        channels: of the images.
+
+    Raises:
+        DataError: the source has no labels.
+    """
 
     def __init__(self, spec: str, image_size: int | None, download: bool, channels: int = 3):
         source = open_source(spec, image_size=image_size, download=download, channels=channels)
@@ -24,7 +34,7 @@ class Probe:
         self.train, self.test = _at_most(rest, MOST), _at_most(part, MOST // 4)
 
     def __call__(self, backbone: Backbone, plan: ViewPlan) -> float:
-        """Top-1 as a fraction.  Leaves the network's mode as it was and draws nothing."""
+        """Top-1 as a fraction. Leaves the network's mode and the random state as they were."""
         modes = [(m, m.training) for m in backbone.modules()]
         encoder = Encoder(backbone, mean=plan.mean, std=plan.std)
         try:

@@ -15,7 +15,7 @@ from nolabel.nn.spectrum import effective_number
 
 def feature_std(z: Tensor) -> float:
     """Spread of features [B, D]: mean over dimensions of the deviation of the unit-length
-    features, times sqrt(D).  About 1 when they point everywhere, 0 when all are the same."""
+    features, times sqrt(D). About 1 when they point everywhere, 0 when all are the same."""
     z = F.normalize(z.float(), dim=-1)
     return float(z.std(0, correction=0).mean() * z.shape[1] ** 0.5)
 
@@ -44,11 +44,11 @@ class Collapse(NamedTuple):
 def collapse(line: Mapping[str, Any]) -> Collapse | None:
     """The sign of collapse that a line of metrics.jsonl shows; None if it shows none.
 
-    The limits lie between forced failures and healthy runs of minutes on small pictures.  Without
+    The limits lie between forced failures and healthy runs of minutes on small pictures. Without
     centring and sharpening DINO's targets carried 0.03 to 0.05 nats, those of runs that learn 0.1
     to 1; with a teacher temperature of zero they used 3 prototypes, healthy ones 100 and more;
     without the stop of the gradient BYOL's embeddings of different pictures agreed by 0.995,
-    healthy ones by 0.3.  In the first steps of a healthy run the signals may look the same: judge
+    healthy ones by 0.3. In the first steps of a healthy run the signals may look the same: judge
     later ones (`doctor`).
     """
     names = ("feature_std", "target_entropy", "target_information", "agreement_others", "agreement")
