@@ -65,8 +65,8 @@ def replay(folder: str | Path, precision: str | None = None) -> tuple[int, Repea
     folder = Path(folder)
     if not (folder / CAPTURED).is_dir() or not (folder / "config.yaml").is_file():
         raise UsageError(
-            f"{folder} holds no step that was not finite. Such a step is skipped, said, and kept "
-            f"in the folder {CAPTURED} of the run."
+            f"{folder} holds no step that was not finite. Such a step is skipped, reported, and "
+            f"kept in the folder {CAPTURED} of the run."
         )
     run, method, plan = started(folder)
     s, device = run.settings, pick_device(run.settings.device, fallback=True)
@@ -111,20 +111,20 @@ def _repeat(
 def _watching(method: nn.Module, out: Repeated) -> Iterator[None]:
     """Notes the first outputs, there and back, that are not finite."""
 
-    def look(name: str, given: Any, made: Any) -> None:
+    def check_output(name: str, given: Any, made: Any) -> None:
         for x in _tensors(made):
             if not out.output and _bad(x):
                 out.output = name
                 out.entered = max((_largest(g) for g in _tensors(given)), default=0.0)
             if x.requires_grad:
-                x.register_hook(lambda grad: back(name, grad))
+                x.register_hook(lambda grad: check_gradient(name, grad))
 
-    def back(name: str, grad: Tensor) -> None:
+    def check_gradient(name: str, grad: Tensor) -> None:
         if not out.gradient and _bad(grad):
             out.gradient = name
 
     hooks = [
-        m.register_forward_hook(lambda m, given, made, name=name: look(name, given, made))
+        m.register_forward_hook(lambda m, given, made, name=name: check_output(name, given, made))
         for name, m in method.named_modules() if name
     ]  # fmt: skip
     try:
@@ -180,8 +180,8 @@ def format_replay(step: int, seen: Repeated, full: Repeated | None = None) -> st
         lines.append(f"first output that is not finite: {seen.output} (the largest value that "
                      f"entered: {seen.entered:.3g})")  # fmt: skip
     elif math.isfinite(seen.loss):
-        place = f", from {seen.gradient} on backwards" if seen.gradient else ""
-        lines.append(f"all outputs and the loss are finite; the gradients are not{place}")
+        where = f", from {seen.gradient} on backwards" if seen.gradient else ""
+        lines.append(f"all outputs and the loss are finite; the gradients are not{where}")
     else:
         lines.append("all outputs of modules are finite; the loss itself is not")
     if full is not None and full.finite:

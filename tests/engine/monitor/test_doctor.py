@@ -29,7 +29,7 @@ def lines(n=100, every=5, loss=lambda t: 5 * 0.98**t + 1, **more):
 
 def states(history):
     doctor = Doctor(history[-1]["step"])
-    return [v.state if (v := doctor.look(line)) else "" for line in history]
+    return [v.state if (v := doctor.update(line)) else "" for line in history]
 
 
 def test_a_healthy_run_is_learning_and_nothing_is_said():
@@ -141,12 +141,12 @@ def test_a_loss_that_leaps_up_is_a_spike_and_noise_or_a_fall_is_none():
     noise = [0.1 * ((i * 7919) % 13 - 6) / 6 for i in range(100)]
     doctor = Doctor(1000)
     for i in range(100):
-        doctor.look({"step": i + 1, "loss": 3.0 - 0.01 * i + noise[i]})
+        doctor.update({"step": i + 1, "loss": 3.0 - 0.01 * i + noise[i]})
     assert doctor.spikes == 0
     for i, leap in enumerate([0.0, 4.0, 0.0, 0.0, 4.0, -2.0]):
-        doctor.look({"step": 101 + i, "loss": 2.0 + leap})
+        doctor.update({"step": 101 + i, "loss": 2.0 + leap})
     assert doctor.spikes == 2
     early = Doctor(1000)
     for i, loss in enumerate([1.0, 9.0, 1.0]):
-        early.look({"step": i + 1, "loss": loss})
+        early.update({"step": i + 1, "loss": loss})
     assert early.spikes == 0  # too few lines to know what is usual

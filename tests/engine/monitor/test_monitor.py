@@ -87,13 +87,13 @@ def test_a_collapse_is_an_alarm_and_is_reported_when_it_begins(watched, monkeypa
     trainer, monitor = watched(log_every=1)
     verdict = Verdict("collapsed", "the features are the same", "Do something.")
     with monitor:
-        monkeypatch.setattr(monitor.recorder.doctor, "look", lambda line: verdict)
+        monkeypatch.setattr(monitor.recorder.doctor, "update", lambda line: verdict)
         for step in range(2):
             alarms = monitor.after_step(clock(step), result())
             assert alarms == Alarms("Collapsed: the features are the same. Do something.")
         # Another alarm is a verdict in the line, but does not end the run.
         other = Verdict("diverging", "the loss grows")
-        monkeypatch.setattr(monitor.recorder.doctor, "look", lambda line: other)
+        monkeypatch.setattr(monitor.recorder.doctor, "update", lambda line: other)
         assert monitor.after_step(clock(2), result()) == Alarms()
     assert [line["verdict"] for line in lines(trainer)] == ["collapsed", "collapsed", "diverging"]
     assert [note.split(":")[:2] for note in monitor.progress.notes] == [

@@ -1,1 +1,1 @@
-"""What is looked at while a run trains: metrics, probe, snapshots, doctor, init guard, progress."""
+"""Watches a run while it trains: metrics, probe, snapshots, doctor, init guard, progress."""

@@ -21,13 +21,13 @@ from nolabel.engine.monitor.signals import collapse
 EARLY, LASTING, LINES = 60, 40, 3  # steps that prove nothing; that a sign must last; and its lines
 LOSS, GRADIENT = 3.0, 100.0  # times the first tenth's
 RECENT = 5  # lines whose median counts
-# The loss stays if in the last third it falls by less than this share of its whole way and by less
-# than this share of itself.
+# The loss is flat if in the last third it falls by less than this share of its total fall and by
+# less than this share of itself.
 FLAT, LITTLE = 0.01, 0.02
 # A spike: a loss further above the median of those before than so many times their usual distance
 # from it, and by more than this share of it.
 SPIKE, HIGH, BEFORE = 8.0, 0.1, 20
-SETTLED = 30  # lines below which nothing is said of improvement
+SETTLED = 30  # lines below which improvement is not judged
 
 ADVICE = {
     "features": "Try --optim.lr a third as large, or a longer --optim.warmup-epochs.",
@@ -54,8 +54,8 @@ class Verdict:
     advice: str = ""
 
     def __str__(self) -> str:
-        said = self.state.capitalize()
-        return f"{said}: {self.why}. {self.advice}".strip() if self.why else f"{said}."
+        state = self.state.capitalize()
+        return f"{state}: {self.why}. {self.advice}".strip() if self.why else f"{state}."
 
 
 class Doctor:
@@ -74,7 +74,7 @@ class Doctor:
         self._before: deque[float] = deque(maxlen=BEFORE)
         self.spikes = 0  # lines whose loss leapt up, so far
 
-    def look(self, line: Mapping[str, Any]) -> Verdict | None:
+    def update(self, line: Mapping[str, Any]) -> Verdict | None:
         """The alarm that this line and those before it give, collapsed or diverging, or None."""
         step = int(line["step"])
         loss, norm = (_number(line.get(k)) for k in ("loss", "gradient_norm"))
@@ -130,7 +130,7 @@ def examine(lines: Iterable[Mapping[str, Any]], total: int) -> Verdict:
     """
     doctor, every, alarm = Doctor(total), list(lines), None
     for line in every:
-        alarm = doctor.look(line)
+        alarm = doctor.update(line)
     if alarm:
         return alarm
     if not every or every[-1]["step"] < EARLY:
@@ -171,7 +171,7 @@ def _flat(lines: list[Mapping[str, Any]]) -> str:
     if way <= 0 or now > then or then - now > min(FLAT * way, LITTLE * abs(then)):
         return ""
     return (
-        f"since step {lines[late]['step']} the loss went less than {FLAT:.0%} of its whole way "
+        f"since step {lines[late]['step']} the loss fell by less than {FLAT:.0%} of its total fall "
         f"({then:.4g} to {now:.4g})"
     )
 

@@ -61,7 +61,7 @@ class Monitor:
         return done % self.log_every == 0 or done == self.trainer.total
 
     def after_step(self, clock: Clock, result: StepResult) -> Alarms:
-        """Everything that is looked at after a step. A collective.
+        """Updates the bar, logs, probes and takes snapshots after a step. A collective.
 
         Returns:
             The alarms of the line of metrics, if one was due.

@@ -48,7 +48,7 @@ class Recorder:
         self.doctor = Doctor(self.total)
         self.verdict: Verdict | None = None  # an alarm, as long as it lasts
         for old in read_metrics(run.folder / "metrics.jsonl"):
-            self.verdict = self.doctor.look(old)
+            self.verdict = self.doctor.update(old)
         self.snapshots = FeatureSnapshots(
             run.folder, source, plan, int(s.image_size or 0), self.total, progress.note
         )
@@ -101,7 +101,7 @@ class Recorder:
 
     def _examine(self, line: dict[str, Any]) -> None:
         """Adds the doctor's findings, and reports an alarm when it begins."""
-        before, self.verdict = self.verdict, self.doctor.look(line)
+        before, self.verdict = self.verdict, self.doctor.update(line)
         line["loss_spikes"] = self.doctor.spikes
         if self.verdict:
             line["verdict"] = self.verdict.state
