@@ -308,13 +308,6 @@ def test_saving_perturbs_nothing_and_resuming_is_bit_exact(name, tmp_path):
     assert all(torch.equal(v, wanted[k]) for k, v in again[0].state_dict().items())
 
 
-def test_the_random_state_returns():
-    before = rng_state()
-    a = torch.rand(5)
-    set_rng_state(before)
-    assert torch.equal(torch.rand(5), a)
-
-
 def trained():
     learner = Learner()
     optimiser = build_optimiser(learner, Optim(name="adamw"))
