@@ -62,7 +62,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         paper="van den Oord et al. 2017, arXiv 1711.00937",
         description="rebuild the image from one code of a learned codebook for each patch",
         when="as the tokenizer of beit, and to compress; its features alone are weak",
-        needs="any backbone",
+        needs="any backbone that gives a map of features",
     ),
     MethodInfo(
         name="dvae",
@@ -73,7 +73,7 @@ METHODS: dict[str, MethodInfo] = by_name(
             "discrete VAE: one token for each patch, learned through the Gumbel-softmax relaxation"
         ),
         when="as the tokenizer of beit (as the paper's was); its features alone are weak",
-        needs="any backbone",
+        needs="any backbone that gives a map of features",
     ),
     MethodInfo(
         name="beit",
@@ -181,7 +181,7 @@ METHODS: dict[str, MethodInfo] = by_name(
             "predict from a crop which visual words a momentum teacher sees in the whole image"
         ),
         when="for features that keep local detail; detection and few labels",
-        needs="any backbone",
+        needs="any backbone that gives a map of features",
     ),
     MethodInfo(
         name="barlow",

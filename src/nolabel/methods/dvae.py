@@ -79,6 +79,8 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
 class DVAE(Method):
     """Discrete VAE with the Gumbel-softmax relaxation; a tokenizer of patches."""
 
+    needs = frozenset({"patches"})
+
     @dataclass(frozen=True, kw_only=True)
     class Options:
         """The dVAE's own options; defaults are the paper's, but for the decoder."""

@@ -79,7 +79,7 @@ def one_location(maps: Tensor) -> Tensor:
 class OBoW(Method):
     """Online bags of visual words: predict which words of the moment an image contains."""
 
-    needs = frozenset({"any_size"})
+    needs = frozenset({"any_size", "patches"})
     own_norms = ("generators",)  # their input, the words, is the same on all processes
     spread: Tensor
     vocabulary: Any  # a Queue of words for each level

@@ -121,6 +121,8 @@ class Codebook(nn.Module):
 class VQVAE(Method):
     """Vector-quantised autoencoder; a tokenizer of patches."""
 
+    needs = frozenset({"patches"})
+
     @dataclass(frozen=True, kw_only=True)
     class Options:
         """VQ-VAE's own options; codes, commitment and decay are the paper's."""

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nolabel.backbones.base import require
 from nolabel.encoders import Encoder
 from nolabel.encoders.encoder import Images
 from nolabel.nn.pixels import to_pixels
@@ -123,6 +124,7 @@ def dense_layers(
     salient: bool = True,
 ) -> list[Dense]:
     """As `dense`, for several layers in one walk through the network."""
+    require(encoder.backbone, ["patches"], "A vector for each patch")
     x = encoder.prepare(plain(images))
     b, p = encoder.backbone, encoder.backbone.patch_size
     keys = "attention" in b.can

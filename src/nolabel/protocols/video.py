@@ -81,11 +81,11 @@ def run_video(
         **options: Fields of `Options`.
 
     Raises:
-        UsageError: The encoder takes images of one size only.
+        UsageError: The encoder takes images of one size only, or gives no features of places.
         DataError: A video has no object in its first frame, or fewer than three frames.
     """
     o = build(Options, options)
-    require(encoder.backbone, ["any_size"], "Video segmentation")
+    require(encoder.backbone, ["any_size", "patches"], "Video segmentation")
     side = _side(encoder, o.side)
     scores: dict[str, list[float]] = {"J": [], "F": [], "still J": [], "still F": []}
     total = sum(clip.length for clip in test.clips)
