@@ -63,7 +63,7 @@ def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> 
     Raises:
         UsageError: unknown option (with the nearest one), or settings that do not fit.
     """
-    from nolabel.config import merge
+    from nolabel.config import Request
     from nolabel.data.open import open_source
     from nolabel.data.source import Source
     from nolabel.engine.train import pretrain as train
@@ -74,11 +74,7 @@ def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> 
         channels = int(options.get("channels", own))
         source = open_source(data, channels=channels)
         options = {**options, "channels": channels}
-    # By name, as `fit` lies above the engine, which asks this module for its version.
-    resolve = importlib.import_module("nolabel.tools.fit").resolve
-    parse = merge({"data": str(data), **options})
-    run, source = resolve(method, parse, source=source, quiet=quiet)
-    return train(run, source, quiet=quiet)
+    return train(Request.of(method, data=str(data), **options), source=source, quiet=quiet)
 
 
 def evaluate(

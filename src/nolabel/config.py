@@ -1,8 +1,9 @@
-"""The one definition of a run: what the user may set, and how "auto" is resolved.
+"""The options of a run: what the user asked for, and the resolved run.
 
-`Settings` is what every method shares, `Method.Options` and `Optim` come beside it.  The command
-line and Python both fill the same classes; `resolve` turns them into a `Run` in which nothing is
-"auto" any more, and which `config.yaml` holds.
+`Settings` are the options that all methods share; `Method.Options` and `Optim` stand beside them.
+The command line, Python and configuration files set values in these classes, each as a `Layer`.
+`engine.resolve` turns them into a `Run`, in which nothing is left open and which `config.yaml`
+holds.
 """
 
 from __future__ import annotations
@@ -11,28 +12,29 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import yaml
 
-from nolabel import methods, recipes
-from nolabel.backbones import stride_of
-from nolabel.data.open import open_source, record_source
-from nolabel.data.order import steps_per_epoch
-from nolabel.data.source import Source
-from nolabel.data.statistics import measure_statistics
-from nolabel.errors import BadImage, DataError, UsageError, did_you_mean, unknown
-from nolabel.methods.base import Method, RecipeContext
+from nolabel import methods
+from nolabel.errors import UsageError, did_you_mean, unknown
+from nolabel.methods.base import Method
 from nolabel.types import Optim
+from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    from nolabel.encoders import Encoder
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every run shares.  None means "auto": resolved once, printed and saved."""
+    """What the user may ask of every run. None means "auto": resolved once, printed and saved."""
 
     data: str = ""  # SRC: a folder, list, table, shards, or a named set (nolabel list datasets)
     out: str = ""  # the run's folder; default runs/METHOD-DATA
@@ -70,15 +72,41 @@ class Settings:
     download: bool = False  # allow a named set to be downloaded
 
 
+LENGTHS = ("epochs", "steps", "minutes")  # ways to say how long a run is
+WARM_HEADS = 0.05  # share of the run in which new heads learn alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """The settings of a resolved run: every value that exists is final.
+
+    `epochs` and `minutes` say how the length was asked for, `steps` is the length. None is left
+    where there is nothing: no `init`, no `probe`, `patch_size` of a network without a choice of
+    patches, `checkpoint_every` where the clock decides.
+    """
+
+    backbone: str = field()
+    image_size: int = field()
+    mean: tuple[float, ...] = field()
+    std: tuple[float, ...] = field()
+    steps: int = field()
+    batch_size: int = field()
+    accumulate: int = field()
+    workers: int = field()
+    warm_heads: int = field()
+    probe_every: int = field()
+    log_every: int = field()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A resolved run: every value is final."""
 
     method: str
-    settings: Settings
+    settings: RunSettings
     options: Any
     optim: Optim
-    backbone_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    backbone_kwargs: Mapping[str, Any] = field(default_factory=dict)
     images: int = 0
     steps_per_epoch: int = 0
 
@@ -88,38 +116,174 @@ class Run:
         return Path(self.settings.out)
 
     @property
-    def encoder(self) -> Any:
+    def encoder(self) -> Encoder:
         """The trained encoder of this run's folder (`nolabel.load`)."""
         from nolabel.encoders import load
 
         return load(str(self.folder))
 
+    def with_settings(self, **changes: Any) -> Run:
+        """The run with other values of some settings."""
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **changes))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in config.yaml."""
-        return plain(dataclasses.asdict(self))
+        return to_builtin(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Run:
-        """Reads what `to_dict` wrote; unknown keys are refused."""
+        """Reads what `to_dict` wrote, of older versions too.
+
+        Raises:
+            UsageError: unknown keys, or values of a wrong type.
+        """
         raw = dict(raw)
         kind = methods.load(str(raw.get("method", "")))
-        run = from_plain(cls, {**raw, "options": None, "settings": {}, "optim": {}})
+        parts = {"options": None, "settings": None, "optim": None}
+        run = from_dict(cls, {**raw, **parts})
+        settings = from_dict(Settings, raw.get("settings") or {}, "settings.")
         return dataclasses.replace(
             run,
-            settings=from_plain(Settings, raw.get("settings") or {}, "settings."),
-            options=from_plain(kind.Options, raw.get("options") or {}, "options."),
-            optim=from_plain(Optim, raw.get("optim") or {}, "optim."),
+            settings=complete(settings, continued=False),
+            options=from_dict(kind.Options, raw.get("options") or {}, "options."),
+            optim=from_dict(Optim, raw.get("optim") or {}, "optim."),
         )
 
 
-def plain(value: Any) -> Any:
+def complete(s: Settings, *, continued: bool) -> RunSettings:
+    """Settings whose length is known, with the remaining open values filled in by rule.
+
+    Files of older versions hold such values as null; the rules are those by which they ran.
+
+    Args:
+        s: the settings.
+        continued: whether `init` brought the heads as well as the network, so that there are no
+            new heads to train alone first.
+    """
+    total = s.steps or 0
+    new_heads = bool(s.init) and s.warm_heads is None and not continued
+    by_rule: dict[str, Any] = {
+        "backbone": "",
+        "image_size": 0,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "steps": 0,
+        "batch_size": 0,
+        "accumulate": 1,
+        "workers": 0,
+        "warm_heads": max(round(WARM_HEADS * total), 1) if new_heads else 0,
+        "probe_every": max(total // 10, 1),
+        "log_every": max(min(total // 100, 100), 1),  # about a hundred lines a run
+    }
+    known = {f.name: getattr(s, f.name) for f in dataclasses.fields(s)}
+    known |= {k: v for k, v in by_rule.items() if known[k] is None}
+    if known["precision"] == "auto":
+        known["precision"] = "fp32"
+    if known["views_on"] == "auto":
+        known["views_on"] = "cpu"
+    return RunSettings(**known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Options that one place sets: the command line, Python's keywords, or a file."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of `Settings`
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the method's `Options`
+    optim: Mapping[str, Any] = field(default_factory=dict)  # of `Optim`
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Layer:
+        """The options in a YAML file, such as a run's config.yaml.
+
+        The file of a run holds its steps beside the epochs or minutes that were asked for. Epochs
+        are taken, which hold for any batch size; else the steps, so that the run is repeated.
+        """
+        raw = read_yaml(path)
+        parts = {f.name: raw.get(f.name) or {} for f in dataclasses.fields(cls)}
+        for name, values in parts.items():
+            if not isinstance(values, Mapping):
+                raise UsageError(f"{name} in {path} must hold 'key: value' lines, got {values!r}.")
+        parts["settings"] = {k: v for k, v in parts["settings"].items() if v is not None}
+        if "steps_per_epoch" in raw:
+            given = [k for k in ("epochs", "steps", "minutes") if k in parts["settings"]]
+            for derived in given[1:]:
+                del parts["settings"][derived]
+        return cls(**parts)
+
+    @classmethod
+    def from_keywords(cls, kind: type[Method], given: Mapping[str, Any]) -> Layer:
+        """Python's keyword arguments, each put where its name belongs.
+
+        Raises:
+            UsageError: an unknown name (with the nearest one), or a value of a wrong type.
+        """
+        classes = {"settings": Settings, "options": kind.Options, "optim": Optim}
+        fields = {k: {f.name for f in dataclasses.fields(c)} for k, c in classes.items()}
+        fields["optim"] -= {"name"}  # `optimiser` names it
+        parts: dict[str, dict[str, Any]] = {k: {} for k in classes}
+        for key, value in given.items():
+            part, name = "optim", "name"
+            if key != "optimiser":
+                part, name = next((k for k, own in fields.items() if key in own), ""), key
+            if not part:
+                names = set().union(*fields.values())
+                raise UsageError(
+                    f"Unknown option {key!r}.{did_you_mean(key, names)} Options are: "
+                    f"{', '.join(sorted(names))}."
+                )
+            hint = typing.get_type_hints(classes[part])[name]
+            plain = os.fspath(value) if isinstance(value, Path) else value
+            parts[part][name] = _coerce(hint, plain, name)
+        return cls(**parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for: a method, and options in layers. What is explicit wins."""
+
+    method: str  # a built-in name or path/to/file.py:Class
+    explicit: Layer = Layer()  # flags, or Python's keyword arguments
+    file: Layer = Layer()  # of --config
+
+    @classmethod
+    def of(cls, method: str, **options: Any) -> Request:
+        """A request from keyword arguments, as `nolabel.pretrain` takes them."""
+        layer = Layer.from_keywords(methods.load(method), options)
+        return cls(method=method, explicit=layer)
+
+    @property
+    def settings(self) -> Settings:
+        """The shared settings, None where nothing was asked.
+
+        A length that is given explicitly replaces that of the file.
+        """
+        in_file, explicit = self.file.settings, self.explicit.settings
+        if any(explicit.get(k) is not None for k in LENGTHS):
+            in_file = {k: v for k, v in in_file.items() if k not in LENGTHS}
+        s = override(Settings(), in_file, "settings.")
+        return override(s, explicit, "settings.")
+
+
+def override(default: T, values: Mapping[str, Any], where: str = "") -> T:
+    """A copy of the dataclass `default` with some values replaced by plain ones, which are checked.
+
+    Raises:
+        UsageError: as `from_dict`.
+    """
+    new = from_dict(type(default), values, where)
+    changed: Any = default
+    return dataclasses.replace(changed, **{k: getattr(new, k) for k in values})
+
+
+def to_builtin(value: Any) -> Any:
     """Tuples to lists, all the way down."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {str(k): to_builtin(v) for k, v in value.items()}
+    return [to_builtin(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def from_plain(cls: type, raw: Mapping[str, Any], where: str = "") -> Any:
+def from_dict(cls: type, raw: Mapping[str, Any], where: str = "") -> Any:
     """Builds a dataclass from plain values, checking names and types.
 
     Raises:
@@ -139,8 +303,8 @@ def from_plain(cls: type, raw: Mapping[str, Any], where: str = "") -> Any:
 
 
 def _coerce(kind: Any, value: Any, where: str) -> Any:
-    if kind is Any or (typing.get_origin(kind) or kind) in (Mapping, Optim, Settings):
-        return Optim() if kind is Optim else Settings() if kind is Settings else value
+    if kind is Any or dataclasses.is_dataclass(kind):  # parts are read on their own
+        return value
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         inner = [k for k in typing.get_args(kind) if k is not type(None)]
         if value is None or any(value in typing.get_args(k) for k in inner[1:]):  # a Literal's
@@ -173,141 +337,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return raw
 
 
-Parse = Callable[[Settings, Any, Optim], tuple[Settings, Any, Optim]]
-
-
-def resolve(
-    method: str, parse: Parse, *, config: str | None = None, source: Source | None = None
-) -> tuple[Run, Source]:
-    """Turns what the user gave into a run without "auto".
-
-    Args:
-        method: built-in name or path/to/file.py:Class.
-        parse: overrides defaults by what the user set explicitly; called twice, because the
-            recipe's defaults depend on the data.
-        config: a YAML file whose values lie between the recipe's and the explicit ones.
-    """
-    kind = methods.load(method)
-    raw, base, s = asked(kind, parse, config)
-    _check(s)
-    s = dataclasses.replace(
-        s, data=record_source(s.data), probe=None if s.probe is None else record_source(s.probe)
-    )
-    source = source or open_source(
-        s.data, image_size=s.image_size, download=s.download, channels=s.channels
-    )
-    if s.channels != 3 and s.mean is None:
-        mean, std = measure_statistics(source)
-        s = dataclasses.replace(s, mean=mean, std=std)
-    if s.image_size is None:
-        s = dataclasses.replace(s, image_size=_image_size(source, s))
-    assert s.image_size is not None  # noqa: S101
-    s = _backbone(s, kind)
-    context = recipe_context(s, len(source))
-    saved = read_yaml(s.recipe) if s.recipe not in ("auto", "paper") else {}
-    recipe = recipes.recipe(kind, "paper" if s.recipe == "paper" else "auto", context)
-    options, optim = recipe.options, recipe.optim
-    for layer in (saved, raw):  # later ones win
-        options = _over(options, layer.get("options"), "options.")
-        optim = _over(optim, layer.get("optim"), "optim.")
-    shared = saved.get("settings") or {}
-    _, options, optim = parse(base, options, optim)
-
-    batch = int(s.batch_size or shared.get("batch_size") or recipe.batch_size)
-    if batch > len(source):
-        raise UsageError(
-            f"Batch size {batch} is larger than the data: {len(source)} images. "
-            f"Use --batch-size {len(source)} or less."
-        )
-    per_epoch = steps_per_epoch(batch, len(source))
-    if s.minutes is None and s.steps is None and s.epochs is None:
-        s = dataclasses.replace(s, epochs=shared.get("epochs") or recipe.epochs)
-    steps = s.steps if s.steps is not None else per_epoch * s.epochs if s.epochs else None
-    name = Path(method.partition(":")[0]).stem if ".py" in method else method
-    s = dataclasses.replace(
-        s,
-        batch_size=batch,
-        steps=steps,
-        workers=s.workers if s.workers is not None else _workers(source),
-        out=s.out or f"runs/{name}-{Path(source.name.replace(':', '-')).name}",
-    )
-    run = Run(
-        method=method, settings=s, options=options, optim=optim, images=len(source),
-        steps_per_epoch=per_epoch,
-    )  # fmt: skip
-    return with_length(run, steps) if steps else run, source
-
-
-def asked(
-    kind: type[Method], parse: Parse, config: str | None
-) -> tuple[dict[str, Any], Settings, Settings]:
-    """The configuration file's content, its settings, and those with what was given over them."""
-    raw = read_yaml(config) if config else {}
-    base = from_plain(Settings, raw.get("settings") or {}, "settings.")
-    return raw, base, parse(base, kind.Options(), Optim())[0]
-
-
-def recipe_context(s: Settings, images: int) -> RecipeContext:
-    """What a recipe depends on."""
-    return RecipeContext(
-        image_size=int(s.image_size or 0),
-        images=images,
-        batch_size=None if s.batch_size is None else int(s.batch_size),
-        conv="resnet" in str(s.backbone),
-        patch_size=stride_of(str(s.backbone), s.patch_size),
-        device=s.device,
-    )
-
-
-def departures(run: Run) -> list[tuple[str, Any, Any]]:
-    """Where a resolved run is not what its recipe says: name, value, the recipe's value."""
-    recipe = recipes.recipe(
-        methods.load(run.method),
-        "paper" if run.settings.recipe == "paper" else "auto",
-        recipe_context(run.settings, run.images),
-    )
-    told = dataclasses.replace(run, options=recipe.options, optim=recipe.optim)
-    told = with_length(told, int(run.settings.steps or 1))
-    out = []
-    for where, own, other in (("", run.options, told.options), ("optim.", run.optim, told.optim)):
-        for f in dataclasses.fields(own):
-            a, b = getattr(own, f.name), getattr(other, f.name)
-            if a != b:
-                out.append((where + f.name, a, b))
-    return out
-
-
-def with_length(run: Run, steps: int) -> Run:
-    """The run with its number of steps known; an automatic warm-up takes a tenth at most."""
-    optim = run.optim
-    if run.settings.recipe == "auto":
-        optim = recipes.limited_warmup(optim, steps, run.steps_per_epoch)
-    settings = dataclasses.replace(run.settings, steps=max(int(steps), 1))
-    return dataclasses.replace(run, optim=optim, settings=settings)
-
-
-def _over(default: Any, raw: Mapping[str, Any] | None, where: str) -> Any:
-    """The dataclass with some values replaced by plain ones."""
-    if not raw:
-        return default
-    new = from_plain(type(default), raw, where)
-    return dataclasses.replace(default, **{k: getattr(new, k) for k in raw})
-
-
-def _check(s: Settings) -> None:
+def check_settings(s: Settings) -> None:
     """Refuses impossible shared settings before anything is opened."""
     if not s.data:
         raise UsageError("No data given. Use --data with a folder of images, or --data creatures.")
-    lengths = {k: getattr(s, k) for k in ("epochs", "steps", "minutes")}
+    lengths = {k: getattr(s, k) for k in LENGTHS}
     given = [k for k, v in lengths.items() if v is not None]
     if len(given) > 1:
         raise UsageError(f"Give one of --epochs, --steps, --minutes; got {' and '.join(given)}.")
-    if s.batch_size == "auto":
-        raise UsageError("--batch-size auto is for `nolabel pretrain` alone. Give a number.")
     for key in (*lengths, "batch_size", "accumulate", "image_size", "patch_size", "log_every",
                 "checkpoint_every", "probe_every"):  # fmt: skip
         value = getattr(s, key)
-        if value is not None and value <= 0:
+        if value is not None and value != "auto" and value <= 0:
             raise UsageError(f"--{key.replace('_', '-')} is {value}; it must be above 0.")
     if s.device not in ("auto", "cpu", "cuda"):
         raise unknown("device", s.device, ("auto", "cpu", "cuda"))
@@ -329,7 +370,7 @@ def _check(s: Settings) -> None:
         raise UsageError("--shard-layers is for runs with --shard. Use both, or none.")
     if s.on_collapse not in ("warn", "stop"):
         raise unknown("on-collapse", s.on_collapse, ("warn", "stop"))
-    if s.warm_heads is not None and (s.warm_heads < 0 or not s.init):
+    if s.warm_heads is not None and (s.warm_heads < 0 or (s.warm_heads and not s.init)):
         what = "without --init" if not s.init else "below 0"
         raise UsageError(f"--warm-heads is {s.warm_heads} {what}; it is for runs with --init.")
     if s.views_on not in ("auto", "cpu", "device"):
@@ -338,56 +379,3 @@ def _check(s: Settings) -> None:
         raise UsageError(f"--max-bad is {s.max_bad}; it is a share between 0 and 1.")
     if s.recipe not in ("auto", "paper") and not Path(s.recipe).is_file():
         raise unknown("recipe", s.recipe, ("auto", "paper"), "Or the path of a config.yaml.")
-
-
-def _image_size(source: Source, s: Settings) -> int:
-    """Input size from the first readable image: 32 for tiny pictures up to 224."""
-    if s.backbone and "_224" in s.backbone:
-        return 224
-    for i in range(min(len(source), 20)):
-        try:
-            side = min(source.read(i).image.shape[:2])
-        except BadImage:
-            continue
-        return recipes.default_image_size(side)
-    raise DataError(f"None of the first images of {source.name} can be read. Check the files.")
-
-
-def _backbone(s: Settings, kind: type[Method]) -> Settings:
-    """A ViT fit for the image size, the machine and the method."""
-    assert s.image_size is not None  # noqa: S101
-    if s.backbone is None:
-        on_gpu = s.device != "cpu" and torch.cuda.is_available()
-        name, patch = recipes.default_network(kind.needs, s.image_size, on_gpu=on_gpu)
-    else:
-        name, patch = s.backbone, recipes.default_patch(s.backbone, s.image_size)
-    return dataclasses.replace(s, backbone=name, patch_size=s.patch_size or patch)
-
-
-def _workers(source: Source) -> int | None:
-    """0 for a set in memory; otherwise auto, measured at the start."""
-    return 0 if source.in_memory else None
-
-
-def merge(explicit: Mapping[str, Any]) -> Parse:
-    """A `Parse` for Python: keyword arguments by name, wherever they belong."""
-
-    def parse(s: Settings, o: Any, optim: Optim) -> tuple[Settings, Any, Optim]:
-        parts: list[Any] = [s, o, optim]
-        fields = [{f.name for f in dataclasses.fields(p)} for p in parts]
-        fields[2] -= {"name"}  # `optimiser` names it
-        for key, value in explicit.items():
-            key = "name" if key == "optimiser" else key
-            where = 2 if key == "name" else next((i for i, f in enumerate(fields) if key in f), -1)
-            if where < 0:
-                names = set().union(*fields)
-                raise UsageError(
-                    f"Unknown option {key!r}.{did_you_mean(key, names)} Options are: "
-                    f"{', '.join(sorted(names))}."
-                )
-            hint = typing.get_type_hints(type(parts[where]))[key]
-            value = os.fspath(value) if isinstance(value, Path) else value
-            parts[where] = dataclasses.replace(parts[where], **{key: _coerce(hint, value, key)})
-        return parts[0], parts[1], parts[2]
-
-    return parse

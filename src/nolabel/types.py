@@ -109,12 +109,12 @@ class Optim:
     lr_plain: float | None = None  # peak of 1-D tensors and biases; None = lr
     lr_start: float = 0.0  # at the first step of the warm-up
     lr_end: float = 1e-6  # at the end of the cosine
-    warmup_epochs: float = 10.0
+    warmup_epochs: float = 10.0  # epochs in which the rate rises linearly
     weight_decay: float = 0.04  # of matrices and tokens; 1-D tensors and biases have none
     decay_all: bool = False  # 1-D tensors and biases decay too (MoCo v3, SwAV)
     weight_decay_end: float | None = None  # cosine from weight_decay to this; None = constant
     beta1: float = 0.9  # momentum of sgd and lars
-    beta2: float = 0.999
+    beta2: float = 0.999  # of adamw
     eps: float = 1e-8  # of adamw
     layer_decay: float = 1.0  # rate of a ViT's block i of L is lr * layer_decay^(L - i)
     lr_patch: float = 1.0  # factor of a ViT's patch projection (DINOv2: 0.2)

@@ -11,9 +11,10 @@ import nolabel as nl
 from nolabel import backbones
 from nolabel.backbones import PRESETS, build, stride_of
 from nolabel.backbones.swin import windows_of
-from nolabel.config import merge, resolve
+from nolabel.config import Request
 from nolabel.encoders import Encoder, load
 from nolabel.engine.optimiser import build_optimiser
+from nolabel.engine.resolve import resolve
 from nolabel.errors import UsageError
 from nolabel.types import Optim
 
@@ -217,10 +218,10 @@ def test_the_stride_is_known_before_the_network_is_built(name):
 def test_automatic_settings_fit_a_swin(photos):
     for size, patch in ((32, 2), (64, 4), (96, 6)):
         given = {"data": str(photos), "backbone": "swin_nano", "image_size": size}
-        run, _ = resolve("dino", merge(given))
+        run = resolve(Request.of("dino", **given)).run
         assert run.settings.patch_size == patch
         assert run.options.local_size == size // 2
-        run, _ = resolve("simmim", merge(given))
+        run = resolve(Request.of("simmim", **given)).run
         assert size % run.options.unit == 0
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nolabel.config import Settings
-from nolabel.engine import calibrate
+from nolabel.engine.calibrate import Measured
+from nolabel.engine.measurement import _measured_settings, where_views_are_made, worker_count
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -17,7 +18,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
     ids=["quick data beside a CPU's training", "slow data", "a GPU leaves the cores free"],
 )
 def test_workers_are_used_unless_they_take_the_cores_from_the_training(data, device, any_workers):
-    assert (calibrate._workers(data, 0.1, device) > 0) == any_workers
+    assert (worker_count(data, 0.1, device) > 0) == any_workers
 
 
 @pytest.mark.parametrize(
@@ -25,10 +26,14 @@ def test_workers_are_used_unless_they_take_the_cores_from_the_training(data, dev
     [(0.9, 4, CPU, "cpu"), (0.3, 4, GPU, "cpu"), (0.5, 4, GPU, "device"), (0.2, 0, GPU, "device")],
 )
 def test_views_move_to_a_gpu_that_the_cores_cannot_feed(data, workers, device, where):
-    settings = Settings(workers=workers)
-    assert calibrate._views_on(settings, device, data, 0.1).views_on == where
-    told = Settings(workers=workers, views_on="cpu")
-    assert calibrate._views_on(told, device, data, 0.1).views_on == "cpu"
+    assert where_views_are_made(workers, device, data, 0.1) == where
+
+
+def test_views_stay_where_the_user_wants_them():
+    measured = Measured(batch=None, data=0.9, times={"fp32": 0.1}, accumulate=1)
+    for asked, made in (("auto", "device"), ("cpu", "cpu")):
+        s = Settings(workers=0, views_on=asked, precision="fp32")
+        assert _measured_settings(s, measured, GPU, quiet=True).views_on == made
 
 
 def test_measured_settings_are_saved_and_nothing_is_left_open(tiny_run):

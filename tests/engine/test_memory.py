@@ -9,11 +9,13 @@ import torch
 
 from nolabel import methods, recipes
 from nolabel.backbones.base import Backbone
-from nolabel.config import merge, resolve
+from nolabel.config import Request
 from nolabel.data.creatures.world import Creatures
 from nolabel.engine import calibrate, cost
-from nolabel.engine.build import build_method
+from nolabel.engine.build import build
+from nolabel.engine.measurement import measurement
 from nolabel.engine.memory import explain_out_of_memory
+from nolabel.engine.resolve import resolve
 from nolabel.errors import OutOfMemory, UsageError
 from nolabel.methods.base import RecipeContext
 from nolabel.testing import build_on, noise_batch
@@ -50,12 +52,13 @@ def test_activations_that_are_computed_again_give_the_same_gradients_and_need_le
 def run_of(**given):
     known = {"data": "creatures", "out": "unused", "backbone": "vit_pico", "batch_size": 32,
              "precision": "fp32", "minutes": 1.0, "workers": 0, **given}  # fmt: skip
-    return resolve("simclr", merge(known), source=Creatures("train", size=32, count=64))
+    source = Creatures("train", size=32, count=64)
+    return resolve(Request.of("simclr", **known), source=source)
 
 
 def test_a_batch_that_does_not_fit_is_cut_in_halves_until_it_does(monkeypatch, capsys):
-    run, source = run_of()
-    method, views = build_method(run)
+    resolved = run_of()
+    built = build(resolved)
     seen = []
 
     def short(run, method, batch, precision, device):
@@ -65,25 +68,27 @@ def test_a_batch_that_does_not_fit_is_cut_in_halves_until_it_does(monkeypatch, c
         return 0.01
 
     monkeypatch.setattr(calibrate, "_step_seconds", short)
-    found = calibrate.resolve(run, method, views, source, torch.device("cpu"))
+    found = measurement(resolved, built.method, built.plan, torch.device("cpu"))
     assert seen == [32, 16, 8]
     assert found.settings.accumulate == 4
     assert "4 micro-batches" in capsys.readouterr().err
     # Who asked for a number gets an error instead, which says what helps.
-    run, source = run_of(accumulate=2)
-    with pytest.raises(OutOfMemory, match="--accumulate 4") as caught, explain_out_of_memory(run):
-        calibrate.resolve(run, method, views, source, torch.device("cpu"))
+    resolved = run_of(accumulate=2)
+    with (
+        pytest.raises(OutOfMemory, match="--accumulate 4") as caught,
+        explain_out_of_memory(resolved.run),
+    ):
+        measurement(resolved, built.method, built.plan, torch.device("cpu"))
     assert "16 images at a time of a batch of 32" in str(caught.value)
     assert "--checkpoint-activations" in str(caught.value)
 
 
 def test_other_errors_pass_as_they_are():
-    run, _ = run_of()
-    with pytest.raises(RuntimeError, match="else"), explain_out_of_memory(run):
+    with pytest.raises(RuntimeError, match="else"), explain_out_of_memory(run_of().run):
         raise RuntimeError("something else")
 
 
 def test_activations_of_a_resnet_cannot_be_left_out():
-    run, _ = run_of(backbone="resnet_nano", checkpoint_activations=True)
+    resolved = run_of(backbone="resnet_nano", checkpoint_activations=True)
     with pytest.raises(UsageError, match="for transformers"):
-        build_method(run)
+        build(resolved)

@@ -13,9 +13,9 @@ from PIL import Image
 
 import nolabel as nl
 from nolabel.cli import main
-from nolabel.config import departures
 from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.monitor.snapshots import read_snapshots
+from nolabel.engine.resolve import diff_from_recipe
 from nolabel.errors import UsageError
 from nolabel.tools.report.curves import CURVES, curves
 from nolabel.tools.report.page import BUDGET, build_report, verdict
@@ -77,7 +77,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_what_departs_from_the_recipe_is_listed_with_what_the_recipe_says(tiny_run):
     run = tiny_run("simclr", temperature=0.37, lr=0.0123)
-    found = {name: (own, told) for name, own, told in departures(run)}
+    found = {name: (own, told) for name, own, told in diff_from_recipe(run)}
     assert found["temperature"][0] == 0.37 != found["temperature"][1]
     assert found["optim.lr"][0] == 0.0123
     page = build_report(run.folder).read_text()
@@ -91,7 +91,7 @@ def test_what_departs_from_the_recipe_is_listed_with_what_the_recipe_says(tiny_r
             run.optim, **{k[6:]: told for k, (_, told) in found.items() if "." in k}
         ),
     )
-    assert departures(plain) == []
+    assert diff_from_recipe(plain) == []
 
 
 def test_looks_are_kept_before_and_while_it_learns_and_the_last_is_the_encoder(tiny_run):

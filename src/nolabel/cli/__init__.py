@@ -124,52 +124,9 @@ def _pretrain(args: list[str]) -> None:
     )
     if name is None:
         return
-    import tyro
+    from nolabel.cli.pretrain import run_pretrain
 
-    from nolabel.config import Settings
-    from nolabel.tools.fit import resolve
-    from nolabel.types import Optim
-
-    @dataclass(frozen=True, kw_only=True)
-    class Own:
-        config: str | None = None  # a config.yaml whose values these flags override
-        dry_run: bool = False  # print the resolved run and stop
-        json: str | None = None  # write the outcome to this file
-
-    kind = methods.load(name)
-    flat = tyro.conf.OmitArgPrefixes
-    everything = make_dataclass(
-        "Pretrain",
-        [
-            ("own", Annotated[Own, flat]),
-            ("settings", Annotated[Settings, flat]),
-            ("options", Annotated[kind.Options, flat]),
-            ("optim", Optim),
-        ],
-        frozen=True,
-    )
-    title = (kind.__doc__ or name).strip().splitlines()[0]
-    prog, rest = f"nolabel pretrain {name}", args[1:]
-
-    def parse(s: Any, o: Any, optim: Any) -> tuple[Any, Any, Any]:
-        default = everything(Own(), s, o, optim)  # type: ignore[call-arg]
-        given = flags(everything, rest, prog, title, default)
-        return given.settings, given.options, given.optim
-
-    own = flags(
-        everything, rest, prog, title,
-        everything(Own(), Settings(), kind.Options(), Optim()),  # type: ignore[call-arg]
-    ).own  # fmt: skip
-    run, source = resolve(name, parse, config=own.config)
-    from nolabel.engine.describe import describe
-    from nolabel.engine.train import pretrain
-
-    print(describe(run, source))
-    if own.dry_run:
-        write_json(own.json, run.to_dict())
-        return
-    run = pretrain(run, source)
-    write_json(own.json, {**run.to_dict(), "encoder": str(run.folder / "encoder.safetensors")})
+    run_pretrain(name, args[1:])
 
 
 def _evaluate(args: list[str]) -> None:

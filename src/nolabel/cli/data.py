@@ -1,7 +1,7 @@
 """The verbs scan, pack, bench, plan and ablate."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from nolabel.cli.flags import first, flags, write_json
 from nolabel.errors import UsageError, unknown
@@ -79,7 +79,7 @@ def _bench_data(args: list[str], about: str) -> None:
         recipe: str = "dino"  # the method whose views are made
         image_size: int | None = None  # side of the large views in pixels; default: by the data
         workers: int = 0  # processes that make the batches; 0: this one, in one thread
-        batch_size: int = 64  # images in a batch
+        batch_size: int | Literal["auto"] = 64  # images in a batch; auto: as training would
         seconds: float = 5.0  # how long the whole road is measured
         device: str = "auto"  # where the batches go: auto, cpu or cuda
         json: str | None = None  # write the numbers to this file
@@ -104,7 +104,7 @@ def _bench_step(args: list[str], about: str) -> None:
         backbone: str = "vit_small_patch16_224"  # as for pretrain
         image_size: int = 224  # side of the large views in pixels
         patch_size: int | None = None  # as for pretrain
-        batch_size: int = 4  # images of a step
+        batch_size: int | Literal["auto"] = 4  # images of a step; auto: as many as fit
         precision: str = "auto"  # auto (both are measured), fp32 or bf16
         device: str = "auto"  # auto, cpu or cuda
         recipe: str = "paper"  # paper or auto
@@ -157,7 +157,8 @@ def plan_(args: list[str], about: str) -> None:
         gpu: str = "h200"  # which: b200, h200, h100, a100, a100-40, l40s, rtx4090, v100
         image_size: int = 224  # side of the large views in pixels
         patch_size: int | None = None  # side of a patch in pixels
-        batch_size: int | None = None  # of a step, over all devices; default: the recipe's
+        # of a step, over all devices; auto: as many as fit; default: the recipe's
+        batch_size: int | Literal["auto"] | None = None
         recipe: str = "paper"  # paper or auto
         images: int = 1_281_167  # of the data (ImageNet's)
         epochs: int | None = None  # default: the recipe's
@@ -204,7 +205,7 @@ def ablate_(args: list[str], about: str) -> None:
         epochs: int | None = None  # length in epochs
         backbone: str | None = None  # as for pretrain
         image_size: int | None = None  # as for pretrain
-        batch_size: int | None = None  # as for pretrain
+        batch_size: int | Literal["auto"] | None = None  # as for pretrain
         out: str = ""  # folder of the runs and ablation.json; default runs/ablate-METHOD
         download: bool = False  # allow a named set to be downloaded
         json: str | None = None  # write the table to this file

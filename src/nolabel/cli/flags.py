@@ -20,6 +20,11 @@ def flags(kind: type, args: list[str], prog: str, description: str, default: Any
     return tyro.cli(kind, args=args, prog=prog, description=description, default=default)
 
 
+def flags_in(args: Sequence[str]) -> list[str]:
+    """Names of the flags on a command line, with dots and underscores: `optim.lr`, `batch_size`."""
+    return [a[2:].partition("=")[0].replace("-", "_") for a in args if a.startswith("--")]
+
+
 def announced_first() -> bool:
     """Whether this is the process that speaks, by what a launcher announced; alone it is.  Known
     before torch is imported (`distributed.speaks` is for later)."""

@@ -10,7 +10,7 @@ keeps a copy, so that the run goes on when the original is gone:
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,6 +26,8 @@ from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from nolabel.encoders import load
 from nolabel.encoders.file import LICENCE, save_encoder
 from nolabel.engine.checkpoint import load_checkpoint, restore
+from nolabel.engine.init_network import InitNetwork, load_init
+from nolabel.engine.resolve import Resolved
 from nolabel.engine.texts import learn_tokenizer, saved_tokenizer
 from nolabel.errors import FileDamaged, UsageError
 from nolabel.methods.base import Method
@@ -39,17 +41,35 @@ EXAMPLES = {
 }
 
 
+FrozenInputs = Frozen | Tokenizer | None  # what a method is built with beside its backbone
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a run trains, made once a process."""
+
+    run: Run
+    method: Method  # with the weights that the seed gives
+    plan: ViewPlan
+    frozen: FrozenInputs
+
+
 def plan_of(run: Run) -> ViewPlan:
     """The views of a run, normalised by its statistics."""
     s = run.settings
-    plan = methods.load(run.method).views(run.options, int(s.image_size or 0))
-    return plan.with_statistics(s.mean, s.std) if s.mean and s.std else plan
+    plan = methods.load(run.method).views(run.options, s.image_size)
+    return plan.with_statistics(s.mean, s.std)
 
 
-Companion = Frozen | Tokenizer | None  # what a method is built with beside its backbone
+def build(resolved: Resolved) -> Built:
+    """The method, the views and the frozen inputs of a new run."""
+    frozen = frozen_inputs(resolved.run, resolved.source)
+    return Built(resolved.run, *build_method(resolved.run, frozen, resolved.init), frozen)
 
 
-def companion(run: Run, source: Source | None = None, folder: Path | None = None) -> Companion:
+def frozen_inputs(
+    run: Run, source: Source | None = None, folder: Path | None = None
+) -> FrozenInputs:
     """The frozen network or the tokenizer of texts that the run's method is built with, if any.
 
     Args:
@@ -61,32 +81,33 @@ def companion(run: Run, source: Source | None = None, folder: Path | None = None
     return learn_tokenizer(run, source) if source is not None else saved_tokenizer(run, folder)
 
 
-def build_method(run: Run, extra: Companion = None) -> tuple[Method, ViewPlan]:
+def build_method(
+    run: Run, frozen: FrozenInputs = None, init: InitNetwork | None = None
+) -> tuple[Method, ViewPlan]:
     """Backbone, method and view plan of a run, with the weights that its seed gives.
 
     Args:
-        extra: from `companion`; None finds what the run names or its folder keeps.
+        run: resolved.
+        frozen: from `frozen_inputs`; None finds what the run names or its folder keeps.
+        init: the network of --init, where it is loaded already.
     """
     s = run.settings
     kind = methods.load(run.method)
-    if extra is None:
-        extra = companion(run)
-    torch.manual_seed(s.seed)
+    if frozen is None:
+        frozen = frozen_inputs(run)
     if s.init:
-        backbone = backbones.at_size(load(s.init, device="cpu").backbone, int(s.image_size or 0))
+        init = init or load_init(s)
+        backbone = init.backbone
+        torch.set_rng_state(init.rng_state)
     else:
+        torch.manual_seed(s.seed)
         backbone = backbones.build(
-            str(s.backbone), image_size=s.image_size, patch_size=s.patch_size,
+            s.backbone, image_size=s.image_size, patch_size=s.patch_size,
             channels=s.channels,
             kwargs={**kind.backbone_kwargs(run.options), **run.backbone_kwargs},
         )  # fmt: skip
         kind.init(backbone)
     plan = plan_of(run)
-    if backbone.channels != s.channels:
-        raise UsageError(
-            f"{s.init!r} takes images of {backbone.channels} channels, not {s.channels}: use "
-            f"--channels {backbone.channels}."
-        )
     for view in plan.views:
         if "mask" in backbone.can and view.size % backbone.patch_size:
             near = max(round(view.size / backbone.patch_size), 1) * backbone.patch_size
@@ -94,7 +115,7 @@ def build_method(run: Run, extra: Companion = None) -> tuple[Method, ViewPlan]:
                 f"The {view.name!r} crops are {view.size} px, no multiple of the patches "
                 f"of {backbone.patch_size} px. Use {near} px."
             )
-    method = kind(backbone, run.options, *([] if extra is None else [extra]))
+    method = kind(backbone, run.options, *([] if frozen is None else [frozen]))
     method.mean, method.std = plan.mean, plan.std
     if s.checkpoint_activations:
         if not any(can in backbone.can for can in ("drop", "mask")):
@@ -133,8 +154,7 @@ def started(folder: Path) -> tuple[Run, Method, ViewPlan]:
     """A run that has started, its method without its weights (what --init named may be gone), and
     its views."""
     run = Run.from_dict(read_yaml(folder / "config.yaml"))
-    bare = dataclasses.replace(run, settings=dataclasses.replace(run.settings, init=None))
-    return run, *build_method(bare, companion(run, folder=folder))
+    return run, *build_method(run.with_settings(init=None), frozen_inputs(run, folder=folder))
 
 
 def load_method(folder: str | Path) -> tuple[Method, Run]:
@@ -180,12 +200,12 @@ def load_teacher(run: Run, folder: Path | None = None) -> Frozen | None:
     return frozen
 
 
-def keep(extra: Companion, folder: Path) -> None:
-    """Writes a method's companion into a run's folder; pixels need none."""
-    if isinstance(extra, Tokenizer):
-        extra.save(folder / TOKENIZER_FILE)
+def keep(frozen: FrozenInputs, folder: Path) -> None:
+    """Writes a method's frozen inputs into a run's folder; pixels need none."""
+    if isinstance(frozen, Tokenizer):
+        frozen.save(folder / TOKENIZER_FILE)
         return
-    teacher = extra
+    teacher = frozen
     if teacher is None or not teacher.module.state_dict():
         return
     about = teacher.about
@@ -237,8 +257,7 @@ def _kept_tokenizer(place: Path, given: Given) -> Frozen:
     from safetensors.torch import load_file
 
     run = Run.from_dict(read_yaml(place / "config.yaml"))
-    bare = dataclasses.replace(run, settings=dataclasses.replace(run.settings, init=None))
-    method, _ = build_method(bare)
+    method, _ = build_method(run.with_settings(init=None))
     try:
         method.load_state_dict(load_file(place / WEIGHTS))
     except (SafetensorError, RuntimeError, OSError) as error:

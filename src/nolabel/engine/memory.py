@@ -32,8 +32,8 @@ def explain_out_of_memory(run: Run) -> Iterator[None]:
         if not ran_out(error):
             raise
         s, processes = run.settings, distributed.world_size()
-        parts = int(s.accumulate or 1)
-        at_once = int(s.batch_size or 1) // processes // parts
+        parts = s.accumulate
+        at_once = s.batch_size // processes // parts
         ways = (
             [f"--accumulate {2 * parts} (the same batch in smaller pieces)"] if at_once > 1 else []
         )

@@ -76,9 +76,9 @@ def replay(folder: str | Path, precision: str | None = None) -> tuple[int, Repea
     set_rng_state(held.state["rng"])
     source = open_source(s.data, image_size=s.image_size, download=s.download, channels=s.channels)
     batches = batches_of(run, method, plan, source, device, held.step, held.step + 1)
-    parts = int(s.accumulate or 1)
+    parts = s.accumulate
     chosen = precision or s.precision
-    clock = Clock(held.step, int(s.steps or 0), run.steps_per_epoch)
+    clock = Clock(held.step, s.steps, run.steps_per_epoch)
     return held.step, _repeat(method, (b.to(device) for b in batches), parts, clock, chosen, device)
 
 

@@ -12,7 +12,7 @@ import yaml
 from nolabel.config import Run
 from nolabel.encoders.file import ENCODER_FILE, TEXT_FILE, save_encoder
 from nolabel.encoders.text import save_text
-from nolabel.engine.build import keep
+from nolabel.engine.build import FrozenInputs, keep
 from nolabel.engine.environment import environment
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method
@@ -44,17 +44,17 @@ def check(run: Run) -> None:
         )
 
 
-def make(run: Run, extra: Any) -> None:
-    """Makes the folder, with the resolved configuration, the environment and a copy of `extra`.
+def make(run: Run, frozen: FrozenInputs) -> None:
+    """Makes the folder, with the resolved configuration, the environment and a copy of `frozen`.
 
     Args:
-        extra: the frozen network or tokenizer that the method is built with, or None.
+        frozen: the frozen network or tokenizer that the method is built with, or None.
     """
     folder = run.folder
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    keep(extra, folder)
+    keep(frozen, folder)
     (folder / "config.yaml").write_text(
         yaml.safe_dump(run.to_dict(), sort_keys=False), encoding="utf-8"
     )
@@ -79,6 +79,6 @@ def export(run: Run, method: Method, plan: ViewPlan) -> None:
         method=run.method,
         mean=plan.mean,
         std=plan.std,
-        image_size=int(run.settings.image_size or encoder.image_size),
+        image_size=run.settings.image_size,
         run=shared,
     )

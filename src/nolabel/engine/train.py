@@ -6,7 +6,7 @@ position of a run is one integer, the step.
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,18 @@ from typing import Any
 import torch
 
 from nolabel import distributed
-from nolabel.config import Run, read_yaml
+from nolabel.config import Request, Run, read_yaml
 from nolabel.data.open import open_source
 from nolabel.data.source import Source, prerender
 from nolabel.device import pick_device
-from nolabel.engine import calibrate, memory, parallel, run_folder, start
-from nolabel.engine.build import build_method, companion
+from nolabel.engine import memory, parallel, run_folder
+from nolabel.engine.build import Built, build, build_method, frozen_inputs
 from nolabel.engine.checkpoint import load_checkpoint
 from nolabel.engine.log import say
+from nolabel.engine.measurement import measurement
 from nolabel.engine.monitor.monitor import Monitor
 from nolabel.engine.monitor.progress import Progress
+from nolabel.engine.resolve import Resolved, resolve
 from nolabel.engine.run_folder import STOPPED
 from nolabel.engine.trainer import Trainer
 from nolabel.errors import DataError, GuardStop, Stopped, UsageError
@@ -32,37 +34,49 @@ from nolabel.types import Clock
 from nolabel.views.plan import ViewPlan
 
 
-def pretrain(run: Run, source: Source, *, quiet: bool = False) -> Run:
-    """Trains from scratch into the run's folder and returns the run as it was resolved.
+def pretrain(
+    request: Request,
+    *,
+    source: Source | None = None,
+    quiet: bool = False,
+    show: Callable[[Built, Resolved], None] | None = None,
+    dry_run: bool = False,
+) -> Run:
+    """Trains a new run into its folder and returns it as it was resolved.
+
+    Args:
+        request: what the user asked for.
+        source: the data, where they are open already.
+        quiet: no progress.
+        show: is given what was resolved and built, before anything is measured or written.
+        dry_run: nothing more than that.
 
     Raises:
-        UsageError: the folder already holds a run.
+        UsageError: impossible settings, or the folder already holds a run.
         GuardStop: the loss stayed non-finite.
         Stopped: asked to stop; saved and resumable.
     """
-    with parallel.processes(run.settings.device), memory.explain_out_of_memory(run):
-        return _pretrain(run, source, quiet=quiet)
+    with parallel.processes(request.settings.device):
+        resolved = resolve(request, source=source, quiet=quiet)
+        with memory.explain_out_of_memory(resolved.run):
+            if not dry_run:
+                parallel.rank0_first(lambda: run_folder.check(resolved.run))
+            built = build(resolved)
+            if show is not None:
+                show(built, resolved)
+            return built.run if dry_run else _train(built, resolved, quiet=quiet)
 
 
-def _pretrain(run: Run, source: Source, *, quiet: bool) -> Run:
-    parallel.rank0_first(lambda: run_folder.check(run))
-    extra = companion(run, source)  # once: it may lie in the folder that is replaced
-    method, plan = build_method(run, extra)
-    if run.settings.init:
-        net = method.encoder
-        run = dataclasses.replace(run, backbone_kwargs={**net.kwargs})
-        run = dataclasses.replace(
-            run, settings=dataclasses.replace(run.settings, backbone=net.name, patch_size=None)
-        )
-    device = pick_device(run.settings.device, fallback=True)
+def _train(built: Built, resolved: Resolved, *, quiet: bool) -> Run:
+    method, plan, source = built.method, built.plan, resolved.source
+    device = pick_device(resolved.run.settings.device, fallback=True)
     method.to(device)
     prerender(source)
-    run = calibrate.resolve(run, method, plan, source, device, quiet=quiet)
-    run = parallel.broadcast_object(start.warm_heads(run, method, quiet))  # one measurement for all
-    parallel.rank0_first(lambda: run_folder.make(run, extra))
-    # Fresh weights again, so that a run depends on its seed and not on how it was measured.
-    method, plan = build_method(run, extra)
-    _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
+    # On a copy: the weights of a run depend on its seed, not on how it was measured.
+    run = measurement(resolved, method, plan, device, quiet=quiet)
+    parallel.rank0_first(lambda: run_folder.make(run, built.frozen))
+    with memory.explain_out_of_memory(run):
+        _loop(run, method, plan, source, device, start=0, quiet=quiet)
     return run
 
 
@@ -72,7 +86,7 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Run:
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"{folder} holds no run (no config.yaml). Give the folder of a run.")
     run = Run.from_dict(read_yaml(folder / "config.yaml"))
-    run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, out=str(folder)))
+    run = run.with_settings(out=str(folder))
     with parallel.processes(run.settings.device), memory.explain_out_of_memory(run):
         return _resume(run, quiet=quiet)
 
@@ -87,23 +101,21 @@ def _resume(run: Run, *, quiet: bool) -> Run:
         )
     prerender(source)
     device = pick_device(run.settings.device, fallback=True)
-    # The weights come from the checkpoint: what --init named may be gone by now.
-    bare = dataclasses.replace(run, settings=dataclasses.replace(s, init=None))
-    extra = companion(run, folder=folder)
-    has_any = any((folder / "checkpoints").glob("step-*.ckpt"))
-    with ThreadPoolExecutor(1) as aside:  # a large file takes as long to read as a network to build
-        loading = aside.submit(load_checkpoint, folder) if has_any else None
-        method, plan = build_method(bare, extra)
-        method.to(device)
-    if loading is None:
+    frozen = frozen_inputs(run, folder=folder)
+    if not any((folder / "checkpoints").glob("step-*.ckpt")):
         say(f"{folder} has no checkpoint yet: starting from step 0.")
-        method, plan = build_method(run, extra)
+        method, plan = build_method(run, frozen)
         _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
         return run
+    with ThreadPoolExecutor(1) as aside:  # a large file takes as long to read as a network to build
+        loading = aside.submit(load_checkpoint, folder)
+        # The weights come from the checkpoint: what --init named may be gone by now.
+        method, plan = build_method(run.with_settings(init=None), frozen)
+        method.to(device)
     loaded = loading.result()
     for note in loaded.notes:
         say(note)
-    if loaded.step >= int(s.steps or 0):
+    if loaded.step >= s.steps:
         say(f"{folder} is already finished: {loaded.step} steps.")
     _loop(run, method, plan, source, device, start=loaded.step, state=loaded.state, quiet=quiet)
     return run
@@ -160,7 +172,7 @@ def _loop(
 ) -> None:
     """Builds the trainer and the monitor of a run, and trains."""
     quiet = quiet or distributed.rank() > 0
-    progress = Progress(int(run.settings.steps or 0), start, enabled="off" if quiet else "auto")
+    progress = Progress(run.settings.steps, start, enabled="off" if quiet else "auto")
     trainer = Trainer(
         run, method, plan, source, device, start=start, state=state, note=progress.note
     )

@@ -94,7 +94,7 @@ class Trainer:
     ):
         s = run.settings
         self.run, self.method, self.plan, self.source = run, method, plan, source
-        self.device, self.start, self.total, self.note = device, start, int(s.steps or 0), note
+        self.device, self.start, self.total, self.note = device, start, s.steps, note
         self.first = distributed.rank() == 0
         method.train()
         if s.compile:
@@ -109,10 +109,10 @@ class Trainer:
             restore(method, self.optimiser, state["learner"])
             set_rng_state(state["rng"])
             self.guard.consecutive = int(state["guard"])
-        self.warm_steps = int(s.warm_heads or 0)
+        self.warm_steps = s.warm_heads
         self.frozen = _backbone_parameters(method) if self.warm_steps else []
         batches = batches_of(
-            run, method, plan, source, device, start, self.total, workers=int(s.workers or 0)
+            run, method, plan, source, device, start, self.total, workers=s.workers
         )
         self.feed = TimedFeed(batches, device)
         self.unreadable = UnreadableFiles(
@@ -162,7 +162,7 @@ class Trainer:
         def beat(share: float) -> None:
             self.heartbeat.beat(clock.step + share)
 
-        return gradients(self.distributed, self.feed, int(s.accumulate or 1), clock, cast, beat)
+        return gradients(self.distributed, self.feed, s.accumulate, clock, cast, beat)
 
     def _save_is_due(self) -> bool:
         """Whether the time between checkpoints is over, where steps do not count."""

@@ -13,7 +13,7 @@ from typing import Any
 from scipy import stats
 
 from nolabel import methods
-from nolabel.config import merge, resolve
+from nolabel.config import Request
 from nolabel.data.open import open_source
 from nolabel.data.source import require_labels
 from nolabel.engine.log import say
@@ -142,8 +142,7 @@ def _train(
     seed: int,
 ) -> str:
     given = {"data": data, "out": str(out), "seed": seed, "overwrite": True, **settings, **change}
-    run, source = resolve(method, merge(given))
-    return str(pretrain(run, source, quiet=True).folder)
+    return str(pretrain(Request.of(method, **given), quiet=True).folder)
 
 
 def _row(name: str, change: Mapping[str, Any], values: list[float]) -> dict[str, Any]:

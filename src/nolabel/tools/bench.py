@@ -6,23 +6,24 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nolabel.config import merge, resolve
+from nolabel.config import Request
 from nolabel.data.loader import make_loader
 from nolabel.data.source import Source
 from nolabel.data.stages import measure_stages
 from nolabel.device import pick_device
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import chunks, embedded
-from nolabel.engine.build import build_method, companion, plan_of
+from nolabel.engine.build import build, plan_of
 from nolabel.engine.calibrate import measure
 from nolabel.engine.cost import count
 from nolabel.engine.environment import environment
+from nolabel.engine.resolve import resolve
 from nolabel.errors import DataError, UsageError, unknown
 from nolabel.views import FastViews
 
@@ -35,7 +36,7 @@ def bench_data(
     *,
     image_size: int | None = None,
     workers: int = 0,
-    batch_size: int = 64,
+    batch_size: int | Literal["auto"] = 64,
     seconds: float = 5.0,
     device: str = "auto",
     seed: int = 0,
@@ -47,7 +48,7 @@ def bench_data(
         method: Whose views are made, with its automatic recipe.
         image_size: Side of the large views in pixels; None lets the data decide.
         workers: Processes; with 0 this one does the work, in one thread.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch; "auto": as many as training would take.
         seconds: How long the whole road is measured, after a warm-up.
         device: Where the batches go: "auto", "cpu" or "cuda".
         seed: Which images, in which order.
@@ -61,14 +62,16 @@ def bench_data(
         DataError: The images cannot be read.
     """
     for name, value, least in (("workers", workers, 0), ("batch-size", batch_size, 1)):
-        if value < least:
+        if value != "auto" and value < least:
             raise UsageError(f"--{name} is {value}; it must be at least {least}.")
     if seconds <= 0:
         raise UsageError(f"--seconds is {seconds:g}; it must be above 0.")
-    batch_size = min(batch_size, len(source))
+    if batch_size != "auto":
+        batch_size = min(batch_size, len(source))
     known = {"data": source.name, "out": "unused", "image_size": image_size, "device": device,
              "batch_size": batch_size}  # fmt: skip
-    run, _ = resolve(method, merge(known), source=source)
+    run = resolve(Request.of(method, **known), source=source, quiet=True).run
+    batch_size = run.settings.batch_size
     plan, where = plan_of(run), pick_device(run.settings.device, fallback=True)
     stages = measure_stages(source, plan, device=where, workers=workers, seed=seed)
     threads = torch.get_num_threads()
@@ -123,7 +126,7 @@ def bench_step(
     backbone: str = "vit_small_patch16_224",
     image_size: int = 224,
     patch_size: int | None = None,
-    batch_size: int = 4,
+    batch_size: int | Literal["auto"] = 4,
     precision: str = "auto",
     device: str = "auto",
     recipe: str = "paper",
@@ -135,7 +138,7 @@ def bench_step(
         method: a built-in name or path/to/file.py:Class.
         backbone: a preset or timm's name.
         image_size, patch_size: pixels.
-        batch_size: images of a step.
+        batch_size: images of a step; "auto": as many as memory holds.
         precision: auto (both are measured), fp32 or bf16.
         device: auto, cpu or cuda.
         recipe: auto or paper.
@@ -150,13 +153,15 @@ def bench_step(
              "device": device, "recipe": recipe, "steps": 1000, "workers": 0,
              "teacher": teacher}  # fmt: skip
     given = {k: v for k, v in known.items() if v is not None}
-    run, source = resolve(method, merge(given))
-    where = pick_device(run.settings.device, fallback=True)
-    built, plan = build_method(run, companion(run, source))
-    found = measure(run, built.to(where), plan, source, where)
+    resolved = resolve(Request.of(method, **given))
+    run, source = resolved.run, resolved.source
+    where, batch_size = pick_device(run.settings.device, fallback=True), run.settings.batch_size
+    built = build(resolved)
+    precisions = ("fp32", "bf16") if precision == "auto" else (precision,)
+    found = measure(run, built.method.to(where), built.plan, source, where, precisions=precisions)
     best = min(found.times, key=lambda k: found.times[k])
     peak_bytes = torch.cuda.max_memory_allocated() if where.type == "cuda" else None
-    flops = count(built.cpu(), 2, image_size, "fp32").flops / 2  # copies of it were measured
+    flops = count(built.method.cpu(), 2, image_size, "fp32").flops / 2  # copies of it were measured
     peak, rate = peak_flops(where, best), batch_size / found.times[best]
     return {
         "method": method, "backbone": backbone, "image_size": image_size,

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nolabel.config import merge, resolve
+from nolabel.config import Request
+from nolabel.data.open import open_source
 from nolabel.engine.log import say
 from nolabel.engine.train import pretrain
 from nolabel.protocols.compare import compare
@@ -40,9 +41,9 @@ def demo(
         given.setdefault("backbone", "resnet_nano")
     if "steps" not in settings:
         given["minutes"] = minutes
-    run, source = resolve(method, merge(given))
+    source = open_source("creatures", image_size=settings.get("image_size"))
     say(f"1/3  {method} on {len(source):,} images of creatures; no label is used")
-    run = pretrain(run, source)
+    run = pretrain(Request.of(method, **given), source=source)
     trained = time.monotonic()
 
     say("2/3  k-NN on 2,000 unseen creatures: pixels, random initialisation, trained")

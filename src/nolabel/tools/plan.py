@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, Literal
 
-from nolabel import backbones, methods, recipes
+from nolabel import backbones, methods
+from nolabel.config import Request, Run
 from nolabel.engine import cost
 from nolabel.engine.cost import DEEPER, FEW, FULL, GPUS, LATE, MORE, SHALLOW
+from nolabel.engine.machine import Machine
+from nolabel.engine.placeholder import Placeholder
+from nolabel.engine.resolve import resolve
 from nolabel.engine.synthetic import build_on, noise_batch
 from nolabel.errors import UsageError, unknown
-from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.random_state import preserve_rng
 
 HOURS = 50_000.0  # between faults of one device (Llama 3: 16,384 of them, one fault in 3 hours)
@@ -29,7 +32,7 @@ def plan(
     gpu: str = "h200",
     image_size: int = 224,
     patch_size: int | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     recipe: str = "paper",
     images: int = 1_281_167,
     epochs: int | None = None,
@@ -47,8 +50,9 @@ def plan(
         devices: how many, up to 1,024 and beyond.
         gpu: one of `engine.cost.GPUS`.
         image_size, patch_size: pixels.
-        batch_size: of one optimiser step, over all devices; None: the recipe's.
-        recipe: paper or auto.
+        batch_size: of one optimiser step, over all devices; None: the recipe's; "auto": the largest
+            that the devices hold, within the paper's batch and an eighth of the data.
+        recipe: paper, auto, or a config.yaml to take settings from.
         images: of the data.
         epochs: None: the recipe's.
         shard: whether weights, gradients and moments are shared out (`--shard`).
@@ -61,7 +65,8 @@ def plan(
         Fractions of one, seconds, bytes.
 
     Raises:
-        UsageError: an unknown device, or a batch that does not divide.
+        UsageError: an unknown device, impossible settings, or a batch that does not divide.
+        OutOfMemory: with "auto", a single image of each device is too much.
     """
     if gpu not in GPUS:
         raise unknown("gpu", gpu, GPUS)
@@ -70,8 +75,12 @@ def plan(
     if precision not in ("bf16", "fp32"):
         raise unknown("precision", precision, ("bf16", "fp32"))
     device, kind = GPUS[gpu], methods.load(method)
-    chosen = _recipe(kind, recipe, backbone, image_size, patch_size, images, batch_size)
-    batch = chosen.batch_size
+    run = _resolved(
+        method, images, Machine(on_gpu=True, processes=devices, room=FULL * device.memory),
+        backbone=backbone, image_size=image_size, patch_size=patch_size, batch_size=batch_size,
+        recipe=recipe, epochs=epochs, shard=shard, shard_layers=shard_layers, precision=precision,
+    )  # fmt: skip
+    s, batch = run.settings, run.settings.batch_size
     if batch % devices:
         near = max(batch // devices, 1) * devices
         raise UsageError(
@@ -79,11 +88,9 @@ def plan(
             f"{near} or {near + devices}."
         )
     own = batch // devices
-    c = cost.extrapolated(kind, chosen.options, backbone, image_size, patch_size, precision, own)
-    if shard_layers and not shard:
-        raise UsageError("--shard-layers is for runs with --shard. Use both, or none.")
+    c = cost.extrapolated(kind, run.options, backbone, image_size, s.patch_size, precision, own)
     parts = devices if shard else 1
-    memory = cost.memory_of(c, chosen.optim, parts=parts, layers=shard_layers)
+    memory = cost.memory_of(c, run.optim, parts=parts, layers=shard_layers)
     needed = sum(memory.values())
     rate = share * device.flops / (1 if precision == "bf16" else 2)
     compute = c.flops / rate
@@ -91,10 +98,8 @@ def plan(
         c, devices, device, compute, shard=shard, layers=shard_layers
     )
     step = compute + waiting
-    saved = cost.checkpoint_bytes(c.trained, c.held, chosen.optim)
+    saved = cost.checkpoint_bytes(c.trained, c.held, run.optim)
     writing = saved / DISK
-    length = epochs or chosen.epochs
-    steps = max(images // batch, 1) * length
     return {
         "method": method, "backbone": backbone, "image_size": image_size, "devices": devices,
         "gpu": gpu, "batch_size": batch, "batch_of_a_device": own, "shard": shard,
@@ -107,25 +112,20 @@ def plan(
         "largest_batch_of_a_device": _largest(memory, own, FULL * device.memory),
         "bytes_sent_per_step": sent, "compute_seconds": compute, "waiting_seconds": waiting,
         "step_seconds": step, "images_per_second": batch / step,
-        "epochs": length, "steps": steps, "seconds": steps * step,
-        "device_hours": steps * step * devices / 3600,
-        "cost": price * steps * step * devices / 3600,
+        "epochs": s.epochs, "steps": s.steps, "seconds": s.steps * step,
+        "device_hours": s.steps * step * devices / 3600,
+        "cost": price * s.steps * step * devices / 3600,
         "checkpoint_bytes": saved,
         "checkpoint_every_seconds": math.sqrt(2 * writing * HOURS * 3600 / devices),
         "lost_to_faults": math.sqrt(2 * writing * devices / (HOURS * 3600)),
     }  # fmt: skip
 
 
-def _recipe(
-    kind: type[Method], recipe: str, backbone: str, size: int, patch: int | None, images: int,
-    batch: int | None = None,
-) -> Recipe:  # fmt: skip
-    """What a method's recipe says for such a run on GPUs."""
-    context = RecipeContext(
-        image_size=size, images=images, batch_size=batch, conv=backbones.is_convolutional(backbone),
-        patch_size=backbones.stride_of(backbone, patch), device="cuda",
-    )  # fmt: skip
-    return recipes.recipe(kind, "paper" if recipe == "paper" else "auto", context)
+def _resolved(method: str, images: int, machine: Machine, **options: Any) -> Run:
+    """A run as `pretrain` would resolve it, on that machine and so many images."""
+    size = int(options["image_size"])
+    request = Request.of(method, data="on paper", **options)
+    return resolve(request, source=Placeholder(images, size), machine=machine, quiet=True).run
 
 
 def _largest(memory: dict[str, float], own: int, room: float) -> int:
@@ -145,7 +145,11 @@ def check(
         seconds predicted and measured, their ratio less one, and the machine's rate in FLOP/s.
     """
     kind = methods.load(method)
-    options = _recipe(kind, recipe, backbone, image_size, patch_size, images).options
+    run = _resolved(
+        method, images, Machine.here("cpu"), backbone=backbone, image_size=image_size,
+        patch_size=patch_size, recipe=recipe,
+    )  # fmt: skip
+    options, patch_size = run.options, run.settings.patch_size
     deep = backbones.depth_of(backbone, patch_size)
     found = []
     for depth, n in ((SHALLOW, FEW), (DEEPER + 1, MORE)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,13 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nolabel.config import merge, resolve
+from nolabel.config import Request
 from nolabel.data.source import Source, Subset
 from nolabel.data.sources.items import Items
 from nolabel.device import pick_device
 from nolabel.engine import calibrate, cost
-from nolabel.engine.build import build_method, companion
+from nolabel.engine.build import build
 from nolabel.engine.checkpoint import KEPT
+from nolabel.engine.resolve import resolve
 from nolabel.nn.heads import count_parameters
 from nolabel.pictures._tiles import sheet
 from nolabel.tools.survey import Survey, survey
@@ -104,17 +104,16 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     chosen = method or ("dino" if gpu else "simclr")
     good, channels = _readable(source), source.channels
-    run, _ = resolve(
-        chosen, merge({"data": source.name, "out": "unused", "channels": channels}), source=good
+    request = Request.of(chosen, data=source.name, out="unused", channels=channels)
+    resolved = resolve(request, source=good)
+    device, run = pick_device(resolved.run.settings.device, fallback=True), resolved.run
+    built = build(resolved)
+    network, plan = built.method.to(device), built.plan
+    measured = calibrate.measure(
+        run, network, plan, good, device, precisions=("fp32", "bf16"), may_cut=True
     )
-    run = dataclasses.replace(run, images=len(source))
-    device = pick_device(run.settings.device, fallback=True)
-    network, plan = build_method(run, companion(run, source))
-    network.to(device)
-    measured = calibrate.measure(run, network, plan, good, device)
-    steps = int(run.settings.steps or 1)
-    s, optim = run.settings, run.optim
-    images = int(s.batch_size or 1) // measured.accumulate
+    s, steps = run.settings, run.settings.steps
+    images, optim = s.batch_size // measured.accumulate, run.optim
     trained, held = cost.numbers_of(network)
     fixed = cost.state_memory(trained, held, optim, frozen=cost.frozen_numbers(network))
     saved = cost.checkpoint_bytes(trained, held, optim)

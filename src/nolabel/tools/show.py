@@ -96,7 +96,7 @@ def _of_run(
     from nolabel.engine.build import load_method, plan_of
 
     method, run = load_method(folder)
-    size = int(run.settings.image_size or 224)
+    size = run.settings.image_size or 224
     source = open_source(data, image_size=size, channels=run.settings.channels)
     images = [s.image for s in _samples(source, count, label, "")]
     plan = plan_of(run)

@@ -16,7 +16,7 @@ from nolabel.engine.monitor.alarms import Alarms
 from nolabel.engine.monitor.doctor import examine
 from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.monitor.progress import Progress
-from nolabel.engine.monitor.recorder import Recorder, log_every
+from nolabel.engine.monitor.recorder import Recorder
 from nolabel.engine.monitor.snapshots import snapshot_steps
 from nolabel.engine.optimiser import decay_in_use, update_metrics
 from nolabel.engine.trainer import StepResult, Trainer
@@ -37,7 +37,7 @@ class Monitor:
 
     def __init__(self, trainer: Trainer, progress: Progress):
         self.trainer, self.run, self.progress = trainer, trainer.run, progress
-        self.log_every = log_every(trainer.run)
+        self.log_every = trainer.run.settings.log_every
         self.snapshot_steps = snapshot_steps(trainer.total)
         self.starving = False  # reported once
         self.recorder: Recorder | None = None  # of the first process, inside the context
@@ -70,7 +70,7 @@ class Monitor:
             GuardStop: the network of --init was being destroyed, and was rolled back.
         """
         done = clock.step + 1
-        batch_size = int(self.run.settings.batch_size or 0)
+        batch_size = self.run.settings.batch_size
         self.progress.update(done, float(result.loss), batch_size, result.data_wait)
         self._check_starvation()
         alarms = self.log(clock, result) if self.line_due(done) else Alarms()
@@ -120,7 +120,7 @@ class Monitor:
         if self.starving or not self.progress.starving():
             return
         t, self.starving = self.trainer, True
-        workers = int(self.run.settings.workers or 0)
+        workers = self.run.settings.workers
         why = why_starved(t.source, t.plan, device=t.device, workers=workers)
         share = self.progress.data_wait
         self.progress.note(f"Waiting for data takes {share:.0%} of the time. {why}")
@@ -151,7 +151,7 @@ class Monitor:
 
     def summary(self) -> None:
         """Prints what the run did, and the doctor's verdict on it."""
-        t, batch_size = self.trainer, int(self.run.settings.batch_size or 0)
+        t, batch_size = self.trainer, self.run.settings.batch_size
         images, seconds = (t.total - t.start) * batch_size, time.monotonic() - self.began
         folder = self.run.folder
         say(f"Done: {t.total} steps, {images:,} images in {seconds:.0f} s. Encoder: {folder}")

@@ -36,10 +36,10 @@ class Recorder:
         self, run: Run, method: Method, plan: ViewPlan, source: Source, start: int,
         progress: Progress,
     ):  # fmt: skip
-        s, self.total = run.settings, int(run.settings.steps or 0)
+        s, self.total = run.settings, run.settings.steps
         self.method, self.plan, self.start, self.progress = method, plan, start, progress
-        self.log_every = log_every(run)
-        self.probe_every = s.probe_every or max(self.total // 10, 1)
+        self.log_every = s.log_every
+        self.probe_every = s.probe_every
         self.probe = Probe(s.probe, s.image_size, s.download, s.channels) if s.probe else None
         self.init_guard: InitGuard | None = None
         if s.init and s.init_guard != "off" and not s.shard and len(source) >= MIN_IMAGES:
@@ -50,7 +50,7 @@ class Recorder:
         for old in read_metrics(run.folder / "metrics.jsonl"):
             self.verdict = self.doctor.update(old)
         self.snapshots = FeatureSnapshots(
-            run.folder, source, plan, int(s.image_size or 0), self.total, progress.note
+            run.folder, source, plan, s.image_size, self.total, progress.note
         )
         self.began = time.monotonic()
 
@@ -111,9 +111,3 @@ class Recorder:
     def close(self) -> None:
         """Closes metrics.jsonl."""
         self.metrics.close()
-
-
-def log_every(run: Run) -> int:
-    """Steps between lines of metrics.jsonl: about a hundred lines a run."""
-    total = int(run.settings.steps or 0)
-    return run.settings.log_every or max(min(total // 100, 100), 1)

@@ -18,9 +18,10 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from nolabel.config import Run, departures
+from nolabel.config import Run
 from nolabel.engine.monitor.doctor import examine
 from nolabel.engine.monitor.metrics import read_metrics
+from nolabel.engine.resolve import diff_from_recipe
 from nolabel.errors import NolabelError, UsageError
 from nolabel.tools.report.curves import curves, is_number
 from nolabel.tools.report.seen import strip, touch
@@ -60,7 +61,7 @@ def build_report(
     path = Path(out) if out else folder / "report.html"
     skipped = folder / "skipped.jsonl"
     bad = len(skipped.read_text("utf-8").splitlines()) if skipped.exists() else 0
-    said = verdict(rows, metrics, int(run.settings.steps or 0) if run else 0)
+    said = verdict(rows, metrics, run.settings.steps if run else 0)
     warm = run.optim.warmup_epochs * run.steps_per_epoch if run else 0.0
     touched = touch(folder)
     body = [
@@ -172,9 +173,9 @@ def _about(run: Run | None) -> str:
         return ""
     s = run.settings
     return (
-        f'<p class="soft">{_e(run.method)} with {_e(str(s.backbone))} of {s.image_size} px on '
-        f"{run.images:,} images of {_e(str(s.data))}: {s.steps or 0:,} steps of "
-        f"{s.batch_size or 0:,} "
+        f'<p class="soft">{_e(run.method)} with {_e(s.backbone)} of {s.image_size} px on '
+        f"{run.images:,} images of {_e(str(s.data))}: {s.steps:,} steps of "
+        f"{s.batch_size:,} "
         f"images, seed {s.seed}. Of other images it may know little.</p>"
     )
 
@@ -197,7 +198,7 @@ def _departures(run: Run | None) -> str:
     """Settings that are not the recipe's."""
     if run is None:
         return ""
-    found = departures(run)
+    found = diff_from_recipe(run)
     name = run.settings.recipe if run.settings.recipe == "paper" else "auto"
     if not found:
         return f"<h2>Settings</h2><p>As the recipe {name!r} says.</p>"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 
 import nolabel as nl
-from nolabel import config as options
-from nolabel.config import merge, read_yaml
+from nolabel.config import Request, read_yaml
 from nolabel.data.creatures.world import Creatures
+from nolabel.engine import machine
+from nolabel.engine.resolve import resolve
 from nolabel.errors import OutOfMemory, UsageError
-from nolabel.tools import fit
+from nolabel.tools.ablate import ablate
+from nolabel.tools.bench import bench_data, bench_step
+from nolabel.tools.plan import plan
 
 SMALL = {"data": "creatures", "out": "unused", "backbone": "vit_pico", "image_size": 32,
          "precision": "fp32", "steps": 1, "workers": 0, "batch_size": "auto"}  # fmt: skip
@@ -17,9 +20,9 @@ COUNT = 4096
 
 
 def found(room, monkeypatch, method="simclr", count=COUNT, **given):
-    monkeypatch.setattr(fit, "room_of", lambda on_gpu: room)
+    monkeypatch.setattr(machine, "room_of", lambda on_gpu: room)
     source = Creatures("train", size=32, count=count)
-    return fit.resolve(method, merge({**SMALL, **given}), source=source, quiet=True)[0]
+    return resolve(Request.of(method, **{**SMALL, **given}), source=source, quiet=True).run
 
 
 def test_twice_the_memory_holds_about_twice_the_images_until_the_data_end(monkeypatch):
@@ -57,7 +60,7 @@ def test_what_does_not_fit_at_all_is_told_before_training(monkeypatch):
 
 
 def test_a_run_keeps_the_number(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fit, "room_of", lambda on_gpu: 20e6)
+    monkeypatch.setattr(machine, "room_of", lambda on_gpu: 20e6)
     out = str(tmp_path / "run")
     nl.pretrain("simclr", **{**SMALL, "out": out})
     batch = read_yaml(tmp_path / "run" / "config.yaml")["settings"]["batch_size"]
@@ -65,8 +68,36 @@ def test_a_run_keeps_the_number(tmp_path, monkeypatch, capsys):
     assert f"batch size: {batch}, " in capsys.readouterr().err
 
 
-def test_other_words_and_other_verbs_are_refused():
+def test_other_words_are_refused():
     with pytest.raises(UsageError, match="batch_size is 'most'"):
-        fit.resolve("simclr", merge({**SMALL, "batch_size": "most"}))
-    with pytest.raises(UsageError, match="Give a number"):
-        options.resolve("simclr", merge(SMALL))
+        resolve(Request.of("simclr", **{**SMALL, "batch_size": "most"}))
+
+
+def test_every_verb_that_resolves_a_run_takes_an_automatic_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "room_of", lambda on_gpu: 20e6)
+    expected = found(20e6, monkeypatch, count=10_000).settings.batch_size
+    step = bench_step("simclr", backbone="vit_pico", image_size=32, batch_size="auto",
+                      precision="fp32", recipe="auto")  # fmt: skip
+    assert step["batch_size"] == expected
+    source = Creatures("train", size=32, count=COUNT)
+    data = bench_data(source, "simclr", batch_size="auto", seconds=0.01)
+    assert data["batch_size"] == found(20e6, monkeypatch, backbone=None).settings.batch_size
+    given = {k: v for k, v in SMALL.items() if k not in ("data", "out")}
+    ablate("simclr", data="creatures", rows={"hot": {"temperature": 0.5}}, seeds=1,
+           out=tmp_path, **given)  # fmt: skip
+    for folder in ("as-it-is-0", "hot-0"):
+        saved = read_yaml(tmp_path / folder / "config.yaml")["settings"]
+        assert saved["batch_size"] == expected
+
+
+def test_a_plan_takes_the_largest_batch_that_its_devices_hold():
+    few, many = (
+        plan("simclr", backbone="vit_pico", image_size=32, devices=n, gpu="v100",
+             batch_size="auto", recipe="auto")
+        for n in (1, 2)
+    )  # fmt: skip
+    assert many["batch_size"] in (few["batch_size"], 2 * few["batch_size"])
+    assert many["fits"] and many["batch_size"] % 2 == 0
+    with_number = plan("simclr", backbone="vit_pico", image_size=32, devices=2, gpu="v100",
+                       batch_size=many["batch_size"], recipe="auto")  # fmt: skip
+    assert with_number == many

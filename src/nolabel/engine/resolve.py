@@ -1,0 +1,268 @@
+"""From what the user asked for to a run in which nothing is open, in stages.
+
+    layers       explicit options over --config over --recipe FILE over the recipe
+    data         the source, its statistics, the image size
+    network      the backbone: the one named, the automatic one, or that of --init
+    batch        the batch size, the recipe's options for it, the length
+    measurement  precision, workers, micro-batches, place of the views, steps in M minutes
+
+`resolve` does all but the last, which needs the network and is `engine.measurement`. Every verb
+that trains, measures or predicts a run uses them. Nothing heavy is imported before it is needed:
+`nolabel pretrain METHOD --help` resolves too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nolabel import methods, recipes
+from nolabel.backbones import is_convolutional, stride_of
+from nolabel.config import (
+    Layer,
+    Request,
+    Run,
+    Settings,
+    check_settings,
+    complete,
+    override,
+    to_builtin,
+)
+from nolabel.data.open import open_source, record_source
+from nolabel.data.order import steps_per_epoch
+from nolabel.data.source import Source
+from nolabel.data.statistics import measure_statistics
+from nolabel.engine.machine import Machine
+from nolabel.errors import BadImage, DataError, UsageError
+from nolabel.methods.base import Method, RecipeContext
+from nolabel.types import Optim
+
+if TYPE_CHECKING:
+    from nolabel.engine.init_network import InitNetwork
+
+MEASURED = ("precision", "workers", "views_on", "steps")  # settings that a measurement can tell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A run before the measurement."""
+
+    run: Run  # with provisional values for the settings that are still open
+    settings: Settings  # with None or "auto" for them
+    source: Source
+    init: InitNetwork | None = None
+
+    @property
+    def open(self) -> frozenset[str]:
+        """Settings that only a measurement can tell."""
+        return frozenset(k for k in MEASURED if getattr(self.settings, k) in (None, "auto"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in config.yaml; None or "auto" for the settings that are still open."""
+        return {**self.run.to_dict(), "settings": to_builtin(dataclasses.asdict(self.settings))}
+
+
+def resolve(
+    request: Request,
+    *,
+    source: Source | None = None,
+    machine: Machine | None = None,
+    quiet: bool = False,
+) -> Resolved:
+    """All stages but the measurement.
+
+    Under a launcher the caller has joined the group of processes before (`parallel.processes`):
+    what is opened and built here is the same on all of them.
+
+    Args:
+        request: what the user asked for.
+        source: the data, where they are open already.
+        machine: that the run is for; None: this one.
+        quiet: say nothing of an automatic batch size.
+
+    Raises:
+        UsageError: impossible or unknown settings.
+        DataError: no image can be read.
+    """
+    kind = methods.load(request.method)
+    s = request.settings
+    check_settings(s)
+    s = dataclasses.replace(
+        s, data=record_source(s.data), probe=None if s.probe is None else record_source(s.probe)
+    )
+    if source is None:
+        source = open_source(
+            s.data, image_size=s.image_size, download=s.download, channels=s.channels
+        )
+    machine = machine or Machine.here(s.device)
+    s = data_stage(s, source)
+    s, init = network_stage(s, kind, machine)
+    kwargs = {} if init is None else {**init.backbone.kwargs}
+    if s.batch_size == "auto":
+        from nolabel.engine.batch_size import largest_batch
+
+        # The recipe's own batch may be larger than the data: any will do to count with.
+        draft = batch_stage(request, dataclasses.replace(s, batch_size=2), source, machine, kwargs)
+        paper = recipes.paper(kind, context_of(draft.settings, kwargs, None, len(source)))
+        # Rates and more depend on the batch: the recipe is asked again.
+        s = dataclasses.replace(
+            s, batch_size=largest_batch(draft.run, paper.batch_size, machine, quiet=quiet)
+        )
+    return dataclasses.replace(batch_stage(request, s, source, machine, kwargs), init=init)
+
+
+def data_stage(s: Settings, source: Source) -> Settings:
+    """What depends on the images alone: statistics and size."""
+    if s.channels != 3 and s.mean is None:
+        mean, std = measure_statistics(source)
+        s = dataclasses.replace(s, mean=mean, std=std)
+    if s.image_size is None:
+        s = dataclasses.replace(s, image_size=_image_size(source, s))
+    if s.workers is None and source.in_memory:
+        s = dataclasses.replace(s, workers=0)  # a set in memory needs none; others are measured
+    return s
+
+
+def network_stage(
+    s: Settings, kind: type[Method], machine: Machine
+) -> tuple[Settings, InitNetwork | None]:
+    """The backbone and its patch: named, automatic, or those of --init, which is loaded here."""
+    if not s.init:
+        return _backbone(s, kind, machine.on_gpu), None
+    from nolabel.engine.init_network import load_init
+
+    init = load_init(s)
+    # The patch is among the keyword arguments that rebuild the network.
+    return dataclasses.replace(s, backbone=init.backbone.name, patch_size=None), init
+
+
+def batch_stage(
+    request: Request,
+    s: Settings,
+    source: Source,
+    machine: Machine,
+    backbone_kwargs: Mapping[str, Any],
+) -> Resolved:
+    """Batch size, options and length: of the recipe where nothing is asked.
+
+    Args:
+        request: for its layers.
+        s: with data and network settled, and a batch size that is a number or None.
+        source: the data.
+        machine: that the run is for.
+        backbone_kwargs: of the network of --init.
+
+    Raises:
+        UsageError: the batch is larger than the data.
+    """
+    kind = methods.load(request.method)
+    from_file = Layer() if s.recipe in ("auto", "paper") else Layer.from_file(s.recipe)
+    asked = None if s.batch_size is None else int(s.batch_size)
+    context = context_of(s, backbone_kwargs, asked, len(source))
+    recipe = recipes.recipe(kind, "paper" if s.recipe == "paper" else "auto", context)
+    options, optim = recipe.options, recipe.optim
+    for layer in (from_file, request.file, request.explicit):  # later ones win
+        options = override(options, layer.options, "options.")
+        optim = override(optim, layer.optim, "optim.")
+    batch = int(asked or from_file.settings.get("batch_size") or recipe.batch_size)
+    if batch > len(source):
+        raise UsageError(
+            f"Batch size {batch} is larger than the data: {len(source)} images. "
+            f"Use --batch-size {len(source)} or less."
+        )
+    per_epoch = steps_per_epoch(batch, len(source))
+    if s.minutes is None and s.steps is None and s.epochs is None:
+        s = dataclasses.replace(s, epochs=from_file.settings.get("epochs") or recipe.epochs)
+    if s.steps is None and s.epochs is not None:
+        s = dataclasses.replace(s, steps=max(per_epoch * s.epochs, 1))
+    if s.steps is not None:
+        optim = limited_warmup(optim, s, s.steps, per_epoch)
+    s = dataclasses.replace(
+        s,
+        batch_size=batch,
+        out=s.out or _folder_name(request.method, source),
+        views_on="cpu" if s.views_on == "auto" and not machine.on_gpu else s.views_on,
+    )
+    run = Run(
+        method=request.method, settings=complete(s, continued=False), options=options,
+        optim=optim, backbone_kwargs=backbone_kwargs, images=len(source),
+        steps_per_epoch=per_epoch,
+    )  # fmt: skip
+    return Resolved(run=run, settings=s, source=source)
+
+
+def context_of(
+    s: Settings, backbone_kwargs: Mapping[str, Any], batch_size: int | None, images: int
+) -> RecipeContext:
+    """What a recipe depends on.
+
+    Args:
+        s: with image size and backbone settled.
+        backbone_kwargs: of the network of --init, whose patch is among them.
+        batch_size: None: the recipe chooses.
+        images: of the data.
+    """
+    return RecipeContext(
+        image_size=s.image_size or 0,
+        images=images,
+        batch_size=batch_size,
+        conv=is_convolutional(str(s.backbone)),
+        patch_size=stride_of(str(s.backbone), s.patch_size or backbone_kwargs.get("patch_size")),
+        device=s.device,
+    )
+
+
+def diff_from_recipe(run: Run) -> list[tuple[str, Any, Any]]:
+    """Where a resolved run is not what its recipe says: name, value, the recipe's value."""
+    s = run.settings
+    recipe = recipes.recipe(
+        methods.load(run.method),
+        "paper" if s.recipe == "paper" else "auto",
+        context_of(s, run.backbone_kwargs, int(s.batch_size), run.images),
+    )
+    optim = limited_warmup(recipe.optim, s, max(s.steps, 1), run.steps_per_epoch)
+    out = []
+    for where, own, other in (("", run.options, recipe.options), ("optim.", run.optim, optim)):
+        for f in dataclasses.fields(own):
+            a, b = getattr(own, f.name), getattr(other, f.name)
+            if a != b:
+                out.append((where + f.name, a, b))
+    return out
+
+
+def limited_warmup(optim: Optim, s: Settings, steps: int, per_epoch: int) -> Optim:
+    """Of the automatic recipe: a warm-up of at most a tenth of the run."""
+    if s.recipe != "auto":
+        return optim
+    return recipes.limited_warmup(optim, steps, per_epoch)
+
+
+def _folder_name(method: str, source: Source) -> str:
+    name = Path(method.partition(":")[0]).stem if ".py" in method else method
+    return f"runs/{name}-{Path(source.name.replace(':', '-')).name}"
+
+
+def _image_size(source: Source, s: Settings) -> int:
+    """Input size from the first readable image: 32 for tiny pictures up to 224."""
+    if s.backbone and "_224" in s.backbone:
+        return 224
+    for i in range(min(len(source), 20)):
+        try:
+            side = min(source.read(i).image.shape[:2])
+        except BadImage:
+            continue
+        return recipes.default_image_size(side)
+    raise DataError(f"None of the first images of {source.name} can be read. Check the files.")
+
+
+def _backbone(s: Settings, kind: type[Method], on_gpu: bool) -> Settings:
+    """A ViT fit for the image size, the machine and the method."""
+    size = s.image_size or 0
+    if s.backbone is None:
+        name, patch = recipes.default_network(kind.needs, size, on_gpu=on_gpu)
+    else:
+        name, patch = s.backbone, recipes.default_patch(s.backbone, size)
+    return dataclasses.replace(s, backbone=name, patch_size=s.patch_size or patch)
