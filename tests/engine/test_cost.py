@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from nolabel import methods, recipes
-from nolabel.config import merge, resolve
+from nolabel.config import Request
 from nolabel.data.creatures.world import Creatures
 from nolabel.engine import cost
-from nolabel.engine.build import build_method
+from nolabel.engine.build import build
 from nolabel.engine.describe import describe
 from nolabel.engine.optimiser import build_optimiser
+from nolabel.engine.resolve import resolve
 from nolabel.engine.synthetic import build_on, noise_batch
 from nolabel.errors import UsageError
 from nolabel.methods.base import RecipeContext
@@ -69,20 +70,22 @@ def test_plan_scan_and_the_description_of_a_run_agree(name, monkeypatch):
     source = Creatures("train", size=32, count=64)
     given = {"data": "creatures", "out": "unused", "backbone": "vit_pico", "patch_size": 4,
              "image_size": 32, "batch_size": 32, "precision": "fp32", "steps": 2}  # fmt: skip
-    run, _ = resolve("simclr", merge(given), source=source)
-    method, views = build_method(run)
+    resolved = resolve(Request.of("simclr", **given), source=source)
+    built = build(resolved)
+    run, method, views = built.run, built.method, built.plan
     expected = cost.state_memory(*cost.numbers_of(method), run.optim)
     planned = plan.plan("simclr", backbone="vit_pico", image_size=32, patch_size=4, batch_size=32,
                         recipe="auto", images=64, precision="fp32")["memory"]  # fmt: skip
     assert {k: planned[k] for k in expected} == pytest.approx(expected)
-    said = describe(run, source)
+    said = describe(built, resolved)
     assert f"{sum(expected.values()) / 1e6:,.0f} MB of weights" in said
     few = noise_batch(views, 8)
     activations = cost.activations(method, few, 32)
     assert activations == pytest.approx(planned["activations"], rel=0.02)
     # A scan resolves everything by itself.
-    run, _ = resolve("simclr", merge({"data": source.name, "out": "unused"}), source=source)
-    method, views = build_method(run)
+    request = Request.of("simclr", data=source.name, out="unused")
+    built = build(resolve(request, source=source))
+    run, method, views = built.run, built.method, built.plan
     expected = cost.state_memory(*cost.numbers_of(method), run.optim)
     expected["activations"] = cost.activations(method, noise_batch(views, 8), 32)
     found = scan.suggest(source, "simclr")["memory_bytes"]
