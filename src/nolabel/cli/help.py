@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nolabel import methods
-from nolabel.cli.pretrain import Given, Own, first_line
+from nolabel.cli.pretrain_flags import Given, Own, first_line
 from nolabel.config import Layer, Request, Settings
 from nolabel.data.source import Source
 from nolabel.engine.placeholder import Placeholder
