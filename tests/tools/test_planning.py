@@ -74,7 +74,9 @@ def test_more_devices_are_faster_wait_more_and_shards_are_smaller():
     assert one["memory"]["moments"] == 8 * one["numbers_trained"]
     assert many["checkpoint_every_seconds"] < one["checkpoint_every_seconds"]
     assert one["fits"]
-    assert not plan.plan("dino", devices=1, gpu="v100", **{**SMALL, "batch_size": 60_000})["fits"]
+    assert not plan.plan(
+        "dino", devices=1, gpu="v100", **{**SMALL, "batch_size": 60_000, "images": 100_000}
+    )["fits"]
 
 
 def test_what_cannot_be_planned_is_said():

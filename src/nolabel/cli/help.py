@@ -80,7 +80,7 @@ class Column:
             name == "accumulate" and asked.accumulate is None and self.resolved.open
         ):
             return "measured"
-        if name in ("warm_heads", "init_guard") and not asked.init:
+        if name == "warm_heads" and not asked.init:
             return "-"
         return typed(getattr(run.settings, name))
 
