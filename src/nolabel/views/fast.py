@@ -285,7 +285,7 @@ def resize_matrices(box: Tensor, full: int, view: View, flip: Tensor | None = No
             crop, and start of the view in that; pixels.
         full: length of the source, padding included.
         view: gives size and interpolation.
-        flip: bool [n]: reverse the output?
+        flip: bool [n], whether each output is reversed.
 
     Returns:
         float32 [n, size, full]; each row sums to one.
