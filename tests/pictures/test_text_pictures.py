@@ -199,7 +199,7 @@ def test_a_painted_colour_is_that_colour_and_is_told_from_the_others(cutouts):
     (p,) = paint(encoder, gallery=coloured(30), words=("red", "blue"), steps=60, cutouts=cutouts)
     red, blue = p.data["images"].astype(float).mean((1, 2))
     assert red[0] > red[1:].max() + 8 and blue[2] > blue[:2].max() + 8
-    assert p.numbers["told"] == 1.0 and p.numbers["cosine"] > 0.9
+    assert p.numbers["recognised"] == 1.0 and p.numbers["cosine"] > 0.9
     assert p.numbers["chance"] == pytest.approx(1 / 2)  # against green
     with pytest.raises(UsageError, match="what to paint"):
         paint(encoder, gallery=coloured(3))

@@ -11,7 +11,7 @@ import nolabel as nl
 from nolabel.data.creatures.world import Creatures
 from nolabel.errors import DataError, UsageError
 from nolabel.protocols._heads import INIT_STD, LARS_TRUST, MOMENTUM, fit_heads
-from nolabel.protocols.block_features import extract_deep
+from nolabel.protocols.block_features import extract_block_features
 from nolabel.protocols.linear import Options
 
 TRAIN, TEST = Creatures("train", count=120), Creatures("test", count=60)
@@ -42,7 +42,7 @@ def test_lars_scales_each_heads_step_as_a_naive_loop_does():
 
 def test_deep_features_are_the_blocks_class_tokens_and_the_mean_patch():
     encoder = nl.load("random:vit_pico")
-    deep = extract_deep(encoder, TEST, blocks=3, crops=0, seed=0, batch_size=32)
+    deep = extract_block_features(encoder, TEST, blocks=3, crops=0, seed=0, batch_size=32)
     images = list(TEST.images())
     last = encoder.tokens(images)
     torch.testing.assert_close(deep.pooled, last.pooled)
@@ -59,11 +59,11 @@ def test_deep_features_are_the_blocks_class_tokens_and_the_mean_patch():
 def test_crops_are_random_repeat_with_the_seed_and_know_their_image():
     encoder = nl.load("random:resnet_nano")
     given = {"blocks": 1, "crops": 3, "batch_size": 32}
-    a, b = (extract_deep(encoder, TEST, seed=0, **given) for _ in range(2))
+    a, b = (extract_block_features(encoder, TEST, seed=0, **given) for _ in range(2))
     assert torch.equal(a.pooled, b.pooled) and a.pooled.shape[0] == 180
     assert a.keys.tolist() == list(range(60)) * 3
     assert not torch.equal(a.pooled[:60], a.pooled[60:120])
-    assert not torch.equal(extract_deep(encoder, TEST, seed=1, **given).pooled, a.pooled)
+    assert not torch.equal(extract_block_features(encoder, TEST, seed=1, **given).pooled, a.pooled)
 
 
 @pytest.mark.parametrize("classifier", ["sgd", "lars", "logistic"])

@@ -129,9 +129,8 @@ def embed(
     partial, state_file = _beside(path, ".partial"), _beside(path, ".partial.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     done, skipped = _begun(partial, state_file, about, overwrite)
-    mode: Any = "r+" if done else "w+"
     shape = (len(numbers), width)
-    rows = np.memmap(partial, dtype=about["dtype"], mode=mode, shape=shape)
+    rows = np.memmap(partial, dtype=about["dtype"], mode="r+" if done else "w+", shape=shape)
     saved, started = time.monotonic(), done
 
     def save() -> None:
@@ -315,7 +314,7 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
-def _write(path: Path, value: Any) -> None:
+def _write(path: Path, value: object) -> None:
     temporary = _beside(path, ".tmp")
     temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)

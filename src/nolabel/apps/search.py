@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -17,10 +17,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from nolabel.apps.embed import Index, open_index, pooling, width_of
-from nolabel.encoders.encoder import Encoder
+from nolabel.data.source import Source
+from nolabel.encoders.encoder import Encoder, ImageLike
+from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.types import Picture
+
+if TYPE_CHECKING:
+    import faiss
 
 _ROWS = 65536  # compared at once
 PROBED = 32  # cells that an approximate search looks into
@@ -51,7 +56,7 @@ class Hits:
 def search(
     index: Index | str | os.PathLike[str],
     encoder: Encoder,
-    query: Any,
+    query: ImageLike,
     *,
     k: int = 10,
     approximate: bool = False,
@@ -91,7 +96,9 @@ def search(
     return Hits(said, rows, tuple(float(s) for s in best[0]), tuple(names[i] for i in rows))
 
 
-def _nearest(values: np.ndarray, vector: Tensor, k: int, text: Any) -> tuple[Tensor, Tensor]:
+def _nearest(
+    values: np.ndarray, vector: Tensor, k: int, text: TextEncoder | None
+) -> tuple[Tensor, Tensor]:
     """Cosines and numbers of the k nearest rows; rows of NaN are passed over."""
     scores, rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
     for start in range(0, len(values), _ROWS):
@@ -109,18 +116,17 @@ def _nearest(values: np.ndarray, vector: Tensor, k: int, text: Any) -> tuple[Ten
 def _by_cells(index: Index, vector: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The same by faiss: the nearest among the cells that are nearest to the query."""
     try:
-        import faiss as library
+        import faiss
     except ImportError:
         raise UsageError(
             "--approximate needs faiss: pip install 'nolabel[search]'.  Without it every row is "
             "compared, which takes about a second for a million."
         ) from None
-    faiss: Any = library
     file = index.path.with_name(index.path.name + ".faiss")
     if file.is_file() and file.stat().st_mtime >= index.path.stat().st_mtime:
-        cells = faiss.read_index(str(file))
+        cells = cast("faiss.IndexIVFFlat", faiss.read_index(str(file)))
     else:
-        cells = _cells(faiss, index.values)
+        cells = _cells(index.values)
         temporary = file.with_name(file.name + ".tmp")
         faiss.write_index(cells, str(temporary))
         os.replace(temporary, file)
@@ -130,16 +136,18 @@ def _by_cells(index: Index, vector: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(scores[0][real]), torch.from_numpy(rows[0][real])
 
 
-def _cells(faiss: Any, values: np.ndarray) -> Any:
+def _cells(values: np.ndarray) -> faiss.IndexIVFFlat:
     """An index of unit rows in about 4 sqrt(N) cells; rows of NaN are left out."""
+    import faiss
+
     n, width = values.shape
     count = max(min(int(4 * n**0.5), n // 40), 1)
     chosen = np.random.default_rng(0).choice(n, min(n, 256 * count), replace=False)
     cells = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, count, faiss.METRIC_INNER_PRODUCT)
 
-    def unit(some: np.ndarray) -> tuple[np.ndarray, Any]:
+    def unit(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x = np.array(some, dtype=np.float32)
-        good = np.isfinite(x).all(1)
+        good = np.asarray(np.isfinite(x).all(1))
         x = x[good]
         return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12), good
 
@@ -160,16 +168,14 @@ def _check(index: Index, encoder: Encoder) -> None:
         )
 
 
-def _text_tower(encoder: Encoder, query: str) -> Any:
-    from nolabel.encoders.text import text_of
-
+def _text_tower(encoder: Encoder, query: str) -> TextEncoder:
     try:
         return text_of(encoder)
     except UsageError as error:
         raise UsageError(f"There is no file {query!r}, and as words: {error}") from None
 
 
-def draw(hits: Hits, source: Any, query: Any = None) -> Pictures:
+def draw(hits: Hits, source: Source, query: np.ndarray | None = None) -> Pictures:
     """The hits as a row of pictures, the query first where it is an image.
 
     Args:

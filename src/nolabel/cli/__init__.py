@@ -145,18 +145,18 @@ def _evaluate(args: list[str]) -> None:
     import tyro
 
     kind, learns = options_of(name), PROTOCOLS[name].learns
-    text, maybe, told = str, str | None, tyro.conf.arg
+    text, maybe, arg = str, str | None, tyro.conf.arg
     fields: list[Any] = [
-        ("encoder", Annotated[text, told(help="ENC: a run's folder, timm:NAME, pixels, ...")]),
-        ("train", Annotated[text, told(help="SRC with labels, to learn from")])
+        ("encoder", Annotated[text, arg(help="ENC: a run's folder, timm:NAME, pixels, ...")]),
+        ("train", Annotated[text, arg(help="SRC with labels, to learn from")])
         if learns
         else ("train", Annotated[maybe, tyro.conf.Suppress], None),
-        ("test", Annotated[maybe, told(help="SRC with labels, to judge on; by default "
+        ("test", Annotated[maybe, arg(help="SRC with labels, to judge on; by default "
                                        "the set's test split, or a fifth of train")], None)
         if learns
-        else ("test", Annotated[text, told(help="SRC with labels, captions or both")]),
+        else ("test", Annotated[text, arg(help="SRC with labels, captions or both")]),
         ("options", Annotated[kind, tyro.conf.OmitArgPrefixes], kind()),
-        ("json", Annotated[maybe, told(help="write the table to this file")], None),
+        ("json", Annotated[maybe, arg(help="write the table to this file")], None),
     ]  # fmt: skip
     given = flags(
         make_dataclass("Evaluate", fields, frozen=True, kw_only=True),
@@ -200,25 +200,25 @@ def _show(args: list[str]) -> None:
         raise unknown("picture", name, PICTURES)
     import tyro
 
-    text, told = str, tyro.conf.arg
+    text, arg = str, tyro.conf.arg
     of = "a run's folder" if PICTURES[name].of_run else "ENC: a run's folder, timm:NAME, ..."
     of += "; one with a text tower (clip, siglip)" if PICTURES[name].of_text else ""
     of += "; several stand below each other"
     options = options_of(name)
     fields: list[Any] = [
-        ("encoder", Annotated[tuple[str, ...], told(help=of)]),
-        ("data", Annotated[text, told(help="SRC")])
+        ("encoder", Annotated[tuple[str, ...], arg(help=of)]),
+        ("data", Annotated[text, arg(help="SRC")])
         if PICTURES[name].data
-        else ("data", Annotated[str | None, told(help="not looked at")], None),
+        else ("data", Annotated[str | None, arg(help="not looked at")], None),
         (
             "out",
-            Annotated[text, told(help="folder for the pictures, numbers and data")],
+            Annotated[text, arg(help="folder for the pictures, numbers and data")],
             "pictures",
         ),
-        ("count", Annotated[int, told(help="images shown")], 8),
-        ("label", Annotated[str | None, told(help="the class whose images are shown")], None),
-        *((o.name, Annotated[o.kind, told(help=o.help)], o.default) for o in options),
-        ("json", Annotated[str | None, told(help="write the numbers to this file")], None),
+        ("count", Annotated[int, arg(help="images shown")], 8),
+        ("label", Annotated[str | None, arg(help="the class whose images are shown")], None),
+        *((o.name, Annotated[o.kind, arg(help=o.help)], o.default) for o in options),
+        ("json", Annotated[str | None, arg(help="write the numbers to this file")], None),
     ]
     kind = make_dataclass("Show", fields, frozen=True, kw_only=True)
     given = flags(kind, args[1:], f"nolabel show {name}", PICTURES[name].description)

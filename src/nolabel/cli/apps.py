@@ -1,9 +1,15 @@
 """Verbs that put an encoder to use."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from nolabel.cli.flags import flags, write_json
+
+if TYPE_CHECKING:
+    from nolabel.apps.embed import Index
+    from nolabel.apps.search import Hits
+    from nolabel.encoders import Encoder
+    from nolabel.pictures._tiles import Pictures
 
 
 def evaluate_all_(args: list[str]) -> None:
@@ -78,14 +84,17 @@ def search_(args: list[str], about: str) -> None:
     hits = search(index, encoder, given.query, k=given.k, approximate=given.approximate)
     print(hits)
     if given.out:
-        for path in _drawn(index, encoder, hits, given).save(given.out):
+        for path in _drawn(index, encoder, hits, given.query, given.data).save(given.out):
             print(path)
     found = zip(hits.rows, hits.names, hits.similarity, strict=True)
     rows = [{"row": r, "name": n, "similarity": s} for r, n, s in found]
     write_json(given.json, {"query": hits.query, "found": rows})
 
 
-def _drawn(index: Any, encoder: Any, hits: Any, given: Any) -> Any:
+def _drawn(
+    index: "Index", encoder: "Encoder", hits: "Hits", query: str, data: str | None
+) -> "Pictures":
+    """The images that were found, the query first where it is an image."""
     import os
 
     from nolabel._usercode import refuse_paths
@@ -94,11 +103,10 @@ def _drawn(index: Any, encoder: Any, hits: Any, given: Any) -> Any:
     from nolabel.data.source import Subset
     from nolabel.data.sources._decode import read_image
 
-    if given.data is None:  # a file that somebody else may have written names it
-        refuse_paths(index.about["data"], given.index)
-    data = given.data or index.about["data"]
+    if data is None:  # a file that somebody else may have written names it
+        refuse_paths(index.about["data"], str(index.path))
+        data = index.about["data"]
     source = open_source(data, image_size=encoder.image_size, channels=encoder.channels)
     first, count = index.about["first"], index.about["count"]
     source = Subset(source, range(first, first + count))
-    query = read_image(given.query) if os.path.exists(given.query) else None
-    return draw(hits, source, query)
+    return draw(hits, source, read_image(query) if os.path.exists(query) else None)

@@ -83,8 +83,8 @@ def export_(args: list[str], about: str) -> None:
 
     given = flags(Export, args, "nolabel export", about)
     encoder = load(given.encoder, image_size=given.image_size, device="cpu")
-    told = export(encoder, given.to, given.out, overwrite=given.overwrite)
-    print(f"wrote {told['folder']}: {', '.join(told['files'])}")
-    print(f"read back: largest difference of a feature {told['largest_difference']:.1e}")
-    print(f"load it: {told['loading']}")
-    write_json(given.json, told)
+    result = export(encoder, given.to, given.out, overwrite=given.overwrite)
+    print(f"wrote {result['folder']}: {', '.join(result['files'])}")
+    print(f"read back: largest difference of a feature {result['largest_difference']:.1e}")
+    print(f"load it: {result['loading']}")
+    write_json(given.json, result)

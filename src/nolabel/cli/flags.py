@@ -11,7 +11,7 @@ from typing import Any
 from nolabel.errors import UsageError
 
 
-def flags(kind: type, args: list[str], prog: str, description: str, default: Any = None) -> Any:
+def flags(kind: type, args: list[str], prog: str, description: str, default: object = None) -> Any:
     """Parses flags into a dataclass; tyro prints help and leaves with 2 on wrong use."""
     import tyro
 
@@ -31,7 +31,7 @@ def announced_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def write_json(path: str | None, value: Any) -> None:
+def write_json(path: str | None, value: object) -> None:
     """Writes what `--json FILE` asks for; nothing without it.  Of several processes one does."""
     if path and announced_first():
         Path(path).parent.mkdir(parents=True, exist_ok=True)

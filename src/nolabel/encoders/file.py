@@ -98,10 +98,8 @@ def save_encoder(
     if branch not in BRANCHES:
         raise unknown("branch", branch, BRANCHES)
     path = Path(path)
-    net: Any = backbone.net
-    tensors = {
-        name: t.detach().to("cpu", copy=True).contiguous() for name, t in net.state_dict().items()
-    }
+    state = backbone.net.state_dict()
+    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
     if not tensors:
         raise UsageError(f"{backbone.name!r} has no weights to save.")
     code = keep_code(backbone.name, path)
@@ -231,13 +229,13 @@ def build_from(
     extra = {"positions": header["positions"]} if header.get("positions") else {}
     forbidden = sorted(_FORBIDDEN & kwargs.keys())
     if forbidden:
-        raise FileDamaged(f"{_said(path)} asks for {forbidden[0]!r}, which no encoder file may.")
+        raise FileDamaged(f"{_named(path)} asks for {forbidden[0]!r}, which no encoder file may.")
     try:
         with preserve_rng():  # the weights come from the file
             return build(name, kwargs=kwargs, **extra)
     except (UsageError, TypeError, ValueError, RuntimeError) as error:
         raise FileDamaged(
-            f"{_said(path)} names the architecture {name!r} with {kwargs}, which cannot be built "
+            f"{_named(path)} names the architecture {name!r} with {kwargs}, which cannot be built "
             f"here ({error}).  It was written with timm {header.get('timm', 'of unknown version')}."
         ) from error
 
@@ -279,10 +277,10 @@ def read_tensors(
     except PermissionError as error:
         raise UsageError(f"{str(path)!r} may not be read: no permission.") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise FileDamaged(f"{_said(path)} {_impostor(path)}") from error
+        raise FileDamaged(f"{_named(path)} {_impostor(path)}") from error
     if KEY not in metadata:
         raise FileDamaged(
-            f"{_said(path)} holds tensors but no header of nolabel, so its architecture is not "
+            f"{_named(path)} holds tensors but no header of nolabel, so its architecture is not "
             "known.  Give a file that nolabel wrote, or timm:NAME for published weights."
         )
     return _checked(metadata[KEY], values if tensors else None, path, fields), values
@@ -296,7 +294,7 @@ def _checked(
 ) -> dict[str, Any]:
     """The header, after its checksum (unless the tensors were left out) and its fields."""
     altered = (
-        f"{_said(path)} was altered after it was written: {{}}.  Copy it again from where it came, "
+        f"{_named(path)} was altered after it was written: {{}}. Copy it again from where it came, "
         "or export it again from its run."
     )
     try:
@@ -328,16 +326,15 @@ def _checked(
 
 def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Puts the tensors into the network, all of them or none."""
-    net: Any = backbone.net
-    own: dict[str, Tensor] = net.state_dict()
+    own: dict[str, Tensor] = backbone.net.state_dict()
     shape = "{name} is {got}, not {own}"
     if problems := misfits(own, tensors, "unexpected", shape):
         raise FileDamaged(
-            f"{_said(path)} does not fit its own architecture {backbone.name!r}: tensors "
+            f"{_named(path)} does not fit its own architecture {backbone.name!r}: tensors "
             f"{'; '.join(problems)}.  Another version of timm may have renamed them; the header "
             "says which one wrote the file."
         )
-    net.load_state_dict(dict(tensors))
+    backbone.net.load_state_dict(dict(tensors))
 
 
 def _impostor(path: Path) -> str:
@@ -362,11 +359,11 @@ def _impostor(path: Path) -> str:
     return "is not a safetensors file.  Give the encoder.safetensors of a run."
 
 
-def _said(path: str | os.PathLike[str]) -> str:
+def _named(path: str | os.PathLike[str]) -> str:
     return f"The file {os.fspath(path)!r}"
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     except TypeError as error:

@@ -21,6 +21,7 @@ from torch import Tensor
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from nolabel.device import pick_device
+from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.file import FORMAT, LICENCE, TEXT_FILE, read_tensors, versions, write_tensors
 from nolabel.errors import FileDamaged, UsageError
 from nolabel.nn.random_state import preserve_rng
@@ -93,15 +94,16 @@ class TextEncoder:
             yield
 
 
-def text_of(encoder: Any) -> TextEncoder:
+def text_of(encoder: Encoder) -> TextEncoder:
     """The text side of an encoder: of the same run, or of the same published model.
 
     Raises:
         UsageError: It has none.
         FileDamaged: As `load_text`.
     """
-    if isinstance(encoder.meta.get("text"), TextEncoder):
-        return encoder.meta["text"].to(encoder.device)
+    text = encoder.meta.get("text")
+    if isinstance(text, TextEncoder):
+        return text.to(encoder.device)
     path = encoder.meta.get("path")
     if not path or not (Path(path).parent / TEXT_FILE).is_file():
         raise UsageError(

@@ -190,29 +190,30 @@ class Option(NamedTuple):
     """An option of a picture, as its function declares it."""
 
     name: str
-    kind: Any
-    default: Any
+    kind: type
+    default: object
     help: str
 
 
 def function_of(name: str) -> Callable[..., Any]:
     """The function that draws a picture of `PICTURES`."""
-    plain = name.replace("-", "_")
-    return getattr(importlib.import_module(f"nolabel.pictures.{plain}"), plain)
+    python_name = name.replace("-", "_")
+    return vars(importlib.import_module(f"nolabel.pictures.{python_name}"))[python_name]
 
 
 def options_of(name: str) -> tuple[Option, ...]:
     """The options of a picture: its function's keywords, with what its docstring says of them."""
     draw = function_of(name)
-    kinds, said = inspect.get_annotations(draw, eval_str=True), _said(inspect.getdoc(draw) or "")
+    kinds = inspect.get_annotations(draw, eval_str=True)
+    texts = _argument_texts(inspect.getdoc(draw) or "")
     return tuple(
-        Option(p.name, kinds[p.name], p.default, said.get(p.name, ""))
+        Option(p.name, kinds[p.name], p.default, texts.get(p.name, ""))
         for p in inspect.signature(draw).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN
     )
 
 
-def _said(doc: str) -> dict[str, str]:
+def _argument_texts(doc: str) -> dict[str, str]:
     """Argument -> its lines in a docstring's part "Args:"."""
     out: dict[str, str] = {}
     name = ""

@@ -125,7 +125,7 @@ def dense_layers(
 ) -> list[Dense]:
     """As `dense`, for several layers in one walk through the network."""
     require(encoder.backbone, ["patches"], "A vector for each patch")
-    x = encoder.prepare(plain(images))
+    x = encoder.prepare(images_of(images))
     b, p = encoder.backbone, encoder.backbone.patch_size
     keys = "attention" in b.can
     which = ("key" if keys else "token") if facet == "auto" else facet
@@ -174,7 +174,7 @@ def samples_of(images: ImagesOrSamples) -> Sequence[Sample] | None:
     return found if found and len(found) == len(images) else None
 
 
-def plain(images: ImagesOrSamples) -> Images:
+def images_of(images: ImagesOrSamples) -> Images:
     """The images of Samples; anything else as it is."""
     samples = samples_of(images)
     return cast(Images, images) if samples is None else [s.image for s in samples]

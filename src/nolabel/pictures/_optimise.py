@@ -42,7 +42,7 @@ class Search:
     stopped: bool = False
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """For captions."""
         early = ", stopped early" if self.stopped else ""
         return f"{len(self.losses):,} steps{early}"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from typing import Any
 
 import numpy as np
 import torch
@@ -160,8 +159,9 @@ def _scored(
 ) -> dict[str, float]:
     """Area under the ROC of the sentence's map for the figure's pixels, and of two maps that know
     no words; nothing where masks are unknown."""
-    masks = [s.mask for s in samples]
-    if any(m is None or m.shape != (side, side) or not 0 < m.mean() < 1 for m in masks):
+    masks = [s.mask for s in samples if s.mask is not None]
+    usable = [m.shape == (side, side) and 0 < m.mean() < 1 for m in masks]
+    if len(masks) < len(samples) or not all(usable):
         return {}
     d = dense(encoder, [s.image for s in samples])
     scores = {"auroc": maps}
@@ -177,7 +177,7 @@ def _scored(
     return out
 
 
-def auroc(values: np.ndarray, mask: Any) -> float:
+def auroc(values: np.ndarray, mask: np.ndarray) -> float:
     """Area under the ROC of a map [h, w], enlarged, for the pixels of a mask [H, W]."""
     big = F.interpolate(
         torch.from_numpy(values)[None, None].double(), size=mask.shape, mode="bilinear"

@@ -9,7 +9,7 @@ from nolabel.encoders import Encoder
 from nolabel.errors import UsageError, unknown
 from nolabel.nn.patches import mass_mask
 from nolabel.nn.pixels import to_pixels
-from nolabel.pictures._dense import ImagesOrSamples, plain, truth
+from nolabel.pictures._dense import ImagesOrSamples, images_of, truth
 from nolabel.pictures._tiles import FILMS, HEAD_COLOURS, Pictures, dots, enlarge, heat, sheet
 from nolabel.protocols.attention import areas, ceiling, iou
 from nolabel.types import Picture
@@ -45,7 +45,7 @@ def attention(
     if film not in ("", *FILMS):
         raise unknown("film", film, FILMS)
     require(encoder.backbone, {"attention"}, "show attention")
-    x = encoder.prepare(plain(images))
+    x = encoder.prepare(images_of(images))
     if masks is None:
         masks = truth(images, "mask", x.shape[-1])
     h, w = (s // encoder.backbone.patch_size for s in x.shape[-2:])

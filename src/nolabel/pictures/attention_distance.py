@@ -11,7 +11,7 @@ import torch
 
 from nolabel.backbones.base import require
 from nolabel.encoders import Encoder
-from nolabel.pictures._dense import ImagesOrSamples, plain
+from nolabel.pictures._dense import ImagesOrSamples, images_of
 from nolabel.pictures._tiles import Pictures, chart
 from nolabel.types import Picture
 
@@ -28,7 +28,7 @@ def attention_distance(encoder: Encoder, images: ImagesOrSamples) -> Pictures:
     """
     b = encoder.backbone
     require(b, ["attention"], "Attention distance")
-    x, cell = encoder.prepare(plain(images)), b.patch_size
+    x, cell = encoder.prepare(images_of(images)), b.patch_size
     h, w = (side // cell for side in x.shape[-2:])
     where = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), -1).reshape(-1, 2)
     away = np.linalg.norm(where[:, None] - where[None], axis=-1) * cell

@@ -13,7 +13,7 @@ than to others too; and groups shuffled among the images.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -126,7 +126,11 @@ def by_group(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def rates(
-    text: TextEncoder, z: Tensor, words: Any, rivals: list[str], templates: tuple[str, ...]
+    text: TextEncoder,
+    z: Tensor,
+    words: Sequence[str],
+    rivals: list[str],
+    templates: tuple[str, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether each word is an image's first choice, and its probability at the encoder's own scale
     of similarities: float [N, words] both.

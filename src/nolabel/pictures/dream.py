@@ -156,8 +156,8 @@ def dream(
         for i, c in enumerate(chosen)
     ]
     caption = (
-        f"What excites {kind}s of layer {deep} of {encoder.name} ({found.said}): made, then images "
-        f"of {gallery.name}. Activation of " + "; ".join(parts) + "."
+        f"What excites {kind}s of layer {deep} of {encoder.name} ({found.summary}): made, then "
+        f"images of {gallery.name}. Activation of " + "; ".join(parts) + "."
     )
     titles = ["made", *(f"{i + 1}." for i in range(len(best.values)))]
     data = {"made": found.shots[-1][1], "units": np.array(chosen), "activations": known.numpy(),

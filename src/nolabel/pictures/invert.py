@@ -24,7 +24,7 @@ from nolabel.encoders.features import extract
 from nolabel.errors import UsageError
 from nolabel.nn.knn import nearest
 from nolabel.nn.pixels import to_pixels
-from nolabel.pictures._dense import ImagesOrSamples, plain, samples_of
+from nolabel.pictures._dense import ImagesOrSamples, images_of, samples_of
 from nolabel.pictures._optimise import (
     Each,
     Generator,
@@ -72,7 +72,7 @@ def invert(
     """
     if seeds < 1 or steps < 1:
         raise UsageError(f"Give at least one seed and one step, got {seeds} and {steps}.")
-    x = encoder.prepare(plain(images))
+    x = encoder.prepare(images_of(images))
     last = encoder.backbone.depth - 1
     wanted = [layer_number(encoder.backbone, i) for i in layers or sorted({0, last // 2, last})]
     shown = to_pixels(x.cpu().numpy(), encoder.mean, encoder.std)
@@ -211,7 +211,7 @@ def _caption(
             said += f" and names its class for {numbers[f'named_{w}']:.0%}"
         parts.append(said)
     text = (
-        f"Images with the class token of the image in a layer of {encoder.name} ({last.said}). "
+        f"Images with the class token of the image in a layer of {encoder.name} ({last.summary}). "
         + "; ".join(parts)
         + f" (by chance {numbers['found_chance']:.0%} are found"
     )

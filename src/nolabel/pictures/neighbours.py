@@ -11,7 +11,7 @@ from nolabel.encoders.encoder import list_images, read_pixels
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError
 from nolabel.nn.knn import nearest
-from nolabel.pictures._dense import ImagesOrSamples, plain, samples_of
+from nolabel.pictures._dense import ImagesOrSamples, images_of, samples_of
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.types import Picture
 
@@ -34,7 +34,7 @@ def neighbours(
     if k < 1:
         raise UsageError(f"k must be at least 1, got {k}.")
     c = encoder.channels
-    queries = [read_pixels(image, c) for image in list_images(plain(images), c)]
+    queries = [read_pixels(image, c) for image in list_images(images_of(images), c)]
     found = extract(encoder, gallery)
     rows = ranked(encoder, queries, found, k)
     tiles, titles = [], ["image", *(f"{i + 1}." for i in range(rows[0].shape[1]))]

@@ -8,8 +8,6 @@ with the largest absolute value is the object, and of it the piece connected wit
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch.nn.functional as F
 from scipy.linalg import eigh
@@ -92,8 +90,8 @@ def normalised_cut(
     z = F.normalize(z.double(), dim=-1)
     weights = np.where((z @ z.T).numpy() > tau, JOINED, APART)
     degree = np.diag(weights.sum(1))
-    solved: Any = eigh(degree - weights, degree, subset_by_index=[1, 1])
-    vector = solved[1][:, 0]
+    _, vectors = eigh(degree - weights, degree, subset_by_index=[1, 1])
+    vector = np.asarray(vectors)[:, 0]
     first = int(np.abs(vector).argmax())
     if vector[first] <= vector.mean():
         vector = -vector

@@ -115,27 +115,27 @@ def paint(
     cosines = (z * target.cpu()).sum(1)
     numbers = {"cosine": float(cosines.mean()), "cosine_best": float(fit.amax(1).mean())}
     caption = (
-        f"{', '.join(repr(w) for w in words)} by {encoder.name} ({hunt.said}); cosine "
+        f"{', '.join(repr(w) for w in words)} by {encoder.name} ({hunt.summary}); cosine "
         f"{numbers['cosine']:.2f}, of the best images of {gallery.name} "
         f"{numbers['cosine_best']:.2f}"
     )
     wrong = others(gallery, words)
     if wrong:
         numbers["chance"] = 1 / (len(wrong) + 1)
-        numbers["told"] = told(text, z, words, wrong)
+        numbers["recognised"] = recognised(text, z, words, wrong)
         caption += (
-            f". Of {len(wrong) + 1} sentences it takes {numbers['told']:.0%} of the images for the "
-            f"right one (chance {numbers['chance']:.0%})"
+            f". Of {len(wrong) + 1} sentences it takes {numbers['recognised']:.0%} of the images "
+            f"for the right one (chance {numbers['chance']:.0%})"
         )
         if other is not None:
             theirs = text_of(other)
-            numbers["told_by_judge"] = told(theirs, theirs.project(other.embed(list(made))), words,
-                                            wrong)  # fmt: skip
+            judged = theirs.project(other.embed(list(made)))
+            numbers["recognised_by_judge"] = recognised(theirs, judged, words, wrong)
             real = theirs.project(other.embed(closest))
-            numbers["best_told_by_judge"] = told(theirs, real, words, wrong)
+            numbers["best_recognised_by_judge"] = recognised(theirs, real, words, wrong)
             caption += (
-                f"; the judge {judge} {numbers['told_by_judge']:.0%} (of the best images "
-                f"{numbers['best_told_by_judge']:.0%})"
+                f"; the judge {judge} {numbers['recognised_by_judge']:.0%} (of the best images "
+                f"{numbers['best_recognised_by_judge']:.0%})"
             )
     data = {"images": made, "cosines": cosines.numpy()}
     return Pictures([Picture(name="paint", image=sheet(rows, titles), caption=caption + ".",
@@ -152,7 +152,7 @@ def others(gallery: Source, words: tuple[str, ...]) -> list[str]:
     return [t for t in dict.fromkeys(found) if t not in words][:OTHERS]
 
 
-def told(text: TextEncoder, z: Tensor, words: tuple[str, ...], wrong: list[str]) -> float:
+def recognised(text: TextEncoder, z: Tensor, words: tuple[str, ...], wrong: list[str]) -> float:
     """Share of images, unit vectors [N, E], that are nearer to their own of N sentences than to any
     wrong one."""
     own = (z * text.embed(list(words))).sum(1)

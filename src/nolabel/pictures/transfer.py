@@ -24,7 +24,7 @@ from nolabel.backbones.base import require
 from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
 from nolabel.nn.pixels import to_pixels
-from nolabel.pictures._dense import ImagesOrSamples, plain, samples_of
+from nolabel.pictures._dense import ImagesOrSamples, images_of, samples_of
 from nolabel.pictures._optimise import (
     Each,
     Generator,
@@ -75,7 +75,7 @@ def transfer(
         UsageError: an odd number of images, no steps, or an encoder without a class token.
     """
     require(encoder.backbone, ["attention"], "Appearance transfer")
-    x = encoder.prepare(plain(images))
+    x = encoder.prepare(images_of(images))
     if len(x) < 2 or len(x) % 2 or steps < 1:
         raise UsageError(
             f"Transfer needs pairs of images and at least one step, got {len(x)} images and "
@@ -125,7 +125,7 @@ def transfer(
     losses = np.array(found.losses).reshape(-1, 3)
     across = np.arange(1, len(losses) + 1)
     names = ("appearance", "structure", "identity")
-    caption = f"Structure of one, appearance of the other, by {encoder.name} ({found.said})"
+    caption = f"Structure of one, appearance of the other, by {encoder.name} ({found.summary})"
     return Pictures([
         Picture(name="transfer", image=sheet(rows, titles), caption=caption + said + ".",
                 numbers=numbers, data={"images": made, **others}),

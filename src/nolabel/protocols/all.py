@@ -23,7 +23,7 @@ _LEFT_OUT = {
 
 
 @dataclass(frozen=True)
-class Everything:
+class ReportSet:
     """Reports of the protocols that suit, and why the others do not."""
 
     reports: tuple[Report, ...]
@@ -46,7 +46,7 @@ def evaluate_all(
     encoder: Encoder | str | os.PathLike[str],
     train: SourceSpec,
     test: SourceSpec | None = None,
-) -> Everything:
+) -> ReportSet:
     """Runs every protocol with its defaults; features are computed once.
 
     Args:
@@ -76,4 +76,4 @@ def evaluate_all(
             left_out.append((name, str(error).split("\n")[0]))
     if not reports:
         raise DataError(f"No protocol suits {e.name!r} and these data; {left_out[-1][1]}")
-    return Everything(tuple(reports), tuple(left_out))
+    return ReportSet(tuple(reports), tuple(left_out))

@@ -20,7 +20,7 @@ POOLS = ("auto", "class", "class+mean", "mean")
 
 
 @dataclass(frozen=True)
-class Deep:
+class BlockFeatures:
     """Features of a set.
 
     Attributes:
@@ -49,9 +49,9 @@ class Deep:
         return torch.cat(parts + [self.patches] * (pool == "class+mean"), 1)
 
 
-def extract_deep(
+def extract_block_features(
     encoder: Encoder, source: Source, *, blocks: int, crops: int, seed: int, batch_size: int
-) -> Deep:
+) -> BlockFeatures:
     """Runs the encoder over a source.
 
     Args:
@@ -104,7 +104,7 @@ def extract_deep(
                 advance(len(chunk.keys) + len(chunk.skipped))
     if not keys:
         raise DataError(f"{source.name!r} has no image that can be read.")
-    return Deep(
+    return BlockFeatures(
         torch.cat(pooled), torch.cat(tokens), torch.cat(patches),
         torch.from_numpy(np.concatenate(keys)),
     )  # fmt: skip

@@ -140,12 +140,12 @@ def run_finetune(
     folder = Path(o.save) if o.save else None
     if folder is not None and (folder / ENCODER_FILE).exists():
         raise UsageError(f"{o.save!r} holds an encoder already.  Choose another --save.")
-    model = fit(encoder, train, labels, len(names), o)
+    model = fit_classifier(encoder, train, labels, len(names), o)
     guesses, kept = _guess(model, encoder, test)
     own = torch.from_numpy(truth)[kept]
     rows = accuracy_rows(f"epoch {o.epochs}", guesses, own, len(names))
     used = {k: vars(o)[k] for k in RECIPES["small"]}
-    note = f"recipe {o.recipe}: " + ", ".join(f"{k} {_said(v)}" for k, v in used.items())
+    note = f"recipe {o.recipe}: " + ", ".join(f"{k} {_shown(v)}" for k, v in used.items())
     if folder is not None:
         save(model, encoder, names, folder)
         note += f"; saved in {o.save}"
@@ -155,13 +155,13 @@ def run_finetune(
     )  # fmt: skip
 
 
-def _said(value: Any) -> str:
+def _shown(value: float | tuple[float, float]) -> str:
     if isinstance(value, tuple):
         return f"{value[0]:g} to {value[1]:g}"
     return f"{value:g}"
 
 
-def fit(
+def fit_classifier(
     encoder: Encoder, train: Source, labels: np.ndarray, classes: int, o: Options
 ) -> Classifier:
     """Fine-tunes a copy of the encoder's backbone; on its device."""

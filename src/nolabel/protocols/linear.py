@@ -33,10 +33,10 @@ from nolabel.errors import DataError, UsageError, unknown
 from nolabel.protocols._heads import CHUNK_FLOATS, Heads, fit_heads, score_heads
 from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import TOP, accuracy_rows, class_names, labelled_features, matching
-from nolabel.protocols.block_features import POOLS, Deep, extract_deep
+from nolabel.protocols.block_features import POOLS, BlockFeatures, extract_block_features
 from nolabel.types import Report
 
-__all__ = ["Heads", "Options", "fit_heads", "fitted", "run_linear", "score_heads"]
+__all__ = ["Heads", "Options", "fit_heads", "fit_best_rate", "run_linear", "score_heads"]
 
 CLASSIFIERS = ("sgd", "lars", "logistic")
 RATES = {
@@ -83,7 +83,7 @@ class Options:
             raise UsageError(f"held_out must lie between 0 and 1, got {self.held_out}.")
 
     @property
-    def plain(self) -> bool:
+    def own_embedding(self) -> bool:
         """Whether the features are the encoder's own embeddings of centre views."""
         return self.blocks == (1,) and self.pools == ("auto",) and not self.augmented
 
@@ -95,7 +95,7 @@ class Setting(NamedTuple):
     pool: str
     lr: float
 
-    def said(self, o: Options) -> str:
+    def label(self, o: Options) -> str:
         """As it stands in the table."""
         name = "C" if o.classifier == "logistic" else "lr"
         parts = [f"{name}={self.lr:g}"]
@@ -129,7 +129,7 @@ def run_linear(
     """
     o = build(Options, options)
     device = encoder.device
-    if o.plain:
+    if o.own_embedding:
         found, judged, names, notes = labelled_features(
             encoder, train, test, features, o.batch_size
         )
@@ -138,12 +138,12 @@ def run_linear(
         z = {(1, "auto"): judged.values}
         keys, y, truth = found.keys, found.labels, judged.labels
     else:
-        x, z, keys, y, truth, names, notes = _deep(encoder, train, test, o)
+        x, z, keys, y, truth, names, notes = _swept_features(encoder, train, test, o)
     sweep = {k: v.to(device) for k, v in x.items()}
     best, chosen = _best(sweep, y.to(device), keys, train, o, len(names))
     wide = sweep[best.blocks, best.pool]
     ranked = _ranked(wide, y, z[best.blocks, best.pool].to(device), best.lr, o, len(names))
-    rows = accuracy_rows(best.said(o), ranked, truth, len(names))
+    rows = accuracy_rows(best.label(o), ranked, truth, len(names))
     crops = f"{o.augmented} random crops of each training image"
     how = crops if o.augmented else "centre views, without augmentation"
     deviation = (
@@ -156,16 +156,16 @@ def run_linear(
     )  # fmt: skip
 
 
-def _deep(encoder: Encoder, train: Source, test: Source, o: Options) -> Any:
+def _swept_features(encoder: Encoder, train: Source, test: Source, o: Options) -> Any:
     """Features of every combination of blocks and pools; labels; names and notes."""
     labels, own = require_labels(train), matching(train, test)  # before the long work
     given: dict[str, Any] = {
         "blocks": max(o.blocks), "seed": o.seed, "batch_size": o.batch_size,
     }  # fmt: skip
-    a = extract_deep(encoder, train, crops=o.augmented, **given)
-    b = extract_deep(encoder, test, crops=0, **given)
+    a = extract_block_features(encoder, train, crops=o.augmented, **given)
+    b = extract_block_features(encoder, test, crops=0, **given)
 
-    def swept(d: Deep) -> dict[tuple[int, str], Tensor]:
+    def swept(d: BlockFeatures) -> dict[tuple[int, str], Tensor]:
         return {(n, p): d.features(n, p) for n in o.blocks for p in o.pools}
 
     y = torch.from_numpy(labels.astype("i8"))[a.keys]
@@ -173,7 +173,7 @@ def _deep(encoder: Encoder, train: Source, test: Source, o: Options) -> Any:
     return swept(a), swept(b), a.keys, y, truth, class_names(train), ()
 
 
-def fitted(
+def fit_best_rate(
     found: Features, kept: Subset, classes: int, o: Options, device: torch.device
 ) -> tuple[Heads, float, tuple[str, ...]]:
     """One classifier on features with labels: the rate chosen on held-out ones, then all of them.
@@ -206,7 +206,7 @@ def _best(
     classes: int,
 ) -> tuple[Setting, tuple[str, ...]]:  # fmt: skip
     """The setting that does best on held-out images of train, and a note about it."""
-    rates: Any = o.lr
+    rates = o.lr or ()
     settings = [Setting(*key, lr) for key in x for lr in rates]
     if len(settings) == 1:
         return settings[0], ()

@@ -154,7 +154,7 @@ def _judge(
     found, judged, names, notes = labelled_features(encoder, train, test, features, o.batch_size)
     assert judged.labels is not None  # noqa: S101
     fit = linear.Options(epochs=o.epochs, seed=o.seed)
-    head, _, chosen = linear.fitted(
+    head, _, chosen = linear.fit_best_rate(
         found, Subset(train, found.keys.numpy()), len(names), fit, encoder.device
     )
     rows = accuracy_rows("test", _ranked(head, judged.values, None), judged.labels, len(names))[:1]

@@ -30,7 +30,7 @@ _BLOCKS = {  # blocks of each stage, and whether a block has three convolutions
 
 
 @dataclass(frozen=True)
-class Found:
+class Architecture:
     """An architecture and its weights.
 
     Attributes:
@@ -76,7 +76,7 @@ def transformer(
     *,
     special: Mapping[int, int] | None = None,
     mean_pool: bool = False,
-) -> Found:
+) -> Architecture:
     """A plain ViT by DINO's and timm's names; also BEiT's and DINOv2's variants of it.
 
     `mean_pool`: a BEiT's embedding is the mean of its patches, not its class token.
@@ -115,7 +115,7 @@ def transformer(
         kwargs["qkv_bias"] = False
     if "fc_norm.weight" in state:
         kwargs["global_pool"] = "avg"
-    return Found("vit_base_patch16_224", kwargs, state, kwargs["img_size"])
+    return Architecture("vit_base_patch16_224", kwargs, state, kwargs["img_size"])
 
 
 def _mlp(state: State, kwargs: dict[str, Any], depth: int) -> None:
@@ -144,7 +144,9 @@ def _ratio_of_gated(inner: int, width: int) -> float:
     return 4.0 if (int(int(width * 4.0) * 2 / 3) + 7) // 8 * 8 == inner else 1.5 * inner / width
 
 
-def _beit(state: State, kwargs: dict[str, Any], relative: list[str], mean_pool: bool) -> Found:
+def _beit(
+    state: State, kwargs: dict[str, Any], relative: list[str], mean_pool: bool
+) -> Architecture:
     """timm's Beit has the official names, but for the index, which it computes."""
     rows = state[relative[0]].shape[0] - 3  # places of the class token come last
     grid = (math.isqrt(rows) + 1) // 2
@@ -165,10 +167,10 @@ def _beit(state: State, kwargs: dict[str, Any], relative: list[str], mean_pool: 
     kwargs |= {
         "global_pool": "avg" if mean_pool or fine_tuned else "token", "use_fc_norm": fine_tuned,
     }  # fmt: skip
-    return Found("beit_base_patch16_224", kwargs, state, kwargs["img_size"])
+    return Architecture("beit_base_patch16_224", kwargs, state, kwargs["img_size"])
 
 
-def swin(state: State, image_size: int | None) -> Found:
+def swin(state: State, image_size: int | None) -> Architecture:
     """A Swin by the official names: timm's stage begins with the merging that ends the one before.
 
     The size of images does not follow from the tensors: without one, 32 windows of pixels.
@@ -194,19 +196,19 @@ def swin(state: State, image_size: int | None) -> Found:
     }  # fmt: skip
     if weight.shape[1] != 3:
         kwargs["in_chans"] = weight.shape[1]
-    return Found("swin_tiny_patch4_window7_224", kwargs, out, kwargs["img_size"])
+    return Architecture("swin_tiny_patch4_window7_224", kwargs, out, kwargs["img_size"])
 
 
-def resnet(state: State) -> Found:
+def resnet(state: State) -> Architecture:
     """A ResNet by torchvision's names, which are timm's."""
     stem = _needed(state, "conv1.weight")
-    blocks: Any = tuple(count(state, rf"layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
+    a, b, c, d = blocks = [count(state, rf"layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)]
     three = "layer1.0.conv3.weight" in state
-    name = _BLOCKS.get((*blocks, three))
+    name = _BLOCKS.get((a, b, c, d, three))
     if name is None:
         kind = "three" if three else "two"
         raise DataError(
-            f"No known ResNet has stages of {blocks} blocks of {kind} convolutions each."
+            f"No known ResNet has stages of {tuple(blocks)} blocks of {kind} convolutions each."
         )
     if stem.shape[-1] != 7:
         raise DataError(
@@ -219,10 +221,12 @@ def resnet(state: State) -> Found:
     if stem.shape[0] != 64:  # a wide one
         planes = [_needed(state, f"layer{i}.0.conv1.weight").shape[0] for i in (1, 2, 3, 4)]
         kwargs |= {"stem_width": stem.shape[0], "channels": planes}
-    return Found(name, kwargs, dict(state), 224)
+    return Architecture(name, kwargs, dict(state), 224)
 
 
-def clip(state: State, heads: int | None, text_heads: int | None, *, quick_gelu: bool) -> Found:
+def clip(
+    state: State, heads: int | None, text_heads: int | None, *, quick_gelu: bool
+) -> Architecture:
     """CLIP's two towers: the image's becomes timm's ViT, the text's our `SharedSpace`.
 
     Heads are 64 wide in both, as published, unless their numbers are given.
@@ -252,7 +256,7 @@ def clip(state: State, heads: int | None, text_heads: int | None, *, quick_gelu:
     text = None
     if "token_embedding.weight" in state and project is not None:
         text = _clip_text(state, project, text_heads, quick_gelu)
-    return Found(name, kwargs, out, kwargs["img_size"], text)
+    return Architecture(name, kwargs, out, kwargs["img_size"], text)
 
 
 def _clip_text(

@@ -23,7 +23,7 @@ from torch import Tensor
 from nolabel.backbones import at_size, build
 from nolabel.encoders.convert import layouts
 from nolabel.encoders.convert.families import LAYOUTS, LayoutInfo
-from nolabel.encoders.convert.layouts import Found, State
+from nolabel.encoders.convert.layouts import Architecture, State
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.state_dict import misfits, some
 from nolabel.errors import DataError, FileDamaged, UsageError, unknown
@@ -110,7 +110,7 @@ def import_state(
     f = LAYOUTS[family]
     state, taken = _tensors(value, f, branch, path)
     state, left = _encoder_of(state, f, path)
-    found = _found(state, family, f, heads, text_heads, image_size, quick_gelu)
+    found = _architecture_of(state, family, f, heads, text_heads, image_size, quick_gelu)
     kwargs = dict(found.kwargs)
     if pool:
         kwargs["global_pool"] = POOLS[pool]
@@ -122,8 +122,7 @@ def import_state(
             backbone = build(found.name, kwargs=kwargs, positions=positions or f.positions)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"No network of the sizes in {str(path)!r} can be built: {error}") from None
-    net: Any = backbone.net
-    _fill(net, found.tensors, path, family)
+    _fill(backbone.net, found.tensors, path, family)
     if image_size and "any_size" not in backbone.can:
         backbone = at_size(backbone, image_size)
     encoder = Encoder(
@@ -249,10 +248,10 @@ def _encoder_of(
     return kept, left
 
 
-def _found(
+def _architecture_of(
     state: State, family: str, f: LayoutInfo, heads: int | None, text_heads: int | None,
     image_size: int | None, quick_gelu: bool,
-) -> Found:  # fmt: skip
+) -> Architecture:  # fmt: skip
     """The layout by which the tensors are read."""
     if "clip" in f.kinds:
         return layouts.clip(state, heads, text_heads, quick_gelu=quick_gelu)

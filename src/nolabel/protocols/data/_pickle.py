@@ -39,7 +39,7 @@ class _Name:
 class _Array:
     """An array that is filled later."""
 
-    value: Any = None
+    value: np.ndarray | None = None
 
 
 def plain_values(data: bytes) -> Any:
@@ -128,7 +128,7 @@ def _known(module: str, name: str) -> _Name:
     return _Name(module, name)
 
 
-def _made(function: Any, arguments: tuple[Any, ...]) -> Any:
+def _made(function: _Name, arguments: tuple[Any, ...]) -> object:
     """What a known name makes of its arguments."""
     if function.name == "encode":
         return arguments[0].encode("latin1")
@@ -149,7 +149,7 @@ def _made(function: Any, arguments: tuple[Any, ...]) -> Any:
     raise FileDamaged(f"The file calls {function.module}.{function.name}.")
 
 
-def _filled(target: Any, state: Any) -> Any:
+def _filled(target: np.dtype | _Array, state: tuple[Any, ...]) -> np.dtype | _Array:
     """An array with its numbers, or a type with its order of bytes."""
     if isinstance(target, np.dtype):
         return target.newbyteorder(state[1]) if state[1] in "<>" else target
@@ -159,11 +159,11 @@ def _filled(target: Any, state: Any) -> Any:
     return target
 
 
-def _raw(value: Any) -> bytes:
+def _raw(value: str | bytes) -> bytes:
     return value.encode("latin1") if isinstance(value, str) else value
 
 
-def _resolved(value: Any) -> Any:
+def _resolved(value: object) -> object:
     """Arrays in place of what stood for them."""
     if isinstance(value, _Array):
         return value.value

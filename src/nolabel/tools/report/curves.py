@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 CURVES = (
     ("loss", "Loss"),
@@ -47,7 +47,7 @@ def curves(metrics: Sequence[Mapping[str, Any]], warmup_steps: float = 0.0) -> s
     return f'<div class="curves">{drawn}</div>{note}'
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether there is something to draw or to print."""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
