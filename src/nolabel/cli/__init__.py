@@ -226,7 +226,7 @@ def _show(args: list[str]) -> None:
 
     pictures = show(
         name, given.encoder, given.data, count=given.count, label=given.label,
-        **{o.name: getattr(given, o.name) for o in options},
+        **{o.name: vars(given)[o.name] for o in options},
     )  # fmt: skip
     for picture in pictures:
         print(picture.caption)

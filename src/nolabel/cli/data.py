@@ -216,7 +216,7 @@ def ablate_(args: list[str], about: str) -> None:
     if given.seeds < 1:
         raise UsageError(f"--seeds is {given.seeds}; it must be above 0.")
     keys = ("minutes", "steps", "epochs", "backbone", "image_size", "batch_size")
-    settings = {k: getattr(given, k) for k in keys if getattr(given, k) is not None}
+    settings = {k: v for k, v in asdict(given).items() if k in keys and v is not None}
     if given.download:
         settings["download"] = True
     rows = parse_rows(given.rows, kind) if given.rows else None

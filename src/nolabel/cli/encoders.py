@@ -9,6 +9,7 @@ from nolabel.cli.flags import first, flags, write_json
 
 def import_(args: list[str], about: str) -> None:
     """`nolabel import`."""
+    from nolabel.backbones.vit import ViT
     from nolabel.encoders.convert.families import LAYOUTS
     from nolabel.encoders.convert.official import import_file, save_imported
     from nolabel.encoders.state_dict import some
@@ -35,7 +36,7 @@ def import_(args: list[str], about: str) -> None:
 
     given = flags(Import, args[1:], "nolabel import FILE", about)
     chosen: dict[str, Any] = {
-        k: getattr(given, k)
+        k: vars(given)[k]
         for k in ("branch", "heads", "text_heads", "image_size", "positions", "pool", "quick_gelu")
     }
     found = import_file(file, given.as_, **chosen)
@@ -44,18 +45,18 @@ def import_(args: list[str], about: str) -> None:
         found, out, family=given.as_, tokenizer=given.tokenizer, overwrite=given.overwrite
     )
     e, b = found.encoder, found.encoder.backbone
+    positions = b.positions if isinstance(b, ViT) else None
     numbers = {
         "file": file, "layout": given.as_, "branch": found.branch or None, "name": b.name,
         "kwargs": b.kwargs, "parameters": sum(p.numel() for p in b.parameters()), "dim": b.dim,
-        "image_size": e.image_size, "positions": getattr(b, "positions", None),
+        "image_size": e.image_size, "positions": positions,
         "mean": list(e.mean), "std": list(e.std), "left_out": list(found.left_out),
         "written": [str(p) for p in paths],
     }  # fmt: skip
     print(f"read {file} as {given.as_} ({LAYOUTS[given.as_].paper})")
     print(
         f"network: {b.name}, {numbers['parameters']:,} parameters, embedding of {b.dim}, images "
-        f"of {e.image_size} px"
-        + (f", positions resized as by {b.positions}" if hasattr(b, "positions") else "")
+        f"of {e.image_size} px" + (f", positions resized as by {positions}" if positions else "")
     )
     if found.left_out:
         print(f"left out, as no part of the encoder: {some(found.left_out, 4)}")

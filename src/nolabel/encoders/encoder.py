@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from nolabel.backbones.base import Backbone, layer_number, require
+from nolabel.backbones.vit import ViT
 from nolabel.errors import (
     BadImage,
     DataError,
@@ -249,7 +250,8 @@ class Encoder:
             UsageError: The backbone has no class token, or no such layer or patch.
         """
         require(self.backbone, ["attention"], "Attention")
-        if patch is None and getattr(self.backbone.net, "cls_token", True) is None:
+        b = self.backbone
+        if patch is None and isinstance(b, ViT) and b.net.cls_token is None:
             raise UsageError(f"{self.backbone.name!r} has no class token whose attention to show.")
         deep = layer_number(self.backbone, layer)
         parts = []

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from nolabel._version import __version__
 from nolabel.backbones.base import Backbone
+from nolabel.backbones.vit import ViT
 from nolabel.encoders.own_network import Network, build_own_network, keep_code
 from nolabel.encoders.state_dict import misfits
 from nolabel.errors import DataError, FileDamaged, UsageError, unknown
@@ -107,7 +108,7 @@ def save_encoder(
         "format": FORMAT,
         "name": backbone.name,
         "kwargs": dict(backbone.kwargs),
-        "positions": getattr(backbone, "positions", None),
+        "positions": backbone.positions if isinstance(backbone, ViT) else None,
         "branch": branch,
         "method": method,
         "image_size": int(image_size),

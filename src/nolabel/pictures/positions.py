@@ -5,12 +5,12 @@ Dosovitskiy et al., "An Image is Worth 16x16 Words", 2020, figure 7.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch.nn.functional as F
 from scipy.stats import spearmanr
 
+from nolabel.backbones.beit import BEiT
+from nolabel.backbones.vit import ViT
 from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
 from nolabel.pictures._tiles import Pictures, heat, sheet
@@ -30,12 +30,11 @@ def positions(encoder: Encoder, images: object = None, *, across: int = 7) -> Pi
     """
     if across < 1:
         raise UsageError(f"across must be at least 1, got {across}.")
-    net: Any = getattr(encoder.backbone, "net", None)
-    embedded = getattr(net, "pos_embed", None)
-    if embedded is None or not hasattr(net, "patch_embed"):
-        raise UsageError(f"{encoder.name!r} has no position embedding.  Use a ViT.")
-    h, w = net.patch_embed.grid_size
-    z = embedded.detach().float().cpu()[0, -h * w :]
+    b = encoder.backbone
+    if not isinstance(b, ViT | BEiT) or b.net.pos_embed is None:
+        raise UsageError(f"{encoder.name!r} has no position embedding. Use a ViT.")
+    h, w = b.net.patch_embed.grid_size
+    z = b.net.pos_embed.detach().float().cpu()[0, -h * w :]
     cos = (F.normalize(z, dim=1) @ F.normalize(z, dim=1).T).numpy()
     maps = cos.reshape(h, w, h, w)
     rows = [

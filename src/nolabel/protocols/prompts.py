@@ -21,7 +21,7 @@ def templates_of(given: Sequence[str]) -> tuple[str, ...]:
     out: list[str] = []
     for item in given:
         if item in PRESETS:
-            published = getattr(_published(f"The templates {item}"), PRESETS[item])
+            published = vars(_published(f"The templates {item}"))[PRESETS[item]]
             out += [template("{}") for template in published]
         else:
             out.append(item)

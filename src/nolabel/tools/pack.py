@@ -55,7 +55,7 @@ class Packing:
             ("quality", 1, 100),
             ("shard_images", 1, 1 << 30),
         ):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if value is not None and not least <= value <= most:
                 flag = name.replace("_", "-")
                 raise UsageError(f"--{flag} is {value}; it must lie between {least} and {most}.")

@@ -12,17 +12,24 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import save_file
+from timm.models.beit import Attention
 from torch import Tensor, nn
 
 from nolabel.backbones.beit import BEiT
+from nolabel.backbones.resnet import ResNet
+from nolabel.backbones.swin import Swin
+from nolabel.backbones.vit import ViT
 from nolabel.encoders.encoder import Encoder
 from nolabel.errors import DataError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FORMS = ("timm", "hf", "onnx")
 ALLOWED = 1e-4  # largest difference of a feature
@@ -99,8 +106,8 @@ def largest_difference(encoder: Encoder, other: Callable[[Tensor], dict[str, Ten
 def _timm(encoder: Encoder, folder: Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], str]:
     import timm
 
-    b: Any = encoder.backbone
-    if not getattr(b, "maxpool", True):
+    b = encoder.backbone
+    if isinstance(b, ResNet) and not b.maxpool:
         raise UsageError(
             f"{b.name!r} has no pooling in front, which timm cannot say.  Export it --to onnx."
         )
@@ -112,7 +119,7 @@ def _timm(encoder: Encoder, folder: Path) -> tuple[Callable[[Tensor], dict[str, 
     size = [encoder.channels, encoder.size, encoder.size]
     config = {
         "architecture": b.name.split(".")[0], "num_classes": 0, "num_features": b.dim,
-        "global_pool": getattr(b.net, "global_pool", "avg") if not hasattr(b, "maxpool") else "avg",
+        "global_pool": b.net.global_pool if isinstance(b, ViT | BEiT | Swin) else "avg",
         "model_args": args,
         "pretrained_cfg": {
             "mean": list(encoder.mean), "std": list(encoder.std), "input_size": size,
@@ -153,8 +160,7 @@ def _hugging_face(
     }  # fmt: skip
     text = json.dumps(prepare, indent=2) + "\n"
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
-    kind: Any = getattr(transformers, config["architectures"][0])
-    model, report = _quietly(transformers, kind, folder)
+    model, report = _quietly(vars(transformers)[config["architectures"][0]], folder)
     strange = [
         k
         for which in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -181,14 +187,18 @@ def _hugging_face(
     return read_back, 'transformers.AutoModel.from_pretrained("{folder}")'
 
 
-def _quietly(transformers: Any, kind: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+def _quietly(
+    kind: type[PreTrainedModel], folder: Path
+) -> tuple[PreTrainedModel, dict[str, Sequence[str]]]:
     """Loads without the library's bars and tables; what they say is checked by the caller."""
-    log = transformers.logging
+    from transformers import logging as log
+
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
-        return kind.from_pretrained(folder, output_loading_info=True)
+        loaded = kind.from_pretrained(folder, output_loading_info=True)
+        return cast("tuple[PreTrainedModel, dict[str, Sequence[str]]]", loaded)
     finally:
         log.set_verbosity(level)
         if bars:
@@ -203,8 +213,8 @@ class _Graph(nn.Module):
         self.backbone = copy.deepcopy(encoder.backbone)
         if isinstance(self.backbone, BEiT):  # fused attention with a bias cannot be traced
             for module in self.backbone.modules():
-                if hasattr(module, "fused_attn"):
-                    setattr(module, "fused_attn", False)  # noqa: B010 - Module types it
+                if isinstance(module, Attention):
+                    setattr(module, "fused_attn", False)  # noqa: B010 - timm declares it final
         self.register_buffer("mean", torch.tensor(encoder.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(encoder.std).view(1, -1, 1, 1))
 

@@ -10,9 +10,14 @@ import re
 from typing import Any
 
 import torch
+from timm.layers import GluMlp, SwiGLU
 from torch import Tensor
 
 from nolabel.backbones.base import Backbone
+from nolabel.backbones.beit import BEiT
+from nolabel.backbones.resnet import ResNet
+from nolabel.backbones.swin import Swin
+from nolabel.backbones.vit import ViT
 from nolabel.errors import UsageError
 
 State = dict[str, Tensor]
@@ -24,22 +29,25 @@ def convert(backbone: Backbone) -> tuple[dict[str, Any], State]:
     Raises:
         UsageError: transformers has no such network.
     """
-    net: Any = backbone.net
-    state = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
-    kind = type(backbone).__name__
-    makers = {"ViT": _vit, "BEiT": _beit, "Swin": _swin, "ResNet": _resnet}
-    if kind not in makers:
-        raise UsageError(f"{backbone.name!r} is no network that transformers knows.")
-    return makers[kind](backbone, net, state)
+    state = {k: v.detach().cpu().clone() for k, v in backbone.net.state_dict().items()}
+    if isinstance(backbone, ViT):
+        return _vit(backbone, state)
+    if isinstance(backbone, BEiT):
+        return _beit(backbone, state)
+    if isinstance(backbone, Swin):
+        return _swin(backbone, state)
+    if isinstance(backbone, ResNet):
+        return _resnet(backbone, state)
+    raise UsageError(f"{backbone.name!r} is no network that transformers knows.")
 
 
 def _no(what: str) -> UsageError:
     return UsageError(f"transformers has no network with {what}.  Export it --to onnx.")
 
 
-def _shared(backbone: Backbone, net: Any) -> dict[str, Any]:
+def _shared(backbone: ViT | BEiT) -> dict[str, Any]:
     """What the configurations of transformers have in common."""
-    block = net.blocks[0]
+    block = backbone.net.blocks[0]
     return {
         "hidden_size": backbone.dim, "num_hidden_layers": backbone.depth,
         "num_attention_heads": block.attn.num_heads, "image_size": backbone.image_size,
@@ -57,14 +65,15 @@ def _thirds(out: State, name: str, new: str, weight: Tensor, bias: Tensor | None
             out[f"{new}{part}.bias"] = bias.chunk(3)[i].contiguous()
 
 
-def _vit(backbone: Backbone, net: Any, state: State) -> tuple[dict[str, Any], State]:
+def _vit(backbone: ViT, state: State) -> tuple[dict[str, Any], State]:
+    net = backbone.net
     if type(net.norm_pre).__name__ != "Identity":
-        return _clip(backbone, net, state)
+        return _clip(backbone, state)
     if net.fc_norm is not None and type(net.fc_norm).__name__ != "Identity":
         raise _no("a norm behind the pooling instead of before it")
     if net.cls_token is None or net.pos_embed is None:
         raise _no("no class token or no positions")
-    config = _shared(backbone, net)
+    config = _shared(backbone)
     hidden = net.blocks[0].mlp.fc1.out_features
     scaled, registers = "blocks.0.ls1.gamma" in state, net.reg_token is not None
     config["qkv_bias"] = "blocks.0.attn.qkv.bias" in state
@@ -74,7 +83,7 @@ def _vit(backbone: Backbone, net: Any, state: State) -> tuple[dict[str, Any], St
         positions = torch.cat([torch.zeros_like(token), positions], 1)
     elif registers:
         raise _no("registers that have positions")
-    gated = "SwiGLU" in type(net.blocks[0].mlp).__name__ or hasattr(net.blocks[0].mlp, "gate_last")
+    gated = isinstance(net.blocks[0].mlp, SwiGLU | GluMlp)
     out: State = {
         "embeddings.cls_token": token,
         "embeddings.position_embeddings": positions,
@@ -135,9 +144,10 @@ def _blocks(state: State, out: State, names: dict[str, str]) -> None:
             raise _no(f"the tensor {name!r}")
 
 
-def _clip(backbone: Backbone, net: Any, state: State) -> tuple[dict[str, Any], State]:
+def _clip(backbone: ViT, state: State) -> tuple[dict[str, Any], State]:
+    net = backbone.net
     act = type(net.blocks[0].mlp.act).__name__
-    config = _shared(backbone, net) | {
+    config = _shared(backbone) | {
         "model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"],
         "intermediate_size": net.blocks[0].mlp.fc1.out_features, "attention_dropout": 0.0,
         "hidden_act": "quick_gelu" if "Quick" in act else "gelu",
@@ -169,10 +179,11 @@ def _clip(backbone: Backbone, net: Any, state: State) -> tuple[dict[str, Any], S
     return config, out
 
 
-def _beit(backbone: Backbone, net: Any, state: State) -> tuple[dict[str, Any], State]:
+def _beit(backbone: BEiT, state: State) -> tuple[dict[str, Any], State]:
+    net = backbone.net
     if type(net.fc_norm).__name__ != "Identity":
         raise _no("a norm behind the pooling instead of before it")
-    config = _shared(backbone, net) | {
+    config = _shared(backbone) | {
         "model_type": "beit", "architectures": ["BeitModel"],
         "intermediate_size": net.blocks[0].mlp.fc1.out_features, "use_mean_pooling": False,
         "use_absolute_position_embeddings": net.pos_embed is not None,
@@ -214,7 +225,8 @@ def _beit(backbone: Backbone, net: Any, state: State) -> tuple[dict[str, Any], S
     return config, out
 
 
-def _swin(backbone: Backbone, net: Any, state: State) -> tuple[dict[str, Any], State]:
+def _swin(backbone: Swin, state: State) -> tuple[dict[str, Any], State]:
+    net = backbone.net
     stages = net.layers
     first = stages[0].blocks[0]
     window = int(backbone.kwargs.get("window_size", 7))
@@ -261,18 +273,20 @@ def _swin(backbone: Backbone, net: Any, state: State) -> tuple[dict[str, Any], S
     return config, out
 
 
-def _resnet(backbone: Backbone, net: Any, state: State) -> tuple[dict[str, Any], State]:
-    if not getattr(backbone, "maxpool", True):
+def _resnet(backbone: ResNet, state: State) -> tuple[dict[str, Any], State]:
+    net = backbone.net
+    if not backbone.maxpool:
         raise _no("no pooling in front")
     if backbone.kwargs.get("output_stride", 32) != 32:
         raise _no("an output stride other than 32")
     stages = [net.layer1, net.layer2, net.layer3, net.layer4]
-    three = hasattr(stages[0][0], "conv3")
-    last = "conv3" if three else "conv2"
+    three = "layer1.0.conv3.weight" in state
     config = {
         "model_type": "resnet", "architectures": ["ResNetModel"],
         "num_channels": backbone.channels, "embedding_size": net.conv1.out_channels,
-        "hidden_sizes": [getattr(s[0], last).out_channels for s in stages],
+        "hidden_sizes": [
+            (s[0].conv3 if three else s[0].conv2).out_channels for s in stages
+        ],
         "depths": [len(s) for s in stages], "layer_type": "bottleneck" if three else "basic",
         "hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False,
         "torch_dtype": "float32",
