@@ -160,7 +160,7 @@ def _hugging_face(
     }  # fmt: skip
     text = json.dumps(prepare, indent=2) + "\n"
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
-    model, report = _quietly(vars(transformers)[config["architectures"][0]], folder)
+    model, report = _quietly(getattr(transformers, config["architectures"][0]), folder)
     strange = [
         k
         for which in ("missing_keys", "unexpected_keys", "mismatched_keys")
