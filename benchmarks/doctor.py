@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results" / "doctor.json"
 EQUAL = {"teacher_temperature": 0.1, "warmup_teacher_temperature": 0.1}
 ZERO = {"teacher_temperature": 1e-4, "warmup_teacher_temperature": 1e-4}
 FORCED: dict[str, tuple[str, dict[str, Any]]] = {
-    "DINO without centring and sharpening": ("dino", {"centring": "none", **EQUAL}),
+    "DINO without centring and sharpening": ("dino-ablated", {"centring": "none", **EQUAL}),
     "DINO with a temperature of zero": ("dino", ZERO),
     "BYOL without the stop of the gradient": (
         "byol", {"stop_gradient": False, "projection_norm": False},

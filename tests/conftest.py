@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -137,3 +138,25 @@ def gain_of_a_short_run(tmp_path):
         return knn_gain(str(folder), f"random:{folder}", **judge)
 
     return learn
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+    """Lets losses run as one process of several: `with as_process(rank, (own, of_all), ...)`, where
+    each pair holds a tensor of this process and the same of all, [W * n, ...]."""
+    from nolabel import distributed
+
+    @contextlib.contextmanager
+    def pretend(rank, *pairs):
+        def gather(x):
+            (found,) = [every for own, every in pairs if torch.equal(own, x)]
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "rank", lambda: rank)
+            patch.setattr(distributed, "world_size", lambda: len(pairs[0][1]) // len(pairs[0][0]))
+            patch.setattr(distributed, "gather", lambda x: gather(x).detach())
+            patch.setattr(distributed, "gather_with_grad", gather)
+            yield
+
+    return pretend

@@ -114,11 +114,11 @@ def agreement(rank: int) -> None:
 
     with pytest.raises(UsageError, match="no"):  # on both, so that nobody waits for ever
         parallel.rank0_first(refuse)
-    assert distributed.places(2, 2).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]][rank]
+    assert distributed.global_rows(2, 2).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]][rank]
     torch.manual_seed(0)
     whole = torch.randn(6)
     torch.manual_seed(0)
-    assert torch.equal(distributed.share(torch.randn, 3), whole[3 * rank : 3 * rank + 3])
+    assert torch.equal(distributed.draw_for_rank(torch.randn, 3), whole[3 * rank : 3 * rank + 3])
     total = torch.tensor(3.0 if rank else 1.0, requires_grad=True)
     ratio = distributed.ratio(total, torch.tensor(6 if rank else 2))
     assert float(distributed.mean(ratio)) == 0.5  # (1 + 3) / (2 + 6)

@@ -137,7 +137,7 @@ class Run:
         Raises:
             UsageError: unknown keys, or values of a wrong type.
         """
-        raw = dict(raw)
+        raw = methods.upgrade(raw)
         kind = methods.load(str(raw.get("method", "")))
         parts = {"options": None, "settings": None, "optim": None}
         run = from_dict(cls, {**raw, **parts})
@@ -199,7 +199,7 @@ class Layer:
         The file of a run holds its steps beside the epochs or minutes that were asked for. Epochs
         are taken, which hold for any batch size; else the steps, so that the run is repeated.
         """
-        raw = read_yaml(path)
+        raw = methods.upgrade(read_yaml(path))
         parts = {f.name: raw.get(f.name) or {} for f in dataclasses.fields(cls)}
         for name, values in parts.items():
             if not isinstance(values, Mapping):

@@ -103,14 +103,24 @@ def ratio(total: Tensor, count: Tensor) -> Tensor:
     return total * world_size() / sum(count).clamp_min(1)
 
 
-def places(n: int, copies: int = 1) -> Tensor:
-    """Where this process's rows [copies * n], view by view, lie among those of all processes,
-    [copies * W * n]: the whole batch is cut into W parts of n images."""
-    own = torch.arange(n) + rank() * n
-    return (torch.arange(copies)[:, None] * (n * world_size()) + own).flatten()
+def global_rows(n: int, copies: int = 1, device: torch.device | None = None) -> Tensor:
+    """Numbers of this process's rows among those of all processes.
+
+    The whole batch is cut into W parts of n images, and each image has `copies` rows, view by view.
+
+    Args:
+        n: images of this process.
+        copies: rows of each image.
+        device: of the result.
+
+    Returns:
+        int64 [copies * n], of rows [copies * W * n].
+    """
+    own = torch.arange(n, device=device) + rank() * n
+    return (torch.arange(copies, device=device)[:, None] * (n * world_size()) + own).flatten()
 
 
-def share(draw: Callable[[int], Tensor], n: int) -> Tensor:
+def draw_for_rank(draw: Callable[[int], Tensor], n: int) -> Tensor:
     """This process's n rows of what is drawn at random for the whole batch.
 
     All processes have the same random state and draw the same, so each image gets what it would
@@ -121,6 +131,19 @@ def share(draw: Callable[[int], Tensor], n: int) -> Tensor:
         n: images of this process.
     """
     return draw(n * world_size())[rank() * n : (rank() + 1) * n]
+
+
+def random_rows(x: Tensor, n: int) -> Tensor:
+    """n rows at random, with replacement, out of those of all processes; the same on each.
+
+    Args:
+        x: [B, ...] of this process, of one shape on all processes.
+        n: rows to draw.
+    """
+    drawn = torch.randint(len(x) * world_size(), (n,), device=x.device)
+    own = drawn - rank() * len(x)
+    here = (own >= 0) & (own < len(x))  # each process gives those that it has
+    return sum(x[own.clamp(0, len(x) - 1)] * here[:, None])
 
 
 def local_shard(x: Tensor) -> Tensor:

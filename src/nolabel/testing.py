@@ -23,7 +23,17 @@ from nolabel.engine.checkpoint import capture, restore
 from nolabel.engine.optimiser import build_optimiser
 from nolabel.engine.step import apply_update
 from nolabel.engine.synthetic import SIDE, Colours, build_on, captions, noise_batch
-from nolabel.methods.base import Method, RecipeContext
+from nolabel.methods.base import (
+    INPUTS,
+    Contrastive,
+    HasPrototypes,
+    Inpaints,
+    LearnsFromText,
+    Method,
+    RecipeContext,
+    Reconstructs,
+    Tokenizes,
+)
 from nolabel.nn.random_state import rng_state, set_rng_state
 from nolabel.types import Batch, Clock, Optim, Tokens
 from nolabel.views.plan import ViewPlan
@@ -87,14 +97,13 @@ def check_method(
     Checks: builds from the recipe; finite loss; gradients reach the student alone; the teacher's
     side gets none; right without a process group; works under bf16; saved after two steps and
     reloaded, the next step is identical; two hooks move what they should; every option changes
-    the views, the loss or the weights.  A method that takes a frozen network (`takes`) gets a
-    small random one.
+    the views, the loss or the weights; each capability that the class inherits
+    (`nolabel.methods.base`) holds. A method gets small stand-ins for its `inputs`.
     """
     kind = methods.load(method) if isinstance(method, str) else method
     recipe = recipes.automatic(kind, RecipeContext(image_size=SIDE, images=1000))
     chosen = dataclasses.replace(recipe.options, **dict(options or {}))
-    assert kind.takes in ("", "encoder", "tokenizer"), f"takes is {kind.takes!r}"
-    assert not kind.takes or hasattr(chosen, "teacher"), "takes a teacher without naming it"
+    _inputs(kind, chosen)
 
     run = _steps(kind, chosen, backbone, 2)
     assert all(torch.isfinite(torch.tensor(x)) for x in run.losses), f"loss {run.losses}"
@@ -102,6 +111,7 @@ def check_method(
     _bf16(kind, chosen, backbone)
     _reload(kind, chosen, backbone)
     _encoder(run.method)
+    _capabilities(build_small(kind, chosen, backbone), kind.views(chosen, SIDE))
     _options(kind, chosen, backbone, dict(alternatives or {}), without)
 
 
@@ -196,6 +206,73 @@ def _encoder(method: Method) -> None:
     assert out.patches.shape[1] == out.grid[0] * out.grid[1], "patches do not fill the grid"
 
 
+def _inputs(kind: type[Method], options: Any) -> None:
+    """What a class says that it is built with."""
+    assert kind.inputs <= INPUTS, f"inputs are {sorted(kind.inputs)}, allowed {sorted(INPUTS)}"
+    assert len(kind.inputs) <= 1, f"inputs are {sorted(kind.inputs)}, one is allowed"
+    named = "teacher" in {field.name for field in dataclasses.fields(options)}
+    if kind.inputs & {"teacher", "tokenizer"}:
+        assert named, "it takes a frozen network, and no option `teacher` names it"
+    text = issubclass(kind, LearnsFromText)
+    assert text == ("text" in kind.inputs), "a class LearnsFromText has the input 'text'"
+
+
+@torch.no_grad()
+def _capabilities(method: Method, plan: ViewPlan) -> None:
+    """What the class inherits beside `Method` holds, for each image by itself."""
+    method.eval()
+    batch = random_batch(plan, 0)
+    x = torch.randn(IMAGES, plan.channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    if isinstance(method, Contrastive):
+        _contrastive(method, batch)
+    if isinstance(method, LearnsFromText):
+        h = torch.randn(IMAGES, method.encoder.dim)
+        image = method.shared.images(h)
+        text = method.shared.texts(method.tokenizer(batch.text or ()))
+        assert image.shape == text.shape, f"{tuple(image.shape)} against {tuple(text.shape)}"
+    if isinstance(method, Tokenizes):
+        ids, patches = method.tokens(x), (SIDE // method.patch) ** 2
+        assert ids.shape == (IMAGES, patches), f"{tuple(ids.shape)} tokens, not one a patch"
+        assert ids.dtype == torch.int64, f"ids are {ids.dtype}"
+        assert ids.min() >= 0 and ids.max() < method.vocabulary, "ids beyond the vocabulary"
+    if isinstance(method, Reconstructs):
+        other = method.swapped(x)
+        for image in (method.reconstruct(x), *([] if other is None else [other])):
+            assert image.shape == x.shape, f"rebuilt as {tuple(image.shape)}"
+    if isinstance(method, Inpaints):
+        first, again = (method.inpaint(x, 0.5, torch.Generator().manual_seed(1)) for _ in range(2))
+        assert first[0].shape == x.shape, f"predicted {tuple(first[0].shape)}"
+        assert first[1].dtype == torch.bool and first[1].any() and not first[1].all()
+        assert torch.equal(first[1], again[1]), "the generator does not choose what is hidden"
+    if isinstance(method, HasPrototypes):
+        logits = method.prototype_logits(torch.randn(IMAGES, method.encoder.dim))
+        assert logits.ndim == 2 and len(logits) == IMAGES, f"logits {tuple(logits.shape)}"
+
+
+def _contrastive(method: Contrastive, batch: Batch) -> None:
+    """Features are each image's own, and the step is their comparison."""
+    assert type(method).step is Contrastive.step, (
+        "a Contrastive method has no `step` of its own: under accumulation it would not be used"
+    )
+    features = method.features(batch)
+    for f in features:
+        assert f.ndim >= 2 and f.shape[1] == IMAGES, f"features {tuple(f.shape)}, not [V, B, ...]"
+    half = IMAGES // 2
+    parts = [method.features(_part(batch, s)) for s in (slice(0, half), slice(half, None))]
+    for f, some in zip(features, zip(*parts, strict=True), strict=True):
+        gap = (f - torch.cat(some, 1)).abs().max()
+        assert gap < 1e-4, "the features of an image depend on the rest of its batch"
+
+
+def _part(batch: Batch, which: slice) -> Batch:
+    """Some images of a batch."""
+    return Batch(
+        views={name: v[:, which] for name, v in batch.views.items()},
+        keys=None if batch.keys is None else batch.keys[which],
+        text=None if batch.text is None else batch.text[which],
+    )
+
+
 def _options(
     kind: type[Method],
     chosen: Any,
@@ -209,7 +286,7 @@ def _options(
     for field in dataclasses.fields(chosen):
         if field.name in without:
             continue
-        if kind.takes and field.name == "teacher":
+        if kind.inputs & {"teacher", "tokenizer"} and field.name == "teacher":
             continue  # a name, which the engine follows
         value = getattr(chosen, field.name)
         own = field.name in alternatives

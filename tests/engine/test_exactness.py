@@ -31,7 +31,7 @@ from nolabel.engine.distributed_method import DistributedMethod
 from nolabel.engine.gradients import gradients
 from nolabel.engine.optimiser import build_optimiser, set_rates
 from nolabel.engine.step import apply_update
-from nolabel.nn.state import Frozen
+from nolabel.nn.frozen import Frozen
 from nolabel.testing import IMAGES, TINY, build_small, random_batch
 from nolabel.types import Batch, Clock, Optim
 
@@ -51,7 +51,7 @@ OF_RESNETS = ("autoencoder", "triplet", "simclr", "mocov3", "clip", "siglip", "s
               "deepclusterv2", "obow", "barlow", "distill", "byol", "dino")  # fmt: skip
 VARIANTS = {  # what else the same pages can do
     "dino, Sinkhorn": (
-        "dino",
+        "dino-ablated",
         "vit_pico",
         {**OPTIONS["dino"], "centring": "sinkhorn", "loss": "mse"},
     ),
@@ -185,9 +185,10 @@ BROKEN: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
     "averaged variances": (wrapper, "synchronise", averaging, "barlow"),
     "no batch norm of all": (wrapper, "synchronise", lambda method, without: None, "byol"),
     "no mean of gradients": (DistributedMethod, "__init__", alone, "mae"),
-    "masks by process": (distributed, "share", lambda draw, n: draw(n), "mae"),
+    "masks by process": (distributed, "draw_for_rank", lambda draw, n: draw(n), "mae"),
     "blocks by process": (
-        distributed, "places", lambda n, copies=1: torch.arange(n * copies), "ibot",
+        distributed, "global_rows", lambda n, copies=1, device=None: torch.arange(n * copies),
+        "ibot",
     ),
     "a mean by process": (
         distributed, "ratio", lambda total, count: total / count.clamp_min(1), "beit",

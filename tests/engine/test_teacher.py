@@ -15,7 +15,7 @@ from nolabel.engine import train, trainer
 from nolabel.engine.build import build_method, load_method, load_teacher
 from nolabel.engine.checkpoint import load_checkpoint
 from nolabel.errors import FileDamaged, Stopped, UsageError
-from nolabel.nn.state import Frozen
+from nolabel.nn.frozen import Frozen
 from nolabel.testing import TINY
 
 QUICK = {"batch_size": 8, "precision": "fp32", "workers": 0, "image_size": 32, "device": "cpu",
@@ -24,13 +24,13 @@ QUICK = {"batch_size": 8, "precision": "fp32", "workers": 0, "image_size": 32, "
 COLOURS = '''
 import torch
 from dataclasses import dataclass
-from nolabel.methods.base import Method
+from nolabel.methods.base import Method, Tokenizes
 from nolabel.types import Step
 from nolabel.views.plan import View, ViewPlan
 from torch import nn
 
 
-class Colours(Method):
+class Colours(Method, Tokenizes):
     """A tokenizer: the id of a patch is the nearest of sixteen colours."""
 
     vocabulary = 16
@@ -41,7 +41,7 @@ class Colours(Method):
 
     def __init__(self, backbone, options):
         super().__init__(backbone, options)
-        self.backbone = backbone
+        self.backbone, self.patch = backbone, backbone.patch_size
         self.colours = nn.Parameter(torch.randn(16, 3))
 
     @classmethod
@@ -132,8 +132,8 @@ def test_a_run_goes_on_exactly_when_its_tokenizer_is_gone(tokenizer, photos, tmp
     trained = load_method(tokenizer)[0].colours.detach()
     folder = check_resume_without_the_original("beit", photos, tmp_path, monkeypatch, tokenizer)
     loaded, _ = load_method(folder)
-    assert torch.equal(loaded.teacher.module.colours, trained)
-    assert loaded.teacher.mean == (0.5,) * 3
+    assert torch.equal(loaded.tokenizer.module.colours, trained)
+    assert loaded.tokenizer.mean == (0.5,) * 3
     assert sorted(p.name for p in (folder / "tokenizer").iterdir()) == [
         "config.yaml", "weights.safetensors"
     ]  # fmt: skip

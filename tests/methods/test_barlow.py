@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from nolabel.backbones import build
-from nolabel.methods.barlow import BarlowTwins, cross_correlation, redundancy_loss
+from nolabel.methods.barlow import BarlowTwins, redundancy_loss
 from nolabel.methods.base import RecipeContext
+from nolabel.nn.contrastive import cross_correlation
 from nolabel.types import Batch, Clock
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "barlow.safetensors"

@@ -12,7 +12,7 @@ from nolabel.backbones import build
 from nolabel.errors import UsageError
 from nolabel.methods.base import RecipeContext
 from nolabel.methods.distill import Distill, similarities
-from nolabel.nn.state import Frozen
+from nolabel.nn.frozen import Frozen
 from nolabel.types import Batch, Clock
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
@@ -25,7 +25,7 @@ def make(teacher_size=32, student="resnet_nano", **changes):
     net = build("vit_pico", image_size=teacher_size)
     teacher = Frozen(net, MEAN, STD, image_size=teacher_size)
     given = {"anchors": 12, "hidden": 16, **changes}
-    return Distill(build(student, image_size=32), Distill.Options(**given), teacher)
+    return Distill(build(student, image_size=32), Distill.Options(**given), teacher=teacher)
 
 
 def batch(seed, n=6):

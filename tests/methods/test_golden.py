@@ -26,7 +26,7 @@ MEMORY = {"deepclusterv2": {"images": 12}}
 def trace(name: str) -> list[float]:
     """Losses of five steps, two an epoch, with the optimiser's whole path: rates, clip, hooks."""
     kind = methods.load(name)
-    options = kind.Options(**TINY[name], **MEMORY.get(name, {}))
+    options = kind.Options(**TINY[name.removesuffix("-ablated")], **MEMORY.get(name, {}))
     method = build_small(kind, options, "vit_pico")
     optim = Optim(lr=2e-3, warmup_epochs=1, clip=3.0)
     optimiser = build_optimiser(method, optim)
@@ -41,6 +41,10 @@ def trace(name: str) -> list[float]:
         apply_update(method, optimiser, optim, clock)
         losses.append(loss.item())
     return losses
+
+
+def test_the_ablations_of_dino_start_from_dino():
+    assert trace("dino-ablated") == trace("dino")
 
 
 @pytest.mark.parametrize("name", list(TINY))

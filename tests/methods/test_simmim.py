@@ -20,6 +20,7 @@ from nolabel.engine.step import apply_update
 from nolabel.errors import UsageError
 from nolabel.methods.base import RecipeContext
 from nolabel.methods.simmim import SimMIM
+from nolabel.nn.masks import mask_noise
 from nolabel.types import Batch, Clock, Optim
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "simmim_swin.safetensors"
@@ -56,6 +57,17 @@ def official():
     return m, o
 
 
+def step(m, data, masks):
+    """A step that hides just these patches."""
+    m.draw_masks = lambda *_: masks
+    return m.step(data, CLOCK)
+
+
+def masks(m, x, ratio):
+    """Masks of random units."""
+    return m.masks(x, ratio, mask_noise(len(x), (x.shape[-1] // m.options.unit) ** 2))
+
+
 def naive(x, pred, mask, patch):
     """The loss in the words of the paper, pixel by pixel."""
     total, count = 0.0, 0
@@ -72,7 +84,7 @@ def naive(x, pred, mask, patch):
 def test_loss_and_gradient_match_the_official_numbers():
     m, o = official()
     batch = Batch(views={"image": o["x"][None]})
-    out = m.step(batch, CLOCK, mask=o["mask"].bool().flatten(1))
+    out = step(m, batch, o["mask"].bool().flatten(1))
     torch.testing.assert_close(out.loss, o["loss"], rtol=1e-5, atol=0)
     out.loss.backward()
     expected = o["grad_mask_token"].flatten()
@@ -84,7 +96,7 @@ def test_loss_equals_the_naive_sum_over_hidden_pixels():
     x, mask = o["x"].double(), o["mask"].bool()
     m.double()
     pred = m.predict(x, mask.flatten(1))[0].detach()
-    loss = m.step(Batch(views={"image": x[None]}), CLOCK, mask=mask.flatten(1)).loss
+    loss = step(m, Batch(views={"image": x[None]}), mask.flatten(1)).loss
     assert loss.item() == pytest.approx(naive(x, pred, mask, 2), rel=1e-5)
     assert loss.item() == pytest.approx(float(o["loss"]), rel=1e-5)
 
@@ -93,23 +105,23 @@ def test_loss_equals_the_naive_sum_over_hidden_pixels():
 def test_visible_pixels_do_not_count_and_every_hidden_one_does(name):
     m = make(name)
     x = torch.randn(2, 3, 32, 32)
-    mask = m.masks(x, 0.6)
+    mask = masks(m, x, 0.6)
     p = m.backbone.mask_patch
     hidden = mask.unflatten(1, (32 // p, 32 // p)).unsqueeze(1)
     hidden = hidden.repeat_interleave(p, 2).repeat_interleave(p, 3).expand_as(x)
     m.predict = lambda *_: (pred, torch.zeros(2, 1))
     batch = Batch(views={"image": x[None]})
     pred = torch.where(hidden, x, x + 100.0)  # visible pixels predicted absurdly
-    assert m.step(batch, CLOCK, mask=mask).loss.item() == 0.0
+    assert step(m, batch, mask).loss.item() == 0.0
     pred = torch.where(hidden, x + 0.5, x)
-    assert m.step(batch, CLOCK, mask=mask).loss.item() == pytest.approx(0.5)
+    assert step(m, batch, mask).loss.item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_network_sees_no_hidden_pixel(name):
     m = make(name).eval()
     x = torch.randn(2, 3, 32, 32)
-    mask = m.masks(x, 0.6)
+    mask = masks(m, x, 0.6)
     p = m.backbone.mask_patch
     hidden = mask.unflatten(1, (32 // p, 32 // p)).unsqueeze(1)
     hidden = hidden.repeat_interleave(p, 2).repeat_interleave(p, 3)
@@ -121,7 +133,9 @@ def test_the_network_sees_no_hidden_pixel(name):
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.6, 0.9])
 def test_whole_units_are_hidden_exactly_the_count_rounded_up(ratio):
     m = make(unit=8)
-    mask = m.masks(torch.zeros(5, 3, 32, 32), ratio).view(5, 4, 4, 4, 4)  # rows, in it, columns, ..
+    mask = masks(m, torch.zeros(5, 3, 32, 32), ratio).view(
+        5, 4, 4, 4, 4
+    )  # rows, in it, columns, ..
     units = mask.float().mean((2, 4))
     assert set(units.unique().tolist()) == {0.0, 1.0}
     assert (units.sum((1, 2)) == math.ceil(16 * ratio)).all()
@@ -130,9 +144,9 @@ def test_whole_units_are_hidden_exactly_the_count_rounded_up(ratio):
 def test_masks_differ_between_images_and_steps_and_repeat_with_the_seed():
     m, x = make(), torch.zeros(8, 3, 32, 32)
     torch.manual_seed(1)
-    a, b = m.masks(x, 0.5), m.masks(x, 0.5)
+    a, b = masks(m, x, 0.5), masks(m, x, 0.5)
     torch.manual_seed(1)
-    assert torch.equal(m.masks(x, 0.5), a)
+    assert torch.equal(masks(m, x, 0.5), a)
     assert not torch.equal(a, b)
     assert len({tuple(row.tolist()) for row in a}) > 1
 
@@ -145,7 +159,7 @@ def test_pixels_are_predicted_where_they_are(name):
     torch.nn.init.zeros_(m.decoder.bias)
     m.decoder.weight.data[:, 0] = 1.0
     x = torch.randn(1, 3, 32, 32)
-    mask = m.masks(x, 0.5)
+    mask = masks(m, x, 0.5)
     seen = m.backbone.tokens(x, mask=mask, mask_token=m.mask_token)
     pred, _ = m.predict(x, mask)
     p = m.backbone.patch_size
@@ -171,7 +185,7 @@ def test_units_that_do_not_divide_are_refused_with_those_that_do(name, unit, fit
 
 def test_a_unit_may_be_smaller_than_a_token_of_swin():
     m = make(unit=4)
-    assert m.masks(torch.zeros(1, 3, 32, 32), 0.5).sum() == 32 * 4
+    assert masks(m, torch.zeros(1, 3, 32, 32), 0.5).sum() == 32 * 4
     assert m.step(Batch(views={"image": torch.randn(1, 2, 3, 32, 32)}), CLOCK).loss.isfinite()
 
 
@@ -194,10 +208,10 @@ def test_mask_token_and_tables_of_relative_positions_do_not_decay():
 def test_reconstruction_has_the_shapes_for_pictures(name):
     m = make(name).eval()
     x = torch.randn(2, 3, 32, 32)
-    pred, hidden = m.reconstruct(x, 0.6, torch.Generator().manual_seed(0))
+    pred, hidden = m.inpaint(x, 0.6, torch.Generator().manual_seed(0))
     assert pred.shape == x.shape and hidden.dtype == torch.bool
     assert hidden.shape == (2, 4, 4) and (hidden.sum((1, 2)) == 10).all()
-    again = m.reconstruct(x, 0.6, torch.Generator().manual_seed(0))
+    again = m.inpaint(x, 0.6, torch.Generator().manual_seed(0))
     assert torch.equal(pred, again[0]) and torch.equal(hidden, again[1])
 
 
@@ -256,7 +270,7 @@ def test_learns_to_paint_what_is_hidden_better_than_in_the_mean_colour(tmp_path)
     source = open_source("creatures:test", image_size=32)
     x = run.encoder.prepare([source.read(i).image for i in range(128)])
     method, _ = load_method(str(run.folder))
-    pred, hidden = method.eval().reconstruct(x, 0.6, torch.Generator().manual_seed(0))
+    pred, hidden = method.eval().inpaint(x, 0.6, torch.Generator().manual_seed(0))
     unit = run.options.unit
     hidden = hidden.repeat_interleave(unit, 1).repeat_interleave(unit, 2).unsqueeze(1)
     colour = (x * ~hidden).sum((2, 3), keepdim=True) / (~hidden).sum((2, 3), keepdim=True)

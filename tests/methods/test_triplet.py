@@ -8,7 +8,9 @@ import torch.nn.functional as F  # noqa: N812
 
 from nolabel.backbones import build
 from nolabel.errors import UsageError
-from nolabel.methods.triplet import Triplet, distances, triplet_loss
+from nolabel.methods.triplet import Triplet
+from nolabel.methods.triplet import triplet_loss as loss_of_distances
+from nolabel.nn.contrastive import distances, view_distances
 from nolabel.types import Batch, Clock
 
 CLOCK = Clock(0, 10, 2)
@@ -18,6 +20,11 @@ def views(n=6, d=8, seed=0):
     g = torch.Generator().manual_seed(seed)
     z = F.normalize(torch.randn(2 * n, d, generator=g).double(), dim=-1)
     return z, torch.arange(n).repeat(2)
+
+
+def triplet_loss(z, image, all_z, all_image, margin, mining):
+    same = image[:, None] == all_image[None]
+    return loss_of_distances(distances(z, all_z), same, margin, mining)
 
 
 def naive(z, image, margin, mining):
@@ -68,6 +75,17 @@ def test_two_processes_together_have_the_loss_of_the_whole_batch():
     parts = [triplet_loss(z[i], image[i], z, image, 0.3, "semi-hard") for i in mine]
     whole = triplet_loss(z, image, z, image, 0.3, "semi-hard")
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
+
+
+def test_a_process_knows_its_own_images_among_those_of_all(as_process):
+    z, image = views(8)
+    mine = [torch.tensor([0, 1, 2, 3, 8, 9, 10, 11]), torch.tensor([4, 5, 6, 7, 12, 13, 14, 15])]
+    order = torch.cat(mine)  # the rows of all, process by process
+    for rank, rows in enumerate(mine):
+        with as_process(rank, (z[rows], z[order]), (image[rows], image[order])):
+            d, same = view_distances(z[rows].unflatten(0, (2, 4)))
+        torch.testing.assert_close(d, distances(z[rows], z[order]))
+        assert torch.equal(same, image[rows][:, None] == image[order][None])
 
 
 def test_gradient_reaches_backbone_and_head():

@@ -14,6 +14,7 @@ from nolabel.data.creatures.world import Creatures
 from nolabel.data.sources.items import Arrays
 from nolabel.encoders import Encoder, load
 from nolabel.errors import UsageError
+from nolabel.methods.base import HasPrototypes
 from nolabel.pictures._optimise import (
     Fourier,
     Generator,
@@ -28,7 +29,7 @@ from nolabel.pictures._optimise import (
 from nolabel.pictures.cosegment import cosegment, guided, pixel_iou
 from nolabel.pictures.dream import dream, head_activation, unit_activation
 from nolabel.pictures.invert import invert
-from nolabel.pictures.prototypes import prototypes, scores
+from nolabel.pictures.prototypes import prototypes
 from nolabel.pictures.transfer import (
     by_gram,
     colour_distance,
@@ -385,6 +386,13 @@ def test_a_common_figure_is_cut_out_with_and_without_the_filter():
         cosegment(load("random:resnet_nano"), samples)
 
 
+class Scored(HasPrototypes):
+    """A method of which nothing is asked but the logits of its prototypes."""
+
+    def __init__(self, logits):
+        self.prototype_logits = logits
+
+
 def test_prototypes_that_are_the_classes_agree_with_them_and_chance_does_not():
     rng = np.random.default_rng(0)
     y = np.arange(60) % 3
@@ -393,18 +401,16 @@ def test_prototypes_that_are_the_classes_agree_with_them_and_chance_does_not():
     gallery = Arrays("colours", x, y, ("red", "green", "blue"))
     encoder = load("pixels", image_size=8)
     means = torch.stack([encoder.embed(x[y == c]).mean(0) for c in range(3)])
-    exact = SimpleNamespace(prototypes=F.normalize(means, dim=1), projector=torch.nn.Identity())
+    exact = Scored(lambda h: F.normalize(h, dim=1) @ F.normalize(means, dim=1).T)
     (p,) = prototypes(exact, encoder, gallery=gallery, top=5)
     assert p.numbers["agreement"] == pytest.approx(1) and p.numbers["same_class"] == 1
     assert p.numbers["used"] == 3 and p.numbers["effective"] == pytest.approx(3)
     torch.manual_seed(0)
-    chance = SimpleNamespace(
-        prototypes=torch.randn(9, 4), projector=lambda h: torch.randn(len(h), 4)
-    )
-    (p,) = prototypes(chance, encoder, gallery=gallery)
+    at_random = Scored(lambda h: F.normalize(torch.randn(len(h), 4), dim=1) @ torch.randn(4, 9))
+    (p,) = prototypes(at_random, encoder, gallery=gallery)
     assert abs(p.numbers["agreement"]) < 0.1
     with pytest.raises(UsageError, match="no prototypes"):
-        scores(SimpleNamespace(), torch.zeros(1, 2))
+        prototypes(SimpleNamespace(), encoder, gallery=gallery)
 
 
 @pytest.mark.parametrize("method", ["dino", "ibot", "dinov2", "swav", "deepclusterv2"])

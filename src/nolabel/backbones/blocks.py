@@ -73,7 +73,7 @@ class DropPath(nn.Module):
         if not self.training or not self.drop_prob:
             return x
         kept = 1.0 - self.drop_prob
-        coins = distributed.share(lambda n: x.new_empty(n).bernoulli_(kept), len(x)) / kept
+        coins = distributed.draw_for_rank(lambda n: x.new_empty(n).bernoulli_(kept), len(x)) / kept
         return x * coins.view(-1, *(1,) * (x.ndim - 1))
 
     def extra_repr(self) -> str:
@@ -83,7 +83,7 @@ class DropPath(nn.Module):
 def random_order(n: int, device: torch.device) -> Tensor:
     """A permutation of n rows, int64 [n]; processes with the same random state get different
     ones."""
-    return distributed.share(lambda total: torch.rand(total, device=device), n).argsort()
+    return distributed.draw_for_rank(lambda total: torch.rand(total, device=device), n).argsort()
 
 
 def swiglu(in_features: int, hidden_features: int, **kwargs: Any) -> nn.Module:

@@ -148,9 +148,7 @@ def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
         path = _file_of(name)
         header = read_header(path)
         backbone = build_from(header, path)
-        if (
-            header.get("method") in methods.METHODS
-        ):  # a file's own class is code that it may not run
+        if methods.is_built_in(str(header.get("method"))):  # no code that a file brings
             methods.load(header["method"]).init(backbone)
     return Encoder(
         backbone,

@@ -1,6 +1,6 @@
 """From a run to its method: backbone, frozen teacher, view plan.
 
-A method that learns from a frozen network (`Method.takes`) gets it from here.  The run's folder
+A method that learns from a frozen network (`Method.inputs`) gets it from here.  The run's folder
 keeps a copy, so that the run goes on when the original is gone:
 
     teacher.safetensors        an encoder, as any encoder file
@@ -30,13 +30,13 @@ from nolabel.engine.init_network import InitNetwork, load_init
 from nolabel.engine.resolve import Resolved
 from nolabel.engine.texts import learn_tokenizer, saved_tokenizer
 from nolabel.errors import FileDamaged, UsageError
-from nolabel.methods.base import Method
-from nolabel.nn.state import Frozen
+from nolabel.methods.base import Method, Tokenizes
+from nolabel.nn.frozen import Frozen
 from nolabel.views.plan import ViewPlan
 
 TEACHER, TOKENIZER, WEIGHTS = "teacher.safetensors", "tokenizer", "weights.safetensors"
 EXAMPLES = {
-    "encoder": "--teacher timm:vit_small_patch16_224.dino, or the folder of a run",
+    "teacher": "--teacher timm:vit_small_patch16_224.dino, or the folder of a run",
     "tokenizer": "--teacher runs/vqvae-creatures, the folder of a run of vqvae or dvae",
 }
 
@@ -76,7 +76,7 @@ def frozen_inputs(
         source: the training data of a new run, from whose captions a tokenizer is learnt.
         folder: of a run that has started: what it keeps is used.
     """
-    if not methods.load(run.method).wants_text:
+    if "text" not in methods.load(run.method).inputs:
         return load_teacher(run, folder)
     return learn_tokenizer(run, source) if source is not None else saved_tokenizer(run, folder)
 
@@ -115,7 +115,8 @@ def build_method(
                 f"The {view.name!r} crops are {view.size} px, no multiple of the patches "
                 f"of {backbone.patch_size} px. Use {near} px."
             )
-    method = kind(backbone, run.options, *([] if frozen is None else [frozen]))
+    given = {} if frozen is None else {name: frozen for name in kind.inputs}  # one at most
+    method = kind(backbone, run.options, **given)
     method.mean, method.std = plan.mean, plan.std
     if s.checkpoint_activations:
         if not any(can in backbone.can for can in ("drop", "mask")):
@@ -138,7 +139,7 @@ def _take_up(method: Method, run: Run) -> bool:
     folder = Path(str(run.settings.init))
     if not (folder / "config.yaml").is_file() or not (folder / "checkpoints").is_dir():
         return False
-    if read_yaml(folder / "config.yaml").get("method") != run.method:
+    if methods.upgrade(read_yaml(folder / "config.yaml")).get("method") != run.method:
         return False
     state = load_checkpoint(folder).state["learner"]["method"]
     own = method.state_dict()
@@ -175,7 +176,7 @@ def load_teacher(run: Run, folder: Path | None = None) -> Frozen | None:
         UsageError: none is named, it is of the wrong kind, or its channels are not the run's.
         FileDamaged: the copy was altered.
     """
-    takes = methods.load(run.method).takes
+    takes = next(iter(methods.load(run.method).inputs & EXAMPLES.keys()), "")
     if not takes:
         return None
     plan = plan_of(run)
@@ -266,10 +267,10 @@ def _kept_tokenizer(place: Path, given: Given) -> Frozen:
 
 
 def _frozen_tokenizer(method: Method, run: Run, given: Given, name: str) -> Frozen:
-    if not hasattr(method, "tokens") or not hasattr(method, "vocabulary"):
+    if not isinstance(method, Tokenizes):
         raise UsageError(
             f"The teacher {name!r} is a run of {run.method}, which makes no tokens. Give "
-            f"{EXAMPLES['tokenizer']}."
+            f"{EXAMPLES['tokenizer']}; a method of your own inherits Tokenizes."
         )
     plan = plan_of(run)
     return Frozen(method, plan.mean, plan.std, given=given, about={"run": run.to_dict()})

@@ -94,7 +94,7 @@ def _batches(run: Run, plan: ViewPlan, source: Source, parts: int) -> list[tuple
         source, FastViews(plan, s.seed, device="cpu"), seed=s.seed,
         batch_size=s.batch_size, start_step=0, total_steps=3, accumulate=parts,
         rank=distributed.rank(), world=distributed.world_size(),
-        with_text=methods.load(run.method).wants_text,
+        with_text="text" in methods.load(run.method).inputs,
     )  # fmt: skip
     out, tick = [], time.perf_counter()
     for batch in loader:

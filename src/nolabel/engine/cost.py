@@ -31,9 +31,9 @@ from nolabel.device import autocast
 from nolabel.engine.synthetic import build_on, noise_batch
 from nolabel.errors import unknown
 from nolabel.methods.base import Method
+from nolabel.nn.frozen import Frozen
 from nolabel.nn.heads import count_parameters
 from nolabel.nn.random_state import preserve_rng
-from nolabel.nn.state import Frozen
 from nolabel.types import Batch, Clock, Optim
 
 SHALLOW, DEEPER = 2, 3  # blocks of the copies that are counted

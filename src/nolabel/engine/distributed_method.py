@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nolabel import distributed
 from nolabel.backbones.base import shard_units
 from nolabel.engine.norms import synchronise
-from nolabel.methods.base import Method
+from nolabel.methods.base import Contrastive, Method
 from nolabel.nn.random_state import preserve_rng
 from nolabel.types import Batch, Clock, Step
 
@@ -78,16 +78,16 @@ class DistributedMethod:
         """
         return Step(*self._forward(_step, (batch, clock), last=last))
 
-    def embed(self, batch: Batch, *, last: bool = False) -> Sequence[Tensor]:
-        """`Method.embed` as a part of a step; the backward pass of the last one averages."""
+    def features(self, batch: Batch, *, last: bool = False) -> tuple[Tensor, ...]:
+        """`Contrastive.features`, a part of a step; the backward pass of the last one averages."""
         # DDP waits for a gradient of every parameter in the last pass; those that `compare` alone
         # uses had theirs before.
-        work = _embed_and_touch if last and self.ddp is not None else _embed
+        work = _features_and_touch if last and self.ddp is not None else _features
         return self._forward(work, (batch,), last=last)
 
-    def compare(self, features: Sequence[Tensor], clock: Clock) -> Step:
-        """`Method.compare` as a part of a step that is not its last."""
-        return Step(*self._forward(_compare, (clock, *features), last=False))
+    def compare(self, features: tuple[Tensor, ...], clock: Clock) -> Step:
+        """`Contrastive.compare`, a part of a step that is not its last."""
+        return Step(*self._forward(_compare, (features, clock), last=False))
 
     def _forward(self, work: Callable[..., Any], given: tuple[Any, ...], *, last: bool) -> Any:
         if self.ddp is not None:
@@ -144,17 +144,17 @@ def _step(method: Method, batch: Batch, clock: Clock) -> _Output:
     return out.loss, dict(out.logs), out.features
 
 
-def _compare(method: Any, clock: Clock, *features: Tensor) -> _Output:
-    out = method.compare(clock, *features)
+def _compare(method: Contrastive, features: tuple[Tensor, ...], clock: Clock) -> _Output:
+    out = method.compare(features, clock)
     return out.loss, dict(out.logs), out.features
 
 
-def _embed(method: Any, batch: Batch) -> tuple[Tensor, ...]:
-    return tuple(f.clone() for f in method.embed(batch))  # FSDP2 warns of views
+def _features(method: Contrastive, batch: Batch) -> tuple[Tensor, ...]:
+    return tuple(f.clone() for f in method.features(batch))  # FSDP2 warns of views
 
 
-def _embed_and_touch(method: Any, batch: Batch) -> tuple[Tensor, ...]:
+def _features_and_touch(method: Contrastive, batch: Batch) -> tuple[Tensor, ...]:
     """The features, with a zero gradient for every parameter."""
-    features = method.embed(batch)
+    features = method.features(batch)
     touch = sum(p.sum() for p in method.parameters() if p.requires_grad)
     return (features[0] + 0.0 * touch, *features[1:])

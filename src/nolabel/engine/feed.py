@@ -43,7 +43,7 @@ def batches_of(
         world=distributed.world_size(),
         workers=workers,
         pin=device.type == "cuda",
-        with_text=method.wants_text,
+        with_text="text" in method.inputs,
         note=warn,
     )
 

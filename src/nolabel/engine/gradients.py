@@ -1,12 +1,11 @@
 """The gradients of an optimiser step, of one batch or of several micro-batches.
 
-Methods that compare the images of a batch (`embed`, `compare`) have their micro-batches compared
-with each other, though only one of them at a time has its activations in memory (Gao et al.,
-"Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021, arXiv 2101.06983):
-the features of all are computed without gradient; the loss of all gives the gradient of each
-feature; then each micro-batch is embedded again, with gradient, from the same random state. The
-update is that of the whole batch at once, heads with batch norm included; a batch norm in the
-backbone sees a micro-batch.
+Methods that are `Contrastive` have their micro-batches compared with each other, though only one of
+them at a time has its activations in memory (Gao et al., "Scaling Deep Contrastive Learning Batch
+Size under Memory Limited Setup", 2021, arXiv 2101.06983): the features of all are computed without
+gradient; the loss of all gives the gradient of each feature; then those of each micro-batch are
+computed again, with gradient, from the same random state. The update is that of the whole batch at
+once, heads with batch norm included; a batch norm in the backbone sees a micro-batch.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nolabel.engine.distributed_method import DistributedMethod
-from nolabel.methods.base import Method
+from nolabel.methods.base import Contrastive
 from nolabel.nn.random_state import rng_state, set_rng_state
 from nolabel.types import Batch, Clock, Step
 
@@ -46,7 +45,7 @@ def gradients(
     Returns:
         The Step of the last micro-batch (of all where they are compared), and the mean loss.
     """
-    if parts > 1 and compares(distributed.method):
+    if parts > 1 and isinstance(distributed.method, Contrastive):
         out = _compared(distributed, [next(batches) for _ in range(parts)], clock, cast)
         distributed.after_backward()
         return out, out.loss
@@ -63,11 +62,6 @@ def gradients(
     return out, torch.stack(losses).mean()
 
 
-def compares(method: Method) -> bool:
-    """Whether a method's step is made of `embed` and `compare`."""
-    return hasattr(method, "embed") and hasattr(method, "compare")
-
-
 def _compared(
     distributed: DistributedMethod, batches: Sequence[Batch], clock: Clock, cast: Callable[[], Any]
 ) -> Step:
@@ -76,8 +70,8 @@ def _compared(
         for batch in batches:
             states.append(rng_state())
             with cast():
-                held.append(distributed.embed(batch))
-    whole = [torch.cat(some, 1).requires_grad_() for some in zip(*held, strict=True)]
+                held.append(distributed.features(batch))
+    whole = tuple(torch.cat(some, 1).requires_grad_() for some in zip(*held, strict=True))
     with cast():
         out = distributed.compare(whole, clock)
     out.loss.backward()
@@ -85,14 +79,14 @@ def _compared(
     for batch, state in zip(batches, states, strict=True):
         set_rng_state(state)
         with cast():
-            features = distributed.embed(batch, last=batch is batches[-1])
+            features = distributed.features(batch, last=batch is batches[-1])
         own = slice(at, at + batch.size)
         pairs = [(f, w.grad[:, own].to(f.dtype)) for f, w in zip(features, whole, strict=True)
                  if w.grad is not None and f.requires_grad]  # fmt: skip
         torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
         at += batch.size
     set_rng_state(after)
-    return Step(out.loss.detach(), out.logs, out.features)
+    return Step(out.loss.detach(), out.logs, features=out.features)
 
 
 @contextlib.contextmanager

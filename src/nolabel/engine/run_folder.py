@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import Any
 
-import torch
 import yaml
 
 from nolabel.config import Run
@@ -15,7 +13,8 @@ from nolabel.encoders.text import save_text
 from nolabel.engine.build import FrozenInputs, keep
 from nolabel.engine.environment import environment
 from nolabel.errors import UsageError
-from nolabel.methods.base import Method
+from nolabel.methods.base import LearnsFromText, Method
+from nolabel.nn.state import Ema
 from nolabel.views.plan import ViewPlan
 
 STOPPED = "stopped"  # file of a run that was asked to stop: its step
@@ -64,12 +63,11 @@ def make(run: Run, frozen: FrozenInputs) -> None:
 def export(run: Run, method: Method, plan: ViewPlan) -> None:
     """Writes the public encoder file of the branch to judge, and the text side where there is
     one."""
-    if method.wants_text:
-        own: Any = method
-        save_text(run.folder / TEXT_FILE, own.shared, own.tokenizer, method=run.method)
+    if isinstance(method, LearnsFromText):
+        save_text(run.folder / TEXT_FILE, method.shared, method.tokenizer, method=run.method)
     encoder = method.encoder
-    held = getattr(method, "teacher", None)  # an average of the student, or a frozen network
-    teacher = isinstance(held, torch.nn.Module) and any(encoder is m for m in held.modules())
+    averages = [m for m in method.modules() if isinstance(m, Ema)]
+    teacher = any(encoder is m for average in averages for m in average.modules())
     shared = run.to_dict()
     shared["settings"].pop("out")  # where a run lies is no property of its encoder
     save_encoder(

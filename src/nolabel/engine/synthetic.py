@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from nolabel import backbones
-from nolabel.methods.base import Method
-from nolabel.nn.state import Frozen
+from nolabel.data.text.tokenizer import Tokenizer
+from nolabel.methods.base import LearnsFromText, Method, Tokenizes
+from nolabel.nn.frozen import Frozen
 from nolabel.types import Batch
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, ViewPlan
 
@@ -57,40 +58,42 @@ def build_on(
         kwargs: further ones of the backbone's constructor, such as its depth.
     """
     torch.manual_seed(0)
-    given: tuple[Any, ...] = (_teacher(kind.takes),) if kind.takes else ()
-    if kind.wants_text:
-        texts = [t for seed in range(5) for t in captions(seed)]
-        given = (kind.make_tokenizer(options, texts),)
+    given = {name: _stand_in(name, kind, options) for name in sorted(kind.inputs)}
     asked = {**kind.backbone_kwargs(options), **(kwargs or {})}
     net = backbones.build(backbone, image_size=size, patch_size=patch, kwargs=asked)
     kind.init(net)
-    return kind(net, options, *given).train()
+    return kind(net, options, **given).train()
 
 
-def _teacher(takes: str) -> Frozen:
-    """A small random one, used at half the size of the images."""
-    if takes == "encoder":
+def _stand_in(name: str, kind: type[Method], options: Any) -> Frozen | Tokenizer:
+    """What a method is built with: a small random encoder, used at half the size of the images, a
+    tokenizer of patches, or one of captions."""
+    if name == "teacher":
         module: Any = backbones.build("vit_pico", image_size=SIDE // 2)
         return Frozen(module, (0.5,) * 3, (0.25,) * 3, given=STATISTICS, image_size=SIDE // 2)
-    return Frozen(Colours(), *STATISTICS)
+    if name == "tokenizer":
+        return Frozen(Colours(), *STATISTICS)
+    if not issubclass(kind, LearnsFromText):
+        raise TypeError(f"The input {name!r} of {kind.__name__} is for a class LearnsFromText.")
+    return kind.make_tokenizer(options, [t for seed in range(5) for t in captions(seed)])
 
 
-class Colours(nn.Module):
+class Colours(nn.Module, Tokenizes):
     """A tokenizer that needs no training: a patch's id says which channels are above their mean.
 
-    It shows what a method that takes a tokenizer may ask of one.
+    It shows what a method may ask of a tokenizer.
+
+    Args:
+        patch: side of a patch in pixels.
     """
 
     vocabulary = 8
 
     def __init__(self, patch: int = 2):
         super().__init__()
-        # `patch_size` alone is asked for, never the network.
-        self.backbone = backbones.build("pixels", image_size=SIDE)
-        self.backbone.patch_size = patch
+        self.patch = patch
 
     @torch.no_grad()
     def tokens(self, x: Tensor) -> Tensor:
-        """Images [N, 3, H, W] to ids int64 [N, P], row by row."""
-        means = nn.functional.avg_pool2d(x.float(), self.backbone.patch_size).flatten(2)
+        means = nn.functional.avg_pool2d(x.float(), self.patch).flatten(2)
         return ((means > 0) * torch.tensor([4, 2, 1], device=x.device)[:, None]).sum(1)

@@ -9,6 +9,7 @@ from nolabel.config import Run
 from nolabel.data.source import Source
 from nolabel.data.text.captions import require_texts, spread, texts_of
 from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from nolabel.methods.base import LearnsFromText
 
 MOST = 100_000  # captions that a tokenizer is learnt from, spread over the data
 
@@ -21,7 +22,7 @@ def learn_tokenizer(run: Run, source: Source) -> Tokenizer | None:
         UsageError: As the method's `make_tokenizer`.
     """
     kind = methods.load(run.method)
-    if not kind.wants_text:
+    if not issubclass(kind, LearnsFromText):
         return None
     require_texts(source)
     texts = texts_of(source, spread(len(source), MOST))
@@ -30,6 +31,6 @@ def learn_tokenizer(run: Run, source: Source) -> Tokenizer | None:
 
 def saved_tokenizer(run: Run, folder: Path | None = None) -> Tokenizer | None:
     """The tokenizer in the folder of a run, None for a method that wants no text."""
-    if not methods.load(run.method).wants_text:
+    if "text" not in methods.load(run.method).inputs:
         return None
     return Tokenizer.load((folder or run.folder) / TOKENIZER_FILE)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nolabel import _usercode
 from nolabel.catalogue import Entry, by_name
@@ -249,6 +250,35 @@ METHODS: dict[str, MethodInfo] = by_name(
 OWN = "method class (a subclass of nolabel.methods.base.Method)"
 
 
+# Methods with the switches of their paper's ablations; options of the page's own need no variant.
+_ABLATED = {"dino": "dino-ablated"}
+_VARIANTS = {"dino-ablated": "nolabel.methods.ablations.dino:DINOAblated"}
+# Options that were the page's own, with their defaults, in runs made before the variant existed.
+_MOVED = {"dino": {"teacher": "momentum", "centring": "centre", "loss": "cross-entropy",
+                   "predictor": False}}  # fmt: skip
+
+
+def ablated(name: str) -> str:
+    """The method whose options have what the paper's table of ablations changes."""
+    return _ABLATED.get(name, name)
+
+
+def is_built_in(name: str) -> bool:
+    """Whether `load` finds the name without executing a user's file."""
+    return name in METHODS or name in _VARIANTS
+
+
+def upgrade(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored run (config.yaml) in the terms of today: options that moved are dropped where they
+    have their defaults, and make the run one of the variant that has them where they have not."""
+    method, options = run.get("method"), dict(run.get("options") or {})
+    moved = _MOVED.get(str(method), {})
+    own = {k: options.pop(k) for k in moved if k in options}
+    if any(own[k] != moved[k] for k in own):
+        return {**run, "method": _ABLATED[str(method)]}
+    return {**run, "options": options} if own else dict(run)
+
+
 def load(name: str) -> type[Method]:
     """The method class of a built-in name or of `path/to/file.py:Class`.
 
@@ -260,9 +290,10 @@ def load(name: str) -> type[Method]:
     """
     if _usercode.is_reference(name):
         return _class(_usercode.find(name, _is_method, OWN))
-    if name not in METHODS:
+    if not is_built_in(name):
         raise unknown("method", name, METHODS, "Or path/to/file.py:Class for your own.")
-    module, _, attribute = METHODS[name].where.partition(":")
+    where = _VARIANTS.get(name) or METHODS[name].where
+    module, _, attribute = where.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError
-from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.methods.base import Method, Recipe, RecipeContext, Reconstructs
 from nolabel.nn.pixels import mean_colour_error
 from nolabel.types import Batch, Clock, Optim, Step, Tokens
 from nolabel.views.plan import View, ViewPlan
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         return x.float()
 
 
-class Autoencoder(Method):
+class Autoencoder(Method, Reconstructs):
     """Autoencoder with a bottleneck, and with skip connections on request."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ class Autoencoder(Method):
             "code_use": use,
             "error_mean_colour": mean_colour_error(x),
         }
-        return Step(loss, logs, pooled.detach())
+        return Step(loss, logs, features=pooled.detach())
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:

@@ -21,28 +21,16 @@ Differs from the original:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.nn.contrastive import pair_signals
+from nolabel.methods.base import Contrastive, Recipe, RecipeContext
+from nolabel.nn.contrastive import cross_correlation, pair_signals
 from nolabel.nn.heads import mlp
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, two_views
-
-
-def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
-    """C [D, D] of embeddings [N, D] of two views; entries between -1 and 1."""
-
-    def normalise(z: Tensor) -> Tensor:
-        z = z - z.mean(0)
-        return z / (z.square().mean(0) + 1e-5).sqrt()
-
-    return normalise(z1).T @ normalise(z2) / len(z1)
 
 
 def redundancy_loss(c: Tensor, weight: float) -> Tensor:
@@ -51,7 +39,7 @@ def redundancy_loss(c: Tensor, weight: float) -> Tensor:
     return (diagonal - 1).square().sum() + weight * (c.square().sum() - diagonal.square().sum())
 
 
-class BarlowTwins(Method):
+class BarlowTwins(Contrastive):
     """Redundancy reduction: the cross-correlation of two views becomes the identity."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -78,21 +66,15 @@ class BarlowTwins(Method):
     def views(cls, options: Options, image_size: int) -> ViewPlan:
         return two_views(image_size, options, blur=options.blur, solarise=options.solarise)
 
-    def step(self, batch: Batch, clock: Clock) -> Step:
-        return self.compare(clock, *self.embed(batch))
-
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+    def features(self, batch: Batch) -> tuple[Tensor, ...]:
         return (torch.stack([self.backbone(x) for x in batch.views["view"]]),)  # [2, B, D]
 
-    def compare(
-        self, clock: Clock, h: Tensor
-    ) -> Step:  # each view has its batch norm, here and in `embed`
-        z1, z2 = (distributed.gather_with_grad(self.projector(x).float()) for x in h)
-        with torch.autocast(z1.device.type, enabled=False):
-            c = cross_correlation(z1, z2)
-        logs: dict[str, Any] = {"correlation": torch.diagonal(c).mean().detach()}
-        logs |= pair_signals(z1, z2)
-        return Step(redundancy_loss(c, self.options.weight), logs, h[0].detach())
+    def compare(self, features: tuple[Tensor, ...], clock: Clock) -> Step:
+        (h,) = features  # [2, B, D]
+        z1, z2 = (self.projector(x).float() for x in h)  # each view has its batch norm
+        c = cross_correlation(z1, z2)
+        logs = pair_signals(z1, z2) | {"correlation": torch.diagonal(c).mean().detach()}
+        return Step(redundancy_loss(c, self.options.weight), logs, features=h[0].detach())
 
     @property
     def encoder(self) -> Backbone:

@@ -1,19 +1,35 @@
-"""What a method is: its options, its views, its step and two hooks.  Nothing else is shared."""
+"""What a method is: its options, its views, its step and two hooks, and what else it can do.
+
+A capability is a class that a method inherits; the engine and the pictures ask by `isinstance`:
+
+    Contrastive     compares the images of a batch with each other
+    LearnsFromText  learns from captions, and has a space that images and texts share
+    Tokenizes       turns an image into one id a patch: the tokenizer of BEiT
+    Reconstructs    rebuilds the images that it has seen
+    Inpaints        predicts the pixels of patches that it has not seen
+    HasPrototypes   compares embeddings with prototypes
+
+No behaviour depends on the name of any other member of a method.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone, require
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, ViewPlan
 
 if TYPE_CHECKING:
+    from nolabel.backbones.text import SharedSpace
     from nolabel.data.text.tokenizer import Tokenizer
+
+INPUTS = frozenset({"teacher", "tokenizer", "text"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,25 +71,20 @@ class Method(nn.Module):
             optimiser.zero_grad()
             method.after_update(clock)
 
-    One that compares the images of a batch with each other does so in two functions, and its step
-    is `compare(clock, *embed(batch))`: `embed` gives features [views, B, ...] of images on
-    their own, `compare` the Step of all of them.  Micro-batches are then embedded one by one, and
-    compared with each other (`engine.gradients`).
-
     Subclasses define a frozen keyword-only dataclass `Options`, the class attribute `needs`, and
-    the five functions below.  `__init__(self, backbone, options)` calls `super().__init__(
-    backbone, options)`, which checks `needs`.
+    `views`, `step`, `encoder`, and where they want them `recipe`, `init`, the two hooks and
+    `backbone_kwargs`. `__init__(self, backbone, options)` calls `super().__init__(backbone,
+    options)`, which checks `needs`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    # What `options.teacher` names, "encoder" (ENC) or "tokenizer" (a run of vqvae or dvae); such a
-    # method is built as kind(backbone, options, teacher) with a `Frozen`.
-    takes: ClassVar[str] = ""
+    # What it is built with beside backbone and options, each by the keyword of its name:
+    #   "teacher"    a frozen encoder (ENC), named by `options.teacher`, as `Frozen`
+    #   "tokenizer"  a run of a method that `Tokenizes`, named by `options.teacher`, as `Frozen`
+    #   "text"       the tokenizer of captions, for a method that `LearnsFromText`
+    inputs: ClassVar[frozenset[str]] = frozenset()
     # The paper's table of ablations: name -> options to change (`nolabel ablate`).
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    # Whether it learns from captions: batches then carry `text`, it is built as kind(backbone,
-    # options, tokenizer), and has `shared`, a `SharedSpace` that is saved beside the encoder.
-    wants_text: ClassVar[bool] = False
     # Children whose batch norms see what one process has, not what all have together.
     own_norms: ClassVar[tuple[str, ...]] = ()
     continued = False  # whether `--init` brought the heads as well as the network
@@ -114,17 +125,6 @@ class Method(nn.Module):
         """Keyword arguments of timm's constructor that the options ask of a fresh backbone."""
         return {}
 
-    @classmethod
-    def make_tokenizer(cls, options: Any, texts: Iterable[str]) -> Tokenizer:
-        """The tokenizer that it is built with, if it `wants_text`.
-
-        Called once a run, before the method is built; the run's folder keeps it.
-
-        Args:
-            texts: captions of the training data, at most 100,000 of them, spread over the set.
-        """
-        raise NotImplementedError
-
     @staticmethod
     def init(backbone: Backbone) -> None:
         """Sets fresh weights before training starts; by default timm's own stay."""
@@ -142,4 +142,114 @@ class Method(nn.Module):
     @property
     def encoder(self) -> Backbone:
         """The branch to judge and to export."""
+        raise NotImplementedError
+
+
+class Contrastive(Method):
+    """A method whose loss compares the images of a batch with each other.
+
+    Its step has two parts: `features` of each image by itself, and `compare`, the loss over the
+    features of all. Under gradient accumulation the features are made micro-batch by micro-batch
+    and compared with each other in one piece, so that the update is the large batch's
+    (`engine.gradients`).
+    """
+
+    @final
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        """`compare` of the `features` of one batch."""
+        return self.compare(self.features(batch), clock)
+
+    def features(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What is compared later, each image's by itself: tensors [V, B, ...]."""
+        raise NotImplementedError
+
+    def compare(self, features: tuple[Tensor, ...], clock: Clock) -> Step:
+        """The Step of all images, from what `features` gave of them, joined along dimension 1."""
+        raise NotImplementedError
+
+
+class LearnsFromText:
+    """A method that learns from captions: batches carry `text`. Its `inputs` hold "text".
+
+    Attributes:
+        shared: the text tower and the projections into the space that images and texts share; it
+            is saved beside the encoder.
+        tokenizer: of the captions, the `text` that the method was built with.
+    """
+
+    shared: SharedSpace
+    tokenizer: Tokenizer
+
+    @classmethod
+    def make_tokenizer(cls, options: Any, texts: Iterable[str]) -> Tokenizer:
+        """The tokenizer that it is built with.
+
+        Called once a run, before the method is built; the run's folder keeps it.
+
+        Args:
+            options: the method's own.
+            texts: captions of the training data, at most 100,000 of them, spread over the set.
+        """
+        raise NotImplementedError
+
+
+class Tokenizes:
+    """A network that turns an image into one id a patch, and may be another method's tokenizer.
+
+    Attributes:
+        vocabulary: number of different ids.
+        patch: side of a patch in pixels.
+    """
+
+    vocabulary: int
+    patch: int
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Normalised images [N, C, H, W] to ids int64 [N, P], row by row, below `vocabulary`."""
+        raise NotImplementedError
+
+
+class Reconstructs:
+    """A method that rebuilds an image that it has seen, from a code or from tokens."""
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] rebuilt, normalised like x."""
+        raise NotImplementedError
+
+    def swapped(self, x: Tensor) -> Tensor | None:
+        """Images rebuilt with the code of the image before; None where there is no such code."""
+        return None
+
+
+class Inpaints:
+    """A method that hides patches of an image and predicts their pixels.
+
+    Attributes:
+        knows_statistics: whether predictions are drawn with each patch's true mean and deviation,
+            which the network did not predict.
+    """
+
+    knows_statistics: bool = False
+
+    def inpaint(
+        self, x: Tensor, ratio: float, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Hides a share of the patches and predicts the images.
+
+        Args:
+            x: normalised images [N, C, H, W].
+            ratio: share of patches to hide.
+            generator: of the choice of patches; by default torch's own.
+
+        Returns:
+            predicted images [N, C, H, W] and the hidden patches bool [N, h, w].
+        """
+        raise NotImplementedError
+
+
+class HasPrototypes:
+    """A method that compares embeddings with K prototypes."""
+
+    def prototype_logits(self, h: Tensor) -> Tensor:
+        """Logits [N, K] of embeddings [N, D] of the branch `encoder`, centred as in training."""
         raise NotImplementedError

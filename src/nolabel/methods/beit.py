@@ -33,8 +33,8 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_beit
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.nn.frozen import Frozen
 from nolabel.nn.masks import block_masks
-from nolabel.nn.state import Frozen
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
@@ -43,7 +43,7 @@ class BEiT(Method):
     """Masked prediction of visual tokens."""
 
     needs = frozenset({"mask"})
-    takes = "tokenizer"
+    inputs = frozenset({"tokenizer"})
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -57,7 +57,7 @@ class BEiT(Method):
         scale: tuple[float, float] = (0.08, 1.0)  # area of the crop
         jitter: float = 0.4  # of brightness, contrast and saturation, always
 
-    def __init__(self, backbone: Backbone, options: Options, teacher: Frozen):
+    def __init__(self, backbone: Backbone, options: Options, *, tokenizer: Frozen):
         super().__init__(backbone, options)
         o = options
         patches = (backbone.image_size // backbone.patch_size) ** 2
@@ -69,9 +69,9 @@ class BEiT(Method):
                 f"{int(o.mask_ratio * patches)} patches to hide. Use --smallest-block "
                 f"{max(int(o.mask_ratio * patches / 5), 1)}, or a smaller --patch-size."
             )
-        self.backbone, self.teacher = backbone, teacher
+        self.backbone, self.tokenizer = backbone, tokenizer
         self.mask_token = nn.Parameter(torch.empty(backbone.dim).normal_(std=0.02))
-        self.head = nn.Linear(backbone.dim, teacher.module.vocabulary)  # W, b
+        self.head = nn.Linear(backbone.dim, tokenizer.module.vocabulary)  # W, b
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         if o.layer_scale and isinstance(backbone, ViT):
@@ -99,10 +99,10 @@ class BEiT(Method):
     def targets(self, x: Tensor) -> Tensor:
         """The tokenizer's ids int64 [B, P] of whole images, on the encoder's grid."""
         grid = (x.shape[-2] // self.backbone.patch_size, x.shape[-1] // self.backbone.patch_size)
-        patch = self.teacher.module.backbone.patch_size
+        patch = self.tokenizer.module.patch
         with torch.autocast(x.device.type, enabled=False):  # rounding would change ids
-            image = self.teacher.prepare(x.float(), (grid[0] * patch, grid[1] * patch))
-            ids = self.teacher.module.tokens(image)
+            image = self.tokenizer.prepare(x.float(), (grid[0] * patch, grid[1] * patch))
+            ids = self.tokenizer.module.tokens(image)
         if ids.shape != (len(x), grid[0] * grid[1]):
             raise UsageError(
                 f"The tokenizer gives {ids.shape[-1]} tokens an image, the encoder has "
@@ -110,14 +110,15 @@ class BEiT(Method):
             )
         return ids
 
-    def step(self, batch: Batch, clock: Clock, mask: Tensor | None = None) -> Step:
-        o = self.options
+    def draw_masks(self, x: Tensor) -> Tensor:
+        """Blocks of hidden patches, bool [B, P]."""
+        o, side = self.options, x.shape[-1] // self.backbone.patch_size
+        counts = np.full(len(x), round(o.mask_ratio * side * side))
+        return block_masks(counts, (side, side), smallest=o.smallest_block).to(x.device)
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
         x = batch.views["image"][0]  # [B, C, H, W]
-        ids = self.targets(x)
-        if mask is None:
-            side = x.shape[-1] // self.backbone.patch_size
-            counts = np.full(len(x), round(o.mask_ratio * side * side))
-            mask = block_masks(counts, (side, side), smallest=o.smallest_block).to(x.device)
+        ids, mask = self.targets(x), self.draw_masks(x)
         out = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)
         logits = self.head(out.patches[mask]).float()  # [hidden, V]
         total = F.cross_entropy(logits, ids[mask], reduction="sum")
@@ -127,7 +128,7 @@ class BEiT(Method):
             "token_accuracy": (logits.argmax(-1) == ids[mask]).float().mean(),
             "tokens_used": ids.unique().numel(),
         }
-        return Step(loss, logs, out.pooled.detach())
+        return Step(loss, logs, features=out.pooled.detach())
 
     @property
     def encoder(self) -> Backbone:

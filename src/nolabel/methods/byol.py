@@ -85,7 +85,7 @@ class BYOL(Method):
         z1, z2 = (self.target(x1), self.target(x2)) if self.options.stop_gradient else (p1, p2)
         loss = regression_loss(q1, z2) + regression_loss(q2, z1)
         logs = pair_signals(q1, z2) | {"target_momentum": self.momentum(clock)}
-        return Step(loss, logs, h1.detach())
+        return Step(loss, logs, features=h1.detach())
 
     def momentum(self, clock: Clock) -> float:
         """tau of this step: the weight of the old target."""

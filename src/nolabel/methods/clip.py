@@ -32,11 +32,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.text.tokenizer import PUBLISHED, Tokenizer, make_tokenizer
-from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.methods.base import Contrastive, LearnsFromText, Recipe, RecipeContext
 from nolabel.nn.contrastive import clip_loss, pair_signals
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
@@ -44,10 +43,10 @@ from nolabel.views.plan import View, ViewPlan
 MOST_SCALE = 100.0  # s is clipped to it, for stability (§2.5)
 
 
-class CLIP(Method):
+class CLIP(Contrastive, LearnsFromText):
     """Contrastive language-image pre-training."""
 
-    wants_text = True
+    inputs = frozenset({"text"})
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -64,12 +63,12 @@ class CLIP(Method):
         chunk: int = 0  # rows of the logits held at once, for large batches; 0 = all
         scale: tuple[float, float] = (0.9, 1.0)  # area of the crop
 
-    def __init__(self, backbone: Backbone, options: Options, tokenizer: Tokenizer):
+    def __init__(self, backbone: Backbone, options: Options, *, text: Tokenizer):
         super().__init__(backbone, options)
         o = options
-        self.backbone, self.tokenizer = backbone, tokenizer
+        self.backbone, self.tokenizer = backbone, text
         self.shared = SharedSpace(
-            backbone.dim, vocabulary=tokenizer.vocabulary, context=o.context, dim=o.text_dim,
+            backbone.dim, vocabulary=text.vocabulary, context=o.context, dim=o.text_dim,
             depth=o.text_depth, heads=o.text_heads, out=o.projection, quick_gelu=o.quick_gelu,
             scale=1 / o.temperature,
         )  # fmt: skip
@@ -83,29 +82,18 @@ class CLIP(Method):
         view = View(name="image", size=image_size, scale=options.scale, flip=0.0)
         return ViewPlan(views=(view,))
 
-    def step(self, batch: Batch, clock: Clock) -> Step:
-        return self.compare(clock, *self.embed(batch))
-
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+    def features(self, batch: Batch) -> tuple[Tensor, ...]:
         x = batch.views["image"][0]  # [B, C, H, W]
         text = self.shared.texts(self.tokenizer(batch.text or ()).to(x.device))
         return self.backbone(x)[None], text[None]
 
-    def compare(self, clock: Clock, h: Tensor, text: Tensor) -> Step:
-        h, text = h[0], text[0]
-        image = self.shared.images(h)  # [B, E]
+    def compare(self, features: tuple[Tensor, ...], clock: Clock) -> Step:
+        h, y = (f[0] for f in features)  # [B, D], [B, E]
+        x = self.shared.images(h)  # [B, E]
         s = self.shared.scale
-        loss = clip_loss(
-            image,
-            text,
-            s,
-            distributed.gather_with_grad(image),
-            distributed.gather_with_grad(text),
-            offset=distributed.rank() * len(h),
-            chunk=self.options.chunk,
-        )
-        logs = pair_signals(image, text) | {"scale": s.detach()}
-        return Step(loss, logs, h.detach())
+        loss = clip_loss(x, y, s, chunk=self.options.chunk)
+        logs = pair_signals(x, y) | {"scale": s.detach()}
+        return Step(loss, logs, features=h.detach())
 
     @torch.no_grad()
     def after_update(self, clock: Clock) -> None:

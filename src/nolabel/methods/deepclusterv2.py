@@ -35,16 +35,17 @@ from torch import Tensor
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.errors import UsageError
-from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import spherical_kmeans
 from nolabel.nn.heads import mlp
+from nolabel.nn.state import StepBuffer
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, multi_crop
 
 UNKNOWN = -100  # label of an image that no epoch has seen; cross_entropy leaves it out
 
 
-class DeepClusterV2(Method):
+class DeepClusterV2(Method, HasPrototypes):
     """Deep clustering: k-means on the memory of embeddings labels the images, epoch by epoch."""
 
     needs = frozenset({"any_size"})
@@ -85,8 +86,7 @@ class DeepClusterV2(Method):
         self.register_buffer("memory", torch.zeros(2, o.images, o.projection))
         self.register_buffer("labels", torch.full((o.heads, o.images), UNKNOWN))
         self.register_buffer("prototypes", torch.zeros(o.heads, o.clusters, o.projection))
-        self._new: list[tuple[Tensor, Tensor]] = []
-        self._step = -1
+        self._new = StepBuffer()
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
@@ -106,11 +106,9 @@ class DeepClusterV2(Method):
         z = z.unflatten(0, (-1, b))  # [V, B, projection], globals first
         labels = self.labels[:, keys]  # [heads, B]
         losses = [self._head_loss(z, c, y) for c, y in zip(self.prototypes, labels, strict=True)]
-        if clock.step != self._step:  # a new step, or the one before was skipped
-            self._new, self._step = [], clock.step
-        self._new.append((keys, z[:2].detach()))
+        self._new.add(clock.step, keys, z[:2].transpose(0, 1))
         logs = {"labels_used": labels[0][labels[0] >= 0].unique().numel()}
-        return Step(torch.stack(losses).mean(), logs, h[0][:b].detach())
+        return Step(torch.stack(losses).mean(), logs, features=h[0][:b].detach())
 
     def _head_loss(self, z: Tensor, prototypes: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of all crops z [V, B, D] whose image has a label y [B]."""
@@ -120,10 +118,8 @@ class DeepClusterV2(Method):
 
     @torch.no_grad()
     def after_update(self, clock: Clock) -> None:
-        keys = distributed.gather(torch.cat([k for k, _ in self._new]))
-        z = torch.cat([z for _, z in self._new], 1)  # [2, B, D]
-        self.memory[:, keys] = distributed.gather(z.transpose(0, 1)).transpose(0, 1)
-        self._new = []
+        keys, z = (distributed.gather(x) for x in self._new.take())  # [B], [B, 2, D]
+        self.memory[:, keys] = z.transpose(0, 1)
         if (clock.step + 1) % clock.steps_per_epoch == 0:
             self.cluster(clock.step)
 
@@ -140,6 +136,10 @@ class DeepClusterV2(Method):
             centroids, label = spherical_kmeans(z, z[first.to(z.device)], self.options.iterations)
             self.prototypes[head, : len(centroids)] = centroids
             self.labels[head, places] = label
+
+    def prototype_logits(self, h: Tensor) -> Tensor:
+        """Of the first clustering."""
+        return F.linear(F.normalize(self.projector(h), dim=-1), self.prototypes[0])
 
     @property
     def encoder(self) -> Backbone:

@@ -11,9 +11,7 @@ the two global crops, the student all of them. With K prototypes,
     c     <- m c + (1 - m) mean over the batch of g_t(x)                                (eq. 4)
     theta_t <- lambda theta_t + (1 - lambda) theta_s,  lambda from 0.996 to 1 by half a cosine
 
-The paper's ablations (tables 7 and 8, appendix B) are options: a copy of the student as teacher,
-Sinkhorn-Knopp or nothing in place of centring, no local crops, the squared distance of unit-length
-logits (as in BYOL) in place of the cross-entropy, and a predictor before the student's prototypes.
+The paper's ablations (tables 7 and 8, appendix B) are in `ablations/dino.py`; see `nolabel ablate`.
 
 Differs from the original:
   - the centre's mean covers the whole optimiser step under gradient accumulation (the official
@@ -27,29 +25,19 @@ Differs from the original:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_dino
-from nolabel.errors import unknown
-from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.nn.assignment import sinkhorn
-from nolabel.nn.heads import PrototypeHead, mlp
-from nolabel.nn.losses import cross_entropy_views, squared_distance_views, target_signals
+from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
+from nolabel.nn.heads import PrototypeHead
+from nolabel.nn.losses import cross_entropy_views, target_signals
 from nolabel.nn.schedules import momentum, per_epoch_linear
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, multi_crop
-
-CHOICES = {
-    "teacher": ("momentum", "copy"),
-    "centring": ("centre", "sinkhorn", "none"),
-    "loss": ("cross-entropy", "mse"),
-}
 
 
 class Network(nn.Module):
@@ -66,18 +54,10 @@ class Network(nn.Module):
         return self.head(self.backbone(x))
 
 
-class DINO(Method):
+class DINO(Method, HasPrototypes):
     """Self-distillation with no labels."""
 
     needs = frozenset({"any_size"})
-    ablations: ClassVar[Any] = {  # table 7 of the paper
-        "no momentum teacher": {"teacher": "copy"},
-        "Sinkhorn-Knopp": {"centring": "sinkhorn"},
-        "no centring": {"centring": "none"},
-        "no multi-crop": {"local_crops": 0},
-        "squared distance": {"loss": "mse"},
-        "with predictor": {"predictor": True},
-    }
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -93,10 +73,6 @@ class DINO(Method):
         warmup_teacher_temperature: float = 0.04  # tau_t in the first epoch
         warmup_teacher_temperature_epochs: int = 0  # linear in between, a value an epoch
         teacher_momentum: float = 0.996  # lambda at the start; 1 at the end
-        teacher: str = "momentum"  # momentum, or copy: the student of the last step (lambda 0)
-        centring: str = "centre"  # centre, sinkhorn (3 iterations) or none
-        loss: str = "cross-entropy"  # cross-entropy, or mse of unit-length logits
-        predictor: bool = False  # two layers between the student's bottleneck and its prototypes
         centre_momentum: float = 0.9  # m
         freeze_last_layer: int = 1  # epochs in which the prototypes do not move
         drop_path: float = 0.1  # stochastic depth of the student; the teacher has none
@@ -111,9 +87,6 @@ class DINO(Method):
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
         o = options
-        for name, allowed in CHOICES.items():
-            if getattr(o, name) not in allowed:
-                raise unknown(name, getattr(o, name), allowed)
         head = PrototypeHead(
             backbone.dim, o.prototypes, hidden=o.hidden, bottleneck=o.bottleneck,
             norm_last_layer=o.norm_last_layer, batch_norm=o.head_batch_norm,
@@ -122,8 +95,6 @@ class DINO(Method):
         self.teacher = Ema(self.student)  # equal at birth
         backbone.set_drop_path(o.drop_path)  # the student alone
         self.centre = Centre(o.prototypes, o.centre_momentum)
-        widths = (o.bottleneck, o.hidden, o.bottleneck)
-        self.predictor = mlp(widths) if o.predictor else nn.Identity()
 
     @staticmethod
     def init(backbone: Backbone) -> None:
@@ -136,35 +107,23 @@ class DINO(Method):
         return multi_crop(image_size, options)
 
     def step(self, batch: Batch, clock: Clock) -> Step:
-        o = self.options
-        crops = batch.views["global"]  # [2, B, C, H, W]
-        b = crops.shape[1]
+        crops, b = batch.views["global"], batch.size  # [2, B, C, H, W]
         with torch.no_grad():
-            h = self.teacher.module.backbone(crops.flatten(0, 1))
+            h = self.teacher.module.backbone(crops.flatten(0, 1))  # [2B, D]
             t = self.teacher.module.head(h).float().unflatten(0, (2, b))  # [2, B, K]
         # One backbone pass per resolution, one head pass for all crops.
         z = [self.student.backbone(v.flatten(0, 1)) for v in batch.views.values()]
-        head = self.student.head
-        u = self.predictor(head.mlp(torch.cat(z)))
-        s = head.last_layer(F.normalize(u, dim=-1)).float().unflatten(0, (-1, b))  # [V, B, K]
+        s = self.student.head(torch.cat(z)).float().unflatten(0, (-1, b))  # [V, B, K]
 
-        targets = self.targets(t, clock)
-        if o.loss == "mse":
-            loss = squared_distance_views(t, s)
-        else:
-            loss = cross_entropy_views(targets, s / o.student_temperature)
+        tau = self.teacher_temperature(clock)
+        targets = (t / tau - self.centre.value / tau).softmax(-1)  # P_t
+        loss = cross_entropy_views(targets, s / self.options.student_temperature)
         self.centre.observe(t, clock.step)
         logs = target_signals(targets) | {"teacher_momentum": self.momentum(clock)}
-        return Step(loss, logs, h[:b])
+        return Step(loss, logs, features=h[:b])
 
-    def targets(self, t: Tensor, clock: Clock) -> Tensor:
-        """P_t [2, B, K] of the teacher's logits."""
-        t = t / self.teacher_temperature(clock)
-        if self.options.centring == "sinkhorn":
-            return sinkhorn(t.flatten(0, 1), 1.0).unflatten(0, t.shape[:2])
-        if self.options.centring == "centre":
-            t = t - self.centre.value / self.teacher_temperature(clock)
-        return t.softmax(-1)
+    def prototype_logits(self, h: Tensor) -> Tensor:
+        return self.teacher.module.head(h) - self.centre.value
 
     def teacher_temperature(self, clock: Clock) -> float:
         """tau_t of this epoch."""
@@ -178,8 +137,6 @@ class DINO(Method):
 
     def momentum(self, clock: Clock) -> float:
         """lambda of this step: the weight of the old teacher."""
-        if self.options.teacher == "copy":
-            return 0.0
         return momentum(self.options.teacher_momentum, clock)
 
     def before_update(self, clock: Clock) -> None:

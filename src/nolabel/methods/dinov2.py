@@ -14,7 +14,7 @@ LayerScale, SwiGLU, registers (Darcet et al. 2023, arXiv 2309.16588); stochastic
 nothing for the samples it drops. High resolution at the end is a run with --init, --image-size.
 
 Differs from the original:
-  - KoLeo's neighbours are searched among the crops of one process, as there;
+  - KoLeo's neighbours are searched among the crops of all processes (there of one process);
   - the centre moves after the update, there in the next step; frozen prototypes get no gradient;
   - blur has the paper's probabilities, released models 1 - p by a slip; "auto" is a recipe of ours.
 """
@@ -29,14 +29,15 @@ import torch
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
-from nolabel.backbones.vit import init_like_dino
+from nolabel.backbones.vit import ViT, init_like_dino
 from nolabel.errors import unknown
-from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.nn import losses
+from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import sinkhorn_shift
 from nolabel.nn.heads import PrototypeHead
-from nolabel.nn.keyed_random import Chance
-from nolabel.nn.koleo import koleo as koleo_of
+from nolabel.nn.keyed_random import KeyedRandom
+from nolabel.nn.koleo import koleo
+from nolabel.nn.losses import cross_entropy_views, target_signals
+from nolabel.nn.masked import PrototypeLogits, masked_cross_entropy
 from nolabel.nn.masks import block_masks
 from nolabel.nn.schedules import linear, momentum
 from nolabel.nn.state import Centre, Ema
@@ -44,7 +45,7 @@ from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, multi_crop
 
 
-class DINOv2(Method):
+class DINOv2(Method, HasPrototypes):
     """iBOT made robust: Sinkhorn targets, KoLeo, untied heads, dropped samples."""
 
     needs = frozenset({"mask", "any_size", "attention"})
@@ -118,7 +119,7 @@ class DINOv2(Method):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        init_like_dino(getattr(backbone, "net", backbone))
+        init_like_dino(backbone.net if isinstance(backbone, ViT) else backbone)
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
@@ -126,53 +127,58 @@ class DINOv2(Method):
 
     def draw_masks(self, n: int, grid: tuple[int, int]) -> Tensor:
         """bool [n, P]: exactly a share of n global crops masked, ratios one from each bin."""
-        o, chance = self.options, Chance(n // 2, 2)
-        rng, chosen = chance.of_all(), int(chance.total * o.masked)
+        o, random = self.options, KeyedRandom(n // 2, 2)
+        rng, chosen = random.of_all(), int(random.total * o.masked)
         low, high = o.mask_ratio
         ratio = low + (high - low) * (np.arange(chosen) + rng.random(chosen)) / max(chosen, 1)
-        counts = np.zeros(chance.total, np.int64)
-        counts[rng.permutation(chance.total)[:chosen]] = ratio * grid[0] * grid[1]
-        return block_masks(counts[chance.rows], grid, smallest=4, chance=chance)
+        counts = np.zeros(random.total, np.int64)
+        counts[rng.permutation(random.total)[:chosen]] = ratio * grid[0] * grid[1]
+        return block_masks(counts[random.rows], grid, smallest=4, random=random)
 
-    def step(self, batch: Batch, clock: Clock, masks: Tensor | None = None) -> Step:
+    def step(self, batch: Batch, clock: Clock) -> Step:
         o, b = self.options, batch.size
         crops = batch.views["global"].flatten(0, 1)  # [2B, C, H, W]
         student, teacher, tau = self.student, self.teacher.module, self.teacher_temperature(clock)
-        if masks is None:
-            h, w = (side // student.backbone.patch_size for side in crops.shape[-2:])
-            masks = self.draw_masks(2 * b, (h, w)).to(crops.device)
+        h, w = (side // student.backbone.patch_size for side in crops.shape[-2:])
+        masks = self.draw_masks(2 * b, (h, w)).to(crops.device)  # [2B, P]
+
         with torch.no_grad():
             seen = teacher.backbone.tokens(crops)
-            t = teacher.head(seen.pooled).float()  # [2B, K]
-            known = teacher.patch_head.bottleneck(seen.patches[masks])  # hidden ones alone
-            shift = self._shift(0, nn.Identity(), t, tau, clock)
-            patch_shift = self._shift(1, teacher.patch_head.last_layer, known, tau, clock)
-            targets = (t / tau + shift).softmax(-1).unflatten(0, (2, b))
+            t = PrototypeLogits(teacher.head(seen.pooled), nn.Identity(), tau)  # few: all at once
+            t_patch = self.logits(teacher.patch_head, seen.patches[masks], tau)  # hidden ones alone
+            targets = self.centring(t, self.centres[0], clock)
+            patch_targets = self.centring(t_patch, self.centres[1], clock)
+            p = targets.softmax().unflatten(0, (2, b))  # P_t [2, B, K]
         hidden = student.backbone.tokens(crops, mask=masks, mask_token=self.mask_token)
         z = [hidden.pooled]
         if "local" in batch.views:
             z.append(student.backbone(batch.views["local"].flatten(0, 1)))
         s = student.head(torch.cat(z)).float().unflatten(0, (-1, b))  # [V, B, K], globals first
-        loss_dino = losses.cross_entropy_views(targets, s / o.student_temperature)
-        per_token = losses.prototype_cross_entropy(
-            student.patch_head.bottleneck(hidden.patches[masks]), student.patch_head.last_layer,
-            known, teacher.patch_head.last_layer, patch_shift, o.student_temperature, tau, o.chunk,
-        )  # fmt: skip
-        loss_ibot = losses.mean_over_masked(per_token, masks)
-        koleo = torch.stack([koleo_of(x) for x in hidden.pooled.chunk(2)]).sum()
-        logs = {"loss_dino": loss_dino.detach(), "loss_ibot": loss_ibot.detach(),
-                "koleo": koleo.detach() / 2, **losses.target_signals(targets),
-                "teacher_momentum": momentum(o.teacher_momentum, clock)}  # fmt: skip
-        loss = loss_dino + o.patch_weight * loss_ibot + o.koleo * koleo
-        return Step(loss, logs, seen.pooled[:b])
+        s_patch = self.logits(student.patch_head, hidden.patches[masks], o.student_temperature)
 
-    def _shift(self, head: int, last: nn.Module, z: Tensor, tau: float, clock: Clock) -> Tensor:
-        """What balances the teacher's logits last(z) / tau: Sinkhorn's scales or the centre."""
+        loss_dino = cross_entropy_views(p, s / o.student_temperature)
+        loss_ibot = masked_cross_entropy(patch_targets, s_patch, masks)
+        loss_koleo = torch.stack([koleo(x) for x in hidden.pooled.chunk(2)]).sum()
+        loss = loss_dino + o.patch_weight * loss_ibot + o.koleo * loss_koleo
+        logs = {"loss_dino": loss_dino.detach(), "loss_ibot": loss_ibot.detach(),
+                "koleo": loss_koleo.detach() / 2, **target_signals(p),
+                "teacher_momentum": momentum(o.teacher_momentum, clock)}  # fmt: skip
+        return Step(loss, logs, features=seen.pooled[:b])
+
+    def logits(self, head: PrototypeHead, x: Tensor, temperature: float) -> PrototypeLogits:
+        """A head's logits of tokens [N, D], over the temperature."""
+        return PrototypeLogits(head.bottleneck(x), head.last_layer, temperature, self.options.chunk)
+
+    def centring(self, t: PrototypeLogits, centre: Centre, clock: Clock) -> PrototypeLogits:
+        """The teacher's logits, balanced: by Sinkhorn-Knopp, or by the centre as in DINO."""
         if self.options.centring == "sinkhorn":
-            rows = z.split(self.options.chunk or max(len(z), 1))
-            return sinkhorn_shift(rows, logits=lambda z: last(z).float() / tau)
-        self.centres[head].observe(last(z), clock.step)
-        return -self.centres[head].value / tau
+            return t.shifted(sinkhorn_shift(t.pieces(), logits=t.of))
+        for z in t.pieces():
+            centre.observe(t.prototypes(z), clock.step)
+        return t.shifted(-centre.value / t.temperature)
+
+    def prototype_logits(self, h: Tensor) -> Tensor:
+        return self.teacher.module.head(h) - self.centres[0].value
 
     def teacher_temperature(self, clock: Clock) -> float:
         """tau_t of this step."""

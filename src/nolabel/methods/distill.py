@@ -45,9 +45,10 @@ from torch import Tensor
 from nolabel.backbones.base import Backbone
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.nn.frozen import Frozen
 from nolabel.nn.heads import mlp
 from nolabel.nn.losses import entropy
-from nolabel.nn.state import Frozen, Queue
+from nolabel.nn.state import Queue
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
@@ -55,7 +56,7 @@ from nolabel.views.plan import View, ViewPlan
 class Distill(Method):
     """Distillation from a frozen encoder."""
 
-    takes = "encoder"
+    inputs = frozenset({"teacher"})
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -74,7 +75,7 @@ class Distill(Method):
         blur: float = 0.5  # probability of blur
         blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
 
-    def __init__(self, backbone: Backbone, options: Options, teacher: Frozen):
+    def __init__(self, backbone: Backbone, options: Options, *, teacher: Frozen):
         super().__init__(backbone, options)
         o = options
         if min(o.soft, o.features) < 0 or o.soft + o.features <= 0:
@@ -110,7 +111,7 @@ class Distill(Method):
         distance = (z - t).square().sum(-1).mean()
         self.anchors.observe(t, clock.step)
         logs = {"soft": soft.detach(), "features": distance.detach(), "teacher_entropy": entropy(p)}
-        return Step(o.soft * soft + o.features * distance, logs, h.detach())
+        return Step(o.soft * soft + o.features * distance, logs, features=h.detach())
 
     def after_update(self, clock: Clock) -> None:
         self.anchors.update()

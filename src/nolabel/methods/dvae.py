@@ -46,9 +46,9 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError, unknown
-from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.methods.base import Method, Recipe, RecipeContext, Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
-from nolabel.nn.keyed_random import Chance
+from nolabel.nn.keyed_random import KeyedRandom
 from nolabel.nn.patches import unpatchify
 from nolabel.nn.pixels import logit_laplace_nll, mean_colour_error
 from nolabel.nn.schedules import cosine
@@ -65,7 +65,7 @@ def gumbel(logits: Tensor) -> Tensor:
     """Standard Gumbel noise of the logits' shape: -log of an exponential variable."""
     noise = torch.empty_like(logits)
     draws = torch.Generator(logits.device)
-    for row, seed in zip(noise, Chance(len(logits)).seeds(), strict=True):
+    for row, seed in zip(noise, KeyedRandom(len(logits)).seeds(), strict=True):
         row.exponential_(generator=draws.manual_seed(seed))
     return -noise.log()
 
@@ -76,7 +76,7 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
     return (log_q.exp() * log_q).sum(-1).mean() + math.log(logits.shape[-1])
 
 
-class DVAE(Method):
+class DVAE(Method, Tokenizes, Reconstructs):
     """Discrete VAE with the Gumbel-softmax relaxation; a tokenizer of patches."""
 
     needs = frozenset({"patches"})
@@ -112,6 +112,7 @@ class DVAE(Method):
         if o.likelihood not in LIKELIHOODS:
             raise unknown("likelihood", o.likelihood, LIKELIHOODS)
         self.backbone, self.patch = backbone, backbone.patch_size
+        self.vocabulary = o.codes  # K
         self.numbers = self.patch**2 * backbone.channels  # of a patch
         grid = patch_grid(backbone.image_size, self.patch)
         self.to_logits = nn.Linear(backbone.dim, o.codes)
@@ -123,14 +124,8 @@ class DVAE(Method):
             o.decoder_dim, o.decoder_depth, o.decoder_heads, grid, predicted
         )
 
-    @property
-    def vocabulary(self) -> int:
-        """Number of different tokens, K."""
-        return self.options.codes
-
     @torch.no_grad()
     def tokens(self, x: Tensor) -> Tensor:
-        """Normalised images [N, C, H, W] to ids int64 [N, P], row by row, below `vocabulary`."""
         return self.to_logits(self.backbone.tokens(x).patches).argmax(-1)
 
     def temperature(self, clock: Clock) -> float:
@@ -181,12 +176,11 @@ class DVAE(Method):
     def views(cls, options: Options, image_size: int) -> ViewPlan:
         return ViewPlan(views=(View(name="image", size=image_size, scale=options.scale, flip=0.5),))
 
-    def step(self, batch: Batch, clock: Clock, noise: Tensor | None = None) -> Step:
+    def step(self, batch: Batch, clock: Clock) -> Step:
         x = batch.views["image"][0]  # [B, C, H, W]
         t = self.backbone.tokens(x)
         logits = self.to_logits(t.patches).float()  # [B, P, K]
-        noise = gumbel(logits) if noise is None else noise
-        soft = ((logits + noise) / self.temperature(clock)).softmax(-1)
+        soft = ((logits + gumbel(logits)) / self.temperature(clock)).softmax(-1)
         loss = self.reconstruction_loss(self.decode(soft @ self.vectors), x)
         kl, beta = kl_to_uniform(logits), self.kl_weight(clock)
         with torch.no_grad():
@@ -195,7 +189,7 @@ class DVAE(Method):
         logs = {"error": error, "error_mean_colour": mean_colour_error(seen), "kl": kl.detach()}
         logs |= {"temperature": self.temperature(clock), "kl_weight": beta}
         logs |= {"reconstruction": loss.detach(), **codes_in_use(ids, self.options.codes)}
-        return Step(loss + beta / self.numbers * kl, logs, t.pooled.detach())
+        return Step(loss + beta / self.numbers * kl, logs, features=t.pooled.detach())
 
     @property
     def encoder(self) -> Backbone:

@@ -33,8 +33,8 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_beit
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.nn.frozen import Frozen
 from nolabel.nn.masks import block_masks
-from nolabel.nn.state import Frozen
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
@@ -43,7 +43,7 @@ class EVA(Method):
     """Masked prediction of a frozen encoder's features."""
 
     needs = frozenset({"mask"})
-    takes = "encoder"
+    inputs = frozenset({"teacher"})
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -55,7 +55,7 @@ class EVA(Method):
         drop_path: float = 0.1  # stochastic depth
         scale: tuple[float, float] = (0.2, 1.0)  # area of the crop
 
-    def __init__(self, backbone: Backbone, options: Options, teacher: Frozen):
+    def __init__(self, backbone: Backbone, options: Options, *, teacher: Frozen):
         super().__init__(backbone, options)
         o = options
         patches = (backbone.image_size // backbone.patch_size) ** 2
@@ -100,21 +100,22 @@ class EVA(Method):
             )
         return F.normalize(out.patches.float(), dim=-1)
 
-    def step(self, batch: Batch, clock: Clock, mask: Tensor | None = None) -> Step:
-        o = self.options
+    def draw_masks(self, x: Tensor) -> Tensor:
+        """Blocks of hidden patches, bool [B, P]."""
+        o, side = self.options, x.shape[-1] // self.backbone.patch_size
+        counts = np.full(len(x), round(o.mask_ratio * side * side))
+        return block_masks(counts, (side, side), smallest=o.smallest_block).to(x.device)
+
+    def step(self, batch: Batch, clock: Clock) -> Step:
         x = batch.views["image"][0]  # [B, C, H, W]
-        f = self.targets(x)
-        if mask is None:
-            side = x.shape[-1] // self.backbone.patch_size
-            counts = np.full(len(x), round(o.mask_ratio * side * side))
-            mask = block_masks(counts, (side, side), smallest=o.smallest_block).to(x.device)
+        f, mask = self.targets(x), self.draw_masks(x)
         out = self.backbone.tokens(x, mask=mask, mask_token=self.mask_token)
         predicted = self.head(out.patches).float()  # [B, P, D of the teacher]
         agreement = F.cosine_similarity(predicted, f, dim=-1)  # [B, P]
         loss = distributed.ratio(-(agreement * mask).sum(), mask.sum())
         seen = (agreement.detach() * ~mask).sum() / (~mask).sum().clamp(min=1)
         logs = {"hidden": mask.float().mean(), "agreement_seen": seen}
-        return Step(loss, logs, out.pooled.detach())
+        return Step(loss, logs, features=out.pooled.detach())
 
     @property
     def encoder(self) -> Backbone:

@@ -34,10 +34,11 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_dino
 from nolabel.errors import unknown
-from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.nn import losses
+from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.heads import PrototypeHead
-from nolabel.nn.keyed_random import Chance
+from nolabel.nn.keyed_random import KeyedRandom
+from nolabel.nn.losses import cross_entropy_views, target_signals
+from nolabel.nn.masked import PrototypeLogits, masked_cross_entropy
 from nolabel.nn.masks import block_masks, random_masks
 from nolabel.nn.schedules import momentum, per_epoch_linear
 from nolabel.nn.state import Centre, Ema
@@ -47,7 +48,7 @@ from nolabel.views.plan import ViewPlan, multi_crop
 SHAPES = ("block", "random")
 
 
-class IBOT(Method):
+class IBOT(Method, HasPrototypes):
     """DINO with masked image modelling: the teacher is the tokenizer."""
 
     needs = frozenset({"mask", "any_size"})
@@ -121,57 +122,61 @@ class IBOT(Method):
 
     def draw_masks(self, n: int, grid: tuple[int, int]) -> Tensor:
         """bool [n, P]: which patches of n global crops are hidden."""
-        o, chance, patches = self.options, Chance(n // 2, 2), grid[0] * grid[1]
-        (low, high), (u, coin) = o.mask_ratio, chance(2).T
+        o, random, patches = self.options, KeyedRandom(n // 2, 2), grid[0] * grid[1]
+        (low, high), (u, coin) = o.mask_ratio, random(2).T
         counts = ((low + (high - low) * u) * (coin < o.masked) * patches).astype(np.int64)
         if o.mask_shape == "random":
-            return random_masks(counts, patches, chance)
-        return block_masks(counts, grid, smallest=max(min(grid) // 3, 1) ** 2, chance=chance)
+            return random_masks(counts, patches, random)
+        return block_masks(counts, grid, smallest=max(min(grid) // 3, 1) ** 2, random=random)
 
-    def step(self, batch: Batch, clock: Clock, masks: Tensor | None = None) -> Step:
-        o = self.options
+    def step(self, batch: Batch, clock: Clock) -> Step:
+        o, b = self.options, batch.size
         crops = batch.views["global"].flatten(0, 1)  # [2B, C, H, W]
-        b = batch.size
         student, teacher = self.student, self.teacher.module
+        tau, patch_tau = (self.temperature(end, clock) for end in
+                          (o.teacher_temperature, o.patch_temperature))  # fmt: skip
         with torch.no_grad():
             seen = teacher.backbone.tokens(crops)
+            masks = self.draw_masks(2 * b, seen.grid).to(crops.device)  # [2B, P]
             t = teacher.head(seen.pooled).float().unflatten(0, (2, b))  # [2, B, K]
-        if masks is None:
-            masks = self.draw_masks(2 * b, seen.grid).to(crops.device)
+            known = teacher.patch_head.bottleneck(seen.patches.flatten(0, 1))  # [2B P, .]
+            # The prototypes are linear, so the mean of all logits needs no logits.
+            mean = teacher.patch_head.last_layer(known.mean(0, keepdim=True))
         hidden = student.backbone.tokens(crops, mask=masks, mask_token=self.mask_token)
         z = [hidden.pooled]
         if "local" in batch.views:
             z.append(student.backbone(batch.views["local"].flatten(0, 1)))
         s = student.head(torch.cat(z)).float().unflatten(0, (-1, b))  # [V, B, K], globals first
-        tau, patch_tau = self.temperatures(clock)
-        targets = ((t - self.centre.value) / tau).softmax(-1)
-        loss_cls = losses.cross_entropy_views(targets, s / o.student_temperature)
 
-        with torch.no_grad():
-            known = teacher.patch_head.bottleneck(seen.patches.flatten(0, 1))
-            # The prototypes are linear, so the mean of all logits needs no logits.
-            mean = teacher.patch_head.last_layer(known.mean(0, keepdim=True))
-        per_token = losses.prototype_cross_entropy(
+        targets = ((t - self.centre.value) / tau).softmax(-1)  # P_t of the class token
+        loss_cls = cross_entropy_views(targets, s / o.student_temperature)
+        patch_targets = PrototypeLogits(
+            known[masks.flatten()], teacher.patch_head.last_layer, patch_tau, o.chunk
+        ).shifted(-self.patch_centre.value / patch_tau)
+        s_patch = PrototypeLogits(
             student.patch_head.bottleneck(hidden.patches[masks]), student.patch_head.last_layer,
-            known[masks.flatten()], teacher.patch_head.last_layer,
-            -self.patch_centre.value / patch_tau, o.student_temperature, patch_tau, o.chunk,
+            o.student_temperature, o.chunk,
         )  # fmt: skip
-        loss_patch = losses.mean_over_masked(per_token, masks)
+        loss_patch = masked_cross_entropy(patch_targets, s_patch, masks)
+        loss = o.class_weight * loss_cls + o.patch_weight * loss_patch
+
         self.centre.observe(t, clock.step)
         self.patch_centre.observe(mean, clock.step)
         logs = {
             "loss_class": loss_cls.detach(), "loss_patch": loss_patch.detach(),
-            "teacher_momentum": self.momentum(clock), **losses.target_signals(targets),
+            "teacher_momentum": self.momentum(clock), **target_signals(targets),
         }  # fmt: skip
-        loss = o.class_weight * loss_cls + o.patch_weight * loss_patch
-        return Step(loss, logs, seen.pooled[:b])
+        return Step(loss, logs, features=seen.pooled[:b])
 
-    def temperatures(self, clock: Clock) -> tuple[float, float]:
-        """tau_t of the class token and of the patches in this epoch."""
+    def prototype_logits(self, h: Tensor) -> Tensor:
+        return self.teacher.module.head(h) - self.centre.value
+
+    def temperature(self, end: float, clock: Clock) -> float:
+        """tau_t of this epoch, of class token or patches, whose temperature after the warm-up is
+        `end`."""
         o = self.options
-        start, epochs = o.warmup_teacher_temperature, o.warmup_teacher_temperature_epochs
-        ends = (o.teacher_temperature, o.patch_temperature)
-        return tuple(per_epoch_linear(start, end, epochs, clock) for end in ends)  # type: ignore
+        epochs = o.warmup_teacher_temperature_epochs
+        return per_epoch_linear(o.warmup_teacher_temperature, end, epochs, clock)
 
     def momentum(self, clock: Clock) -> float:
         """lambda of this step: the weight of the old teacher."""

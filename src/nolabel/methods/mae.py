@@ -22,19 +22,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import transformer_blocks
 from nolabel.backbones.vit import ViT, init_like_mae, sincos_positions
 from nolabel.errors import UsageError
-from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.nn.losses import masked_mse
+from nolabel.methods.base import Inpaints, Method, Recipe, RecipeContext
+from nolabel.nn.masked import masked_mse
+from nolabel.nn.masks import mask_noise
 from nolabel.nn.patches import keep_by_noise, normalise_patches, patchify, unpatchify
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
 
-class MAE(Method):
+class MAE(Method, Inpaints):
     """Masked autoencoder."""
 
     needs = frozenset({"drop"})
@@ -61,6 +61,7 @@ class MAE(Method):
             )
         patch = backbone.patch_size
         self.backbone, self.patch = backbone, patch
+        self.knows_statistics = o.norm_pix
         grid = backbone.image_size // patch
         self.decoder_embed = nn.Linear(backbone.dim, o.decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, o.decoder_dim).normal_(std=0.02))
@@ -104,19 +105,17 @@ class MAE(Method):
         out = self.decoder_pred(self.decoder_norm(self.decoder_blocks(full)))
         return out[:, 1:].float(), mask, seen.pooled
 
-    def step(self, batch: Batch, clock: Clock, noise: Tensor | None = None) -> Step:
+    def step(self, batch: Batch, clock: Clock) -> Step:
         x = batch.views["image"][0]  # [B, C, H, W]
-        if noise is None:
-            patches = self.decoder_pos_embed.shape[1] - 1
-            noise = distributed.share(lambda n: torch.rand(n, patches, device=x.device), len(x))
+        noise = mask_noise(len(x), self.decoder_pos_embed.shape[1] - 1, x.device)  # [B, P]
         pred, mask, pooled = self.predict(x, noise, self.options.mask_ratio)
         target = patchify(x, self.patch)
         if self.options.norm_pix:
             target = normalise_patches(target)[0]
-        return Step(masked_mse(pred, target, mask), {}, pooled.detach())
+        return Step(masked_mse(pred, target, mask), features=pooled.detach())
 
     @torch.no_grad()
-    def reconstruct(
+    def inpaint(
         self, x: Tensor, ratio: float, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Predicted images [B, C, H, W] and the removed patches bool [B, h, w].

@@ -34,10 +34,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.nn.contrastive import pair_signals
+from nolabel.nn.contrastive import encode_shuffled, pair_signals
 from nolabel.nn.heads import mlp
 from nolabel.nn.state import Ema, Queue
 from nolabel.types import Batch, Clock, Optim, Step
@@ -91,23 +90,10 @@ class MoCoV2(Method):
         x_q, x_k = batch.views["view"]
         h = self.query[0](x_q)
         q = F.normalize(self.query[1](h).float(), dim=-1)
-        k = self._keys(x_k, clock)
+        k = F.normalize(encode_shuffled(self.key, x_k, seed=clock.step).float(), dim=-1)
         loss = info_nce(q, k, self.queue.value, self.options.temperature)
         self.queue.observe(k, clock.step)
-        return Step(loss, pair_signals(q, k), h.detach())
-
-    @torch.no_grad()
-    def _keys(self, x: Tensor, clock: Clock) -> Tensor:
-        """Unit keys [B, D] of this process's images, made in a batch drawn from all processes."""
-        if distributed.world_size() == 1:
-            return F.normalize(self.key(x).float(), dim=-1)
-        everything = distributed.gather(x)
-        # The same permutation on all processes, without a word between them.
-        order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(clock.step))
-        mine = order.view(distributed.world_size(), -1)[distributed.rank()].to(x.device)
-        keys = distributed.gather(F.normalize(self.key(everything[mine]).float(), dim=-1))
-        back = order.argsort().to(x.device)[distributed.rank() * len(x) :][: len(x)]
-        return keys[back]
+        return Step(loss, pair_signals(q, k), features=h.detach())
 
     def after_update(self, clock: Clock) -> None:
         self.queue.update()

@@ -29,11 +29,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_mocov3
-from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.nn.contrastive import pair_signals
+from nolabel.methods.base import Contrastive, Recipe, RecipeContext
+from nolabel.nn.contrastive import batch_info_nce, pair_signals
 from nolabel.nn.heads import mlp
 from nolabel.nn.schedules import momentum
 from nolabel.nn.state import Ema
@@ -41,13 +40,12 @@ from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, two_views
 
 
-def contrast(q: Tensor, k: Tensor, temperature: float, all_k: Tensor, offset: int) -> Tensor:
-    """ctr(q, k) of unit q, k [B, D]; all_k [W*B, D] has every process's keys, k from `offset`."""
-    labels = torch.arange(len(k), device=q.device) + offset
-    return 2 * temperature * F.cross_entropy(q @ all_k.T / temperature, labels)
+def ctr(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """ctr(q, k) of unit vectors [B, D]."""
+    return 2 * temperature * batch_info_nce(q, k, temperature)
 
 
-class MoCoV3(Method):
+class MoCoV3(Contrastive):
     """Momentum contrast without a queue, made stable for vision transformers."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -90,26 +88,21 @@ class MoCoV3(Method):
     def views(cls, options: Options, image_size: int) -> ViewPlan:
         return two_views(image_size, options, blur=options.blur, solarise=options.solarise)
 
-    def step(self, batch: Batch, clock: Clock) -> Step:
-        return self.compare(clock, *self.embed(batch))
-
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+    def features(self, batch: Batch) -> tuple[Tensor, ...]:
         x, slow = batch.views["view"], self.momentum_encoder.module[0]
         with torch.no_grad():
             seen = torch.stack([slow(v) for v in x])
         return torch.stack([self.base[0](v) for v in x]), seen  # [2, B, D] each
 
-    def compare(self, clock: Clock, h: Tensor, seen: Tensor) -> Step:
-        temperature = self.options.temperature
+    def compare(self, features: tuple[Tensor, ...], clock: Clock) -> Step:
+        (h, seen), temperature = features, self.options.temperature
         q1, q2 = (F.normalize(self.predictor(self.base[1](x)).float(), dim=-1) for x in h)
         with torch.no_grad():
             slow = self.momentum_encoder.module[1]
             k1, k2 = (F.normalize(slow(x).float(), dim=-1) for x in seen)
-        first = distributed.rank() * len(k1)
-        loss = contrast(q1, k2, temperature, distributed.gather(k2), first)
-        loss = loss + contrast(q2, k1, temperature, distributed.gather(k1), first)
+        loss = ctr(q1, k2, temperature) + ctr(q2, k1, temperature)
         logs = pair_signals(q1, k2) | {"key_momentum": self.momentum(clock)}
-        return Step(loss, logs, h[0].detach())
+        return Step(loss, logs, features=h[0].detach())
 
     def momentum(self, clock: Clock) -> float:
         """m of this step: the weight of the old momentum encoder."""

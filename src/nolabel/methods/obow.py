@@ -47,7 +47,7 @@ from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.heads import mlp
 from nolabel.nn.losses import target_signals
 from nolabel.nn.schedules import momentum
-from nolabel.nn.state import Ema, Queue
+from nolabel.nn.state import Ema, Queue, StepBuffer
 from nolabel.types import Batch, Clock, Optim, Step, Tokens
 from nolabel.views.plan import View, ViewPlan
 
@@ -72,7 +72,9 @@ def one_location(maps: Tensor) -> Tensor:
     wide = min(maps.shape[-2:]) >= 3
     maps = F.avg_pool2d(maps, 3, 1, padding=0 if wide else 1, count_include_pad=False).flatten(2)
     places, device = maps.shape[2], maps.device
-    place = distributed.share(lambda n: torch.randint(places, (n,), device=device), len(maps))
+    place = distributed.draw_for_rank(
+        lambda n: torch.randint(places, (n,), device=device), len(maps)
+    )
     return maps[torch.arange(len(maps), device=maps.device), :, place]
 
 
@@ -122,8 +124,7 @@ class OBoW(Method):
             mlp((d, 2 * width, width), bias=False, last_bias=True) for d in dims
         )
         self.register_buffer("spread", torch.ones(len(dims)))
-        self._observed: list[Tensor] = []
-        self._step = -1
+        self._spreads = StepBuffer()
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
@@ -144,8 +145,6 @@ class OBoW(Method):
         o, b = self.options, batch.size
         with torch.no_grad():
             levels = self.teacher.module.layers(batch.views["teacher"][0], o.levels)
-        if clock.step != self._step:  # a new step, or the one before was skipped
-            self._observed, self._step = [], clock.step
         h = [self.student(x.flatten(0, 1)) for n, x in batch.views.items() if n != "teacher"]
         losses, spreads, bags = [], [], []
         for i, level in enumerate(levels):
@@ -159,9 +158,9 @@ class OBoW(Method):
             self.vocabulary[i].observe(one_location(t), clock.step)
             spreads.append(spread)
             bags.append(y)
-        self._observed.append(torch.stack(spreads))
+        self._spreads.add(clock.step, torch.stack(spreads)[None])  # [1, levels]
         logs = target_signals(bags[-1]) | {"teacher_momentum": self.momentum(clock)}
-        return Step(torch.stack(losses).sum() / len(levels), logs, h[0][:b].detach())
+        return Step(torch.stack(losses).sum() / len(levels), logs, features=h[0][:b].detach())
 
     def momentum(self, clock: Clock) -> float:
         """alpha of this step: the weight of the old teacher."""
@@ -170,7 +169,8 @@ class OBoW(Method):
     @torch.no_grad()
     def after_update(self, clock: Clock) -> None:
         self.teacher.follow(self.student, self.momentum(clock))
-        spread = distributed.mean(torch.stack(self._observed).mean(0))
+        (spreads,) = self._spreads.take()  # [micro-batches, levels]
+        spread = distributed.mean(spreads.mean(0))
         # While random words remain, distances are not yet what they will be.
         m = self.options.spread_momentum if self.vocabulary[0].full else 0.0
         self.spread.mul_(m).add_(spread, alpha=1 - m)

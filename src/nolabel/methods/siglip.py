@@ -29,20 +29,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.text.tokenizer import Tokenizer, make_tokenizer
-from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.methods.base import Contrastive, LearnsFromText, Recipe, RecipeContext
 from nolabel.nn.contrastive import pair_signals, siglip_loss
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
 
-class SigLIP(Method):
+class SigLIP(Contrastive, LearnsFromText):
     """Language-image pre-training with a sigmoid for every pair."""
 
-    wants_text = True
+    inputs = frozenset({"text"})
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -59,12 +58,12 @@ class SigLIP(Method):
         chunk: int = 0  # rows of the logits held at once, for large batches; 0 = all
         scale: tuple[float, float] = (0.9, 1.0)  # area of the crop
 
-    def __init__(self, backbone: Backbone, options: Options, tokenizer: Tokenizer):
+    def __init__(self, backbone: Backbone, options: Options, *, text: Tokenizer):
         super().__init__(backbone, options)
         o = options
-        self.backbone, self.tokenizer = backbone, tokenizer
+        self.backbone, self.tokenizer = backbone, text
         self.shared = SharedSpace(
-            backbone.dim, vocabulary=tokenizer.vocabulary, context=o.context, dim=o.text_dim,
+            backbone.dim, vocabulary=text.vocabulary, context=o.context, dim=o.text_dim,
             depth=o.text_depth, heads=o.text_heads, out=o.projection, causal=False,
             quick_gelu=False, pool="last", scale=o.factor, bias=o.bias,
         )  # fmt: skip
@@ -78,29 +77,19 @@ class SigLIP(Method):
         view = View(name="image", size=image_size, scale=options.scale, flip=0.0)
         return ViewPlan(views=(view,))
 
-    def step(self, batch: Batch, clock: Clock) -> Step:
-        return self.compare(clock, *self.embed(batch))
-
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+    def features(self, batch: Batch) -> tuple[Tensor, ...]:
         x = batch.views["image"][0]  # [B, C, H, W]
         text = self.shared.texts(self.tokenizer(batch.text or ()).to(x.device))
         return self.backbone(x)[None], text[None]
 
-    def compare(self, clock: Clock, h: Tensor, text: Tensor) -> Step:
-        h, text = h[0], text[0]
-        image = self.shared.images(h)  # [B, E]
+    def compare(self, features: tuple[Tensor, ...], clock: Clock) -> Step:
+        h, y = (f[0] for f in features)  # [B, D], [B, E]
+        x = self.shared.images(h)  # [B, E]
         t, b = self.shared.scale, self.shared.bias
         assert b is not None  # noqa: S101  made with one
-        loss = siglip_loss(
-            image,
-            distributed.gather_with_grad(text),
-            t,
-            b,
-            offset=distributed.rank() * len(h),
-            chunk=self.options.chunk,
-        )
-        logs = pair_signals(image, text) | {"scale": t.detach()}
-        return Step(loss, {**logs, "bias": b.detach()}, h.detach())
+        loss = siglip_loss(x, y, t, b, chunk=self.options.chunk)
+        logs = pair_signals(x, y) | {"scale": t.detach(), "bias": b.detach()}
+        return Step(loss, logs, features=h.detach())
 
     @property
     def encoder(self) -> Backbone:

@@ -24,17 +24,15 @@ from dataclasses import dataclass
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.nn.contrastive import pair_signals
+from nolabel.methods.base import Contrastive, Recipe, RecipeContext
+from nolabel.nn.contrastive import nt_xent, pair_signals
 from nolabel.nn.heads import ProjectionHead
-from nolabel.nn.losses import nt_xent
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, two_views
 
 
-class SimCLR(Method):
+class SimCLR(Contrastive):
     """Contrastive learning with two views and in-batch negatives."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -62,26 +60,16 @@ class SimCLR(Method):
         jitter = (0.8 * s, 0.8 * s, 0.8 * s, min(o.hue * s, 0.5))
         return two_views(image_size, o, blur=(o.blur,), jitter=jitter)
 
-    def step(self, batch: Batch, clock: Clock) -> Step:
-        return self.compare(clock, *self.embed(batch))
-
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+    def features(self, batch: Batch) -> tuple[Tensor, ...]:
         x = batch.views["view"]  # [2, B, C, H, W]
         return (self.backbone(x.flatten(0, 1)).unflatten(0, x.shape[:2]),)
 
-    def compare(self, clock: Clock, h: Tensor) -> Step:
-        b, h = h.shape[1], h.flatten(0, 1)  # [2B, D]
-        z = F.normalize(self.head(h).float(), dim=-1)  # [2B, projection]
-        z1, z2 = z[:b], z[b:]
-        loss = nt_xent(
-            z1,
-            z2,
-            self.options.temperature,
-            distributed.gather_with_grad(z1),
-            distributed.gather_with_grad(z2),
-            offset=distributed.rank() * b,
-        )
-        return Step(loss, pair_signals(z1, z2), h[:b].detach())
+    def compare(self, features: tuple[Tensor, ...], clock: Clock) -> Step:
+        (h,) = features  # [2, B, D]
+        z = F.normalize(self.head(h.flatten(0, 1)).float(), dim=-1)  # [2B, projection]
+        z1, z2 = z.chunk(2)
+        loss = nt_xent(z1, z2, self.options.temperature)
+        return Step(loss, pair_signals(z1, z2), features=h[0].detach())
 
     @property
     def encoder(self) -> Backbone:

@@ -31,17 +31,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_mae, sincos_positions
 from nolabel.errors import UsageError
-from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.nn.masks import unit_masks
+from nolabel.methods.base import Inpaints, Method, Recipe, RecipeContext
+from nolabel.nn.masked import masked_l1
+from nolabel.nn.masks import mask_noise, unit_masks
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
 
-class SimMIM(Method):
+class SimMIM(Method, Inpaints):
     """Masked image modelling with mask tokens in the encoder and one linear layer behind it."""
 
     needs = frozenset({"mask"})
@@ -85,12 +85,20 @@ class SimMIM(Method):
     def views(cls, options: Options, image_size: int) -> ViewPlan:
         return ViewPlan(views=(View(name="image", size=image_size, scale=options.scale, flip=0.5),))
 
-    def masks(self, x: Tensor, ratio: float, noise: Tensor | None = None) -> Tensor:
-        """ceil(ratio * units) hidden units an image: bool [B, M] on the grid of `mask_patch`."""
-        unit = self.options.unit
-        units = (x.shape[-2] // unit, x.shape[-1] // unit)
-        scale = unit // self.backbone.mask_patch
-        return unit_masks(len(x), units, ratio, scale, noise).to(x.device)
+    def masks(self, x: Tensor, ratio: float, noise: Tensor) -> Tensor:
+        """ceil(ratio * units) hidden units an image, those of smallest noise [B, units].
+
+        Returns:
+            bool [B, M] on the grid of `mask_patch`, True = hidden.
+        """
+        units = (x.shape[-2] // self.options.unit, x.shape[-1] // self.options.unit)
+        scale = self.options.unit // self.backbone.mask_patch
+        return unit_masks(noise, units, ratio, scale).to(x.device)
+
+    def draw_masks(self, x: Tensor) -> Tensor:
+        """`masks` of a step, drawn at random."""
+        units = (x.shape[-2] // self.options.unit) * (x.shape[-1] // self.options.unit)
+        return self.masks(x, self.options.mask_ratio, mask_noise(len(x), units))
 
     def predict(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Hides patches by mask [B, M] and predicts all pixels.
@@ -103,21 +111,17 @@ class SimMIM(Method):
         pixels = F.pixel_shuffle(self.decoder(features), self.backbone.patch_size)
         return pixels.float(), seen.pooled
 
-    def step(self, batch: Batch, clock: Clock, mask: Tensor | None = None) -> Step:
+    def step(self, batch: Batch, clock: Clock) -> Step:
         x = batch.views["image"][0]  # [B, C, H, W]
-        if mask is None:
-            mask = self.masks(x, self.options.mask_ratio)
+        mask = self.draw_masks(x)
         pred, pooled = self.predict(x, mask)
         p = self.backbone.mask_patch
         m = mask.unflatten(1, (x.shape[-2] // p, x.shape[-1] // p)).unsqueeze(1)
         m = m.repeat_interleave(p, 2).repeat_interleave(p, 3)  # [B, 1, H, W]
-        error = ((x.float() - pred).abs() * m).sum()
-        hidden = distributed.sum(m.sum()) + 1e-5  # over all processes
-        loss = error * distributed.world_size() / hidden / x.shape[1]
-        return Step(loss, {}, pooled.detach())
+        return Step(masked_l1(pred, x, m), features=pooled.detach())
 
     @torch.no_grad()
-    def reconstruct(
+    def inpaint(
         self, x: Tensor, ratio: float, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Predicted images [B, C, H, W] and the hidden units bool [B, h, w]."""

@@ -32,9 +32,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import sinkhorn
 from nolabel.nn.heads import mlp
 from nolabel.nn.losses import cross_entropy_views, target_signals
@@ -43,7 +42,7 @@ from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, multi_crop
 
 
-class SwAV(Method):
+class SwAV(Method, HasPrototypes):
     """Swapped assignments: predict the prototype of one crop from the others."""
 
     needs = frozenset({"any_size"})
@@ -101,16 +100,19 @@ class SwAV(Method):
         if self.queues and clock.epoch >= o.queue_from_epoch:
             for queue, new in zip(self.queues, z[:2], strict=True):
                 queue.observe(new, clock.step)
-        return Step(loss, target_signals(targets), h[0][:b].detach())
+        return Step(loss, target_signals(targets), features=h[0][:b].detach())
 
     @torch.no_grad()
     def _assign(self, t: int, z: Tensor, scores: Tensor) -> Tensor:
         """q [B, K] of global crop t; earlier embeddings take part once there are enough."""
         o = self.options
         if self.queues and self.queues[t].full:
-            earlier = self.queues[t].value[distributed.rank() :: distributed.world_size()]
+            earlier = self.queues[t].local_rows()
             scores = torch.cat([F.linear(earlier, self.prototypes.weight), scores])
         return sinkhorn(scores, o.epsilon, o.iterations)[-len(z) :]
+
+    def prototype_logits(self, h: Tensor) -> Tensor:
+        return F.linear(F.normalize(self.head(h), dim=-1), self.prototypes.weight)
 
     @torch.no_grad()
     def normalise_prototypes(self) -> None:

@@ -31,11 +31,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.errors import unknown
-from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.nn.contrastive import pair_signals
+from nolabel.methods.base import Contrastive, Recipe, RecipeContext
+from nolabel.nn.contrastive import pair_signals, view_distances
 from nolabel.nn.heads import mlp
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan, two_views
@@ -43,20 +42,18 @@ from nolabel.views.plan import ViewPlan, two_views
 MINING = ("all", "semi-hard", "hard")
 
 
-def distances(a: Tensor, b: Tensor) -> Tensor:
-    """|a_i - b_j| of unit vectors [N, D], [M, D] -> [N, M]; finite gradient where they coincide."""
-    return (2 - 2 * a @ b.T).clamp_min(1e-8).sqrt()
+def triplet_loss(d: Tensor, same: Tensor, margin: float, mining: str) -> Tensor:
+    """The loss of N anchors among M views, of which each image has exactly two.
 
+    Args:
+        d: distances [N, M].
+        same: bool [N, M], whether two views show the same image.
+        margin: m.
+        mining: one of `MINING`.
 
-def triplet_loss(
-    z: Tensor, image: Tensor, all_z: Tensor, all_image: Tensor, margin: float, mining: str
-) -> Tensor:
-    """The loss of anchors z [N, D] with image numbers [N] among all views [M, D], [M].
-
-    `z` are rows of `all_z`; each image has exactly two views there.
+    Returns:
+        Scalar: mean over the anchors, and for "all" over their negatives too.
     """
-    d = distances(z, all_z)  # [N, M]
-    same = image[:, None] == all_image[None]
     # Of the two views of an anchor's image one is itself, at distance (almost) 0.
     positive = d.masked_fill(~same, 0.0).amax(1, keepdim=True)
     if mining == "all":
@@ -69,7 +66,7 @@ def triplet_loss(
     return F.relu(positive - nearest + margin).mean()
 
 
-class Triplet(Method):
+class Triplet(Contrastive):
     """Triplet loss: two views of an image nearer than any view of another one, by a margin."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -98,23 +95,17 @@ class Triplet(Method):
     def views(cls, options: Options, image_size: int) -> ViewPlan:
         return two_views(image_size, options, blur=(options.blur,))
 
-    def step(self, batch: Batch, clock: Clock) -> Step:
-        return self.compare(clock, *self.embed(batch))
-
-    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+    def features(self, batch: Batch) -> tuple[Tensor, ...]:
         x = batch.views["view"]  # [2, B, C, H, W]
         return (self.backbone(x.flatten(0, 1)).unflatten(0, x.shape[:2]),)
 
-    def compare(self, clock: Clock, h: Tensor) -> Step:
-        b, h = h.shape[1], h.flatten(0, 1)  # [2B, D]
-        z = F.normalize(self.head(h).float(), dim=-1)  # [2B, projection], view by view
-        image = torch.arange(b, device=z.device).repeat(2) + distributed.rank() * b
-        everything = distributed.gather_with_grad(z)
-        loss = triplet_loss(
-            z, image, everything, distributed.gather(image), self.options.margin,
-            self.options.mining,
-        )  # fmt: skip
-        return Step(loss, pair_signals(z[:b], z[b:]), h[:b].detach())
+    def compare(self, features: tuple[Tensor, ...], clock: Clock) -> Step:
+        (h,) = features  # [2, B, D]
+        z = F.normalize(self.head(h.flatten(0, 1)).float(), dim=-1)
+        z = z.unflatten(0, h.shape[:2])  # [2, B, projection]
+        d, same = view_distances(z)
+        loss = triplet_loss(d, same, self.options.margin, self.options.mining)
+        return Step(loss, pair_signals(z[0], z[1]), features=h[0].detach())
 
     @property
     def encoder(self) -> Backbone:

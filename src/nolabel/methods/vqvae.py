@@ -43,10 +43,11 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError
-from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.methods.base import Method, Recipe, RecipeContext, Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
 from nolabel.nn.patches import unpatchify
 from nolabel.nn.pixels import mean_colour_error
+from nolabel.nn.state import StepBuffer
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
@@ -56,8 +57,7 @@ EPS = 1e-5  # Laplace smoothing of the codes' counts
 class Codebook(nn.Module):
     """K codes of `dim` numbers and how much each is used.
 
-    `observe` only collects; `update` moves the codes once an optimiser step.  So accumulated
-    micro-batches equal the large batch, and a step that the guard skips leaves no trace.
+    `observe` only collects (`StepBuffer`); `update` moves the codes once an optimiser step.
     """
 
     codes: Tensor  # e [K, D]
@@ -74,8 +74,7 @@ class Codebook(nn.Module):
             self.register_buffer("total", torch.zeros(codes, dim))
         else:
             self.codes = nn.Parameter(start)
-        self._seen: list[tuple[Tensor, Tensor]] = []
-        self._step = -1
+        self._seen = StepBuffer()
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
@@ -87,15 +86,12 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def observe(self, z: Tensor, ids: Tensor, step: int) -> None:
         """Adds vectors z [..., D] with ids [...] of optimiser step `step` to the next update."""
-        if step != self._step:  # a new step, or the one before was skipped
-            self._seen, self._step = [], step
-        self._seen.append((z.detach().float().flatten(0, -2), ids.flatten()))
+        self._seen.add(step, z.float().flatten(0, -2), ids.flatten())
 
     @torch.no_grad()
     def update(self) -> None:
         """Moves the averages, with `ema` the codes too, and revives codes of little use."""
-        z, ids = (torch.cat(part) for part in zip(*self._seen, strict=True))
-        self._seen, k = [], len(self.codes)
+        (z, ids), k = self._seen.take(), len(self.codes)
         count = torch.bincount(ids, minlength=k).to(z.dtype)
         self.count.lerp_(distributed.sum(count), 1.0 - self.decay)
         n = self.count.sum()
@@ -107,18 +103,14 @@ class Codebook(nn.Module):
             self.codes.copy_(torch.where(self.count[:, None] > 0, mean, self.codes))
         if self.revive:
             dead = self.count < self.revive * n / k
-            # The same vectors of all on all processes: each gives those that it has.
-            drawn = torch.randint(len(z) * distributed.world_size(), (k,), device=z.device)
-            own = drawn - distributed.rank() * len(z)
-            here = (own >= 0) & (own < len(z))
-            fresh = distributed.sum(z[own.clamp(0, len(z) - 1)] * here[:, None])
+            fresh = distributed.random_rows(z, k)
             self.codes[dead] = fresh[dead]
             self.count[dead] = n / k  # as if of average use, to have the time to find it
             if self.ema:
                 self.total[dead] = fresh[dead] * n / k
 
 
-class VQVAE(Method):
+class VQVAE(Method, Tokenizes, Reconstructs):
     """Vector-quantised autoencoder; a tokenizer of patches."""
 
     needs = frozenset({"patches"})
@@ -146,6 +138,7 @@ class VQVAE(Method):
         if not 0.0 <= o.decay < 1.0:
             raise UsageError(f"decay is {o.decay}; it must be at least 0 and below 1.")
         self.backbone, self.patch = backbone, backbone.patch_size
+        self.vocabulary = o.codes  # K
         grid = patch_grid(backbone.image_size, self.patch)
         self.to_code = nn.Linear(backbone.dim, o.code_dim)
         self.codebook = Codebook(
@@ -157,14 +150,8 @@ class VQVAE(Method):
             self.patch**2 * backbone.channels,
         )  # fmt: skip
 
-    @property
-    def vocabulary(self) -> int:
-        """Number of different tokens, K."""
-        return self.options.codes
-
     @torch.no_grad()
     def tokens(self, x: Tensor) -> Tensor:
-        """Normalised images [N, C, H, W] to ids int64 [N, P], row by row, below `vocabulary`."""
         return self.codebook.nearest(self.to_code(self.backbone.tokens(x).patches))
 
     def decode(self, q: Tensor) -> Tensor:
@@ -196,7 +183,7 @@ class VQVAE(Method):
         self.codebook.observe(z, ids, clock.step)
         logs = {"error": error.detach(), "error_mean_colour": mean_colour_error(x)}
         logs |= {"commitment": commitment.detach(), **codes_in_use(ids, o.codes)}
-        return Step(loss, logs, t.pooled.detach())
+        return Step(loss, logs, features=t.pooled.detach())
 
     def after_update(self, clock: Clock) -> None:
         self.codebook.update()

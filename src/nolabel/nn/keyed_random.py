@@ -40,7 +40,7 @@ def uniform(
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-class Chance:
+class KeyedRandom:
     """Uniform numbers for the images of a step, each image's by itself.
 
     Seeded from torch's generator, whose state a checkpoint holds and all processes share.  An
@@ -54,7 +54,7 @@ class Chance:
 
     def __init__(self, n: int, copies: int = 1, seed: int | None = None):
         self.seed = int(torch.randint(2**63 - 1, ()).item()) if seed is None else seed
-        self.rows = distributed.places(n, copies).numpy()  # among those of all processes
+        self.rows = distributed.global_rows(n, copies).numpy()  # among those of all processes
         self.total = len(self.rows) * distributed.world_size()
         self._turn = 0
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nolabel import distributed
-from nolabel.nn.keyed_random import Chance
+from nolabel.nn.keyed_random import KeyedRandom
 
 TRIES = 10  # draws of a block before an image is given up
 
@@ -21,7 +21,7 @@ def block_masks(
     smallest: int = 16,
     aspect: float = 0.3,
     exact: bool = False,
-    chance: Chance | None = None,
+    random: KeyedRandom | None = None,
 ) -> Tensor:
     """Masks made of rectangles (BEiT, algorithm 1), for all images at once.
 
@@ -35,12 +35,12 @@ def block_masks(
         smallest: least area of a block in patches.
         exact: fill up what the blocks left open with single patches, and cut nothing: every image
             has its count exactly.
-        chance: of as many rows; by default one image a row, and torch's next seed.
+        random: of as many rows; by default one image a row, and torch's next seed.
 
     Returns:
         bool [B, h * w], True = hidden.
     """
-    chance = chance or Chance(len(counts))
+    random = random or KeyedRandom(len(counts))
     h, w = grid
     counts = np.minimum(np.asarray(counts, np.int64), h * w)
     masks = np.zeros((len(counts), h, w), bool)
@@ -51,7 +51,7 @@ def block_masks(
     low, high = math.log(aspect), -math.log(aspect)
     while len(open_):
         missing = counts[open_] - done[open_]
-        u = chance(4, open_).T
+        u = random(4, open_).T
         area = smallest + u[0] * (missing - smallest)
         ratio = np.exp(low + u[1] * (high - low))
         bh = np.rint(np.sqrt(np.maximum(area, 0) * ratio)).astype(np.int64)
@@ -72,25 +72,29 @@ def block_masks(
         open_ = open_[(done[open_] < counts[open_]) & (tries[open_] < TRIES)]
     flat = masks.reshape(len(counts), h * w)
     if exact:
-        order = (chance(h * w) + flat).argsort(1)  # patches that are free come first
+        order = (random(h * w) + flat).argsort(1)  # patches that are free come first
         place = np.arange(h * w)[None] < (counts - done)[:, None]
         np.put_along_axis(flat, order, place | np.take_along_axis(flat, order, 1), 1)
     return torch.from_numpy(flat)
 
 
-def random_masks(counts: np.ndarray, patches: int, chance: Chance) -> Tensor:
+def random_masks(counts: np.ndarray, patches: int, random: KeyedRandom) -> Tensor:
     """bool [B, patches]: so many single patches of each image hidden at random."""
-    order = chance(patches).argsort(1).argsort(1)
+    order = random(patches).argsort(1).argsort(1)
     return torch.from_numpy(order < counts[:, None])
 
 
-def unit_masks(
-    n: int, units: tuple[int, int], ratio: float, scale: int = 1, noise: Tensor | None = None
-) -> Tensor:
-    """Masks of square units (SimMIM): ceil(units * ratio) of them hidden at random.
+def mask_noise(n: int, patches: int, device: torch.device | None = None) -> Tensor:
+    """Uniform noise [n, patches] in [0, 1) to sort patches by: this process's rows of what is drawn
+    for the whole batch."""
+    return distributed.draw_for_rank(lambda total: torch.rand(total, patches, device=device), n)
+
+
+def unit_masks(noise: Tensor, units: tuple[int, int], ratio: float, scale: int = 1) -> Tensor:
+    """Masks of square units (SimMIM): ceil(units * ratio) of them are hidden.
 
     Args:
-        n: images.
+        noise: [n, h * w]; the units of smallest noise are hidden (`mask_noise`).
         units: (h, w) of the grid of units.
         ratio: share to hide.
         scale: patches along a side of a unit.
@@ -98,11 +102,9 @@ def unit_masks(
     Returns:
         bool [n, h * scale * w * scale], True = hidden.
     """
-    h, w = units
-    if noise is None:
-        noise = distributed.share(lambda total: torch.rand(total, h * w), n)
+    n, (h, w) = len(noise), units
     hidden = math.ceil(h * w * ratio)
-    mask = torch.zeros(n, h * w, dtype=torch.bool)
+    mask = torch.zeros(n, h * w, dtype=torch.bool, device=noise.device)
     mask.scatter_(1, noise.argsort(1)[:, :hidden], True)
     mask = mask.view(n, h, w).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     return mask.flatten(1)

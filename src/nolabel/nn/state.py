@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,66 +39,44 @@ class Ema(nn.Module):
             return self.module(*args)
 
 
-class Frozen:
-    """A network that never changes: a teacher or a tokenizer from elsewhere.
+class StepBuffer:
+    """What the micro-batches of one optimiser step bring, until its update.
 
-    Not a module, so that the method that holds it neither trains nor saves it: the run's folder
-    has a copy of its file.  It follows its input's device, and always is in evaluation mode.
-
-    Args:
-        module: the network.
-        mean, std: of each channel, for which it was trained.
-        given: mean and std of the images that `prepare` gets, the run's; None means its own.
-        image_size: side in pixels at which it is used; 0 takes images as they are.
-        about: what is known of it, for the copy.
+    A block collects in `Method.step` and applies in `Method.after_update`, which the guard skips
+    together with the update. So accumulated micro-batches equal the large batch, and a step that
+    was rejected leaves no trace: the next step's first `add` drops what it had collected.
     """
 
-    def __init__(
-        self,
-        module: Any,
-        mean: Sequence[float],
-        std: Sequence[float],
-        *,
-        given: tuple[Sequence[float], Sequence[float]] | None = None,
-        image_size: int = 0,
-        about: Mapping[str, Any] | None = None,
-    ):
-        self.module = module.eval().requires_grad_(False)
-        self.mean, self.std = tuple(mean), tuple(std)
-        self.given = (tuple(given[0]), tuple(given[1])) if given else (self.mean, self.std)
-        self.image_size, self.about = image_size, dict(about or {})
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, ...]] = []
+        self._step = -1
 
-    def __deepcopy__(self, memo: Any) -> Frozen:
-        return self  # nothing in it changes
-
-    def prepare(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """The run's images [N, C, H, W] as this network wants them: of its size and statistics.
-
-        Also moves the network to their device.
+    def add(self, step: int, *values: Tensor) -> None:
+        """Keeps the values of a micro-batch, without gradient.
 
         Args:
-            size: (height, width) in pixels instead of `image_size`.
+            step: number of the optimiser step.
+            values: tensors [n, ...], as many and of the same shapes in every micro-batch, but
+                for n.
         """
-        self.module.to(x.device)
-        own = (self.image_size, self.image_size)
-        if (wanted := size or (own if self.image_size else x.shape[-2:])) != x.shape[-2:]:
-            x = F.interpolate(x, size=wanted, mode="bicubic", antialias=True)
-        if self.given == (self.mean, self.std):
-            return x
+        if step != self._step:  # a new step, or the one before was rejected
+            self._parts, self._step = [], step
+        self._parts.append(tuple(v.detach() for v in values))
 
-        def channels(values: Sequence[float]) -> Tensor:
-            return x.new_tensor(values).view(1, -1, 1, 1)
+    def take(self) -> tuple[Tensor, ...]:
+        """The values of the whole step, each joined along dimension 0; the buffer is empty then.
 
-        mean, std = self.given
-        return (x * channels(std) + channels(mean) - channels(self.mean)) / channels(self.std)
+        Empty if nothing was added since the last time.
+        """
+        parts, self._parts = self._parts, []
+        return tuple(torch.cat(some) for some in zip(*parts, strict=True))
 
 
 class Queue(nn.Module):
     """The last `size` embeddings, first in, first out; random unit vectors at birth (MoCo).
 
-    `observe` only collects; `update` enqueues once an optimiser step, the embeddings of all
-    processes in order of rank.  So accumulated micro-batches equal the large batch, and a step
-    that the guard skips leaves no trace.
+    `observe` only collects (`StepBuffer`); `update` enqueues once an optimiser step, the embeddings
+    of all processes in order of rank.
     """
 
     value: Tensor
@@ -109,8 +86,7 @@ class Queue(nn.Module):
         super().__init__()
         self.register_buffer("value", F.normalize(torch.randn(size, dim), dim=-1))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # enqueued so far
-        self._new: list[Tensor] = []
-        self._step = -1
+        self._new = StepBuffer()
 
     @property
     def full(self) -> bool:
@@ -120,54 +96,49 @@ class Queue(nn.Module):
     @torch.no_grad()
     def observe(self, z: Tensor, step: int) -> None:
         """Adds embeddings z [B, D] of optimiser step `step` to what `update` will enqueue."""
-        if step != self._step:  # a new step, or the one before was skipped
-            self._new, self._step = [], step
-        self._new.append(z.detach().float())
+        self._new.add(step, z.float())
 
     @torch.no_grad()
     def update(self) -> None:
         """Enqueues what was observed, over all processes, in place of the oldest rows."""
-        new = distributed.gather(torch.cat(self._new))
+        (new,) = self._new.take()
+        new = distributed.gather(new)
         size, start = len(self.value), int(self.count)
         places = torch.arange(start, start + len(new), device=new.device) % size
         self.value[places[-size:]] = new[-size:].to(self.value.dtype)
         self.count += len(new)
-        self._new = []
+
+    def local_rows(self) -> Tensor:
+        """This process's share of the rows: every W-th one of W processes, from its rank on."""
+        return self.value[distributed.rank() :: distributed.world_size()]
 
 
 class Centre(nn.Module):
     """Running mean of the teacher's logits (DINO, equation 4).
 
-    `observe` only collects; `update` moves the centre once an optimiser step.  So accumulated
-    micro-batches equal the large batch, and a step that the guard skips leaves no trace.
+    `observe` only collects (`StepBuffer`); `update` moves the centre once an optimiser step.
     """
 
     value: Tensor
-    _sum: Tensor
-    _count: Tensor
 
     def __init__(self, prototypes: int, momentum: float = 0.9):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("value", torch.zeros(1, prototypes))
-        self.register_buffer("_sum", torch.zeros(1, prototypes), persistent=False)
-        self.register_buffer("_count", torch.zeros(()), persistent=False)
-        self._step = -1
+        self._new = StepBuffer()
 
     @torch.no_grad()
     def observe(self, logits: Tensor, step: int) -> None:
         """Adds logits [..., K] of optimiser step `step` to what `update` will use."""
-        if step != self._step:  # a new step, or the one before was skipped
-            self._sum.zero_()
-            self._count.zero_()
-            self._step = step
         flat = logits.float().flatten(0, -2)
-        self._sum += flat.sum(0, keepdim=True)
-        self._count += len(flat)
+        self._new.add(step, flat.sum(0, keepdim=True), flat.new_full((1,), float(len(flat))))
 
     @torch.no_grad()
     def update(self) -> None:
         """centre <- m * centre + (1 - m) * mean of what was observed, over all processes."""
-        count = distributed.sum(self._count)
-        mean = distributed.sum(self._sum) / count.clamp_min(1)
-        self.value.lerp_(mean, (1.0 - self.momentum) * (count > 0))  # nothing seen, nothing moved
+        seen = self._new.take()
+        if not seen:
+            return
+        total, count = (distributed.sum(x.sum(0)) for x in seen)
+        mean = total / count.clamp_min(1)
+        self.value.lerp_(mean[None], (1.0 - self.momentum) * (count > 0))  # nothing seen: no move

@@ -7,26 +7,22 @@ clusters of raw pixels.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import adjusted_mutual_info_score
-from torch import Tensor
 
 from nolabel.data.source import Source
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import extract
 from nolabel.errors import UsageError
-from nolabel.nn.heads import PrototypeHead
+from nolabel.methods.base import HasPrototypes, Method
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.types import Picture
 
 
 def prototypes(
-    method: Any,
+    method: Method | HasPrototypes,
     encoder: Encoder,
     *,
     gallery: Source,
@@ -37,7 +33,7 @@ def prototypes(
     """One row a prototype, those that are the first choice of most images first.
 
     Args:
-        method: a method with a head of prototypes, trained.
+        method: one that `HasPrototypes`, trained.
         encoder: its encoder.
         gallery: the images.
         shown: prototypes.
@@ -49,9 +45,14 @@ def prototypes(
     """
     if shown < 1 or top < 1:
         raise UsageError(f"Show at least one prototype and image, got {shown} and {top}.")
+    if not isinstance(method, HasPrototypes):
+        raise UsageError(
+            f"{type(method).__name__} has no prototypes. Use a run of dino, ibot, dinov2, swav or "
+            "deepclusterv2."
+        )
     found = extract(encoder, gallery)
     with torch.inference_mode():
-        logits = scores(method, found.values.to(encoder.device)).float().cpu()
+        logits = method.prototype_logits(found.values.to(encoder.device)).float().cpu()
     first = logits.argmax(1).numpy()
     names, counts = np.unique(first, return_counts=True)
     chosen = names[np.argsort(-counts, kind="stable")][:shown]
@@ -93,26 +94,3 @@ def prototypes(
     data = {"prototypes": chosen, "first_choice": first, "keys": keys, "counts": counts}
     return Pictures([Picture(name="prototypes", image=sheet(rows, titles), caption=caption + ".",
                              data=data, numbers=numbers)])  # fmt: skip
-
-
-def scores(method: Any, h: Tensor) -> Tensor:
-    """Logits [N, K] of the encoder's embeddings [N, D] against the prototypes.
-
-    Raises:
-        UsageError: a method without prototypes.
-    """
-    network = getattr(getattr(method, "teacher", None), "module", None)
-    head = getattr(network, "head", None)
-    if isinstance(head, PrototypeHead):  # DINO, iBOT, DINOv2: the teacher's, centred as in training
-        centre = method.centres[0] if hasattr(method, "centres") else method.centre
-        return head(h) - centre.value
-    own = getattr(method, "prototypes", None)
-    projector = getattr(method, "head", None) or getattr(method, "projector", None)
-    if own is None or projector is None:
-        raise UsageError(
-            f"{type(method).__name__} has no prototypes. Use a run of dino, ibot, dinov2, swav or "
-            "deepclusterv2."
-        )
-    weight = own if isinstance(own, Tensor) else own.weight
-    weight = weight[0] if weight.ndim == 3 else weight  # DeepCluster v2 has several sets
-    return F.linear(F.normalize(projector(h), dim=-1), weight)

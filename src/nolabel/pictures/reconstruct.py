@@ -1,53 +1,25 @@
 """What a generative method rebuilds.
 
-A method that hides patches offers `reconstruct(x, ratio, generator)` and is shown as original,
-masked, prediction, pasted (MAE, figure 2), a sheet for each ratio. One that sees the whole image
-offers `reconstruct(x)` and is shown as original, prediction and the image's mean colour. The name
-`ratio` among the parameters tells them apart.
+A method that `Inpaints` is shown as original, masked, prediction, pasted (MAE, figure 2), a sheet
+for each ratio. One that `Reconstructs` is shown as original, prediction and mean colour.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nolabel.methods.base import Inpaints, Reconstructs
 from nolabel.nn.pixels import to_pixels
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.types import Picture
 
 
-class Completes(Protocol):
-    """A method that hides patches and predicts them."""
-
-    options: Any
-
-    def reconstruct(
-        self, x: Tensor, ratio: float, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Predicted images [N, C, H, W] and hidden patches bool [N, h, w]."""
-        ...
-
-
-class Rebuilds(Protocol):
-    """A method that rebuilds the image that it has seen, from a code or from tokens.
-
-    If it also has `swapped(x)`, images rebuilt with the code of another image, these are shown.
-    """
-
-    options: Any
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Rebuilt images [N, C, H, W], normalised like x."""
-        ...
-
-
 def reconstruct(
-    method: Completes | Rebuilds,
+    method: Inpaints | Reconstructs,
     x: Tensor,
     *,
     mean: Sequence[float],
@@ -67,12 +39,12 @@ def reconstruct(
         colour (the trivial guess): on the hidden pixels alone, where there are any.
     """
     truth = to_pixels(x.numpy(), mean, std)
-    if "ratio" not in inspect.signature(method.reconstruct).parameters:
+    if isinstance(method, Reconstructs):
         return _whole(method, x, truth, mean, std)
     out = []
     for ratio in ratios:
         generator = torch.Generator().manual_seed(seed)
-        pred, mask = method.reconstruct(x, ratio, generator)  # type: ignore[call-arg,misc]
+        pred, mask = method.inpaint(x, ratio, generator)
         drawn = to_pixels(pred.float().numpy(), mean, std)
         size = x.shape[-1] // mask.shape[-1]
         gone = np.kron(mask.numpy(), np.ones((size, size), dtype=bool))[..., None]
@@ -86,7 +58,7 @@ def reconstruct(
         }
         caption = f"{ratio:.0%} of the patches removed; PSNR on them {numbers['psnr']:.1f} dB"
         caption += f" (mean colour {numbers['psnr_mean_colour']:.1f} dB)."
-        if getattr(method.options, "norm_pix", False):
+        if method.knows_statistics:
             caption += (
                 " The targets were normalised: the prediction is drawn with each patch's true "
                 "mean and deviation, so the picture knows more than the network."
@@ -105,7 +77,7 @@ def reconstruct(
 
 
 def _whole(
-    method: Any, x: Tensor, truth: np.ndarray, mean: Sequence[float], std: Sequence[float]
+    method: Reconstructs, x: Tensor, truth: np.ndarray, mean: Sequence[float], std: Sequence[float]
 ) -> Pictures:
     """The sheet of a method that has seen every pixel."""
     everywhere = np.ones((1, 1, 1, 1), dtype=bool)
@@ -118,8 +90,9 @@ def _whole(
     }
     caption = f"Rebuilt from what the encoder kept; PSNR {numbers['psnr']:.1f} dB"
     caption += f" (mean colour {numbers['psnr_mean_colour']:.1f} dB)."
-    if hasattr(method, "swapped") and len(x) > 1:
-        other = to_pixels(method.swapped(x).float().numpy(), mean, std)
+    swapped = method.swapped(x) if len(x) > 1 else None
+    if swapped is not None:
+        other = to_pixels(swapped.float().numpy(), mean, std)
         columns["another's code"] = other
         numbers["psnr_swapped"] = _psnr(other, truth, everywhere)
         caption += (

@@ -62,7 +62,8 @@ def ablate(
     Raises:
         UsageError: the method has no table and none was given.
     """
-    kind = methods.load(method)
+    variant = methods.ablated(method)
+    kind = methods.load(variant)
     table = dict(kind.ablations if rows is None else rows)
     if not table:
         raise UsageError(
@@ -84,7 +85,7 @@ def ablate(
     for name, change in table.items():
         values = list(known.get(json.dumps([name, _plain(change)]), ()))[:seeds]
         for seed in range(len(values), seeds):
-            run = _train(method, folder / f"{_slug(name)}-{seed}", data, settings, change, seed)
+            run = _train(variant, folder / f"{_slug(name)}-{seed}", data, settings, change, seed)
             row = evaluate("knn", run, train=train, test=judge).best
             values.append(float(row["value"]))
             done = len(results) * seeds + len(values)

@@ -14,6 +14,7 @@ from nolabel.data.open import open_source
 from nolabel.data.source import Source, Subset
 from nolabel.encoders import Encoder, load
 from nolabel.errors import BadImage, DataError, NolabelError, UsageError, unknown
+from nolabel.methods.base import Inpaints, Reconstructs
 from nolabel.pictures import PICTURES, PictureInfo, function_of, options_of
 from nolabel.pictures._tiles import Pictures, stacked
 from nolabel.types import Sample
@@ -105,7 +106,7 @@ def _of_run(
     if info.data == "gallery":
         enc = Encoder(method.encoder, mean=plan.mean, std=plan.std, name=run.folder.name)
         return function_of(what)(method, enc, gallery=_gallery(source), **options)
-    if not hasattr(method, "reconstruct"):
+    if not isinstance(method, (Reconstructs, Inpaints)):
         raise UsageError(
             f"{run.method} predicts no pixels; there is nothing to reconstruct. Use a run of a "
             "generative method, such as mae, vqvae or autoencoder."
@@ -187,7 +188,7 @@ def draw_missing(folder: str | Path, data: SourceSpec = "auto") -> list[str]:
     wanted = ["pca", "neighbours", "tsne"]
     if not isinstance(encoder, Encoder) or "attention" in encoder.backbone.can:
         wanted.insert(0, "attention")
-    if hasattr(load_kind(run.method), "reconstruct"):
+    if issubclass(load_kind(run.method), (Reconstructs, Inpaints)):
         wanted.append("reconstruct")
     out = []
     there = {p.stem.partition("-")[0] for p in (folder / "pictures").glob("*.png")}

@@ -13,7 +13,11 @@ EQUAL = {"teacher_temperature": 0.1, "warmup_teacher_temperature": 0.1}  # as th
 ZERO = {"teacher_temperature": 1e-4, "warmup_teacher_temperature": 1e-4}
 UNSTOPPED = {"stop_gradient": False, "projection_norm": False}  # the norm alone keeps a spread
 CASES = {
-    "dino without centring and sharpening": ("dino", {"centring": "none", **EQUAL}, "the targets"),
+    "dino without centring and sharpening": (
+        "dino-ablated",
+        {"centring": "none", **EQUAL},
+        "the targets",
+    ),
     "dino with a temperature of zero": ("dino", ZERO, "share"),
     "byol without the stop of the gradient": ("byol", UNSTOPPED, "embeddings"),
 }
