@@ -355,3 +355,43 @@ def test_the_random_state_of_gpus_returns_and_what_is_loaded_lies_on_the_cpu(tmp
     assert loaded["w"].device.type == "cpu"
     set_rng_state(loaded["rng"])
     assert torch.equal(torch.rand(5, device="cuda"), a)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_save_interrupted_anywhere_leaves_the_older_checkpoint_whole(tmp_path, monkeypatch, call):
+    ckpt.save_checkpoint(tmp_path, 1, {"x": torch.arange(3)})
+
+    class Killed(BaseException):
+        pass
+
+    def die(*args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        m.setattr(os, call, die)
+        ckpt.save_checkpoint(tmp_path, 2, {"x": torch.arange(4)})
+    assert ckpt.load_checkpoint(tmp_path).step == 1
+    ckpt.save_checkpoint(tmp_path, 3, {"x": torch.arange(5)})
+    names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"step-00000001.ckpt", "step-00000003.ckpt"}  # no orphan
+
+
+def test_a_full_disk_loses_nothing_and_says_so(tmp_path, monkeypatch):
+    ckpt.save_checkpoint(tmp_path, 1, {"x": torch.arange(3)})
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m, pytest.raises(ckpt.SaveFailed, match="space"):
+        m.setattr(os, "fsync", full)
+        ckpt.save_checkpoint(tmp_path, 2, {"x": torch.arange(4)})
+    assert ckpt.load_checkpoint(tmp_path).step == 1
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_a_checkpoint_that_does_not_fit_names_what_is_wrong():
+    net = nn.Linear(2, 2)
+    state = ckpt.capture(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    del state["method"]["bias"]
+    with pytest.raises(FileDamaged, match="bias"):
+        ckpt.restore(net, None, state)

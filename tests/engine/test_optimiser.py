@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from nolabel.engine.optimiser import (
@@ -18,6 +20,8 @@ from nolabel.engine.optimiser import (
 from nolabel.errors import UsageError
 from nolabel.nn.schedules import learning_rate
 from nolabel.types import Clock, Optim
+
+ORACLES = Path(__file__).parents[1] / "oracles"
 
 
 class Net(nn.Module):
@@ -254,3 +258,61 @@ def test_clipping_by_module_takes_each_network_alone():
     clip_gradients(net, Optim(clip=1.0, clip_by="module"))
     for part in net["student"].values():
         assert gradient_norm(part.parameters()).item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_lars_matches_the_official_numbers():
+    """Four updates from the start, every weight after each."""
+    o = load_file(ORACLES / "lars.safetensors")
+    w, b = nn.Parameter(o["w0"].clone()), nn.Parameter(o["b0"].clone())
+    groups = [
+        {"params": [w], "decay": True, "weight_decay": 0.01},
+        {"params": [b], "decay": False, "weight_decay": 0.0},
+    ]
+    optimiser = Lars(groups, lr=0.2, momentum=0.9)
+    for i in range(4):
+        w.grad, b.grad = o[f"gw{i}"].clone(), o[f"gb{i}"].clone()
+        optimiser.step()
+        torch.testing.assert_close(w.data, o[f"w{i + 1}"], rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(b.data, o[f"b{i + 1}"], rtol=1e-4, atol=2e-6)
+
+
+class SmallNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.ones(1, 1, 4))
+        self.pos_embed = nn.Parameter(torch.ones(1, 5, 4), requires_grad=False)
+        self.fc = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.weight_g = nn.Parameter(torch.ones(4, 1))
+
+
+def test_matrices_and_tokens_decay_and_one_dimensional_tensors_do_not():
+    net = SmallNet()
+    groups = build_optimiser(net, Optim()).param_groups
+    decayed = {id(p) for g in groups if g["decay"] for p in g["params"]}
+    named = {n for n, p in net.named_parameters() if id(p) in decayed}
+    assert named == {"cls_token", "fc.weight", "weight_g"}
+    assert sum(len(g["params"]) for g in groups) == 6  # the fixed positions are not trained
+
+
+def test_weight_decay_schedule_reaches_the_decayed_group_alone():
+    net = SmallNet()
+    optim = Optim(weight_decay=0.04, weight_decay_end=0.4, warmup_epochs=0)
+    optimiser = build_optimiser(net, optim)
+    set_rates(optimiser, optim, Clock(5, 10, 5))
+    by_decay = {g["decay"]: g["weight_decay"] for g in optimiser.param_groups}
+    assert by_decay[True] == pytest.approx(0.22)
+    assert by_decay[False] == 0.0
+
+
+@pytest.mark.parametrize("how", ["tensor", "global"])
+def test_clipping_shortens_each_tensor_or_all_together(how):
+    a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    a.grad, b.grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
+    clip_gradients(torch.nn.ParameterList([a, b]), Optim(clip=1.0, clip_by=how))
+    if how == "tensor":
+        assert a.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
+        assert b.grad.norm().item() == pytest.approx(0.5)
+    else:
+        assert gradient_norm([a, b]).item() == pytest.approx(1.0, rel=1e-4)
+        assert (a.grad / b.grad)[0].item() == pytest.approx(10.0)

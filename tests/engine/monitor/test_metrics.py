@@ -78,3 +78,16 @@ def test_killed_while_dropping_lines_the_log_is_as_before(tmp_path, monkeypatch)
     MetricsLog(path, start=2).close()
     assert [m["step"] for m in lines(path)] == [1, 2]
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_metrics_of_steps_that_are_run_again_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    for step in range(1, 6):
+        log.write({"step": step, "loss": float("nan") if step == 2 else 1.0})
+    log.close()
+    path.write_text(path.read_text() + '{"step": 6, "lo')  # cut short by a crash
+    MetricsLog(path, start=3).close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [m["step"] for m in lines] == [1, 2, 3]
+    assert lines[1]["loss"] is None

@@ -78,3 +78,16 @@ def test_targets_tell_nothing_in_both_kinds_of_collapse_and_most_when_each_image
     assert told == pytest.approx([0.0, 0.0, math.log(6)], abs=1e-6)
     assert [float(f["target_entropy"]) for f in found] == pytest.approx([0, math.log(8), 0])
     assert [int(f["prototypes_used"]) for f in found] == [1, 1, 6]
+
+
+def test_feature_std_is_one_for_isotropic_features_and_zero_for_collapsed_ones():
+    g = torch.Generator().manual_seed(0)
+    assert feature_std(torch.randn(4000, 32, generator=g)) == pytest.approx(1.0, abs=0.02)
+    assert feature_std(torch.ones(100, 32)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_effective_rank_counts_dimensions():
+    g = torch.Generator().manual_seed(0)
+    low = torch.randn(500, 4, generator=g) @ torch.randn(4, 64, generator=g)
+    assert effective_rank(low) < 4.01
+    assert effective_rank(torch.randn(2000, 16, generator=g)) > 15.5
