@@ -246,7 +246,7 @@ def test_a_users_own_method_trains_with_its_own_options(photos, tmp_path, capsys
     assert cli.main(["resume", str(out)]) == 0
 
 
-def test_the_demo_ends_with_numbers_pictures_and_a_report(tmp_path, capsys):
+def test_the_demo_ends_with_numbers_pictures_and_a_report(few_creatures, tmp_path, capsys):
     from nolabel.tools.demo import demo
 
     numbers = demo(tmp_path / "demo", steps=2, batch_size=16, precision="fp32")

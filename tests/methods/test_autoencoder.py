@@ -137,7 +137,7 @@ def last_lines(run):
 def test_with_skip_the_pixels_are_far_better_and_the_code_is_hardly_used(tmp_path):
     import nolabel as nl
 
-    given = {"data": "creatures", "steps": 300, "batch_size": 64, "lr": 0.003}
+    given = {"data": "creatures", "steps": 150, "batch_size": 64, "lr": 0.003, "width": 32}
     given |= {"precision": "fp32", "quiet": True, "checkpoint_every": 10_000}
     plain = last_lines(nl.pretrain("autoencoder", out=tmp_path / "plain", **given))
     around = last_lines(nl.pretrain("autoencoder", out=tmp_path / "skip", skip=True, **given))
@@ -147,6 +147,6 @@ def test_with_skip_the_pixels_are_far_better_and_the_code_is_hardly_used(tmp_pat
 
 def test_without_skip_a_short_run_beats_its_random_start_by_k_nn(gain_of_a_short_run):
     found = gain_of_a_short_run(
-        "autoencoder", backbone="resnet_nano", steps=300, batch_size=64, lr=0.003
+        "autoencoder", backbone="resnet_nano", steps=180, batch_size=64, lr=0.003, width=32
     )
     assert found["low"] > 0, found

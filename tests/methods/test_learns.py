@@ -20,18 +20,18 @@ def test_simclr_beats_its_random_initialisation_and_distill_and_eva_learn_from_i
     """One test for three methods: the teacher need not be trained twice."""
     judge = judging_creatures()
     given = {"data": "creatures", "backbone": "resnet_nano", **SHORT}
-    run = nl.pretrain("simclr", out=tmp_path / "simclr", steps=100, **given)
+    run = nl.pretrain("simclr", out=tmp_path / "simclr", steps=60, **given)
     assert_healthy(run.folder)
     found = gain(str(run.folder), f"random:{run.folder}", **judge)
     assert found["low"] > 0, found
 
     given["teacher"] = str(run.folder)
-    student = nl.pretrain("distill", out=tmp_path / "distill", steps=150, **given)
+    student = nl.pretrain("distill", out=tmp_path / "distill", steps=120, **given)
     found = gain(str(student.folder), f"random:{student.folder}", **judge)
     assert found["low"] > 0, found
 
     given |= {"backbone": "vit_pico", "batch_size": 64}
-    patches = nl.pretrain("eva", out=tmp_path / "eva", steps=90, **given)
+    patches = nl.pretrain("eva", out=tmp_path / "eva", steps=70, **given)
     source = open_source("creatures:test", image_size=32)
     method, _ = load_method(str(patches.folder))
     method.eval()
@@ -46,7 +46,7 @@ def test_simclr_beats_its_random_initialisation_and_distill_and_eva_learn_from_i
 def test_mae_predicts_removed_patches_far_better_than_their_mean(tmp_path):
     """Targets have unit variance, so the best constant guess costs 1."""
     run = nl.pretrain(
-        "mae", data="creatures", out=tmp_path / "run", backbone="vit_pico", steps=60, **SHORT
+        "mae", data="creatures", out=tmp_path / "run", backbone="vit_pico", steps=40, **SHORT
     )
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     last = [json.loads(line)["loss"] for line in lines[-5:]]

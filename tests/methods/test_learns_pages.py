@@ -8,15 +8,15 @@ from nolabel.data.creatures.world import Creatures
 from nolabel.errors import NolabelError
 
 CREATURES = {
-    "triplet": {"steps": 60, "batch_size": 128},
-    "mocov2": {"steps": 150, "batch_size": 128},
-    "mocov3": {"steps": 100, "batch_size": 128},
-    "barlow": {"steps": 100},
-    "obow": {"steps": 100},
-    "byol": {"steps": 210},
-    "dino": {"steps": 320, "backbone": "vit_pico", "patch_size": 8},
-    "ibot": {"steps": 300, "backbone": "vit_pico", "patch_size": 8},
-    "dinov2": {"steps": 150, "batch_size": 32, "backbone": "vit_pico", "known": 5000},
+    "triplet": {"steps": 40, "batch_size": 128},
+    "mocov2": {"steps": 100, "batch_size": 128},
+    "mocov3": {"steps": 80, "batch_size": 128},
+    "barlow": {"steps": 50},
+    "obow": {"steps": 60},
+    "byol": {"steps": 130},
+    "dino": {"steps": 200, "backbone": "vit_pico", "patch_size": 8},
+    "ibot": {"steps": 200, "backbone": "vit_pico", "patch_size": 8},
+    "dinov2": {"steps": 100, "batch_size": 32, "backbone": "vit_pico", "known": 5000},
 }
 
 
@@ -29,7 +29,7 @@ def test_a_method_beats_its_random_initialisation_on_creatures(name, gain_of_a_s
 def test_deepclusterv2_beats_its_random_initialisation_on_few_creatures(gain_of_a_short_run):
     """Few, because its first epoch only fills the memory."""
     found = gain_of_a_short_run(
-        "deepclusterv2", data=Creatures(size=32, count=1500), backbone="resnet_nano", steps=200,
+        "deepclusterv2", data=Creatures(size=32, count=1500), backbone="resnet_nano", steps=130,
         batch_size=64,
     )  # fmt: skip
     assert found["low"] > 0, found
@@ -39,7 +39,7 @@ def test_swav_beats_its_random_initialisation_on_clothes(gain_of_a_short_run):
     """On clothes: with local crops it needs more steps than a minute gives it on creatures."""
     try:
         found = gain_of_a_short_run(
-            "swav", data="fashion-mnist", train="fashion-mnist:test", steps=240
+            "swav", data="fashion-mnist", train="fashion-mnist:test", steps=160
         )
     except NolabelError as error:
         pytest.skip(f"Fashion-MNIST is not installed: {error}")

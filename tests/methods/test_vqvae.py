@@ -1,10 +1,8 @@
-"""VQ-VAE: nearest codes, straight-through gradient and moving codes against loops, and that it
-learns tokens."""
+"""VQ-VAE: nearest codes, straight-through gradient and moving codes against loops."""
 
 from __future__ import annotations
 
 import copy
-import json
 import socket
 from pathlib import Path
 
@@ -266,17 +264,3 @@ def test_paper_recipe_has_the_papers_numbers():
     o = r.options
     assert (o.codes, o.commitment, o.decay) == (512, 0.25, 0.99)
     assert (r.optim.lr, r.optim.lr_end, r.batch_size, r.epochs) == (2e-4, 2e-4, 128, 25)
-
-
-def test_tokens_of_a_short_run_say_far_more_than_the_mean_colour(tmp_path):
-    import nolabel as nl
-
-    run = nl.pretrain(
-        "vqvae", data="creatures", out=tmp_path / "run", steps=300, batch_size=64,
-        precision="fp32", quiet=True, checkpoint_every=10_000,
-    )  # fmt: skip
-    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    last = {k: sum(line[k] for line in lines[-10:]) / 10 for k in lines[-1]}
-    assert last["error"] < 0.5 * last["error_mean_colour"], last
-    assert last["codes_used"] > 150, last
-    assert last["perplexity"] > 75, last

@@ -207,8 +207,10 @@ def opened(browser):
         page.context.close()
 
 
-def hostile_run(tiny_run, tmp_path):
-    """A run on a folder whose classes have hostile names, with its report."""
+@pytest.fixture(scope="module")
+def hostile_run(tmp_path_factory):
+    """A run on a folder whose classes have hostile names, and its report; only to be looked at."""
+    tmp_path = tmp_path_factory.mktemp("hostile")
     rng = np.random.default_rng(0)
     for name in (HOSTILE, "'\"&amp;"):
         folder = tmp_path / "labelled" / name
@@ -228,10 +230,8 @@ def hostile_run(tiny_run, tmp_path):
     return run, build_report(run.folder)
 
 
-def test_a_browser_finds_every_number_of_the_metrics_and_nothing_else_to_say(
-    opened, tiny_run, tmp_path
-):
-    run, path = hostile_run(tiny_run, tmp_path)
+def test_a_browser_finds_every_number_of_the_metrics_and_nothing_else_to_say(opened, hostile_run):
+    run, path = hostile_run
     page = opened(path)
     metrics = read_metrics(run.folder / "metrics.jsonl")
     found = page.eval_on_selector_all(
@@ -253,8 +253,8 @@ def test_a_browser_finds_every_number_of_the_metrics_and_nothing_else_to_say(
         )
 
 
-def test_pointing_at_a_patch_shows_the_cosines_of_the_film(opened, tiny_run, tmp_path):
-    run, path = hostile_run(tiny_run, tmp_path)
+def test_pointing_at_a_patch_shows_the_cosines_of_the_film(opened, hostile_run):
+    run, path = hostile_run
     page = opened(path)
     page.wait_for_selector("#touch[data-state=ready]")
     pixels, seen = read_snapshots(run.folder)
@@ -291,8 +291,8 @@ def test_pointing_at_a_patch_shows_the_cosines_of_the_film(opened, tiny_run, tmp
     page.wait_for_selector(f'#touch[data-patch="1:{(h // 2) * w + w // 2 - 1}"]')
 
 
-def test_a_click_holds_the_patch_until_the_next(opened, tiny_run, tmp_path):
-    _, path = hostile_run(tiny_run, tmp_path)
+def test_a_click_holds_the_patch_until_the_next(opened, hostile_run):
+    _, path = hostile_run
     page = opened(path)
     page.wait_for_selector("#touch[data-state=ready]")
     canvas = page.locator("#touch canvas").first
@@ -305,10 +305,8 @@ def test_a_click_holds_the_patch_until_the_next(opened, tiny_run, tmp_path):
     assert page.locator("#touch").get_attribute("data-patch") != held
 
 
-def test_it_is_dark_where_people_want_it_dark_prints_and_fits_a_telephone(
-    opened, tiny_run, tmp_path
-):
-    _, path = hostile_run(tiny_run, tmp_path)
+def test_it_is_dark_where_people_want_it_dark_prints_and_fits_a_telephone(opened, hostile_run):
+    _, path = hostile_run
     colour = "getComputedStyle(document.body).backgroundColor"
     light, dark = (opened(path, color_scheme=c) for c in ("light", "dark"))
     assert light.evaluate(colour) == "rgb(255, 255, 255)" != dark.evaluate(colour)
