@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
-import json
-import math
 import os
 from pathlib import Path
 
@@ -94,61 +90,11 @@ def few_creatures(monkeypatch):
     monkeypatch.setitem(world.SPLITS, "test", 200)
 
 
-@functools.cache
-def judging_creatures(known=2000):
-    """What `nl.evaluate` judges with: few labelled ones are mostly enough, and quick; many unseen
-    ones make the intervals narrow."""
-    from nolabel.data.creatures.world import Creatures
-
-    return {"train": Creatures("train", count=known), "test": Creatures("test", count=5000)}
-
-
-def knn_gain(trained, random, **judge):
-    """Top-1 of two encoders by k-NN and their difference with the low end of its 95 % interval.
-
-    The two intervals are taken as independent; on the same images the difference varies less.
-    Random weights that were judged before, in the same run of the tests, are not judged again.
-    """
-    import nolabel as nl
-
-    a = nl.evaluate("knn", trained, **judge).best
-    if any(isinstance(v, str) for v in judge.values()):
-        b = nl.evaluate("knn", random, **judge).best
-    else:
-        b = _judged_once(random, **judge)
-    margin = math.hypot(a["value"] - a["low"], b["high"] - b["value"])
-    gain = a["value"] - b["value"]
-    return {"low": gain - margin, "gain": gain, "trained": a["value"], "random": b["value"]}
-
-
-_JUDGED: dict[tuple, dict] = {}
-
-
-def _judged_once(random, **judge):
-    import nolabel as nl
-
-    encoder = nl.load(random)
-    weights = hashlib.sha256(repr((encoder.mean, encoder.std, encoder.image_size)).encode())
-    for name, value in sorted(encoder.backbone.state_dict().items()):
-        weights.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    # Sets of creatures of one name and size are the same images.
-    key = (weights.hexdigest(), *((v.name, len(v)) for v in judge.values()))
-    if key not in _JUDGED:
-        _JUDGED[key] = nl.evaluate("knn", encoder, **judge).best
-    return _JUDGED[key]
-
-
-def assert_healthy(folder):
-    """The last line of a run's metrics shows no sign of collapse."""
-    from nolabel.engine.monitor.signals import collapse
-
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    assert collapse(last) is None, (collapse(last), last)
-
-
 @pytest.fixture
 def gain():
     """`knn_gain`."""
+    from judging import knn_gain
+
     return knn_gain
 
 
@@ -157,6 +103,7 @@ def gain_of_a_short_run(tmp_path):
     """Trains, checks that the signals see no collapse, and returns by how much k-NN gains over the
     encoder's random start."""
     import nolabel as nl
+    from judging import assert_healthy, judging_creatures, knn_gain
 
     def learn(method, *, data="creatures", train=None, test=None, known=2000, **settings):
         """`train` and `test`: what judges, by default so many creatures as are `known`; without

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 import nolabel as nl
-from conftest import assert_healthy, judging_creatures
+from judging import assert_healthy, judging_creatures
 from nolabel.data.open import open_source
 from nolabel.engine.build import load_method
 from nolabel.types import Batch, Clock

@@ -1,0 +1,56 @@
+"""How tests judge encoders: k-NN on creatures, and the signs of collapse."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+
+import nolabel as nl
+from nolabel.data.creatures.world import Creatures
+from nolabel.engine.monitor.signals import collapse
+
+
+@functools.cache
+def judging_creatures(known=2000):
+    """What `nl.evaluate` judges with: few labelled ones are mostly enough, and quick; many unseen
+    ones make the intervals narrow."""
+    return {"train": Creatures("train", count=known), "test": Creatures("test", count=5000)}
+
+
+def knn_gain(trained, random, **judge):
+    """Top-1 of two encoders by k-NN and their difference with the low end of its 95 % interval.
+
+    The two intervals are taken as independent; on the same images the difference varies less.
+    Random weights that were judged before, in the same run of the tests, are not judged again.
+    """
+    a = nl.evaluate("knn", trained, **judge).best
+    if any(isinstance(v, str) for v in judge.values()):
+        b = nl.evaluate("knn", random, **judge).best
+    else:
+        b = _judged_once(random, **judge)
+    margin = math.hypot(a["value"] - a["low"], b["high"] - b["value"])
+    gain = a["value"] - b["value"]
+    return {"low": gain - margin, "gain": gain, "trained": a["value"], "random": b["value"]}
+
+
+_JUDGED: dict[tuple, dict] = {}
+
+
+def _judged_once(random, **judge):
+    encoder = nl.load(random)
+    weights = hashlib.sha256(repr((encoder.mean, encoder.std, encoder.image_size)).encode())
+    for name, value in sorted(encoder.backbone.state_dict().items()):
+        weights.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    # Sets of creatures of one name and size are the same images.
+    key = (weights.hexdigest(), *((v.name, len(v)) for v in judge.values()))
+    if key not in _JUDGED:
+        _JUDGED[key] = nl.evaluate("knn", encoder, **judge).best
+    return _JUDGED[key]
+
+
+def assert_healthy(folder):
+    """The last line of a run's metrics shows no sign of collapse."""
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert collapse(last) is None, (collapse(last), last)
