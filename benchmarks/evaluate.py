@@ -4,7 +4,7 @@
 
 k-NN: 10,000 queries among 60,000 rows of 384 numbers, k = 20, against scikit-learn's brute-force
 classifier with the same votes, alternating in one run, the middle of three; the answers are
-compared.  Peak memory is that of a process of its own.
+compared. Peak memory is that of a process of its own.
 
 Extraction: images per second through `extract`, from pixels in memory to features, against the bare
 network's forward pass on one prepared batch, alternating in one run, in fp32 and bf16.

@@ -4,7 +4,7 @@
 
 The training images of Fashion-MNIST are written out as a plain folder, without their labels; each
 method trains on it with its automatic settings.  k-NN and a linear probe on the 10,000 test images
-then judge the three encoders, the same networks with random weights, and raw pixels.  Needs the
+then judge the three encoders, the same networks with random weights, and raw pixels. Needs the
 data (Debian's package `dataset-fashion-mnist`).
 """
 

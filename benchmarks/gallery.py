@@ -2,7 +2,7 @@
 
     python benchmarks/gallery.py --out DIR [--only NAME ...]
 
-Runs that are in the folder already are used as they are.  Pictures go to docs/gallery as WebP, with
+Runs that are in the folder already are used as they are. Pictures go to docs/gallery as WebP, with
 the captions that the pictures give themselves, so that the numbers are those of the same networks.
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/image_text.py [--minutes M] [--methods ...] [--data ...] [--out DIR]
     python benchmarks/image_text.py --render     # the table of docs/methods.md
 
-Every run is a small ResNet with the automatic recipe.  Judged on held-out pictures and texts: the
+Every run is a small ResNet with the automatic recipe. Judged on held-out pictures and texts: the
 class that a creature's picture is nearest to, with the default templates and with ones that read
 like the captions; and whether a picture finds its text among all (recall at 1 and 5).
 """

@@ -1,4 +1,4 @@
-"""How far do measures without labels agree with k-NN?  Over the runs of the methods' table.
+"""How far do measures without labels agree with k-NN? Over the runs of the methods' table.
 
     python benchmarks/labelfree.py --runs DIR [--images N]
     python benchmarks/labelfree.py --render

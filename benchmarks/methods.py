@@ -5,13 +5,13 @@
     python benchmarks/methods.py --render        # the table of docs/methods.md from the result file
 
 First a few steps of every method are measured (--measure, on a machine that does nothing else):
-how many fit into the minutes, and how many images a second that is.  Then each run takes so many
+how many fit into the minutes, and how many images a second that is. Then each run takes so many
 steps, whatever else the machine does meanwhile, and all seeds take the same number.
 
 Each run is a process of its own, so that its peak memory is its own; --jobs of them go at a time,
-each with its share of the cores.  Labels only measure: k-NN (k = 20) and a linear probe on unseen
+each with its share of the cores. Labels only measure: k-NN (k = 20) and a linear probe on unseen
 images, the effective rank of their embeddings (RankMe), and how that compares with the same network
-at random.  The result file is written after every run; a stopped table goes on where it stood.
+at random. The result file is written after every run; a stopped table goes on where it stood.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CAPTIONS = ("clip", "siglip")  # Fashion-MNIST has none
 
 
 def one(method: str, backbone: str, data: str, seed: int, steps: int, out: Path) -> dict:
-    """Trains and measures one run; peak memory is this process's.  A few steps are only timed."""
+    """Trains and measures one run; peak memory is this process's. A few steps are only timed."""
     import numpy as np
 
     import nolabel as nl

@@ -3,7 +3,7 @@
     python benchmarks/multicrop.py [--data DIR] [--json FILE] [--seconds S]
 
 Everything from the file to the batch is counted: reading, decoding, 2 crops of 224 px and 8 of 96,
-colour, blur, normalising, collating.  The contestants take turns on the same files; the median of
+colour, blur, normalising, collating. The contestants take turns on the same files; the median of
 the rounds counts.
 
     nolabel      what training uses (`nolabel bench data` measures the same)

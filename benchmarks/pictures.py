@@ -4,9 +4,9 @@
     python benchmarks/pictures.py --cost
     python benchmarks/pictures.py --render
 
-The runs are those of `methods.py --out DIR` (vit_pico, creatures), one for each seed.  Every
+The runs are those of `methods.py --out DIR` (vit_pico, creatures), one for each seed. Every
 picture is drawn of the same images for the trained network, for the same network with random
-weights, and for colour alone; over the seeds, a difference counts from two standard errors on.  The
+weights, and for colour alone; over the seeds, a difference counts from two standard errors on. The
 cost is that of attention, and of components, against one forward pass of the same prepared images.
 """
 

@@ -5,7 +5,7 @@
 
 Four sets of captions for the same creatures, a network for each: plain ones; ones that call
 creatures of each colour useful or useless at a rate of its own; ones that call all useful at one
-rate; and ones that say which word is written on the image, for the half that bears one.  The probe
+rate; and ones that say which word is written on the image, for the half that bears one. The probe
 of bias must find the planted order and rates, and none where there are none; the probe of
 typography must find out the network that learnt to read, and no other.
 """

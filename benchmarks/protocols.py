@@ -5,7 +5,7 @@
 
 The encoders are the ViTs that `methods.py --out DIR` trained (those whose folder is missing are
 trained first, with the same budget), the same network at random (as DINO starts), with labels
-(fine-tuned from random weights), and raw pixels.  One process a line; a line that is in the result
+(fine-tuned from random weights), and raw pixels. One process a line; a line that is in the result
 file is not done again.
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/report.py [--run DIR] [--browser PATH]
 
 Opens the report of a run, and the same with a film of 28 x 28 patches (a ViT-S/8 at 224 px), and
-moves the pointer over its images.  Prints and keeps the time until everything is drawn and the
+moves the pointer over its images. Prints and keeps the time until everything is drawn and the
 slowest answer to a move, from the event to the last pixel.
 """
 

@@ -8,9 +8,9 @@ mae   ViT-B/16 at 224 px, the paper's decoder, update included
 
 "plain" is what a first implementation looks like: fp32, attention written out, one loop over the
 crops' sizes and one over the pairs of views, torch's default AdamW, a loop over the parameters for
-the teacher.  "lightly" is the same step of lightly's own modules and loss (where it is installed),
-as its documentation shows it.  All alternate in one run, on the same noise; the middle of several
-rounds counts.  Each runs in fp32 and in bf16 autocast where it knows it, and its better one counts.
+the teacher. "lightly" is the same step of lightly's own modules and loss (where it is installed),
+as its documentation shows it. All alternate in one run, on the same noise; the middle of several
+rounds counts. Each runs in fp32 and in bf16 autocast where it knows it, and its better one counts.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/views.py [--json FILE] [--seconds S] [--deviations]
 
-Rates are of source images: each gives all views of its plan.  Pixels are decoded before the clock
-starts.  The contestants take turns, so that a busy machine slows all of them; the median counts.
+Rates are of source images: each gives all views of its plan. Pixels are decoded before the clock
+starts. The contestants take turns, so that a busy machine slows all of them; the median counts.
 `--deviations` also measures how far the fast executor is from the reference, operation by
 operation, in levels of 255, on the two photographs that come with scikit-learn.
 """

@@ -164,7 +164,7 @@ def test_two_processes_that_gather_have_the_gradient_of_the_whole_batch(tmp_path
         torch.testing.assert_close(out["order"], torch.stack([z1, z2]).detach(), **near)
         torch.testing.assert_close(out["loss"], loss.detach(), **near)
         torch.testing.assert_close(out["grad"], w.grad, **near)
-        # Both losses depend on the slice: 3 from each.  The bystander's own stays 3.
+        # Both losses depend on the slice: 3 from each. The bystander's own stays 3.
         assert torch.equal(out["shared_a"], torch.full((1, 2), 6.0, dtype=torch.float64))
         assert torch.equal(out["shared_b"], torch.full((WORLD, 2), 3.0, dtype=torch.float64))
         base = torch.arange(6.0).reshape(2, 3).T

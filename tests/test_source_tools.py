@@ -63,3 +63,27 @@ def test_no_automatic_recipe_is_on_a_page_and_nothing_is_imported_in_a_circle(to
     figures = tool("figures").figures(tool("import_graph").module_files(ROOT / "src"))
     assert figures["lines of automatic recipes in methods/"] == "0"
     assert figures["import circles, imports in functions too"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("docstring", "words"),
+    [
+        ("Adds.  Both are numbers.", "two spaces"),
+        ("Adds.\n\n    Args:\n        a: A number.\n    ", "lower case"),
+    ],
+)
+def test_docstrings_of_another_dialect_are_refused(tmp_path, tool, docstring, words):
+    root = package(tmp_path, a=f'def f(a):\n    """{docstring}"""\n')
+    assert any(words in breach for breach in tool("check_source").check(root))
+
+
+def test_the_dialect_of_the_house_is_kept(tmp_path, tool):
+    text = 'def f(a):\n    """Adds. Both are numbers.\n\n    Args:\n        a: a number.\n    """\n'
+    root = package(tmp_path, a=text)
+    assert tool("check_source").check(root) == []
+
+
+def test_a_long_function_is_refused(tmp_path, tool):
+    body = "".join(f"    x{i} = {i}\n" for i in range(200))
+    root = package(tmp_path, a=f"def f():\n{body}")
+    assert any("f has 201 lines" in breach for breach in tool("check_source").check(root))

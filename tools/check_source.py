@@ -15,12 +15,16 @@ from pathlib import Path
 
 from import_graph import circles, graph, imports_of, module_files
 
-MOST_LINES, MOST_PAGE = 400, 200
+MOST_LINES, MOST_PAGE, MOST_FUNCTION = 400, 200, 130
 UNPICKLING = frozenset({"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"})
-# A path that exists on one machine only.  Where the system's package puts its data is no such path.
+# A path that exists on one machine only. Where the system's package puts its data is no such path.
 MACHINE_PATH = re.compile(
     r"(?<![\w.~<>-])/(?:home|root|tmp|work|opt|usr|var|mnt|media|srv|scratch|Users)/[\w.-]+[\w./-]*"
 )
+TWO_SPACES = re.compile(r"(?<=[\w)`'\"\]%}])[.?!]  (?=[A-Z`\"'({0-9])")
+SECTION = re.compile(r"\s*(Args|Raises|Returns|Yields|Attributes):\s*$")
+ENTRY = re.compile(r"\*{0,2}[\w.]+(?:, \*{0,2}[\w.]+)*: ([A-Z][a-z]\w*)")
+PROPER_NAMES = frozenset({"None", "True", "False", "Pillow", "Python", "Gaussian", "Tensor"})
 PATHS_ALLOWED = ("/usr/share/datasets", "/usr/bin/env")
 TEXTS = ("*.md", "Makefile", "pyproject.toml", ".ci/*", "docs/**/*.md", "benchmarks/**/*.py",
          "benchmarks/results/*.json", "src/**/*.py", "tests/**/*.py", "tools/**/*.py")  # fmt: skip
@@ -91,6 +95,47 @@ def breaches_of_length(text: str, module: tuple[str, ...]) -> Iterator[tuple[int
             yield 1, f"{filled} lines that are not blank, a method's page has at most {MOST_PAGE}"
 
 
+def documented(tree: ast.AST) -> Iterator[ast.Constant]:
+    """The docstrings of a module, of its classes and of its functions."""
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if not isinstance(node, owners) or not node.body:
+            continue
+        first = node.body[0]
+        text = first.value if isinstance(first, ast.Expr) else None
+        if isinstance(text, ast.Constant) and isinstance(text.value, str):
+            yield text
+
+
+def breaches_of_docstrings(tree: ast.AST, lines: list[str]) -> Iterator[tuple[int, str]]:
+    """One dialect: one space after a full stop, entries of sections in lower case."""
+    for text in documented(tree):
+        section: int | None = None  # indentation of the section that a line stands in
+        for number in range(text.lineno, (text.end_lineno or text.lineno) + 1):
+            line = lines[number - 1]
+            indent = len(line) - len(line.lstrip())
+            if TWO_SPACES.search(line):
+                yield number, "two spaces after a full stop in a docstring; use one"
+            if SECTION.match(line):
+                section = indent
+            elif section is not None and line.strip():
+                if indent <= section:
+                    section = None
+                    continue
+                entry = ENTRY.match(line.strip()) if indent == section + 4 else None
+                if entry and entry[1] not in PROPER_NAMES:
+                    yield number, f"{entry[1]!r} begins an entry of a docstring; use lower case"
+
+
+def breaches_of_functions(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """A function that can be read at a glance."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > MOST_FUNCTION:
+                yield node.lineno, f"{node.name} has {length} lines, at most {MOST_FUNCTION}"
+
+
 def breaches_of_paths(text: str) -> Iterator[tuple[int, str]]:
     """Paths of one machine, in any text."""
     for number, line in enumerate(text.splitlines(), 1):
@@ -121,6 +166,8 @@ def check(root: Path) -> list[str]:
         name = path.relative_to(root).as_posix()
         found |= {(name, *b) for b in breaches_of_code(tree, module, parts[:-1])}
         found |= {(name, *b) for b in breaches_of_length(text, module)}
+        found |= {(name, *b) for b in breaches_of_docstrings(tree, text.splitlines())}
+        found |= {(name, *b) for b in breaches_of_functions(tree)}
     for path in {p for pattern in TEXTS for p in root.glob(pattern) if p.is_file()}:
         name = path.relative_to(root).as_posix()
         found |= {(name, *b) for b in breaches_of_paths(path.read_text(encoding="utf-8"))}

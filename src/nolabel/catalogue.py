@@ -2,7 +2,7 @@
 pictures.
 
 Each table is a dictionary of frozen `Entry` objects by name, made by `by_name`; a table's own class
-adds what its package needs.  Nothing heavy is imported, so that lists are quick.
+adds what its package needs. Nothing heavy is imported, so that lists are quick.
 """
 
 from __future__ import annotations

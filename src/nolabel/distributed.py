@@ -48,7 +48,7 @@ class _Gather(torch.autograd.Function):
 def gather_with_grad(x: Tensor) -> Tensor:
     """[B, ...] of every process to [W*B, ...], in order of rank.
 
-    The backward pass sums the gradients that all processes have for a slice.  Under DDP, which
+    The backward pass sums the gradients that all processes have for a slice. Under DDP, which
     averages over processes, a loss that is a mean per process then has the gradient of the mean
     over the whole batch.
 

@@ -1,6 +1,6 @@
 """The few kinds of error a user can meet.
 
-Every message says what was got, what is allowed and what to do.  The command line prints the
+Every message says what was got, what is allowed and what to do. The command line prints the
 message alone, without a traceback, and leaves with the error's `exit_code`.
 """
 
@@ -51,7 +51,7 @@ class Stopped(NolabelError):
 
 
 class BadImage(Exception):
-    """One image cannot be used.  Caught by the loader, which skips, counts and lists it."""
+    """One image cannot be used. Caught by the loader, which skips, counts and lists it."""
 
     def __init__(self, path: str, reason: str):
         super().__init__(path, reason)  # both arguments, so that it survives pickling

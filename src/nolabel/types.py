@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a method's step receives.  The view axis is explicit: nobody chunks by position."""
+    """What a method's step receives. The view axis is explicit: nobody chunks by position."""
 
     views: Mapping[str, Tensor]  # name -> float [V, B, C, H, W], normalised
     keys: Tensor | None = None  # int64 [B]: index of each image in its source
@@ -83,7 +83,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Clock:
-    """Where the training stands, in optimiser steps.  Every schedule is a pure function of it."""
+    """Where the training stands, in optimiser steps. Every schedule is a pure function of it."""
 
     step: int  # 0-based index of the coming update
     total: int  # steps of the whole run
@@ -102,7 +102,7 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """The optimiser of a run.  Rates are the final ones: no hidden scaling by batch size."""
+    """The optimiser of a run. Rates are the final ones: no hidden scaling by batch size."""
 
     name: str = "adamw"  # adamw | sgd | lars | larc
     lr: float = 5e-4  # peak learning rate
@@ -166,7 +166,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One picture: pixels, what it shows, and the numbers behind it.  Never writes itself."""
+    """One picture: pixels, what it shows, and the numbers behind it. Never writes itself."""
 
     name: str  # file stem
     image: np.ndarray  # uint8 [H, W, 3]

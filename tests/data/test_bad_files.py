@@ -150,7 +150,7 @@ def test_an_odd_file_is_read(name):
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
 
 
-# In a process of its own, whose memory is its own.  `resource` counts kilobytes.
+# In a process of its own, whose memory is its own. `resource` counts kilobytes.
 READER = """
 import json, resource, sys
 from nolabel.data.loader import make_loader

@@ -1,7 +1,7 @@
 """Two and three processes do what one does: losses, gradients, and everything that is saved.
 
 Each method takes three steps on the same six images a step, in one process and in several (gloo, on
-the CPU) that have a part of them each.  In fp64 what differs is the order of sums.  Broken on
+the CPU) that have a part of them each. In fp64 what differs is the order of sums. Broken on
 purpose (a gather without gradient, a reduction that is left out, ...) it must differ by far.
 
 `NOLABEL_EXACTNESS=write` writes the table of docs/distributed.md anew.
@@ -60,7 +60,7 @@ VARIANTS = {  # what else the same pages can do
     "clip, chunk": ("clip", "vit_pico", {**TINY["clip"], "chunk": 1}),
     "simmim, Swin": ("simmim", "swin_nano", {"unit": 8}),
 }
-# Whoever writes the table measures everything.  Otherwise what is alike is not measured twice: most
+# Whoever writes the table measures everything. Otherwise what is alike is not measured twice: most
 # ResNets have the batch norm of others, parts are cut alike whatever the method, and three
 # processes differ from two where something is drawn, kept or counted for the whole batch.
 ALL = os.environ.get("NOLABEL_EXACTNESS") == "write"
@@ -198,7 +198,7 @@ BROKEN: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
 
 
 def process(rank: int, world: int, port: int, folder: str) -> None:
-    """One of them.  Alone it first trains its share of the rows, to compare them with what all do
+    """One of them. Alone it first trains its share of the rows, to compare them with what all do
     together."""
     torch.set_num_threads(1)
     in_double()

@@ -1,4 +1,4 @@
-"""Golden traces: five steps on fixed data, CPU, fp32.  A change of any line of a page shows here.
+"""Golden traces: five steps on fixed data, CPU, fp32. A change of any line of a page shows here.
 
 `NOLABEL_GOLDEN=write` writes the numbers anew, after a change that was meant.
 """

@@ -125,7 +125,7 @@ def test_easy_ignores_hard_images_hard_ignores_easy_ones_and_medium_takes_both()
     assert scores["hard"][0].tolist() == [1.0]
     assert scores["medium"][0].tolist() == [1.0]
     late = judge_landmarks(np.array([[2, 0, 3, 1, 4, 5]]), test, (1,))
-    # Without junk: 2, 3, 1.  The relevant ones are at places 1 and 2.
+    # Without junk: 2, 3, 1. The relevant ones are at places 1 and 2.
     assert late["medium"][0][0] == pytest.approx(((0 / 1 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
     assert late["easy"][0][0] == pytest.approx((0 / 1 + 1 / 2) / 2)
 

@@ -1,9 +1,9 @@
 """`nolabel embed`: the features of a whole set in one file, made piece by piece, to be continued.
 
 Beside FILE stand FILE.json (what the features are, and which images could not be read) and
-FILE.paths (a name for each row, one a line).  While it is being made it is called FILE.partial,
+FILE.paths (a name for each row, one a line). While it is being made it is called FILE.partial,
 a plain array on disk, and FILE.partial.json says how far it has come; the same command continues
-there.  The set is never held in memory.
+there. The set is never held in memory.
 
 Rows stay where their images are in the set: one that could not be read is a row of NaN.
 """
@@ -97,26 +97,26 @@ def embed(
     """Writes the features of every image of a source, continuing where it stopped.
 
     Args:
-        encoder: Does the work on its own device.
-        source: The images.
+        encoder: does the work on its own device.
+        source: the images.
         out: .npy, .safetensors (tensor `features`) or .parquet (columns path and features).
-        options: What the features are.
-        overwrite: Whether a finished file, or one begun with other settings, may be replaced.
+        options: what the features are.
+        overwrite: whether a finished file, or one begun with other settings, may be replaced.
 
     Raises:
-        UsageError: An unknown ending; the file is there, or was begun with other settings; or the
+        UsageError: an unknown ending; the file is there, or was begun with other settings; or the
             encoder has no class token to give.
-        DataError: No image could be read.
+        DataError: no image could be read.
     """
     o = options or Options()
     path = Path(out)
     if path.suffix not in FORMATS:
         raise unknown("ending of the file", path.suffix or path.name, FORMATS)
     if path.exists() and not overwrite:
-        raise UsageError(f"{str(path)!r} is there already.  Say --overwrite to replace it.")
+        raise UsageError(f"{str(path)!r} is there already. Say --overwrite to replace it.")
     numbers = part(o.shard, len(source))
     if not numbers:
-        raise UsageError(f"Part {o.shard} of {len(source)} images is empty.  Use fewer parts.")
+        raise UsageError(f"Part {o.shard} of {len(source)} images is empty. Use fewer parts.")
     encoder.precision = o.precision
     pooled = pooling(encoder, o.pool)
     width = width_of(encoder, o.pool)
@@ -157,9 +157,7 @@ def embed(
     finally:  # also when it is stopped: the next call continues after the last whole batch
         save()
     if len(skipped) == len(numbers):
-        raise DataError(
-            f"No image of {source.name!r} can be read.  First: {': '.join(skipped[0])}."
-        )
+        raise DataError(f"No image of {source.name!r} can be read. First: {': '.join(skipped[0])}.")
     with _beside(path, ".paths").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(printable(source.path(i))) + "\n" for i in numbers)
     _finish(path, partial, rows, about)
@@ -172,14 +170,14 @@ def pooling(encoder: Encoder, pool: str) -> Callable[[Tensor], Tensor]:
     """From prepared images to features float32 [N, D or 2 D] on the CPU.
 
     Raises:
-        UsageError: The encoder has no class token.
+        UsageError: the encoder has no class token.
     """
 
     def pooled(x: Tensor) -> Tensor:
         with encoder.evaluating():
             t = encoder.backbone.tokens(x)
             if pool != "mean" and (t.prefix is None or not t.prefix.shape[1]):
-                raise UsageError(f"{encoder.name!r} has no class token.  Use --pool mean or auto.")
+                raise UsageError(f"{encoder.name!r} has no class token. Use --pool mean or auto.")
             mean = t.patches.mean(1)
             first = mean if t.prefix is None or not t.prefix.shape[1] else t.prefix[:, 0]
             parts = {"class": [first], "mean": [mean], "both": [first, mean]}[pool]
@@ -192,8 +190,8 @@ def open_index(path: str | os.PathLike[str]) -> Index:
     """Features that `embed` wrote.
 
     Raises:
-        UsageError: No such file, or one that is not finished.
-        FileDamaged: Its description is missing or does not fit.
+        UsageError: no such file, or one that is not finished.
+        FileDamaged: its description is missing or does not fit.
     """
     path = Path(path)
     if not path.is_file():
@@ -206,7 +204,7 @@ def open_index(path: str | os.PathLike[str]) -> Index:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileDamaged(
             f"{str(path)!r} has no description beside it ({path.name}.json) that can be read "
-            f"({error}).  Make it with nolabel embed."
+            f"({error}). Make it with nolabel embed."
         ) from None
     values = _opened(path, about["dtype"], shape)
     if values.shape != shape:
@@ -253,7 +251,7 @@ def _begun(
     other = next((k for k in about if state.get(k) != about[k]), "size")
     raise UsageError(
         f"{str(partial)!r} was begun with another {other} ({state.get(other)!r}, now "
-        f"{about.get(other)!r}).  Give the same settings to continue, or --overwrite."
+        f"{about.get(other)!r}). Give the same settings to continue, or --overwrite."
     )
 
 
@@ -287,7 +285,7 @@ def _parquet(temporary: Path, path: Path, rows: np.memmap) -> None:
         from pyarrow import parquet
     except ImportError:
         raise UsageError(
-            "Writing Parquet needs pyarrow: pip install 'nolabel[parquet]', or choose .npy.  What "
+            "Writing Parquet needs pyarrow: pip install 'nolabel[parquet]', or choose .npy. What "
             "is done is kept."
         ) from None
     kind = pyarrow.list_(pyarrow.from_numpy_dtype(rows.dtype), rows.shape[1])
@@ -305,7 +303,7 @@ def _parquet(temporary: Path, path: Path, rows: np.memmap) -> None:
 
 
 def width_of(encoder: Encoder, pool: str) -> int:
-    """Numbers of a feature, seen on a black image.  Raises UsageError as `pooling`."""
+    """Numbers of a feature, seen on a black image. Raises UsageError as `pooling`."""
     blank = np.zeros((encoder.image_size, encoder.image_size, encoder.channels), np.uint8)
     return pooling(encoder, pool)(encoder.prepare_pixels([blank])).shape[1]
 

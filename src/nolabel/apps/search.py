@@ -1,6 +1,6 @@
 """`nolabel search`: the images most similar to an image or a text, among features on disk.
 
-Exact: cosine similarity to every row, read piece by piece.  For millions of rows there is an
+Exact: cosine similarity to every row, read piece by piece. For millions of rows there is an
 approximate way by faiss (extra `search`): rows are sorted once into cells around k-means centres,
 kept in FILE.faiss, and a query looks into the nearest cells alone.
 """
@@ -64,17 +64,17 @@ def search(
     """The k rows most similar to a query.
 
     Args:
-        index: What `embed` wrote.
-        encoder: The one that made it.
+        index: what `embed` wrote.
+        encoder: the one that made it.
         query: A path, Pillow image or array; or a text, which no file has as its name, for an
             encoder with a text tower.
-        k: How many.
-        approximate: Whether to look into the nearest cells alone; for images.
+        k: how many.
+        approximate: whether to look into the nearest cells alone; for images.
 
     Raises:
-        UsageError: Another encoder than the index's, k below 1, a text without a text tower, or
+        UsageError: another encoder than the index's, k below 1, a text without a text tower, or
             an approximate search without its extra.
-        DataError: The image cannot be read.
+        DataError: the image cannot be read.
     """
     if k < 1:
         raise UsageError(f"k must be at least 1, got {k}.")
@@ -88,7 +88,7 @@ def search(
         x = encoder.prepare([query])
         vector = F.normalize(pooling(encoder, found.about["pool"])(x), dim=1)[0]
     if approximate and text is not None:
-        raise UsageError("Words are compared with every row.  Leave --approximate out.")
+        raise UsageError("Words are compared with every row. Leave --approximate out.")
     best = _by_cells(found, vector, k) if approximate else _nearest(found.values, vector, k, text)
     names = found.names()
     said = query if isinstance(query, str) else type(query).__name__
@@ -119,7 +119,7 @@ def _by_cells(index: Index, vector: Tensor, k: int) -> tuple[Tensor, Tensor]:
         import faiss
     except ImportError:
         raise UsageError(
-            "--approximate needs faiss: pip install 'nolabel[search]'.  Without it every row is "
+            "--approximate needs faiss: pip install 'nolabel[search]'. Without it every row is "
             "compared, which takes about a second for a million."
         ) from None
     file = index.path.with_name(index.path.name + ".faiss")
@@ -164,7 +164,7 @@ def _check(index: Index, encoder: Encoder) -> None:
     if (made and own and made != own) or width != index.about["dim"]:
         raise UsageError(
             f"{str(index.path)!r} was made by {index.about['encoder']!r}, not by {encoder.name!r}; "
-            "features of different encoders cannot be compared.  Give that encoder, or embed again."
+            "features of different encoders cannot be compared. Give that encoder, or embed again."
         )
 
 
@@ -179,12 +179,12 @@ def draw(hits: Hits, source: Source, query: np.ndarray | None = None) -> Picture
     """The hits as a row of pictures, the query first where it is an image.
 
     Args:
-        hits: What `search` returned.
-        source: The images that the index was made of.
+        hits: what `search` returned.
+        source: the images that the index was made of.
         query: uint8 [H, W, 3], or None.
 
     Raises:
-        DataError: The images are not there any more.
+        DataError: the images are not there any more.
     """
     try:
         tiles = [source.read(i).image[..., :3] for i in hits.rows]

@@ -1,6 +1,6 @@
 """The one contract that every backbone honours.
 
-A method, an evaluator or a picture sees only this.  What a backbone is able to do stands in
+A method, an evaluator or a picture sees only this. What a backbone is able to do stands in
 `can`; whoever needs more asks with `require` and fails at construction, with a hint.
 """
 
@@ -191,7 +191,7 @@ def resolve_facets(
     """Pairs of layers, counted from the front, and facets.
 
     Raises:
-        UsageError: There is no such layer or facet.
+        UsageError: there is no such layer or facet.
     """
     for _, which in wanted:
         if which not in can:
@@ -203,7 +203,7 @@ def layer_number(backbone: Backbone, layer: int) -> int:
     """A layer counted from the front; -1 is the last.
 
     Raises:
-        UsageError: There is no such layer.
+        UsageError: there is no such layer.
     """
     depth = backbone.depth
     if not -depth <= layer < depth:

@@ -1,6 +1,6 @@
 """timm's Beit behind the backbone contract: a ViT whose attention knows relative positions.
 
-Bao et al., "BEiT: BERT Pre-Training of Image Transformers", 2021, arXiv 2106.08254.  Its bias table
+Bao et al., "BEiT: BERT Pre-Training of Image Transformers", 2021, arXiv 2106.08254. Its bias table
 belongs to one size of the patch grid, so the network serves one size of images; `at_size` makes the
 network for another, its table resampled by timm.  timm keeps the weights and their names; the walk
 through the network is ours.
@@ -59,7 +59,7 @@ class BEiT(Backbone):
         if x.shape[-2:] != (s, s):
             raise UsageError(
                 f"{self.name!r} knows relative positions of images of {s} x {s} pixels; got "
-                f"{x.shape[-2]} x {x.shape[-1]}.  Load it with --image-size {x.shape[-1]}."
+                f"{x.shape[-2]} x {x.shape[-1]}. Load it with --image-size {x.shape[-1]}."
             )
         x = net.patch_embed(x)
         if mask is not None:

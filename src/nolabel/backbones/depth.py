@@ -27,7 +27,7 @@ def layer_numbers(names: Iterable[str]) -> tuple[dict[str, int], int]:
     behind it (Xie et al., "SimMIM", 2021), what comes after the last block (norm, heads) one more.
 
     Args:
-        names: Of parameters, as timm calls them, behind any prefix that ends in `net.`.
+        names: of parameters, as timm calls them, behind any prefix that ends in `net.`.
     """
     names = list(names)
     blocks = {name: place for name in names if (place := _block(name))}

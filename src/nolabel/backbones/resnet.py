@@ -18,7 +18,7 @@ from nolabel.types import Tokens
 class ResNet(Backbone):
     """A ResNet; its "patches" are the cells of a stage's feature map.
 
-    Without `maxpool` the stem keeps twice the resolution, for small pictures.  It has no
+    Without `maxpool` the stem keeps twice the resolution, for small pictures. It has no
     weights: they fit timm's network all the same.
     """
 

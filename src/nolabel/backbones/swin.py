@@ -5,9 +5,9 @@ Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Win
 a method needs what timm's `forward` does not offer: mask tokens and any image size.
 
 Places of a map attend to each other if they lie in the same window: if floor((place - shift) /
-window) is the same along both axes.  Where windows do not fill the map, timm pads after its cyclic
+window) is the same along both axes. Where windows do not fill the map, timm pads after its cyclic
 shift and lets padding be attended to, so that the two ends of a map meet and zeros take part.
-Here the map is padded first, and nothing attends to padding.  Where windows fill the map, as at
+Here the map is padded first, and nothing attends to padding. Where windows fill the map, as at
 every published size, the results are timm's.
 """
 
@@ -44,7 +44,7 @@ class Swin(Backbone):
     """A SwinTransformer of any width, depth, patch, window and image size.
 
     `patch_size` is the stride of the final tokens; `mask_patch` the side of the patches that are
-    embedded, which merging makes coarser from stage to stage.  A layer is a block; those before
+    embedded, which merging makes coarser from stage to stage. A layer is a block; those before
     the last stage are narrower and have no final norm, for it has the last stage's width.
     """
 

@@ -2,7 +2,7 @@
 
 Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, §2.4.
 Pre-norm blocks with LayerNorm of eps 1e-5; a text's feature is that of its end token or of the last
-place, through a final norm and a projection.  Weights start as in the official code.
+place, through a final norm and a projection. Weights start as in the official code.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class TextTower(HasUnits):
             that of the last place, whatever stands there.
 
     Raises:
-        UsageError: Sizes that do not fit, or an unknown pool.
+        UsageError: sizes that do not fit, or an unknown pool.
     """
 
     def __init__(

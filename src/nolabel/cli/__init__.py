@@ -1,4 +1,4 @@
-"""Verbs only.  Each verb's work is elsewhere; heavy imports happen inside the verb."""
+"""Verbs only. Each verb's work is elsewhere; heavy imports happen inside the verb."""
 
 import importlib
 import os

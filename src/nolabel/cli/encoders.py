@@ -61,7 +61,7 @@ def import_(args: list[str], about: str) -> None:
     if found.left_out:
         print(f"left out, as no part of the encoder: {some(found.left_out, 4)}")
     if found.text and len(paths) == 1:
-        print("the text tower was left out: its vocabulary is not CLIP's.  Give --tokenizer.")
+        print("the text tower was left out: its vocabulary is not CLIP's. Give --tokenizer.")
     for path in paths:
         print(f"wrote {path}")
     print(f"use it as --encoder {out}")

@@ -26,13 +26,13 @@ def flags_in(args: Sequence[str]) -> list[str]:
 
 
 def announced_first() -> bool:
-    """Whether this is the process that speaks, by what a launcher announced; alone it is.  Known
+    """Whether this is the process that speaks, by what a launcher announced; alone it is. Known
     before torch is imported (`distributed.speaks` is for later)."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def write_json(path: str | None, value: object) -> None:
-    """Writes what `--json FILE` asks for; nothing without it.  Of several processes one does."""
+    """Writes what `--json FILE` asks for; nothing without it. Of several processes one does."""
     if path and announced_first():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -26,7 +26,7 @@ from nolabel.types import Tokens
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, FastViews, evaluation_plan
 from nolabel.views.images import sharable
 
-# What an encoder takes: one image or many.  Float tensors count as prepared.
+# What an encoder takes: one image or many. Float tensors count as prepared.
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 Images = ImageLike | Tensor | Sequence[ImageLike]
 
@@ -38,18 +38,18 @@ class Encoder:
     """A backbone with its preparation of images.
 
     Args:
-        backbone: The network.  Its training mode is left as it is; every method here switches to
+        backbone: the network. Its training mode is left as it is; every method here switches to
             evaluation and back.
-        name: For tables and messages.
-        mean: Mean of each channel (red, green, blue), with pixels in 0..1.
-        std: Standard deviation of each channel.
-        image_size: Side S of the prepared image in pixels; None is the backbone's own.
-        resize: Shorter side in pixels before the centre is cut.  None takes image_size * 256 / 224
+        name: for tables and messages.
+        mean: mean of each channel (red, green, blue), with pixels in 0..1.
+        std: standard deviation of each channel.
+        image_size: side S of the prepared image in pixels; None is the backbone's own.
+        resize: shorter side in pixels before the centre is cut. None takes image_size * 256 / 224
             from 96 px on, as the papers do at 224, and image_size below.
-        meta: What is known about it, such as the header of its file.
+        meta: what is known about it, such as the header of its file.
 
     Raises:
-        UsageError: The backbone cannot take images of this size.
+        UsageError: the backbone cannot take images of this size.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Encoder:
         if "mask" in self.backbone.can and (s < p or s % p):  # patches are cut, not convolved
             near = [n for n in (s // p * p, s // p * p + p) if n]
             raise UsageError(
-                f"{name!r} makes tokens of {p} px, which do not divide an image of {s} px.  Use "
+                f"{name!r} makes tokens of {p} px, which do not divide an image of {s} px. Use "
                 f"--image-size {' or '.join(map(str, near))}."
             )
 
@@ -125,16 +125,16 @@ class Encoder:
         """Decodes, resizes the shorter side, cuts the centre and normalises.
 
         Args:
-            images: One image or many: paths, Pillow images, uint8 arrays [H, W, C] or grey [H, W],
-                a list of these, or an array uint8 [N, H, W, C].  A float tensor [N, C, H, W] or
+            images: one image or many: paths, Pillow images, uint8 arrays [H, W, C] or grey [H, W],
+                a list of these, or an array uint8 [N, H, W, C]. A float tensor [N, C, H, W] or
                 [C, H, W] counts as prepared and only changes device.
 
         Returns:
             float32 [N, C, S, S] on the encoder's device.
 
         Raises:
-            UsageError: Not images.
-            DataError: An image cannot be read; the message names it.
+            UsageError: not images.
+            DataError: an image cannot be read; the message names it.
         """
         if isinstance(images, Tensor) and images.is_floating_point():
             x = images if images.ndim == 4 else images[None]
@@ -178,15 +178,15 @@ class Encoder:
         """Embeds images.
 
         Args:
-            images: As for `prepare`.
-            normalize: Whether embeddings are scaled to unit length.
-            batch_size: Images at once.
+            images: as for `prepare`.
+            normalize: whether embeddings are scaled to unit length.
+            batch_size: images at once.
 
         Returns:
             float32 [N, D] on the CPU.
 
         Raises:
-            UsageError, DataError: As for `prepare`.
+            UsageError, DataError: as for `prepare`.
         """
         parts = [self.forward(x) for x in self._batches(images, batch_size)]
         z = torch.cat(parts) if parts else torch.empty(0, self.dim)
@@ -201,12 +201,12 @@ class Encoder:
         """Tokens of one layer, through the final norm, on the CPU.
 
         Args:
-            images: As for `prepare`; one or more.
+            images: as for `prepare`; one or more.
             layer: 0 is the first of `backbone.depth`, -1 the last.
-            batch_size: Images at once.
+            batch_size: images at once.
 
         Raises:
-            UsageError: No such layer, or no images.
+            UsageError: no such layer, or no images.
         """
         deep = layer_number(self.backbone, layer)
         parts = []
@@ -238,16 +238,16 @@ class Encoder:
         at most 1.
 
         Args:
-            images: As for `prepare`; one or more.
+            images: as for `prepare`; one or more.
             layer: 0 is the first of `backbone.depth`, -1 the last.
-            patch: The patch that looks, from 0, row by row; None is the class token.
-            batch_size: Images at once.
+            patch: the patch that looks, from 0, row by row; None is the class token.
+            batch_size: images at once.
 
         Returns:
             float32 [N, heads, P] on the CPU, patches row by row.
 
         Raises:
-            UsageError: The backbone has no class token, or no such layer or patch.
+            UsageError: the backbone has no class token, or no such layer or patch.
         """
         require(self.backbone, ["attention"], "Attention")
         b = self.backbone

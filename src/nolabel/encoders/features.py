@@ -45,14 +45,14 @@ def extract(
     """Embeds every image of a source, in full precision.
 
     Args:
-        encoder: Does the work on its own device.
-        source: The images.  Those that cannot be read are left out and listed.
-        batch_size: Images at once.
-        progress: Whether to show a bar; only ever done when stderr is a terminal.
+        encoder: does the work on its own device.
+        source: the images. Those that cannot be read are left out and listed.
+        batch_size: images at once.
+        progress: whether to show a bar; only ever done when stderr is a terminal.
 
     Raises:
         UsageError: A batch size below 1.
-        DataError: No image could be read.
+        DataError: no image could be read.
     """
     if batch_size < 1:
         raise UsageError(f"The batch size must be at least 1, got {batch_size}.")

@@ -1,13 +1,13 @@
 """The encoder file: safetensors with timm's parameter names and a JSON header, nothing pickled.
 
-The header stands in the file's metadata under the key "nolabel".  Its `checksum` is a SHA-256 over
+The header stands in the file's metadata under the key "nolabel". Its `checksum` is a SHA-256 over
 
     1. the header itself without `checksum`, as JSON in UTF-8 with sorted keys and no spaces;
     2. for every tensor, in the order of the names: name, type and shape as JSON in the same form,
        then the bytes of the values, row by row, little-endian.
 
 So a byte that changes anywhere - in a weight, in the normalisation, in the run's configuration -
-is noticed.  It protects against accidents, not against forgery: who can write the file can also
+is noticed. It protects against accidents, not against forgery: who can write the file can also
 compute the sum.
 """
 
@@ -79,22 +79,22 @@ def save_encoder(
     """Writes an encoder file, whole or not at all.
 
     Args:
-        path: Where to; an existing file is replaced in one step.
-        backbone: The network; saved are `backbone.net`'s parameters and buffers.
-        branch: Which network of the method it is: "teacher", "student" or "encoder".
-        method: Name of the method that trained it.
-        mean: Mean of red, green, blue that was subtracted from pixels in 0..1.
-        std: Standard deviation of red, green, blue that they were divided by.
-        image_size: Side in pixels that it is meant for.
-        run: The run's configuration, of JSON's types, or None.
-        licence: Note on the licence of the weights.
+        path: where to; an existing file is replaced in one step.
+        backbone: the network; saved are `backbone.net`'s parameters and buffers.
+        branch: which network of the method it is: "teacher", "student" or "encoder".
+        method: name of the method that trained it.
+        mean: mean of red, green, blue that was subtracted from pixels in 0..1.
+        std: standard deviation of red, green, blue that they were divided by.
+        image_size: side in pixels that it is meant for.
+        run: the run's configuration, of JSON's types, or None.
+        licence: note on the licence of the weights.
 
     Returns:
         The path.
 
     Raises:
-        UsageError: The backbone has no weights, or the header cannot be written as JSON.
-        DataError: The file cannot be written (no such folder, no space, no permission).
+        UsageError: the backbone has no weights, or the header cannot be written as JSON.
+        DataError: the file cannot be written (no such folder, no space, no permission).
     """
     if branch not in BRANCHES:
         raise unknown("branch", branch, BRANCHES)
@@ -129,14 +129,14 @@ def write_tensors(
     """Writes tensors on the CPU under a header, with their checksum, whole or not at all.
 
     Args:
-        path: Where to; an existing file is replaced in one step.
-        header: Of JSON's types.
-        tensors: Contiguous.
-        what: What it is, for the message.
+        path: where to; an existing file is replaced in one step.
+        header: of JSON's types.
+        tensors: contiguous.
+        what: what it is, for the message.
 
     Raises:
-        UsageError: The header cannot be written as JSON.
-        DataError: The file cannot be written (no such folder, no space, no permission).
+        UsageError: the header cannot be written as JSON.
+        DataError: the file cannot be written (no such folder, no space, no permission).
     """
     from safetensors.torch import save_file
 
@@ -156,7 +156,7 @@ def write_tensors(
             temporary.unlink()
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"Cannot write {what} to {str(path)!r}: {reason}.  Check that the folder exists, "
+            f"Cannot write {what} to {str(path)!r}: {reason}. Check that the folder exists, "
             "may be written to, and has space."
         ) from error
     return path
@@ -174,16 +174,16 @@ def load_encoder_file(
     A network of the user's own is built from the copy of its code in the folder `code` beside it.
 
     Args:
-        path: The file.
-        image_size: Side in pixels at which it will be used; None is the one it was trained at.
-        device: Where the encoder goes.
-        network: The user's own network, or its class, instead of that code.
+        path: the file.
+        image_size: side in pixels at which it will be used; None is the one it was trained at.
+        device: where the encoder goes.
+        network: the user's own network, or its class, instead of that code.
 
     Raises:
-        UsageError: No such file, it was written by a newer version, or it needs a network that was
+        UsageError: no such file, it was written by a newer version, or it needs a network that was
             given in Python.
-        UntrustedCode: Its code was never run here.
-        FileDamaged: The file is truncated, altered, or not an encoder file.
+        UntrustedCode: its code was never run here.
+        FileDamaged: the file is truncated, altered, or not an encoder file.
     """
     from nolabel.backbones import at_size
     from nolabel.encoders.encoder import Encoder
@@ -208,7 +208,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The header of an encoder file, without its weights (so the checksum is not verified).
 
     Raises:
-        UsageError, FileDamaged: As `load_encoder_file`.
+        UsageError, FileDamaged: as `load_encoder_file`.
     """
     return read_tensors(path, fields=_FIELDS, tensors=False)[0]
 
@@ -216,11 +216,11 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 def build_from(
     header: Mapping[str, Any], path: str | os.PathLike[str], network: Network | None = None
 ) -> Backbone:
-    """The header's architecture with fresh weights.  The caller looks after the seed.
+    """The header's architecture with fresh weights. The caller looks after the seed.
 
     Raises:
-        FileDamaged: The header describes no network that can be built.
-        UsageError, UntrustedCode: As `load_encoder_file`.
+        FileDamaged: the header describes no network that can be built.
+        UsageError, UntrustedCode: as `load_encoder_file`.
     """
     from nolabel.backbones import build, is_own
 
@@ -237,7 +237,7 @@ def build_from(
     except (UsageError, TypeError, ValueError, RuntimeError) as error:
         raise FileDamaged(
             f"{_named(path)} names the architecture {name!r} with {kwargs}, which cannot be built "
-            f"here ({error}).  It was written with timm {header.get('timm', 'of unknown version')}."
+            f"here ({error}). It was written with timm {header.get('timm', 'of unknown version')}."
         ) from error
 
 
@@ -261,7 +261,7 @@ def read_tensors(
     """Header, with `fields` of these types, and (if `tensors`) checksummed tensors of a file.
 
     Raises:
-        UsageError, FileDamaged: As `load_encoder_file`.
+        UsageError, FileDamaged: as `load_encoder_file`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -282,7 +282,7 @@ def read_tensors(
     if KEY not in metadata:
         raise FileDamaged(
             f"{_named(path)} holds tensors but no header of nolabel, so its architecture is not "
-            "known.  Give a file that nolabel wrote, or timm:NAME for published weights."
+            "known. Give a file that nolabel wrote, or timm:NAME for published weights."
         )
     return _checked(metadata[KEY], values if tensors else None, path, fields), values
 
@@ -314,7 +314,7 @@ def _checked(
         raise FileDamaged(altered.format("its checksum does not match"))
     if header.get("kind") == "text" and fields is _FIELDS:
         raise UsageError(
-            f"{str(path)!r} is the text side of a run.  Give the encoder.safetensors beside it."
+            f"{str(path)!r} is the text side of a run. Give the encoder.safetensors beside it."
         )
     wrong = [k for k, kind in fields.items() if not isinstance(header.get(k), kind)]
     if "kwargs" not in wrong and "mean" in fields:
@@ -332,7 +332,7 @@ def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], path: str | os.Path
     if problems := misfits(own, tensors, "unexpected", shape):
         raise FileDamaged(
             f"{_named(path)} does not fit its own architecture {backbone.name!r}: tensors "
-            f"{'; '.join(problems)}.  Another version of timm may have renamed them; the header "
+            f"{'; '.join(problems)}. Another version of timm may have renamed them; the header "
             "says which one wrote the file."
         )
     backbone.net.load_state_dict(dict(tensors))
@@ -343,11 +343,11 @@ def _impostor(path: Path) -> str:
         head = file.read(64)
     size = path.stat().st_size
     if not head:
-        return "is empty (0 bytes).  Copy it again from where it came."
+        return "is empty (0 bytes). Copy it again from where it came."
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return (
             "is a pickled PyTorch checkpoint, which can run code when opened; nolabel never opens "
-            "one.  Give the encoder.safetensors of the run instead."
+            "one. Give the encoder.safetensors of the run instead."
         )
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the file: fetch it with 'git lfs pull'."
@@ -355,9 +355,9 @@ def _impostor(path: Path) -> str:
     if len(head) > 8 and head[8:9] == b"{" and length < 100_000_000:
         return (
             f"is truncated or altered: its {size:,} bytes are not what its own table of contents "
-            "says.  Copy it again from where it came, or export it again from its run."
+            "says. Copy it again from where it came, or export it again from its run."
         )
-    return "is not a safetensors file.  Give the encoder.safetensors of a run."
+    return "is not a safetensors file. Give the encoder.safetensors of a run."
 
 
 def _named(path: str | os.PathLike[str]) -> str:

@@ -37,20 +37,20 @@ def load(
         spec: A run folder, an encoder file, `timm:NAME[.TAG]` (published weights, fetched by
             timm), `openclip:NAME/TAG` (by open_clip), `random:NAME` or `random:RUN` (that
             architecture with fresh weights, always the same ones, initialised by timm or as the
-            run's method starts), or `pixels` (32 px unless told).  An encoder is returned as it is.
-        image_size: Side in pixels at which it will be used; None is its own.
+            run's method starts), or `pixels` (32 px unless told). An encoder is returned as it is.
+        image_size: side in pixels at which it will be used; None is its own.
         device: "auto" takes a GPU when there is one.
-        channels: Of the images, for `pixels` and `random:NAME`; others have their own.
-        trust_code: Execute the code that a run's folder or an encoder file brings, also if it was
+        channels: of the images, for `pixels` and `random:NAME`; others have their own.
+        trust_code: execute the code that a run's folder or an encoder file brings, also if it was
             never run here.
-        backbone: The network, or its class, of a run that got one in Python, or instead of the
+        backbone: the network, or its class, of a run that got one in Python, or instead of the
             code that a run's folder brings.
 
     Raises:
-        UntrustedCode: It brings code that was never run here.
-        UsageError: Unknown spec or name, or a size that does not fit.
-        FileDamaged: The encoder file is truncated, altered, or not one.
-        NolabelError: Published weights could not be fetched.
+        UntrustedCode: it brings code that was never run here.
+        UsageError: unknown spec or name, or a size that does not fit.
+        FileDamaged: the encoder file is truncated, altered, or not one.
+        NolabelError: published weights could not be fetched.
     """
     if isinstance(spec, Encoder):
         if image_size not in (None, spec.image_size):
@@ -96,7 +96,7 @@ def _published(name: str, image_size: int | None) -> Encoder:
     preset = PRESETS.get(name)
     if preset is not None and preset.kwargs:
         raise UsageError(
-            f"{name!r} is an architecture of nolabel's own, without published weights.  "
+            f"{name!r} is an architecture of nolabel's own, without published weights. "
             f"Use random:{name}, or a timm name such as timm:vit_small_patch16_224.dino."
         )
     try:
@@ -115,7 +115,7 @@ def _published(name: str, image_size: int | None) -> Encoder:
                 "python -c 'import timm; print(timm.list_pretrained())'."
             ) from error
         raise NolabelError(
-            f"The published weights of {name!r} could not be fetched ({reason}).  Check the "
+            f"The published weights of {name!r} could not be fetched ({reason}). Check the "
             "network connection and try again; weights fetched once are kept and work offline."
         ) from error
     known: Any = getattr(backbone.net, "pretrained_cfg", None) or {}
@@ -137,7 +137,7 @@ def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
     from nolabel.backbones import PRESETS, build
 
     if name == "pixels":
-        raise UsageError("Pixels have no weights that could be random.  Use pixels.")
+        raise UsageError("Pixels have no weights that could be random. Use pixels.")
     is_run = name not in PRESETS and os.path.exists(name)
     with preserve_rng():
         torch.default_generator.manual_seed(0)  # not torch.manual_seed: that seeds GPUs as well
@@ -187,7 +187,7 @@ def _file_of(text: str) -> Path:
 
     if text in PRESETS:
         raise UsageError(
-            f"No encoder {text!r}: an architecture alone has no weights.  Say random:{text} for "
+            f"No encoder {text!r}: an architecture alone has no weights. Say random:{text} for "
             f"fresh ones or timm:NAME for published ones. {allowed}"
         )
     close = did_you_mean(text, ["pixels"])

@@ -13,11 +13,11 @@ def misfits(
     """What keeps a file's tensors from fitting a network, each kind with its first few names.
 
     Args:
-        own: The network's.
-        tensors: The file's.
-        extra: What those that the network lacks are called.
-        shape: How a wrong shape is told: {name}, {got} and {own}.
-        most: Names of each kind.
+        own: the network's.
+        tensors: the file's.
+        extra: what those that the network lacks are called.
+        shape: how a wrong shape is told: {name}, {got} and {own}.
+        most: names of each kind.
     """
     shapes = [
         shape.format(name=n, got=list(tensors[n].shape), own=list(own[n].shape))

@@ -2,7 +2,7 @@
 
 The file holds the text tower, the projection of the image's embedding into the shared space, and
 the scale (and bias) of the similarities, with a JSON header and checksum like the encoder's
-(see `file`).  The image projection is here and not in the encoder's file, so that the latter stays
+(see `file`). The image projection is here and not in the encoder's file, so that the latter stays
 that of a plain timm network.
 """
 
@@ -38,10 +38,10 @@ class TextEncoder:
     """Texts and images in one space.
 
     Attributes:
-        shared: Text tower, image projection, scale and bias.
-        tokenizer: Texts to ids.
-        name: For tables and messages.
-        meta: The file's header.
+        shared: text tower, image projection, scale and bias.
+        tokenizer: texts to ids.
+        name: for tables and messages.
+        meta: the file's header.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class TextEncoder:
         """The encoder's embeddings [N, D] to unit vectors float32 [N, E] on the CPU.
 
         Raises:
-            UsageError: Embeddings of another width: another encoder's.
+            UsageError: embeddings of another width: another encoder's.
         """
         wide = self.shared.image.in_features
         if features.shape[-1] != wide:
             raise UsageError(
                 f"{self.name!r} belongs to an encoder of width {wide}, these embeddings have "
-                f"{features.shape[-1]}.  Use the encoder of the same run."
+                f"{features.shape[-1]}. Use the encoder of the same run."
             )
         with self._inference():
             parts = [
@@ -98,8 +98,8 @@ def text_of(encoder: Encoder) -> TextEncoder:
     """The text side of an encoder: of the same run, or of the same published model.
 
     Raises:
-        UsageError: It has none.
-        FileDamaged: As `load_text`.
+        UsageError: it has none.
+        FileDamaged: as `load_text`.
     """
     text = encoder.meta.get("text")
     if isinstance(text, TextEncoder):
@@ -107,7 +107,7 @@ def text_of(encoder: Encoder) -> TextEncoder:
     path = encoder.meta.get("path")
     if not path or not (Path(path).parent / TEXT_FILE).is_file():
         raise UsageError(
-            f"{encoder.name!r} has no text tower.  Use the folder of a run of clip or siglip, or "
+            f"{encoder.name!r} has no text tower. Use the folder of a run of clip or siglip, or "
             "openclip:NAME/TAG."
         )
     return load_text(path, device=encoder.device)
@@ -119,7 +119,7 @@ def save_text(
     """Writes the text side, whole or not at all; the tokenizer has a file of its own.
 
     Raises:
-        DataError: The file cannot be written.
+        DataError: the file cannot be written.
     """
     tensors = {
         name: t.detach().to("cpu", copy=True).contiguous()
@@ -143,11 +143,11 @@ def load_text(
     """The text side of a run.
 
     Args:
-        folder: The run's folder, or a file in it.
+        folder: the run's folder, or a file in it.
         device: "auto" takes a GPU when there is one.
 
     Raises:
-        UsageError: The run has no text tower.
+        UsageError: the run has no text tower.
         FileDamaged: A file is truncated or altered, or the two do not belong together.
     """
     folder = Path(folder)
@@ -155,7 +155,7 @@ def load_text(
     path = folder / TEXT_FILE
     if not path.is_file():
         raise UsageError(
-            f"{str(folder)!r} holds no {TEXT_FILE}, so it is no run that has learnt from texts.  "
+            f"{str(folder)!r} holds no {TEXT_FILE}, so it is no run that has learnt from texts. "
             "Use a run of clip or siglip."
         )
     header, tensors = read_tensors(path, fields=_FIELDS, tensors=True)
@@ -163,7 +163,7 @@ def load_text(
     if _sha256(tokenizer) != header["tokenizer_sha256"]:
         raise FileDamaged(
             f"{TEXT_FILE} and {TOKENIZER_FILE} in {str(folder)!r} do not belong together: the "
-            "tower was trained with another tokenizer.  Copy both from the same run."
+            "tower was trained with another tokenizer. Copy both from the same run."
         )
     try:
         with preserve_rng():  # the weights come from the file

@@ -1,6 +1,6 @@
 """From a run to its method: backbone, frozen teacher, view plan.
 
-A method that learns from a frozen network (`Method.inputs`) gets it from here.  The run's folder
+A method that learns from a frozen network (`Method.inputs`) gets it from here. The run's folder
 keeps a copy, so that the run goes on when the original is gone:
 
     teacher.safetensors        an encoder, as any encoder file
@@ -133,7 +133,7 @@ def build_method(
 def _take_up(method: Method, run: Run) -> bool:
     """Whether it continues a whole run of its own kind: student, teacher, heads, centres, queues.
 
-    So a last stage at a higher resolution is `--init RUN --image-size N`.  Where a tensor does not
+    So a last stage at a higher resolution is `--init RUN --image-size N`. Where a tensor does not
     fit (other prototypes, another method), the encoder alone is what was taken.
     """
     folder = Path(str(run.settings.init))

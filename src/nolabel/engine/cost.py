@@ -1,10 +1,10 @@
-"""What a run costs: memory, work and communication.  The only such model in the project.
+"""What a run costs: memory, work and communication. The only such model in the project.
 
 `nolabel plan`, `nolabel scan`, `--batch-size auto` and the description of a run all use it.
 
 A step is counted, not looked up: the method takes one step on a few images of noise, on two shallow
-copies of the network, and what grows with depth and with the batch is extrapolated.  This is exact
-for a transformer, whose blocks are equal.  Heads, teachers, crops and masks are therefore included,
+copies of the network, and what grows with depth and with the batch is extrapolated. This is exact
+for a transformer, whose blocks are equal. Heads, teachers, crops and masks are therefore included,
 whatever the method.
 
     weights      4 bytes a number: parameters and buffers, and frozen inputs where they are given
@@ -106,7 +106,7 @@ def moments_of(optim: Optim) -> int:
 
 def numbers_of(method: nn.Module) -> tuple[int, int]:
     """Numbers of a method's state: those that are trained, and those that are not (frozen
-    parameters and buffers).  Frozen inputs, which are never saved, are not among them."""
+    parameters and buffers). Frozen inputs, which are never saved, are not among them."""
     trained = count_parameters(method, trainable=True)
     return trained, sum(t.numel() for t in (*method.parameters(), *method.buffers())) - trained
 
@@ -171,7 +171,7 @@ def communication(
 ) -> tuple[float, float]:
     """Bytes that a device sends in a step, and seconds for which it waits for them.
 
-    In a ring of W, an average moves 2 (W - 1) / W of what is averaged.  Gradients travel during the
+    In a ring of W, an average moves 2 (W - 1) / W of what is averaged. Gradients travel during the
     backward pass, and layers during the layers before them; weights that are gathered at the start
     do not.
 

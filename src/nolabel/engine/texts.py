@@ -18,8 +18,8 @@ def learn_tokenizer(run: Run, source: Source) -> Tokenizer | None:
     """The tokenizer of a new run, None for a method that wants no text.
 
     Raises:
-        DataError: The data have no texts.
-        UsageError: As the method's `make_tokenizer`.
+        DataError: the data have no texts.
+        UsageError: as the method's `make_tokenizer`.
     """
     kind = methods.load(run.method)
     if not issubclass(kind, LearnsFromText):

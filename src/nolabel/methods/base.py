@@ -130,7 +130,7 @@ class Method(nn.Module):
         """Sets fresh weights before training starts; by default timm's own stay."""
 
     def step(self, batch: Batch, clock: Clock) -> Step:
-        """Loss of a batch; never changes weights.  Called once a micro-batch."""
+        """Loss of a batch; never changes weights. Called once a micro-batch."""
         raise NotImplementedError
 
     def before_update(self, clock: Clock) -> None:

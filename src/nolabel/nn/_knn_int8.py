@@ -1,18 +1,18 @@
 """The most similar rows by products of one-byte numbers, proven to be the right ones.
 
-Processors multiply bytes about four times as fast as floats.  So all products are taken of rounded
+Processors multiply bytes about four times as fast as floats. So all products are taken of rounded
 rows first; the candidates, those largest by them, are compared exactly; and a bound on what the
-rounding can have done says for each query whether any other row could be better.  Where that
+rounding can have done says for each query whether any other row could be better. Where that
 cannot be excluded, the caller searches exactly.
 
 For rows x and a query q with m the mean of the rows, x' = x - m, q' = q - m:
 
     q . x  =  q . m  +  m . x'  +  q' . x'
 
-The first term is the same for all rows.  The last is taken of rounded numbers, after a random
+The first term is the same for all rows. The last is taken of rounded numbers, after a random
 rotation, which gives all coordinates about the same size, so that a step of the rounding is small
-beside them; subtracting the mean keeps it small beside what tells rows from each other.  The second
-stands in further columns, as digits.  By the triangle inequality and Cauchy and Schwarz
+beside them; subtracting the mean keeps it small beside what tells rows from each other. The second
+stands in further columns, as digits. By the triangle inequality and Cauchy and Schwarz
 
     |q' . x' - [q'] . [x']|  <=  |q' - [q']| |x'|  +  |[q']| |x' - [x']|
 """

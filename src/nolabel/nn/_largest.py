@@ -17,7 +17,7 @@ def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Args:
         x: float [M, N].
-        k: At most N.
+        k: at most N.
     """
     n = x.shape[1]
     width = n // _GROUPS  # groups; column c < width * _GROUPS is in group c % width

@@ -70,7 +70,7 @@ def spherical_kmeans(
         chunk: rows of z whose scores are held at once.
 
     Returns:
-        Unit centroids [K, D] and the number of the nearest one int64 [N].  A centroid that loses
+        Unit centroids [K, D] and the number of the nearest one int64 [N]. A centroid that loses
         all its vectors stays where it is.
     """
     for _ in range(iterations):

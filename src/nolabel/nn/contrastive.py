@@ -19,7 +19,7 @@ from nolabel import distributed
 @torch.no_grad()
 def pair_signals(a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """What to log of embeddings [B, E] of two views: mean cosine of a picture's own views
-    (`agreement`) and of different pictures' (`agreement_others`).  Both at 1 is a collapse."""
+    (`agreement`) and of different pictures' (`agreement_others`). Both at 1 is a collapse."""
     a, b = F.normalize(a.float(), dim=-1), F.normalize(b.float(), dim=-1)
     own, n = (a * b).sum(), len(a)
     every = a.sum(0) @ b.sum(0)  # all pairs, without the matrix

@@ -13,7 +13,7 @@ class Frozen:
     """A network that never changes: a teacher or a tokenizer from elsewhere.
 
     Not a module, so that the method that holds it neither trains nor saves it: the run's folder
-    has a copy of its file.  It follows its input's device, and always is in evaluation mode.
+    has a copy of its file. It follows its input's device, and always is in evaluation mode.
 
     Args:
         module: the network.

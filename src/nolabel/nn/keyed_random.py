@@ -20,11 +20,11 @@ def uniform(
     """Uniform numbers in [0, 1) that depend on their key only.
 
     Args:
-        seed: Seed of the run.
-        epoch: Epoch; any integer.
-        samples: Keys of the samples, integers [B].
-        stream: Number of an independent stream, such as one copy of one view.
-        slots: Numbers per sample.
+        seed: seed of the run.
+        epoch: epoch; any integer.
+        samples: keys of the samples, integers [B].
+        stream: number of an independent stream, such as one copy of one view.
+        slots: numbers per sample.
 
     Returns:
         float64 [B, slots], with 53 random bits each.
@@ -43,7 +43,7 @@ def uniform(
 class KeyedRandom:
     """Uniform numbers for the images of a step, each image's by itself.
 
-    Seeded from torch's generator, whose state a checkpoint holds and all processes share.  An
+    Seeded from torch's generator, whose state a checkpoint holds and all processes share. An
     image's numbers depend on the seed and on its place in the whole batch.
 
     Args:

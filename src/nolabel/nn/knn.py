@@ -26,7 +26,7 @@ def nearest(queries: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Args:
         queries: float [M, D].
         rows: float [N, D].
-        k: At least 1.
+        k: at least 1.
     """
     m, n = len(queries), len(rows)
     k = min(k, n)

@@ -34,7 +34,7 @@ def entropy(p: Tensor) -> Tensor:
 
 def target_signals(p: Tensor) -> dict[str, Tensor]:
     """What to log of the targets p [..., K]: mean entropy, how many prototypes are someone's
-    likeliest, and information: entropy of the mean less mean entropy, in nats.  That is 0 if all
+    likeliest, and information: entropy of the mean less mean entropy, in nats. That is 0 if all
     images have the same targets, one prototype or all alike: both ways to collapse (DINO, §5.3)."""
     p = p.detach().flatten(0, -2)
     h, used = entropy(p), p.new_zeros(p.shape[-1]).index_fill(0, p.argmax(-1), 1.0).sum()

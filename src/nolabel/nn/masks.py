@@ -26,7 +26,7 @@ def block_masks(
     """Masks made of rectangles (BEiT, algorithm 1), for all images at once.
 
     A block's area is uniform in [smallest, what is still missing], its aspect ratio log-uniform in
-    [aspect, 1 / aspect].  It is taken if it lies within the grid and adds between one patch and
+    [aspect, 1 / aspect]. It is taken if it lies within the grid and adds between one patch and
     what is missing; after `TRIES` draws without success an image has fewer patches than asked.
 
     Args:

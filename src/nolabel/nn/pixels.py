@@ -11,7 +11,7 @@ from torch import Tensor
 
 def mean_colour_error(x: Tensor) -> Tensor:
     """Mean squared error of painting each image in its own mean colour: the trivial guess that a
-    reconstruction must beat.  Images [N, C, H, W] in any normalisation; scalar."""
+    reconstruction must beat. Images [N, C, H, W] in any normalisation; scalar."""
     return x.float().var((2, 3), correction=0).mean()
 
 

@@ -1,8 +1,8 @@
 """Dense descriptors: a vector for every patch of an image, on a grid as fine as asked for.
 
-Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021, arXiv 2112.05814.  Keys of a
+Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021, arXiv 2112.05814. Keys of a
 layer, heads side by side; patches that overlap; optionally each with its neighbourhood in bins of
-growing size.  The saliency is the attention that the class token of the last layer pays.
+growing size. The saliency is the attention that the class token of the last layer pays.
 
 Differs from the original: the saliency is the mean of all heads (there: four heads chosen for one
 checkpoint).
@@ -198,7 +198,7 @@ def log_bins(values: Tensor, grid: tuple[int, int], levels: int = 2) -> Tensor:
     """Each descriptor with its neighbourhood, float [N, P, (1 + 8 * levels) * D].
 
     Level k averages squares of 3^k patches, 3^k patches apart: the nine around the patch at level
-    0, the eight around those at level 1, and so on.  Beyond the border the nearest inside counts.
+    0, the eight around those at level 1, and so on. Beyond the border the nearest inside counts.
 
     Args:
         values: float [N, P, D].

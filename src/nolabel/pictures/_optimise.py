@@ -3,7 +3,7 @@
 Two ways to write an image so that its neighbours in the search are images too: its spectrum, with
 the data's own colours (`Fourier`; Olah et al., "Feature Visualization", 2017), and a network that
 draws it from noise or from another image (`Generator`; Ulyanov et al., "Deep Image Prior", 2018,
-arXiv 1711.10925).  Several images are searched for at once, and none knows of the others.
+arXiv 1711.10925). Several images are searched for at once, and none knows of the others.
 """
 
 from __future__ import annotations

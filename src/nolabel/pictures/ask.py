@@ -1,7 +1,7 @@
 """Images ranked by a sentence, and where in each the words are.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021: the
-cosine of an image's and a text's embedding.  Where the words are is asked by hiding: a square of
+cosine of an image's and a text's embedding. Where the words are is asked by hiding: a square of
 the image is painted in its mean colour, and what the cosine loses was there (Zeiler and Fergus,
 "Visualizing and Understanding Convolutional Networks", 2014, arXiv 1311.2901), which works for
 every network; or by the patches, embedded as if each were an image (`Backbone.local`; Zhou et al.,

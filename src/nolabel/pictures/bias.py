@@ -2,11 +2,11 @@
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
 section 7.1: classes that describe groups compete with words that describe none of them; the share
-of each group's images that goes to a word is its rate.  The groups are the classes of a labelled
+of each group's images that goes to a word is its rate. The groups are the classes of a labelled
 set and the words are the user's: none are shipped, and no group is guessed from an image.
 
 The design of the classes drives the result (section 7.1: one more class moves the rates by tens of
-points), so the probe is to be run with several sets of words.  Two controls stand beside it: words
+points), so the probe is to be run with several sets of words. Two controls stand beside it: words
 without meaning in the same number, many times, since an encoder gives these to some groups more
 than to others too; and groups shuffled among the images.
 """

@@ -1,7 +1,7 @@
-"""Can it count?  Scenes of one to four creatures, and a sentence for each number.
+"""Can it count? Scenes of one to four creatures, and a sentence for each number.
 
-Scenes are drawn, so that everything but the number can vary freely.  What gives numbers away
-without counting is measured beside it: the share of the image that creatures cover.  And among
+Scenes are drawn, so that everything but the number can vary freely. What gives numbers away
+without counting is measured beside it: the share of the image that creatures cover. And among
 scenes of the same number, answers should not grow with that share.
 """
 

@@ -3,7 +3,7 @@ most.
 
 Olah et al., "Feature Visualization", Distill 2017: climb the activation in Fourier space, with the
 image turned, enlarged and moved by chance at each step, so that it is no noise that only this
-network sees.  Either alone misleads: the made image shows what is enough, the data's what occurs.
+network sees. Either alone misleads: the made image shows what is enough, the data's what occurs.
 
 Differs from the original: the colours are those of the data, not ImageNet's.
 """

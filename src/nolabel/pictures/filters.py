@@ -1,7 +1,7 @@
 """The filters of the first layer: what a network looks for in pixels.
 
 A ViT's patch embedding has as many as it is wide, so its principal components are shown too
-(Dosovitskiy et al., "An Image is Worth 16x16 Words", 2020, figure 7).  The number is how smooth
+(Dosovitskiy et al., "An Image is Worth 16x16 Words", 2020, figure 7). The number is how smooth
 they are: the correlation of neighbouring weights, 0 for the noise that networks start from.
 """
 

@@ -2,7 +2,7 @@
 
 Tumanyan et al., "Splicing ViT Features for Semantic Appearance Transfer", 2022, arXiv 2201.00424,
 section 3: a network draws an image from noise (`Generator`) until the encoder's class token after a
-layer, before the final norm, is that of the image.  Shallow layers give the image back; deep ones
+layer, before the final norm, is that of the image. Shallow layers give the image back; deep ones
 give its content, elsewhere and otherwise at each try.
 
 Differs from the original: the error is in units of the tokens' spread over images, so that one rate

@@ -2,7 +2,7 @@
 
 After Galatolo et al., "Generating images from caption and vice versa via CLIP-Guided Generative
 Latent Space Search", 2021, and its kin: an image in Fourier space (`Fourier`) climbs the likeness
-of its random cut-outs to the sentence, by the spherical distance 2 arcsin^2(|a - b| / 2).  Without
+of its random cut-outs to the sentence, by the spherical distance 2 arcsin^2(|a - b| / 2). Without
 the cut-outs the same search finds noise that only this network takes for the words.
 """
 

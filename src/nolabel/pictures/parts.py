@@ -102,7 +102,7 @@ def described(encoder: Encoder, images: ImagesOrSamples, **how: Any) -> tuple[De
     d = dense(encoder, images, **how)
     if d.saliency is None:
         raise UsageError(
-            f"{encoder.name!r} has no class token whose attention tells the foreground.  Use a ViT."
+            f"{encoder.name!r} has no class token whose attention tells the foreground. Use a ViT."
         )
     return d, d.saliency
 

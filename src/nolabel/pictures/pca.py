@@ -1,7 +1,7 @@
 """Patch features as colours: principal components, joint over the images, through the layers.
 
 Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021, figure 3: places fade and parts
-appear from shallow to deep.  Measured here: how well a patch's place can be read from its features
+appear from shallow to deep. Measured here: how well a patch's place can be read from its features
 (R^2 of a ridge regression), and which part it shows (its nearest neighbour's), on images that were
 not learnt from.
 """
@@ -187,7 +187,7 @@ def _halves(d: Dense) -> tuple[Tensor, Tensor]:
 
 def place_r2(d: Dense) -> float:
     """R^2 of a patch's place by ridge regression, learnt on half of the images and measured on the
-    others; 0 is the mean place, and below.  NaN for one image."""
+    others; 0 is the mean place, and below. NaN for one image."""
     if len(d.values) < 2:
         return float("nan")
     a, b = (z.double().numpy() for z in _halves(d))
@@ -199,7 +199,7 @@ def place_r2(d: Dense) -> float:
 
 def part_accuracy(d: Dense, own: np.ndarray) -> float:
     """Share of figure patches whose nearest neighbour among the other half's figure patches shows
-    the same part; own is the parts' map [N, H, W].  NaN where there is nothing to compare."""
+    the same part; own is the parts' map [N, H, W]. NaN where there is nothing to compare."""
     half = max(len(d.values) // 2, 1)
     labels = d.at(own)
     a, b = (F.normalize(z, dim=1) for z in _halves(d))

@@ -1,12 +1,12 @@
-"""Does it know who is where and which is what?  Pairs of scenes whose captions have the same words.
+"""Does it know who is where and which is what? Pairs of scenes whose captions have the same words.
 
 Thrush et al., "Winoground: Probing Vision and Language Models for Visio-Linguistic
 Compositionality", 2022, arXiv 2204.03162: two images and two captions, each of which suits one of
-them.  Right by text means that each image prefers its own caption, right by image that each caption
+them. Right by text means that each image prefers its own caption, right by image that each caption
 prefers its own image, and right as a group both.
 
 Three kinds of pairs of drawn scenes with two creatures: another kind of creature (a control: other
-words), the colours exchanged, and left and right exchanged.  A text tower that only counts words
+words), the colours exchanged, and left and right exchanged. A text tower that only counts words
 gives the captions of the last two the same embedding, so it gets none of them right.
 """
 

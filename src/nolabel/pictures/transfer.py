@@ -79,7 +79,7 @@ def transfer(
     if len(x) < 2 or len(x) % 2 or steps < 1:
         raise UsageError(
             f"Transfer needs pairs of images and at least one step, got {len(x)} images and "
-            f"{steps} steps.  Use --count 2."
+            f"{steps} steps. Use --count 2."
         )
     one, other = x[::2], x[1::2]
     n, channels, side = len(one), x.shape[1], x.shape[-1]

@@ -1,6 +1,6 @@
 """A map of a set: images that the encoder takes for alike lie near each other.
 
-van der Maaten and Hinton, "Visualizing Data using t-SNE", 2008.  Distances on the map mean little
+van der Maaten and Hinton, "Visualizing Data using t-SNE", 2008. Distances on the map mean little
 beyond the nearest neighbours, so the numbers come from the features themselves: the share of an
 image's ten nearest that are of its class, before and after the map.
 """

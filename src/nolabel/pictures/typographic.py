@@ -1,9 +1,9 @@
-"""Does it read?  A wrong word written on the image, and whether the encoder believes it.
+"""Does it read? A wrong word written on the image, and whether the encoder believes it.
 
 Goh et al., "Multimodal Neurons in Artificial Neural Networks", Distill 2021: networks that learnt
-from captions take an apple with a label "iPod" for an iPod.  A tag covers some of the image
+from captions take an apple with a label "iPod" for an iPod. A tag covers some of the image
 whatever stands on it, so the wrong word is compared with an empty tag, with letters that mean
-nothing, with the wrong word mirrored, and with the right word.  What counts is how much more often
+nothing, with the wrong word mirrored, and with the right word. What counts is how much more often
 the written class is chosen than under meaningless letters, and than under the mirrored word, which
 has the same ink; networks whose captions never told what is written do not read, and the probe says
 so.

@@ -1,1 +1,1 @@
-"""Protocols: how good is an encoder?  One a file; `run` has the table."""
+"""Protocols: how good is an encoder? One a file; `run` has the table."""

@@ -18,7 +18,7 @@ CHUNK_FLOATS = 2**24  # logits held at once
 
 @dataclass(frozen=True)
 class Heads:
-    """Linear classifiers that share their input.  H heads, D features, K classes."""
+    """Linear classifiers that share their input. H heads, D features, K classes."""
 
     mean: Tensor  # [D], subtracted from the features
     scale: Tensor  # [D], then multiplied
@@ -49,20 +49,20 @@ def fit_heads(
 ) -> Heads:
     """Trains a linear classifier with each of H learning rates, side by side.
 
-    Cross-entropy, SGD with momentum 0.9, no weight decay, cosine to 0 over all steps.  The heads
-    start from the same weights and see the same batches.  The gradient is written out
+    Cross-entropy, SGD with momentum 0.9, no weight decay, cosine to 0 over all steps. The heads
+    start from the same weights and see the same batches. The gradient is written out
     (softmax - one-hot), so a step is two matrix products for all heads together.
 
     Args:
         x: float [N, D].
         labels: int64 [N] in [0, classes).
         rates: H peak learning rates.
-        classes: Number of classes K.
-        epochs: Passes over the features.
-        batch_size: Features in a step; the last of an epoch that do not fill a batch wait.
-        batchnorm: Whether each feature is standardised by its mean and deviation over x.
-        seed: Of weights and order.
-        lars: Whether each head's rate is scaled by LARS_TRUST * |weight| / |its gradient|, but not
+        classes: number of classes K.
+        epochs: passes over the features.
+        batch_size: features in a step; the last of an epoch that do not fill a batch wait.
+        batchnorm: whether each feature is standardised by its mean and deviation over x.
+        seed: of weights and order.
+        lars: whether each head's rate is scaled by LARS_TRUST * |weight| / |its gradient|, but not
             that of its bias (You et al., "Large Batch Training of Convolutional Networks", 2017).
     """
     device, (n, dim), heads = x.device, x.shape, len(rates)
@@ -73,7 +73,7 @@ def fit_heads(
         scale = (variance + EPS).rsqrt()
         x = (x - mean) * scale
     start = torch.randn(classes, dim, generator=chance) * INIT_STD
-    # All heads below each other, [H * K, D]: one product serves them all.  Classes come before
+    # All heads below each other, [H * K, D]: one product serves them all. Classes come before
     # the batch, because softmax over the last axis is many times slower when it is short.
     weight = start.repeat(heads, 1).to(device, x.dtype)
     bias = x.new_zeros(heads * classes, 1)
@@ -116,7 +116,7 @@ def score_heads(heads: Heads, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     """Share of right answers and mean cross-entropy of each head, both float64 [H].
 
     Args:
-        heads: The classifiers.
+        heads: the classifiers.
         x: float [N, D].
         labels: int64 [N].
     """

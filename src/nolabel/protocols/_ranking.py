@@ -2,12 +2,12 @@
 their uncertainty.
 
 Radenovic et al., "Revisiting Oxford and Paris: Large-Scale Image Retrieval Benchmarking", 2018,
-arXiv 1803.11285.  With r_j the place (from 0) of the j-th relevant image (from 0) in a list from
+arXiv 1803.11285. With r_j the place (from 0) of the j-th relevant image (from 0) in a list from
 which junk was taken out, and n relevant images,
 
     AP = 1/n sum over j of  1/2 [ j / r_j + (j + 1) / (r_j + 1) ]      (first term 1 where r_j is 0)
 
-which is the area below the curve of precision over recall by trapezoids.  Precision at k looks at
+which is the area below the curve of precision over recall by trapezoids. Precision at k looks at
 the first min(k, place of the last relevant image) places.
 """
 

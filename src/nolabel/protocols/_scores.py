@@ -41,10 +41,10 @@ def accuracy_rows(
     """One row for top1, and one for top5 when there are more than five classes.
 
     Args:
-        setting: Name of the rows.
+        setting: name of the rows.
         guesses: int64 [N, G], best first; -1 is no guess.
         labels: int64 [N].
-        classes: Number of classes.
+        classes: number of classes.
     """
     hits = guesses == labels[:, None].to(guesses.device)
     tops = (1, TOP) if classes > TOP else (1,)
@@ -69,7 +69,7 @@ def labelled_features(
     """Features of both sets, test labels numbered as in train; names of classes, and notes.
 
     Raises:
-        DataError: No labels, one class only, classes in test that train lacks, or features that
+        DataError: no labels, one class only, classes in test that train lacks, or features that
             are not finite.
     """
     require_labels(train)
@@ -103,10 +103,10 @@ def class_names(source: Source) -> tuple[str, ...]:
 
 
 def matching(train: Source, test: Source) -> np.ndarray:
-    """Test's labels, int64 [N], in train's numbering.  Classes are matched by name.
+    """Test's labels, int64 [N], in train's numbering. Classes are matched by name.
 
     Raises:
-        DataError: Test has no labels, or a class that no image of train has.
+        DataError: test has no labels, or a class that no image of train has.
     """
     names, labels = class_names(train), require_labels(train)
     if test.labels is None:
@@ -120,7 +120,7 @@ def matching(train: Source, test: Source) -> np.ndarray:
     if foreign:
         raise DataError(
             f"{test.name!r} has {len(foreign)} class(es) without an image in {train.name!r}: "
-            f"{_some(foreign)}.  Train has: {_some(list(trained))}.  Classes are matched by name."
+            f"{_some(foreign)}. Train has: {_some(list(trained))}. Classes are matched by name."
         )
     table = np.array([trained.get(name, -1) for name in own_names], dtype=np.int64)
     return table[own]

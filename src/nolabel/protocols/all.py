@@ -50,12 +50,12 @@ def evaluate_all(
     """Runs every protocol with its defaults; features are computed once.
 
     Args:
-        encoder: An encoder, or what `nolabel.encoders.load` takes.
-        train: Labelled images, as `evaluate` takes them.
-        test: As `evaluate` takes it.
+        encoder: an encoder, or what `nolabel.encoders.load` takes.
+        train: labelled images, as `evaluate` takes them.
+        test: as `evaluate` takes it.
 
     Raises:
-        UsageError, DataError: The sets cannot be opened, or no protocol suits.
+        UsageError, DataError: the sets cannot be opened, or no protocol suits.
     """
     e = encoder if isinstance(encoder, Encoder) else load(str(encoder))
     learned, judged, notes = open_sets(train, test, image_size=e.image_size, channels=e.channels)

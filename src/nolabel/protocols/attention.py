@@ -1,6 +1,6 @@
 """Attention segmentation: does the class token look at the figure?
 
-Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021, §4.2.2.  For each
+Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021, §4.2.2. For each
 head, the fewest patches that hold `mass` of the class token's attention are the guess; its score is
 the intersection over union with the figure's mask, averaged over images.
 
@@ -10,7 +10,7 @@ the intersection over union with the figure's mask, averaged over images.
     most that the grid allows   the best mask that could be made of whole patches
     whole image                 everything is figure
 
-Pixels of the mask that are void (255) are left out of both sides.  Images and masks are resized and
+Pixels of the mask that are void (255) are left out of both sides. Images and masks are resized and
 cut as the encoder prepares its images.
 """
 
@@ -78,15 +78,15 @@ def run_attention(
     """Judges the class token's attention by the figures' masks.
 
     Args:
-        encoder: One with a class token.
-        train: Not used.
+        encoder: one with a class token.
+        train: not used.
         test: `Pair`.
-        features: Not used.
-        **options: Fields of `Options`.
+        features: not used.
+        **options: fields of `Options`.
 
     Raises:
-        UsageError: The encoder has no attention to show.
-        DataError: No image has a figure.
+        UsageError: the encoder has no attention to show.
+        DataError: no image has a figure.
     """
     o = build(Options, options)
     require(encoder.backbone, ["attention"], "Attention segmentation")
@@ -181,7 +181,7 @@ def iou(guess: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> np.ndarra
 def ceiling(inside: np.ndarray, outside: np.ndarray) -> float:
     """The largest IoU of any set of patches.
 
-    With figure a_i and ground b_i in patch i, a set has sum(a) / (A + sum(b)).  A patch is in the
+    With figure a_i and ground b_i in patch i, a set has sum(a) / (A + sum(b)). A patch is in the
     best set of value v exactly if a_i > v b_i, so the best sets are the beginnings of the patches
     sorted by a_i / b_i.
     """

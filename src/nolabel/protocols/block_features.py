@@ -55,17 +55,17 @@ def extract_block_features(
     """Runs the encoder over a source.
 
     Args:
-        encoder: Does the work on its own device.
-        source: The images; those that cannot be read are left out.
-        blocks: Last blocks whose tokens are kept.
-        crops: Random crops (8 % to all of the area, mirrored by half) of each image; 0 is the
+        encoder: does the work on its own device.
+        source: the images; those that cannot be read are left out.
+        blocks: last blocks whose tokens are kept.
+        crops: random crops (8 % to all of the area, mirrored by half) of each image; 0 is the
             centre view alone.
-        seed: Of the crops.
-        batch_size: Images at once.
+        seed: of the crops.
+        batch_size: images at once.
 
     Raises:
-        UsageError: More blocks than there are, or blocks of different widths.
-        DataError: No image could be read.
+        UsageError: more blocks than there are, or blocks of different widths.
+        DataError: no image could be read.
     """
     b = encoder.backbone
     if not 1 <= blocks <= b.depth:
@@ -91,7 +91,7 @@ def extract_block_features(
                         if len({part.pooled.shape[1] for part in t}) > 1:
                             raise UsageError(
                                 f"The last {blocks} layers of {encoder.name!r} have different "
-                                "widths; a ViT has blocks of one width.  Use --blocks 1."
+                                "widths; a ViT has blocks of one width. Use --blocks 1."
                             )
                         first = [
                             p.patches.mean(1) if p.prefix is None or not p.prefix.shape[1]

@@ -91,19 +91,19 @@ def compare(
     """Judges several encoders on the same images.
 
     Args:
-        encoders: Encoders, or what `nolabel.encoders.load` takes.
-        train: Labelled images, as `evaluate` takes them; None for protocols that learn nothing.
-        test: As `evaluate` takes it.
-        protocols: Names in `PROTOCOLS`; by default knn, and labelfree where nothing is learnt from.
-        options: Protocol -> its options.
-        image_size: Side in pixels for `pixels` and `random:NAME`, and at which `creatures` are
-            drawn.  None is the side of the first encoder that has one of its own.
-        device: For encoders that are loaded here.
-        batch_size: Images embedded at once.
+        encoders: encoders, or what `nolabel.encoders.load` takes.
+        train: labelled images, as `evaluate` takes them; None for protocols that learn nothing.
+        test: as `evaluate` takes it.
+        protocols: names in `PROTOCOLS`; by default knn, and labelfree where nothing is learnt from.
+        options: protocol -> its options.
+        image_size: side in pixels for `pixels` and `random:NAME`, and at which `creatures` are
+            drawn. None is the side of the first encoder that has one of its own.
+        device: for encoders that are loaded here.
+        batch_size: images embedded at once.
 
     Raises:
-        UsageError: No encoder or protocol; or as `evaluate`.
-        DataError: As `evaluate`.
+        UsageError: no encoder or protocol; or as `evaluate`.
+        DataError: as `evaluate`.
     """
     if not encoders or isinstance(encoders, str | os.PathLike):
         raise UsageError("Give a list of encoders to compare, such as ['runs/dino', 'pixels'].")
@@ -115,7 +115,7 @@ def compare(
     if tested is None or (train is None and learning):
         raise UsageError(
             f"{' and '.join(learning) or 'A comparison'} needs --train, labelled images to learn "
-            "from.  Without labels: --test SRC --protocols labelfree."
+            "from. Without labels: --test SRC --protocols labelfree."
         )
     chosen = {name: make_options(name, (options or {}).get(name, {})) for name in protocols}
     size, loaded = image_size, {}
@@ -127,7 +127,7 @@ def compare(
     if len(channels) > 1:
         raise UsageError(
             f"These encoders take images of different channels ({sorted(channels)}), so no data "
-            "suit all of them.  Compare those of one kind."
+            "suit all of them. Compare those of one kind."
         )
     c = channels.pop()
     train_set, notes = None, ()

@@ -7,7 +7,7 @@ by trapezoids over the first 20 found.
 
 Two kinds of data: a folder in the layout of Copydays (`original`, and folders of copies whose
 names begin with the same four digits), with --distractors; or any set, whose images are altered
-here: cut, compressed (JPEG 75 to 3), blurred, pasted into another picture, written upon.  Then the
+here: cut, compressed (JPEG 75 to 3), blurred, pasted into another picture, written upon. Then the
 other images of the set are the distractors; of creatures, each original also has a near-duplicate
 that is no copy: the same creature a moment later.
 
@@ -106,15 +106,15 @@ def run_copies(
     """Judges an encoder by the originals that altered copies find.
 
     Args:
-        encoder: One that takes images of any size.
-        train: Not used.
-        test: What `open_test` returns.
-        features: Not used.
-        **options: Fields of `Options`.
+        encoder: one that takes images of any size.
+        train: not used.
+        test: what `open_test` returns.
+        features: not used.
+        **options: fields of `Options`.
 
     Raises:
-        DataError: Too few images, or one that cannot be read.
-        UsageError: The encoder takes images of one size only.
+        DataError: too few images, or one that cannot be read.
+        UsageError: the encoder takes images of one size only.
     """
     o = build(Options, options)
     require(encoder.backbone, ["any_size"], "Copy detection")
@@ -187,7 +187,7 @@ def altered(source: Source, seed: int) -> Copies:
 
 
 def _moments_later(source: Source, count: int) -> list[np.ndarray]:
-    """Of creatures: the same ones, moved a little.  Others have none."""
+    """Of creatures: the same ones, moved a little. Others have none."""
     from nolabel.data.creatures.videos import draw_video
     from nolabel.data.creatures.world import Creatures
 

@@ -1,8 +1,8 @@
 """Few-shot: a classifier from k labelled images a class, over many random draws of them.
 
 The classifier is a logistic regression on features of unit length, or the nearest mean of a class
-after subtracting the mean of all (Wang et al., "SimpleShot", 2019, arXiv 1911.04623).  Each draw
-takes k images of every class of train; all are judged on the whole of test.  The interval is that
+after subtracting the mean of all (Wang et al., "SimpleShot", 2019, arXiv 1911.04623). Each draw
+takes k images of every class of train; all are judged on the whole of test. The interval is that
 of the mean over draws (Student's t): it covers the chance of which images had labels.
 """
 
@@ -63,14 +63,14 @@ def run_fewshot(
     """Judges an encoder by classifiers from few labels.
 
     Args:
-        encoder: The encoder.
-        train: Labelled images, from which the few are drawn.
-        test: Labelled images of the same classes.
-        features: Those of train and test, when they are there already.
-        **options: Fields of `Options`.
+        encoder: the encoder.
+        train: labelled images, from which the few are drawn.
+        test: labelled images of the same classes.
+        features: those of train and test, when they are there already.
+        **options: fields of `Options`.
 
     Raises:
-        DataError: See `labelled_features`; or a class has no k images for any k.
+        DataError: see `labelled_features`; or a class has no k images for any k.
     """
     o = build(Options, options)
     found, judged, names, notes = labelled_features(encoder, train, test, features, o.batch_size)
@@ -83,7 +83,7 @@ def run_fewshot(
     if not ks:
         raise DataError(
             f"The smallest class of {train.name!r} has {least} image(s), fewer than the smallest k "
-            f"({o.k[0]}).  Give a smaller --k."
+            f"({o.k[0]}). Give a smaller --k."
         )
     rows = []
     with progress_bar(f"few-shot, {encoder.name}", len(ks) * o.draws, True) as advance:

@@ -1,11 +1,11 @@
 """Fine-tuning: the whole network learns the labels, its early layers more slowly.
 
 He et al., "Masked Autoencoders Are Scalable Vision Learners", 2021, table 9; Bao et al., "BEiT",
-2021.  AdamW on a linear head and the network, whose layer l of L (0: the patch embedding) has the
+2021. AdamW on a linear head and the network, whose layer l of L (0: the patch embedding) has the
 rate lr * decay^(L + 1 - l); warm-up and cosine by step; random crops, flips, RandAugment, erasing,
 mixup or cutmix of each batch, label smoothing, stochastic depth.
 
-The recipe "small" (ours) is for thousands of images: no mixing, mild crops, few epochs.  "paper" is
+The recipe "small" (ours) is for thousands of images: no mixing, mild crops, few epochs. "paper" is
 MAE's for ViT-B: 100 epochs of batches of 1024.
 
 The network of the last epoch is judged, once: test never chooses anything.
@@ -122,15 +122,15 @@ def run_finetune(
     """Fine-tunes a copy of an encoder and judges it; the encoder itself stays as it is.
 
     Args:
-        encoder: The encoder.
-        train: Labelled images, to learn from.
-        test: Labelled images of the same classes, judged once, at the end.
-        features: Not used.
-        **options: Fields of `Options`.
+        encoder: the encoder.
+        train: labelled images, to learn from.
+        test: labelled images of the same classes, judged once, at the end.
+        features: not used.
+        **options: fields of `Options`.
 
     Raises:
-        DataError: No labels, classes in test that train lacks, or images that cannot be read.
-        UsageError: Images of other channels than three, or a folder that is in use.
+        DataError: no labels, classes in test that train lacks, or images that cannot be read.
+        UsageError: images of other channels than three, or a folder that is in use.
     """
     o = build(Options, options)
     labels, truth = require_labels(train), matching(train, test)
@@ -139,7 +139,7 @@ def run_finetune(
         raise UsageError("Fine-tuning augments images of three channels alone.")
     folder = Path(o.save) if o.save else None
     if folder is not None and (folder / ENCODER_FILE).exists():
-        raise UsageError(f"{o.save!r} holds an encoder already.  Choose another --save.")
+        raise UsageError(f"{o.save!r} holds an encoder already. Choose another --save.")
     model = fit_classifier(encoder, train, labels, len(names), o)
     guesses, kept = _guess(model, encoder, test)
     own = torch.from_numpy(truth)[kept]
@@ -307,7 +307,7 @@ def load_classifier(folder: str | os.PathLike[str]) -> tuple[Classifier, Encoder
     """A classifier that `save` wrote, its encoder, and the names of its classes.
 
     Raises:
-        UsageError, FileDamaged: As `load_encoder_file`.
+        UsageError, FileDamaged: as `load_encoder_file`.
     """
     from nolabel.encoders import load
 

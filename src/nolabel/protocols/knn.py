@@ -66,9 +66,9 @@ def knn_predict(
         train: float [N, D]; need not be of unit length.
         train_labels: int64 [N] in [0, classes).
         test: float [M, D].
-        ks: Numbers of neighbours; those above N count as N.
+        ks: numbers of neighbours; those above N count as N.
         temperature: T.
-        classes: Number of classes C.
+        classes: number of classes C.
 
     Returns:
         For each k (after capping): int64 [M, min(5, C)], the classes with most votes, best first;
@@ -104,14 +104,14 @@ def run_knn(
     """Judges an encoder by k-NN on embeddings of centre views, on its own device.
 
     Args:
-        encoder: The encoder.
-        train: Labelled images, the neighbours.
-        test: Labelled images of the same classes.
-        features: Those of train and test, when they are there already.
-        **options: Fields of `Options`.
+        encoder: the encoder.
+        train: labelled images, the neighbours.
+        test: labelled images of the same classes.
+        features: those of train and test, when they are there already.
+        **options: fields of `Options`.
 
     Raises:
-        DataError: See `labelled_features`.
+        DataError: see `labelled_features`.
     """
     o = build(Options, options)
     found, judged, names, notes = labelled_features(encoder, train, test, features, o.batch_size)

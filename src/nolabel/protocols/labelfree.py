@@ -10,7 +10,7 @@
     retrieval   share of images one view of which has another view of itself as its nearest among
                 those of all images
 
-The first two are divided by what they could be at most.  None of them knows what the labels will
+The first two are divided by what they could be at most. None of them knows what the labels will
 be: a benchmark shows how far each agrees with k-NN.
 
 Differs from the originals: views are random crops of 20 to 100 %, mirrored, with changed colour,
@@ -68,14 +68,14 @@ def run_labelfree(
     """Judges an encoder without labels.
 
     Args:
-        encoder: Any.
-        train: Not used.
-        test: Images; labels are not looked at.
-        features: Not used.
-        **options: Fields of `Options`.
+        encoder: any.
+        train: not used.
+        test: images; labels are not looked at.
+        features: not used.
+        **options: fields of `Options`.
 
     Raises:
-        DataError: Fewer than eight images can be read.
+        DataError: fewer than eight images can be read.
     """
     o = build(Options, options)
     chosen = np.random.default_rng(o.seed).permutation(len(test))[: o.images]

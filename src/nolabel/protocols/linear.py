@@ -117,15 +117,15 @@ def run_linear(
     """Judges an encoder by a linear classifier on its frozen features.
 
     Args:
-        encoder: The encoder.
-        train: Labelled images, to fit on.
-        test: Labelled images of the same classes; used once, at the end.
-        features: Those of train and test, when they are there already.
-        **options: Fields of `Options`.
+        encoder: the encoder.
+        train: labelled images, to fit on.
+        test: labelled images of the same classes; used once, at the end.
+        features: those of train and test, when they are there already.
+        **options: fields of `Options`.
 
     Raises:
-        DataError: See `labelled_features`; or no class has two images in train.
-        UsageError: More blocks than the network has, or blocks of different widths.
+        DataError: see `labelled_features`; or no class has two images in train.
+        UsageError: more blocks than the network has, or blocks of different widths.
     """
     o = build(Options, options)
     device = encoder.device
@@ -179,11 +179,11 @@ def fit_best_rate(
     """One classifier on features with labels: the rate chosen on held-out ones, then all of them.
 
     Args:
-        found: Of train.
-        kept: Their images, for the division.
-        classes: Number of classes K.
-        o: The protocol's options, with a classifier of gradient steps.
-        device: Where it is fitted.
+        found: of train.
+        kept: their images, for the division.
+        classes: number of classes K.
+        o: the protocol's options, with a classifier of gradient steps.
+        device: where it is fitted.
 
     Returns:
         The classifier (H = 1), its rate, and notes.
@@ -216,7 +216,7 @@ def _best(
     if not bool(held.any()):
         raise DataError(
             f"{train.name!r} has one image a class, so none can be held out to choose the learning "
-            "rate.  Give one rate, such as --lr 0.1, or more images."
+            "rate. Give one rate, such as --lr 0.1, or more images."
         )
     scores: dict[Setting, tuple[float, float]] = {}
     for key, values in x.items():

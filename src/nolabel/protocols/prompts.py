@@ -37,8 +37,8 @@ def names_of(given: str, classes: tuple[str, ...]) -> tuple[str, ...]:
         classes: the data's names.
 
     Raises:
-        UsageError: No such file, or `imagenet` without the extra `clip`.
-        DataError: Another number of names than of classes.
+        UsageError: no such file, or `imagenet` without the extra `clip`.
+        DataError: another number of names than of classes.
     """
     if not given:
         return classes
@@ -47,13 +47,13 @@ def names_of(given: str, classes: tuple[str, ...]) -> tuple[str, ...]:
     else:
         file = Path(given)
         if not file.is_file():
-            raise UsageError(f"No file {given!r} with names.  Give one, or imagenet.")
+            raise UsageError(f"No file {given!r} with names. Give one, or imagenet.")
         lines = file.read_text(encoding="utf-8").splitlines()
         names = tuple(line.strip() for line in lines if line.strip())
     if len(names) != len(classes):
         raise DataError(
             f"{given!r} has {len(names)} names, the test set {len(classes)} classes (first: "
-            f"{', '.join(classes[:3])}).  One name a class is needed, in the same order."
+            f"{', '.join(classes[:3])}). One name a class is needed, in the same order."
         )
     return names
 

@@ -2,7 +2,7 @@
 
 The protocol of Radenovic et al., "Revisiting Oxford and Paris", 2018, arXiv 1803.11285, as Caron et
 al., 2021, use it: the embedding of the whole image, its longest side scaled down to `longest`,
-averaged over `scales`.  For landmarks, easy counts easy images alone, hard likewise, medium both;
+averaged over `scales`. For landmarks, easy counts easy images alone, hard likewise, medium both;
 what does not count is junk and is taken out of the list.
 
 Any labelled set serves as well: every image asks for the others of its group (the column `group` of
@@ -90,15 +90,15 @@ def run_retrieval(
     """Judges an encoder by what its embedding finds.
 
     Args:
-        encoder: The encoder.
-        train: Not used.
+        encoder: the encoder.
+        train: not used.
         test: A source with groups or labels, or `Revisited`.
-        features: Those of train and test, when they are there already.
-        **options: Fields of `Options`.
+        features: those of train and test, when they are there already.
+        **options: fields of `Options`.
 
     Raises:
-        DataError: No groups, or none with two images; or an image cannot be read.
-        UsageError: The encoder cannot take images of other sizes, which `longest` makes.
+        DataError: no groups, or none with two images; or an image cannot be read.
+        UsageError: the encoder cannot take images of other sizes, which `longest` makes.
     """
     o = build(Options, options)
     if o.longest is not None or isinstance(test, Revisited):
@@ -157,8 +157,8 @@ def judge_landmarks(
 
     Args:
         order: int64 [Q, N], database images from the most similar on.
-        test: The ground truth.
-        ks: Places at which precision is taken.
+        test: the ground truth.
+        ks: places at which precision is taken.
     """
     out = {}
     for name in ("easy", "medium", "hard"):
@@ -212,14 +212,14 @@ def whole_images(
     """Embeddings float32 [N, D] of images in their own shape, one by one.
 
     Args:
-        encoder: One that takes images of any size.
-        source: The images.
-        longest: Longest side in pixels; smaller images stay as they are.
-        scales: Factors of that size whose embeddings are averaged.
+        encoder: one that takes images of any size.
+        source: the images.
+        longest: longest side in pixels; smaller images stay as they are.
+        scales: factors of that size whose embeddings are averaged.
         boxes: float [N, 4], what to cut out first, in pixels; None cuts nothing.
 
     Raises:
-        BadImage: An image cannot be read: a ranking without it would be another one.
+        BadImage: an image cannot be read: a ranking without it would be another one.
     """
     out = []
     with progress_bar(f"{encoder.name} on {source.name}", len(source), True) as advance:
@@ -247,7 +247,7 @@ def _whole_patches(x: Tensor, encoder: Encoder) -> Tensor:
     height, width = (s // p * p for s in x.shape[-2:])
     if not height or not width:
         raise DataError(
-            f"An image of {x.shape[-1]} x {x.shape[-2]} pixels is smaller than a patch of {p}.  "
+            f"An image of {x.shape[-1]} x {x.shape[-2]} pixels is smaller than a patch of {p}. "
             "Leave such images out, or use a larger --longest."
         )
     return x[..., :height, :width]
@@ -259,7 +259,7 @@ def _groups(test: Source) -> tuple[np.ndarray, str]:
         return np.asarray(test.groups), "group"
     if test.labels is None:
         raise DataError(
-            f"{test.name!r} has no groups or labels.  Give a table with the columns path and "
+            f"{test.name!r} has no groups or labels. Give a table with the columns path and "
             "group, or a folder with a sub-folder for each class."
         )
     return np.asarray(test.labels), "class"

@@ -78,7 +78,7 @@ class Corrupted(Source):
         return self.source.path(i)
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
-        """Image i, corrupted.  Raises BadImage."""
+        """Image i, corrupted. Raises BadImage."""
         sample = self.source.read(i)
         seed = (self.seed, CORRUPTIONS.index(self.kind), i)
         image = corrupted(sample.image, self.kind, self.strength, seed)
@@ -96,15 +96,15 @@ def run_robustness(
     """Judges how much of an encoder's accuracy is left under shift.
 
     Args:
-        encoder: The encoder.
-        train: Labelled images, to fit on.
-        test: Labelled images of the same classes; with the column `domain`, of several domains.
-        features: Those of train and test, when they are there already.
-        **options: Fields of `Options`.
+        encoder: the encoder.
+        train: labelled images, to fit on.
+        test: labelled images of the same classes; with the column `domain`, of several domains.
+        features: those of train and test, when they are there already.
+        **options: fields of `Options`.
 
     Raises:
-        DataError: See `labelled_features`; or a domain has classes that train lacks.
-        UsageError: Encoders and images of other channels than three, for corruptions.
+        DataError: see `labelled_features`; or a domain has classes that train lacks.
+        UsageError: encoders and images of other channels than three, for corruptions.
     """
     o = build(Options, options)
     sets = _sets(test, o, encoder)

@@ -1,4 +1,4 @@
-"""Protocols: how good is an encoder?  The table, and `evaluate`, which runs one of them.
+"""Protocols: how good is an encoder? The table, and `evaluate`, which runs one of them.
 
 `nolabel.protocols.compare.compare` puts several encoders into one table.
 Nothing heavy is imported until a protocol runs, so that `nolabel list protocols` is quick.
@@ -52,7 +52,7 @@ class ProtocolInfo(Entry):
     """One line of `PROTOCOLS`.
 
     Attributes:
-        function: module:function(encoder, train, test, *, features=None, **options) -> Report.  The
+        function: module:function(encoder, train, test, *, features=None, **options) -> Report. The
             module has a frozen dataclass `Options` with a default for every field.
         learns: whether it takes a labelled set to learn from.
         takes_features: whether it judges frozen features alone, so that they can be computed once.
@@ -209,16 +209,16 @@ def evaluate(
 
     Args:
         protocol: A name in `PROTOCOLS`.
-        encoder: An encoder, or what `nolabel.encoders.load` takes.
-        train: Labelled images, as `open_source` takes them.  A protocol that learns nothing
+        encoder: an encoder, or what `nolabel.encoders.load` takes.
+        train: labelled images, as `open_source` takes them. A protocol that learns nothing
             (`zeroshot`) takes none.
-        test: Labelled images of the same classes.  None takes the `:test` split of a named set;
+        test: labelled images of the same classes. None takes the `:test` split of a named set;
             of anything else, a fifth of every class is split off, the same every time.
-        **options: Fields of the protocol's `Options`.
+        **options: fields of the protocol's `Options`.
 
     Raises:
-        UsageError: Unknown protocol or option; or train and test are the same images.
-        DataError: No labels, one class only, or classes in test that train does not have.
+        UsageError: unknown protocol or option; or train and test are the same images.
+        DataError: no labels, one class only, or classes in test that train does not have.
     """
     checked = make_options(protocol, options)
     from nolabel.encoders import Encoder, load
@@ -255,12 +255,12 @@ def run(
 
     Args:
         protocol: A name in `PROTOCOLS`.
-        encoder: The encoder.
-        train: Labelled images; None for a protocol that needs none.
-        test: Labelled images of the same classes.
-        options: The protocol's `Options`; None is its defaults.
-        features: Those of train and test, when they are there already.
-        notes: Put before the protocol's own.
+        encoder: the encoder.
+        train: labelled images; None for a protocol that needs none.
+        test: labelled images of the same classes.
+        options: the protocol's `Options`; None is its defaults.
+        features: those of train and test, when they are there already.
+        notes: put before the protocol's own.
     """
     chosen = {} if options is None else vars(options)
     judge = vars(_module_of(protocol))[find(protocol).function.partition(":")[2]]
@@ -283,7 +283,7 @@ def open_test(protocol: str, encoder: Encoder, test: TestSpec) -> TestSet:
 
 
 def find(protocol: str) -> ProtocolInfo:
-    """The line of the table.  Raises UsageError for an unknown name."""
+    """The line of the table. Raises UsageError for an unknown name."""
     if protocol not in PROTOCOLS:
         raise unknown("protocol", str(protocol), PROTOCOLS)
     return PROTOCOLS[protocol]
@@ -300,7 +300,7 @@ def options_of(protocol: str) -> type:
 
 
 def make_options(protocol: str, given: Mapping[str, object]) -> object:
-    """The protocol's options with some fields given.  Raises UsageError for unknown ones."""
+    """The protocol's options with some fields given. Raises UsageError for unknown ones."""
     kind = options_of(protocol)
     fields = [f.name for f in dataclasses.fields(kind)]
     for name in given:
@@ -322,7 +322,7 @@ def open_sets(
     """Opens train and test, or makes a test set (see `evaluate`); returns notes on how.
 
     Raises:
-        UsageError: Train and test are the same images, or cannot be opened.
+        UsageError: train and test are the same images, or cannot be opened.
         DataError: A set to be split has no labels.
     """
     from nolabel.data.open import DATASETS, open_source
@@ -346,7 +346,7 @@ def open_sets(
     if other is opened or _same_place(train, test, (opened.name, other.name)):
         raise UsageError(
             f"Train and test are the same images ({opened.name!r}), which would flatter any "
-            "encoder.  Give another test set, or none: a fifth of train is then split off."
+            "encoder. Give another test set, or none: a fifth of train is then split off."
         )
     return opened, other, ()
 

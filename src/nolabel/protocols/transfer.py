@@ -61,14 +61,14 @@ def run_transfer(
     """Judges an encoder on every set.
 
     Args:
-        encoder: The encoder.
-        train: Not used.
-        test: What `open_test` returns.
-        features: Not used.
-        **options: Fields of `Options`.
+        encoder: the encoder.
+        train: not used.
+        test: what `open_test` returns.
+        features: not used.
+        **options: fields of `Options`.
 
     Raises:
-        DataError, UsageError: As `nolabel.protocols.run.evaluate`, for any of the sets.
+        DataError, UsageError: as `nolabel.protocols.run.evaluate`, for any of the sets.
     """
     o = build(Options, options)
     size, channels = encoder.image_size, encoder.channels

@@ -1,7 +1,7 @@
 """Video segmentation: the first frame's mask is carried through a video by similar patches.
 
 The protocol of Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021,
-after Jabri et al., 2020; nothing is trained.  Patch tokens of the last layer, of unit length; the
+after Jabri et al., 2020; nothing is trained. Patch tokens of the last layer, of unit length; the
 first frame and the `context` frames before vote (see `propagate`); soft labels are handed on; at
 the end they are enlarged bilinearly, stretched to 0..1 object by object, and the strongest wins.
 
@@ -74,14 +74,14 @@ def run_video(
     """Judges an encoder by how well its patches follow objects.
 
     Args:
-        encoder: One that takes images of any size.
-        train: Not used.
+        encoder: one that takes images of any size.
+        train: not used.
         test: `Clips`.
-        features: Not used.
-        **options: Fields of `Options`.
+        features: not used.
+        **options: fields of `Options`.
 
     Raises:
-        UsageError: The encoder takes images of one size only, or gives no features of places.
+        UsageError: the encoder takes images of one size only, or gives no features of places.
         DataError: A video has no object in its first frame, or fewer than three frames.
     """
     o = build(Options, options)

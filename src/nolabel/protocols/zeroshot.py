@@ -5,12 +5,12 @@ Radford et al., Learning Transferable Visual Models From Natural Language Superv
     w_c      = unit( mean over templates of unit( g("a photo of a CLASS") ) )
     guess(x) = argmax over c of  unit(P f(x)) . w_c
 
-f is the encoder, P and g the projection and the text tower of the same run.  Nothing is trained
+f is the encoder, P and g the projection and the text tower of the same run. Nothing is trained
 and no label is looked at before the score is taken.
 
 Classes: the names of the labels; where the images have no labels, each distinct text of the test
-set is a class of its own, taken as it is, without templates.  Retrieval: each image looks for its
-text among the texts of all test images and each text for its image.  Texts may be equal: a hit is
+set is a class of its own, taken as it is, without templates. Retrieval: each image looks for its
+text among the texts of all test images and each text for its image. Texts may be equal: a hit is
 any text equal to the image's own, and any image whose text is equal to the text that asks.
 
 Chance is that of a guess at random among the classes, or of a random order of the pool.
@@ -58,7 +58,7 @@ class Options:
         if wrong or not given:
             raise UsageError(
                 f"A template is a text with one {{}} for the name of the class, got "
-                f"{wrong[0] if wrong else 'none'!r}.  For example: --templates 'a photo of a {{}}'."
+                f"{wrong[0] if wrong else 'none'!r}. For example: --templates 'a photo of a {{}}'."
             )
         at_least(self, batch_size=1)
 
@@ -69,9 +69,9 @@ def class_vectors(
     """Unit vectors float32 [C, E]: each name in every template, mean of unit vectors, unit again.
 
     Args:
-        text: The text tower.
-        names: Of the C classes; `_` and `-` between words become spaces.
-        templates: Texts with one {} each.
+        text: the text tower.
+        names: of the C classes; `_` and `-` between words become spaces.
+        templates: texts with one {} each.
     """
     spoken = [name.replace("_", " ") for name in names]
     prompts = [t.replace("{}", name) for name in spoken for t in templates]
@@ -99,22 +99,22 @@ def run_zeroshot(
     """Judges an encoder with the text tower of its run.
 
     Args:
-        encoder: The encoder of a run that learnt from captions.
-        train: Not used.
-        test: Images with labels, texts, or both.
-        features: Those of train and test, when they are there already.
-        **options: Fields of `Options`.
+        encoder: the encoder of a run that learnt from captions.
+        train: not used.
+        test: images with labels, texts, or both.
+        features: those of train and test, when they are there already.
+        **options: fields of `Options`.
 
     Raises:
-        UsageError: The encoder has no text tower.
-        DataError: The test set has neither labels nor texts, or an image without its text.
+        UsageError: the encoder has no text tower.
+        DataError: the test set has neither labels nor texts, or an image without its text.
     """
     o = build(Options, options)
     text = text_of(encoder)
     captioned = has_texts(test)
     if test.labels is None and not captioned:
         raise DataError(
-            f"{test.name!r} has neither labels nor texts, so there is nothing to compare with.  "
+            f"{test.name!r} has neither labels nor texts, so there is nothing to compare with. "
             "Give images in a folder for each class, or with captions."
         )
     found = features[1] if features else extract(encoder, test, batch_size=o.batch_size)
@@ -162,7 +162,7 @@ def class_rows(setting: str, guesses: Tensor, labels: Tensor, classes: int) -> l
     Args:
         guesses: int64 [N, G], best first.
         labels: int64 [N].
-        classes: Number of classes guessed among; those without an image have no recall.
+        classes: number of classes guessed among; those without an image have no recall.
     """
     hits = guesses == labels[:, None]
     rows = [
@@ -185,7 +185,7 @@ def retrieval_rows(images: Tensor, texts: Tensor, captions: Sequence[str]) -> li
 
     Args:
         images, texts: unit vectors [N, E] of the pairs.
-        captions: The N texts; equal ones count as the same.
+        captions: the N texts; equal ones count as the same.
     """
     number = {name: i for i, name in enumerate(dict.fromkeys(captions))}
     own = torch.tensor([number[c] for c in captions])

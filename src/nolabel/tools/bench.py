@@ -44,14 +44,14 @@ def bench_data(
     """Images per second from the source to finished batches, and where the time goes.
 
     Args:
-        source: Where the images come from.
-        method: Whose views are made, with its automatic recipe.
-        image_size: Side of the large views in pixels; None lets the data decide.
-        workers: Processes; with 0 this one does the work, in one thread.
-        batch_size: Images in a batch; "auto": as many as training would take.
-        seconds: How long the whole road is measured, after a warm-up.
-        device: Where the batches go: "auto", "cpu" or "cuda".
-        seed: Which images, in which order.
+        source: where the images come from.
+        method: whose views are made, with its automatic recipe.
+        image_size: side of the large views in pixels; None lets the data decide.
+        workers: processes; with 0 this one does the work, in one thread.
+        batch_size: images in a batch; "auto": as many as training would take.
+        seconds: how long the whole road is measured, after a warm-up.
+        device: where the batches go: "auto", "cpu" or "cuda".
+        seed: which images, in which order.
 
     Returns:
         Rates in images per second, in total and per core used, seconds per image of each stage (of
@@ -59,7 +59,7 @@ def bench_data(
 
     Raises:
         UsageError: A number out of range.
-        DataError: The images cannot be read.
+        DataError: the images cannot be read.
     """
     for name, value, least in (("workers", workers, 0), ("batch-size", batch_size, 1)):
         if value != "auto" and value < least:

@@ -37,11 +37,11 @@ def scan(
     """Looks at every image and says what was found.
 
     Args:
-        source: What to look at.
-        out: Folder for contact-sheet.png, scan.json, skipped.jsonl and duplicates.json.
-        method: The method to suggest settings for; None lets the machine decide.
-        limit: Looks at that many images only, spread by chance.
-        predict: Whether to measure a step and predict memory, time and disk.
+        source: what to look at.
+        out: folder for contact-sheet.png, scan.json, skipped.jsonl and duplicates.json.
+        method: the method to suggest settings for; None lets the machine decide.
+        limit: looks at that many images only, spread by chance.
+        predict: whether to measure a step and predict memory, time and disk.
 
     Returns:
         What scan.json holds: fractions of one, seconds, bytes.

@@ -1,7 +1,7 @@
 """`nolabel export`: an encoder in the form of timm, transformers or ONNX, with the proof.
 
 What was written is read back by the target library itself and compared with the encoder; a
-difference of `ALLOWED` or more is an error, and nothing is left behind.  A model card says what it
+difference of `ALLOWED` or more is an error, and nothing is left behind. A model card says what it
 is and how to load it.
 """
 
@@ -42,24 +42,24 @@ def export(
     """Writes an encoder for another library.
 
     Args:
-        encoder: The encoder; it is moved to the CPU.
+        encoder: the encoder; it is moved to the CPU.
         to: "timm", "hf" (transformers) or "onnx".
         out: A folder, made where it is missing.
-        overwrite: Whether what is in the folder may be replaced.
+        overwrite: whether what is in the folder may be replaced.
 
     Returns:
         form, folder, files, largest_difference (of tokens and embeddings), and how to load it.
 
     Raises:
-        UsageError: An unknown form; the folder is in use; the library is missing, or has no such
+        UsageError: an unknown form; the folder is in use; the library is missing, or has no such
             network.
-        DataError: What was written gives other features.
+        DataError: what was written gives other features.
     """
     if to not in FORMS:
         raise unknown("form", to, FORMS)
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise UsageError(f"{str(folder)!r} is not empty.  Choose another --out, or --overwrite.")
+        raise UsageError(f"{str(folder)!r} is not empty. Choose another --out, or --overwrite.")
     encoder = encoder.to("cpu")
     encoder.backbone.eval()
     write = {"timm": _timm, "hf": _hugging_face, "onnx": _onnx}[to]
@@ -72,7 +72,7 @@ def export(
         if not difference < ALLOWED:
             raise DataError(
                 f"What was written for {to} gives features that differ by {difference:.1e}, more "
-                f"than {ALLOWED:.0e}; nothing was kept.  Please report this network."
+                f"than {ALLOWED:.0e}; nothing was kept. Please report this network."
             )
         loading = loading.format(folder=folder)
         (made / "README.md").write_text(card(encoder, to, difference, loading), encoding="utf-8")
@@ -109,10 +109,10 @@ def _timm(encoder: Encoder, folder: Path) -> tuple[Callable[[Tensor], dict[str, 
     b = encoder.backbone
     if isinstance(b, ResNet) and not b.maxpool:
         raise UsageError(
-            f"{b.name!r} has no pooling in front, which timm cannot say.  Export it --to onnx."
+            f"{b.name!r} has no pooling in front, which timm cannot say. Export it --to onnx."
         )
     if b.kwargs.get("swiglu"):
-        raise UsageError("timm's config cannot name gated MLPs.  Export it --to hf or onnx.")
+        raise UsageError("timm's config cannot name gated MLPs. Export it --to hf or onnx.")
     args = {k: v for k, v in b.kwargs.items() if k not in ("image_size", "maxpool")}
     save_file({k: v.contiguous() for k, v in b.net.state_dict().items()},
               folder / "model.safetensors", {"format": "pt"})  # fmt: skip

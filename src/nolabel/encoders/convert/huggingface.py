@@ -1,6 +1,6 @@
 """From timm's names to those of transformers' checkpoints, for the networks that both have.
 
-Each function returns a configuration, as config.json holds it, and the tensors.  The names are
+Each function returns a configuration, as config.json holds it, and the tensors. The names are
 those of the published checkpoints, which every version of transformers reads.
 """
 
@@ -42,7 +42,7 @@ def convert(backbone: Backbone) -> tuple[dict[str, Any], State]:
 
 
 def _no(what: str) -> UsageError:
-    return UsageError(f"transformers has no network with {what}.  Export it --to onnx.")
+    return UsageError(f"transformers has no network with {what}. Export it --to onnx.")
 
 
 def _shared(backbone: ViT | BEiT) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Shapes of official checkpoints: from the tensors' names and sizes to timm's network and names.
 
-What a layout reads is already without prefixes and heads (see `official`).  Sizes follow from the
+What a layout reads is already without prefixes and heads (see `official`). Sizes follow from the
 tensors; the number of heads does not, and comes from the family or the user.
 """
 
@@ -57,13 +57,13 @@ def heads_of(width: int, given: int | None, special: Mapping[int, int] | None = 
     """The number of heads of a transformer of this width.
 
     Raises:
-        UsageError: Not known, or no divisor of the width.
+        UsageError: not known, or no divisor of the width.
     """
     heads = given or {**HEADS, **(special or {})}.get(width)
     if heads is None:
         raise UsageError(
             f"The number of attention heads does not follow from the tensors, and none is known "
-            f"for width {width}.  Give --heads."
+            f"for width {width}. Give --heads."
         )
     if heads < 1 or width % heads:
         raise UsageError(f"--heads {heads} does not divide the width {width}.")
@@ -311,7 +311,7 @@ def _needed(state: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in state:
         some = ", ".join(list(state)[:5])
         raise DataError(
-            f"The file has no tensor {name!r}, so it is of another layout.  Its first names are: "
-            f"{some or 'none'}.  Is --as right?"
+            f"The file has no tensor {name!r}, so it is of another layout. Its first names are: "
+            f"{some or 'none'}. Is --as right?"
         )
     return state[name]

@@ -1,8 +1,8 @@
 """`nolabel import`: official checkpoints, in their own layouts, become encoder files.
 
 A family says which part of a file is the encoder, what is left out (heads, queues, decoders), and
-how the network expects its images.  Whatever is neither taken nor known to be left out is an error
-that names it.  Nothing is unpickled but tensors and plain values.
+how the network expects its images. Whatever is neither taken nor known to be left out is an error
+that names it. Nothing is unpickled but tensors and plain values.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def import_file(path: str | os.PathLike[str], family: str, **options: Any) -> Im
     """Reads a checkpoint in the official layout of a family.
 
     Args:
-        path: The file: a pickle that holds tensors and plain values alone, or safetensors.
+        path: the file: a pickle that holds tensors and plain values alone, or safetensors.
         family: A name in `LAYOUTS`.
-        **options: As for `import_state`.
+        **options: as for `import_state`.
 
     Raises:
-        UsageError: No such file or family, or sizes that do not fit.
-        FileDamaged: The file is truncated or no checkpoint, or holds objects that could run code.
-        DataError: Tensors are missing, left over, or of a layout that is not this family's.
+        UsageError: no such file or family, or sizes that do not fit.
+        FileDamaged: the file is truncated or no checkpoint, or holds objects that could run code.
+        DataError: tensors are missing, left over, or of a layout that is not this family's.
     """
     if family not in LAYOUTS:
         raise unknown("layout", family, LAYOUTS)
@@ -88,21 +88,21 @@ def import_state(
     """As `import_file`, of what a file holds.
 
     Args:
-        value: What the file holds.
+        value: what the file holds.
         family: A name in `LAYOUTS`.
-        name: For messages and tables.
-        branch: Of a training checkpoint: "teacher" or "student"; "" takes what is published.
-        heads: Attention heads; None takes the published number for that width.
-        text_heads: Those of CLIP's text tower.
-        image_size: Side in pixels at which it will be used; None is its own.
+        name: for messages and tables.
+        branch: of a training checkpoint: "teacher" or "student"; "" takes what is published.
+        heads: attention heads; None takes the published number for that width.
+        text_heads: those of CLIP's text tower.
+        image_size: side in pixels at which it will be used; None is its own.
         positions: "dino", "mae" or "timm": how position embeddings are resized; "" is the family's.
         pool: "class" or "mean" (of patches): the embedding; "" is the class token, and for BEiT,
             whose class token learns nothing, the mean.
-        quick_gelu: Of CLIP: OpenAI's weights want it, most of OpenCLIP's do not.
-        mean, std: Of the images that it was trained on; None is the family's.
+        quick_gelu: of CLIP: OpenAI's weights want it, most of OpenCLIP's do not.
+        mean, std: of the images that it was trained on; None is the family's.
 
     Raises:
-        UsageError, DataError: As `import_file`.
+        UsageError, DataError: as `import_file`.
     """
     path = name
     if pool and pool not in POOLS:
@@ -137,7 +137,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a checkpoint holds: tensors and plain values, possibly nested.
 
     Raises:
-        UsageError, FileDamaged: As `import_file`.
+        UsageError, FileDamaged: as `import_file`.
     """
     path = Path(path)
     if not path.is_file():
@@ -146,7 +146,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     with path.open("rb") as file:
         head = file.read(16)
     if not head:
-        raise FileDamaged(f"{str(path)!r} is empty (0 bytes).  Fetch it again.")
+        raise FileDamaged(f"{str(path)!r} is empty (0 bytes). Fetch it again.")
     if head[8:9] == b"{":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -155,11 +155,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             return dict(load_file(path))
         except (SafetensorError, ValueError, OSError) as error:
             raise FileDamaged(
-                f"{str(path)!r} is truncated or altered ({error}).  Fetch it again."
+                f"{str(path)!r} is truncated or altered ({error}). Fetch it again."
             ) from None
     if _has_code(path):
         raise FileDamaged(
-            f"{str(path)!r} is a TorchScript archive, which holds code.  Where you trust it, save "
+            f"{str(path)!r} is a TorchScript archive, which holds code. Where you trust it, save "
             "its tensors: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
         )
     try:
@@ -171,12 +171,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         if named and type(error).__name__ == "UnpicklingError":
             raise FileDamaged(
                 f"{str(path)!r} holds {named.group(1)}, an object that could run code when opened; "
-                "nolabel opens tensors and plain values alone.  Ask its maker for the tensors by "
+                "nolabel opens tensors and plain values alone. Ask its maker for the tensors by "
                 "themselves (a state dict, best as safetensors)."
             ) from None
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileDamaged(
-            f"{str(path)!r} is truncated or no checkpoint ({reason}).  Fetch it again."
+            f"{str(path)!r} is truncated or no checkpoint ({reason}). Fetch it again."
         ) from None
     if not isinstance(value, Mapping):
         raise FileDamaged(
@@ -202,7 +202,7 @@ def _tensors(
     if branch:
         if branch not in value or not isinstance(value[branch], Mapping):
             raise UsageError(
-                f"{str(path)!r} has no branch {branch!r}.  It has: "
+                f"{str(path)!r} has no branch {branch!r}. It has: "
                 f"{', '.join(branches) or 'one network only, so leave --branch out'}."
             )
         branches = [branch]
@@ -213,8 +213,8 @@ def _tensors(
     state = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
     if not state:
         raise DataError(
-            f"{str(path)!r} has no tensors where this layout keeps them.  Its top level holds: "
-            f"{', '.join(map(str, list(value)[:8])) or 'nothing'}.  Is --as right?"
+            f"{str(path)!r} has no tensors where this layout keeps them. Its top level holds: "
+            f"{', '.join(map(str, list(value)[:8])) or 'nothing'}. Is --as right?"
         )
     for wrapper in _WRAPPERS:
         state = {k.removeprefix(wrapper): v for k, v in state.items()}
@@ -243,7 +243,7 @@ def _encoder_of(
     if strange:
         raise DataError(
             f"{str(path)!r} has tensors that belong to no known part of this layout: "
-            f"{some(strange, 6)}.  Is --as right?"
+            f"{some(strange, 6)}. Is --as right?"
         )
     return kept, left
 
@@ -263,8 +263,8 @@ def _architecture_of(
         return layouts.transformer(state, heads, special=f.heads, mean_pool=family == "beit")
     kinds = {"vit": "a ViT", "swin": "a Swin", "resnet": "a ResNet of torchvision's names"}
     raise DataError(
-        f"This is not {' or '.join(kinds[k] for k in f.kinds)}, as {family} has.  The first names "
-        f"are: {some(list(state), 6)}.  Is --as right?"
+        f"This is not {' or '.join(kinds[k] for k in f.kinds)}, as {family} has. The first names "
+        f"are: {some(list(state), 6)}. Is --as right?"
     )
 
 
@@ -275,7 +275,7 @@ def _fill(net: torch.nn.Module, tensors: State, path: str | os.PathLike[str], fa
     shape = "{name} ({got} in the file, {own} expected)"
     if problems := misfits(own, {**computed, **tensors}, "left over", shape, 6):
         raise DataError(
-            f"{str(path)!r} does not fit the layout of {family}; tensors {'; '.join(problems)}.  "
+            f"{str(path)!r} does not fit the layout of {family}; tensors {'; '.join(problems)}. "
             "Is --as right?"
         )
     net.load_state_dict({**computed, **tensors})
@@ -292,16 +292,16 @@ def save_imported(
     """Writes the encoder file, and CLIP's text side beside it, into a folder.
 
     Args:
-        found: What `import_file` returned.
-        out: The folder; made where it is missing.
-        family: Goes into the header as the method.
+        found: what `import_file` returned.
+        out: the folder; made where it is missing.
+        family: goes into the header as the method.
         tokenizer: A tokenizer.json for CLIP's text side; "" is CLIP's own vocabulary (extra
             `clip`) where the text side has its size, and else no text side is written.
-        overwrite: Whether an encoder that is there may be replaced.
+        overwrite: whether an encoder that is there may be replaced.
 
     Raises:
-        UsageError: The folder holds an encoder already, or the tokenizer does not fit.
-        DataError: The folder cannot be written.
+        UsageError: the folder holds an encoder already, or the tokenizer does not fit.
+        DataError: the folder cannot be written.
     """
     from nolabel.backbones.text import SharedSpace
     from nolabel.data.text.tokenizer import PUBLISHED, TOKENIZER_FILE, Tokenizer
@@ -311,7 +311,7 @@ def save_imported(
     folder = Path(out)
     if (folder / ENCODER_FILE).exists() and not overwrite:
         raise UsageError(
-            f"{str(folder)!r} holds an {ENCODER_FILE} already.  Choose another --out, or say "
+            f"{str(folder)!r} holds an {ENCODER_FILE} already. Choose another --out, or say "
             "--overwrite."
         )
     tower = words = None

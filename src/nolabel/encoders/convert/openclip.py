@@ -19,12 +19,12 @@ def load_openclip(spec: str, image_size: int | None) -> Encoder:
 
     Args:
         spec: NAME/TAG, as open_clip lists them, or NAME/FILE with the weights.
-        image_size: Side in pixels at which it will be used; None is its own.
+        image_size: side in pixels at which it will be used; None is its own.
 
     Raises:
-        UsageError: The extra `clip` is missing; unknown names; or a network of another kind than
+        UsageError: the extra `clip` is missing; unknown names; or a network of another kind than
             CLIP's ViTs.
-        NolabelError: The weights could not be fetched.
+        NolabelError: the weights could not be fetched.
     """
     try:
         import open_clip
@@ -38,20 +38,20 @@ def load_openclip(spec: str, image_size: int | None) -> Encoder:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag not in tags and not os.path.isfile(tag):
         listed = ", ".join(tags) or "none: give a file, openclip:NAME/FILE"
-        raise UsageError(f"open_clip has no weights {tag!r} of {name!r}.  It has: {listed}.")
+        raise UsageError(f"open_clip has no weights {tag!r} of {name!r}. It has: {listed}.")
     try:
         with preserve_rng():
             model: Any = open_clip.create_model(name, pretrained=tag)
     except Exception as error:  # its hub and the network raise many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise NolabelError(
-            f"The weights of openclip:{spec} could not be fetched ({reason}).  Check the network "
+            f"The weights of openclip:{spec} could not be fetched ({reason}). Check the network "
             "connection and try again; weights fetched once are kept and work offline."
         ) from error
     visual = model.visual
     if not (hasattr(visual, "transformer") and hasattr(visual, "ln_post")):
         raise UsageError(
-            f"{name!r} is a {type(visual).__name__}; CLIP's own ViTs alone are supported.  Use one "
+            f"{name!r} is a {type(visual).__name__}; CLIP's own ViTs alone are supported. Use one "
             "such as ViT-B-32, or timm:NAME for the image side."
         )
     state = dict(model.state_dict())
