@@ -66,7 +66,7 @@ def search(
     Args:
         index: what `embed` wrote.
         encoder: the one that made it.
-        query: A path, Pillow image or array; or a text, which no file has as its name, for an
+        query: a path, Pillow image or array; or a text, which no file has as its name, for an
             encoder with a text tower.
         k: how many.
         approximate: whether to look into the nearest cells alone; for images.

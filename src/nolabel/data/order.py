@@ -72,7 +72,7 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> tuple[int, n
         epoch are dropped; they hold other images in every epoch.
 
     Raises:
-        ValueError: A batch larger than the data, or a negative step.
+        ValueError: a batch larger than the data, or a negative step.
     """
     if not 1 <= batch_size <= n or step < 0:
         raise ValueError(f"no batch of {batch_size} from {n} images at step {step}")

@@ -51,7 +51,7 @@ def extract(
         progress: whether to show a bar; only ever done when stderr is a terminal.
 
     Raises:
-        UsageError: A batch size below 1.
+        UsageError: a batch size below 1.
         DataError: no image could be read.
     """
     if batch_size < 1:

@@ -34,7 +34,7 @@ def load(
     """Turns what a user names into an encoder, in evaluation mode.
 
     Args:
-        spec: A run folder, an encoder file, `timm:NAME[.TAG]` (published weights, fetched by
+        spec: a run folder, an encoder file, `timm:NAME[.TAG]` (published weights, fetched by
             timm), `openclip:NAME/TAG` (by open_clip), `random:NAME` or `random:RUN` (that
             architecture with fresh weights, always the same ones, initialised by timm or as the
             run's method starts), or `pixels` (32 px unless told). An encoder is returned as it is.

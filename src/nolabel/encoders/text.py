@@ -148,7 +148,7 @@ def load_text(
 
     Raises:
         UsageError: the run has no text tower.
-        FileDamaged: A file is truncated or altered, or the two do not belong together.
+        FileDamaged: a file is truncated or altered, or the two do not belong together.
     """
     folder = Path(folder)
     folder = folder if folder.is_dir() or not folder.exists() else folder.parent

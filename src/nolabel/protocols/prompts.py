@@ -16,7 +16,7 @@ def templates_of(given: Sequence[str]) -> tuple[str, ...]:
     """Templates with one {} each; the name of a preset stands for all of its own.
 
     Raises:
-        UsageError: A preset without the extra `clip`.
+        UsageError: a preset without the extra `clip`.
     """
     out: list[str] = []
     for item in given:

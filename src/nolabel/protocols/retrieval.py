@@ -92,7 +92,7 @@ def run_retrieval(
     Args:
         encoder: the encoder.
         train: not used.
-        test: A source with groups or labels, or `Revisited`.
+        test: a source with groups or labels, or `Revisited`.
         features: those of train and test, when they are there already.
         **options: fields of `Options`.
 

@@ -208,7 +208,7 @@ def evaluate(
     """Judges an encoder.
 
     Args:
-        protocol: A name in `PROTOCOLS`.
+        protocol: a name in `PROTOCOLS`.
         encoder: an encoder, or what `nolabel.encoders.load` takes.
         train: labelled images, as `open_source` takes them. A protocol that learns nothing
             (`zeroshot`) takes none.
@@ -254,7 +254,7 @@ def run(
     """Runs a protocol on opened sources.
 
     Args:
-        protocol: A name in `PROTOCOLS`.
+        protocol: a name in `PROTOCOLS`.
         encoder: the encoder.
         train: labelled images; None for a protocol that needs none.
         test: labelled images of the same classes.
@@ -323,7 +323,7 @@ def open_sets(
 
     Raises:
         UsageError: train and test are the same images, or cannot be opened.
-        DataError: A set to be split has no labels.
+        DataError: a set to be split has no labels.
     """
     from nolabel.data.open import DATASETS, open_source
     from nolabel.data.source import split

@@ -82,7 +82,7 @@ def run_video(
 
     Raises:
         UsageError: the encoder takes images of one size only, or gives no features of places.
-        DataError: A video has no object in its first frame, or fewer than three frames.
+        DataError: a video has no object in its first frame, or fewer than three frames.
     """
     o = build(Options, options)
     require(encoder.backbone, ["any_size", "patches"], "Video segmentation")

@@ -58,7 +58,7 @@ def bench_data(
         one core), the views, and the machine.
 
     Raises:
-        UsageError: A number out of range.
+        UsageError: a number out of range.
         DataError: the images cannot be read.
     """
     for name, value, least in (("workers", workers, 0), ("batch-size", batch_size, 1)):

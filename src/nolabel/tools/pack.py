@@ -69,7 +69,7 @@ def pack(
     Args:
         source: what to pack. Images that cannot be read are left out and listed in
             skipped.jsonl.
-        out: A new or empty folder, or one in which the same packing was stopped.
+        out: a new or empty folder, or one in which the same packing was stopped.
         packing: how.
 
     Returns:

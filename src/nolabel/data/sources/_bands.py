@@ -34,7 +34,7 @@ def read_bands(
     """Reads one image with this number of channels.
 
     Args:
-        source: A path, or the bytes of a file.
+        source: a path, or the bytes of a file.
         channels: C; 3 is `read_image`.
         max_pixels: largest width x height accepted.
         sufficient_pixels: as for `read_image`; used with 3 channels only.

@@ -79,7 +79,7 @@ def read_image(
     """Reads one image as a person sees it (the rules are at the top of this file).
 
     Args:
-        source: A path, the bytes of a file, or a Pillow image.
+        source: a path, the bytes of a file, or a Pillow image.
         max_pixels: largest width x height accepted; checked from the header, before decoding.
         sufficient_pixels: number of pixels, height x width, that are enough. A JPEG may then come
             at a half, a quarter or an eighth of its sides, whichever is the smallest with at

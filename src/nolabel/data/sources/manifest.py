@@ -37,7 +37,7 @@ class Manifest(Source):
 
     Raises:
         DataError: the file lists no image, cannot be read, or a row is not whole.
-        UsageError: A table without the column `path`; or Parquet without its reader.
+        UsageError: a table without the column `path`; or Parquet without its reader.
     """
 
     supports_draft = True

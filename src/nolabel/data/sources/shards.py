@@ -38,14 +38,14 @@ class Shards(Source):
     """The samples of one or more tar files, in the order of the files and of their members.
 
     Args:
-        pattern: A tar, a pattern such as `shards/*.tar`, or one with braces,
+        pattern: a tar, a pattern such as `shards/*.tar`, or one with braces,
             `shards/{000..127}.tar` or `{train,extra}.tar`.
 
     Labels, from members `.cls`, count when every sample has one.
 
     Raises:
         UsageError: no such file, or a compressed one.
-        DataError: A file is no tar, or none of them holds an image.
+        DataError: a file is no tar, or none of them holds an image.
     """
 
     has_files = True

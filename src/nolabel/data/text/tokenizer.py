@@ -60,7 +60,7 @@ class Tokenizer:
         """Learns merges from texts: at most `size` ids, fewer where nothing is left to merge.
 
         Raises:
-            UsageError: A size below the number of ids that every vocabulary has.
+            UsageError: a size below the number of ids that every vocabulary has.
         """
         from tokenizers import Tokenizer as Core
         from tokenizers import models, trainers

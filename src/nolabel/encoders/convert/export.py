@@ -44,7 +44,7 @@ def export(
     Args:
         encoder: the encoder; it is moved to the CPU.
         to: "timm", "hf" (transformers) or "onnx".
-        out: A folder, made where it is missing.
+        out: a folder, made where it is missing.
         overwrite: whether what is in the folder may be replaced.
 
     Returns:

@@ -57,7 +57,7 @@ def import_file(path: str | os.PathLike[str], family: str, **options: Any) -> Im
 
     Args:
         path: the file: a pickle that holds tensors and plain values alone, or safetensors.
-        family: A name in `LAYOUTS`.
+        family: a name in `LAYOUTS`.
         **options: as for `import_state`.
 
     Raises:
@@ -89,7 +89,7 @@ def import_state(
 
     Args:
         value: what the file holds.
-        family: A name in `LAYOUTS`.
+        family: a name in `LAYOUTS`.
         name: for messages and tables.
         branch: of a training checkpoint: "teacher" or "student"; "" takes what is published.
         heads: attention heads; None takes the published number for that width.
@@ -295,7 +295,7 @@ def save_imported(
         found: what `import_file` returned.
         out: the folder; made where it is missing.
         family: goes into the header as the method.
-        tokenizer: A tokenizer.json for CLIP's text side; "" is CLIP's own vocabulary (extra
+        tokenizer: a tokenizer.json for CLIP's text side; "" is CLIP's own vocabulary (extra
             `clip`) where the text side has its size, and else no text side is written.
         overwrite: whether an encoder that is there may be replaced.
 

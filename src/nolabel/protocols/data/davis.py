@@ -49,7 +49,7 @@ def open_clips(spec: str | os.PathLike[str] | Clips, image_size: int) -> Clips:
 
     Raises:
         UsageError: neither.
-        DataError: A video of the list is missing, or its frames and masks do not go together.
+        DataError: a video of the list is missing, or its frames and masks do not go together.
     """
     if isinstance(spec, Clips):
         return spec
