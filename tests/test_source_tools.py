@@ -68,7 +68,7 @@ def test_no_automatic_recipe_is_on_a_page_and_nothing_is_imported_in_a_circle(to
 @pytest.mark.parametrize(
     ("docstring", "words"),
     [
-        ("Adds. Both are numbers.", "two spaces"),
+        ("Adds." + 2 * " " + "Both are numbers.", "two spaces"),
         ("Adds.\n\n    Args:\n        a: A number.\n    ", "lower case"),
     ],
 )
