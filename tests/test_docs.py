@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 GROUPS = {  # commands of one group build on each other
     "data": ["README.md", "docs/data.md"],
     "methods": ["docs/methods.md", "docs/own-method.md"],
+    "own network": ["docs/own-backbone.md"],
     "encoders": ["docs/encoders.md", "docs/protocols.md"],
     "pictures": ["docs/pictures.md", "docs/distributed.md"],
 }
@@ -27,13 +28,6 @@ QUICK = ["--steps", "2", "--batch-size", "8", "--backbone", "vit_pico", "--preci
 
 def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-
-
-def own_methods(folder: Path) -> None:
-    """Writes the examples that begin with the name of their file."""
-    for code in blocks("docs/own-method.md", "python"):
-        if name := re.match(r"# (\w+\.py)\n", code):
-            (folder / name[1]).write_text(code)
 
 
 @pytest.fixture
@@ -50,10 +44,19 @@ def place(photos, few_creatures, tmp_path, monkeypatch):
     return tmp_path
 
 
+def write_own_files(place: Path) -> None:
+    """The examples that are files: their first line names them."""
+    for page in PAGES:
+        for code in blocks(page, "python"):
+            first = code.partition("\n")[0]
+            if first.startswith("# ") and first.endswith(".py"):
+                (place / first.removeprefix("# ")).write_text(code)
+
+
 @pytest.mark.parametrize("group", list(GROUPS))
 def test_commands_run(group, place):
     """The same commands, only shorter."""
-    own_methods(place)
+    write_own_files(place)
     seen = 0
     for page in GROUPS[group]:
         for line in "".join(blocks(page, "bash")).splitlines():
@@ -66,6 +69,8 @@ def test_commands_run(group, place):
                 words[words.index("--steps") + 1] = "2"
             if words[1] == "pretrain":
                 quick = QUICK if "--steps" not in words else QUICK[2:]
+                if any(".py:" in word for word in words[3:]):  # a network of one's own
+                    quick = [w for w in quick if w not in ("--backbone", "vit_pico")]
                 quick = [*quick, "--local-crops", "2"] if "dino" in words else quick
             if words[1] == "ablate":
                 quick = ["--backbone", "vit_pico", "--batch-size", "8"]
@@ -83,7 +88,7 @@ def test_every_page_with_commands_is_read():
 def test_python_examples_run(place, capsys):
     import nolabel
 
-    own_methods(place)
+    write_own_files(place)
     examples = [code for page in PAGES for code in blocks(page, "python")]
     assert len(examples) >= 3
     for code in examples:

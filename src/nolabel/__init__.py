@@ -51,18 +51,25 @@ _WHERE = {
 }
 
 
-def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> Run:
+def pretrain(
+    method: str, *, data: Any, quiet: bool = False, trust_code: bool = False, **options: Any
+) -> Run:
     """Trains an encoder on unlabelled images and returns the finished run.
 
     Args:
         method: a name of `nolabel list methods`, or path/to/file.py:Class.
         data: a SRC (folder, creatures, ...), or a list of images.
         quiet: no progress.
-        options: every option of `nolabel pretrain METHOD --help`, with underscores.
+        trust_code: execute the code that the runs named by `init` and `teacher` bring, also if it
+            was never run on this machine.
+        options: every option of `nolabel pretrain METHOD --help`, with underscores. `backbone` may
+            also be a `torch.nn.Module`, which is copied with its weights, or a class of them.
 
     Raises:
         UsageError: unknown option (with the nearest one), or settings that do not fit.
     """
+    from nolabel._usercode import trusted_code
+    from nolabel.backbones.own import give
     from nolabel.config import Request
     from nolabel.data.open import open_source
     from nolabel.data.source import Source
@@ -74,7 +81,11 @@ def pretrain(method: str, *, data: Any, quiet: bool = False, **options: Any) -> 
         channels = int(options.get("channels", own))
         source = open_source(data, channels=channels)
         options = {**options, "channels": channels}
-    return train(Request.of(method, data=str(data), **options), source=source, quiet=quiet)
+    backbone = options.get("backbone")
+    if backbone is not None and not isinstance(backbone, str):
+        options = {**options, "backbone": give(backbone)}
+    with trusted_code(trust_code):
+        return train(Request.of(method, data=str(data), **options), source=source, quiet=quiet)
 
 
 def evaluate(

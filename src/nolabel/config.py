@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 import yaml
 
-from nolabel import methods
+from nolabel import _usercode, methods
 from nolabel.errors import UsageError, did_you_mean, unknown
 from nolabel.methods.base import Method
 from nolabel.types import Optim
@@ -38,7 +38,7 @@ class Settings:
 
     data: str = ""  # SRC: a folder, list, table, shards, or a named set (nolabel list datasets)
     out: str = ""  # the run's folder; default runs/METHOD-DATA
-    backbone: str | None = None  # a preset or timm's ViT, Swin, ResNet (nolabel list backbones)
+    backbone: str | None = None  # timm's ViT, Swin, ConvNeXt, ResNet, a preset, or file.py:Class
     image_size: int | None = None  # side of the network's input in pixels
     patch_size: int | None = None  # side of a ViT's patch in pixels, or of those Swin embeds
     channels: int = 3  # of the images; with other than 3: grey, RGBA, .npy arrays, 16 bits kept
@@ -127,17 +127,20 @@ class Run:
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in config.yaml."""
-        return to_builtin(dataclasses.asdict(self))
+        """Plain values, as in config.yaml; `code` lists the user's files that they name."""
+        values = to_builtin(dataclasses.asdict(self))
+        code = _usercode.records(values)
+        return {**values, "code": code} if code else values
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Run:
-        """Reads what `to_dict` wrote, of older versions too.
+        """Reads what `to_dict` wrote, of older versions too. Of a folder: `engine.saved_run`.
 
         Raises:
-            UsageError: unknown keys, or values of a wrong type.
+            UsageError: unknown keys, values of a wrong type, or a user's code that is not loaded.
         """
-        raw = methods.upgrade(raw)
+        raw = {k: v for k, v in methods.upgrade(raw).items() if k != "code"}
+        _usercode.refuse_paths(raw, "The configuration")
         kind = methods.load(str(raw.get("method", "")))
         parts = {"options": None, "settings": None, "optim": None}
         run = from_dict(cls, {**raw, **parts})
@@ -198,8 +201,12 @@ class Layer:
 
         The file of a run holds its steps beside the epochs or minutes that were asked for. Epochs
         are taken, which hold for any batch size; else the steps, so that the run is repeated.
+
+        Raises:
+            UsageError: no such file, or it is not of this form.
+            UntrustedCode: it names code that the user neither ran on this machine nor allowed.
         """
-        raw = methods.upgrade(read_yaml(path))
+        raw = methods.upgrade(_usercode.admitted(read_yaml(path), path))
         parts = {f.name: raw.get(f.name) or {} for f in dataclasses.fields(cls)}
         for name, values in parts.items():
             if not isinstance(values, Mapping):

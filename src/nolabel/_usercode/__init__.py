@@ -17,6 +17,7 @@ from __future__ import annotations
 from nolabel._usercode.loading import (
     Suits,
     admit,
+    admitted,
     copy_code,
     find,
     load_path,
@@ -31,6 +32,7 @@ __all__ = [
     "Reference",
     "Suits",
     "admit",
+    "admitted",
     "copy_code",
     "find",
     "is_reference",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from nolabel._usercode.reference import HASH_DIGITS, Reference, parse, references
 from nolabel._usercode.trust import is_trusted, remember
@@ -152,6 +153,21 @@ def admit(value: object, folder: Path, kept: object = None, *, paths: bool = Fal
         record = known.get(reference.copy)
         if isinstance(record, Mapping) and isinstance(record.get("original"), str):
             _compare(reference, record["original"], folder / reference.copy)
+
+
+def admitted(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """A configuration that the user named, after `admit`: the code that it names is trusted.
+
+    Args:
+        raw: its content. Its method is left out: the user names another one.
+        path: of its file, beside which copies of code may lie.
+
+    Raises:
+        UntrustedCode, UsageError, FileDamaged: as `admit`.
+    """
+    named = {k: v for k, v in raw.items() if k != "method"}
+    admit(named, Path(path).parent, raw.get("code"), paths=True)
+    return raw
 
 
 def load_uncopied(text: str, suits: Suits, what: str) -> Found:

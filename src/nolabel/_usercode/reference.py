@@ -12,6 +12,7 @@ _REFERENCE = re.compile(
     r"(?P<file>.+\.py)(?::(?P<attribute>[A-Za-z_]\w*))?(?:@(?P<digest>[0-9a-f]{12}))?"
 )
 _PREFIXES = ("random:",)  # of encoder names, before a backbone's
+_NO_NAMES = ("out", "code")  # keys of a configuration whose values name no code to execute
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ def without_hash(text: str) -> str:
 
 
 def references(value: object) -> Iterator[Reference]:
-    """All references among the strings of a nested value of mappings, lists and tuples."""
+    """All references among the strings of a nested value of mappings, lists and tuples.
+
+    What stands under the keys "out" (where a run was written to) and "code" is left out.
+    """
     if isinstance(value, str):
         for prefix in _PREFIXES:
             value = value.removeprefix(prefix)
@@ -70,8 +74,9 @@ def references(value: object) -> Iterator[Reference]:
         if found is not None:
             yield found
     elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from references(part)
+        for key, part in value.items():
+            if key not in _NO_NAMES:
+                yield from references(part)
     elif isinstance(value, list | tuple):
         for part in value:
             yield from references(part)

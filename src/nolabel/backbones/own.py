@@ -137,13 +137,15 @@ class OwnBackbone(Backbone):
             )
 
 
-def record(name: str) -> str:
+def record(name: str | None) -> str | None:
     """The name under which a run saves a backbone, or an encoder `random:BACKBONE`; executes a
-    user's file.
+    user's file. None, no network, stays.
 
     Raises:
         UsageError: no such file or class.
     """
+    if name is None:
+        return None
     prefix, bare = ("random:", name[7:]) if name.startswith("random:") else ("", name)
     if _usercode.is_reference(bare):
         return prefix + _usercode.load_path(bare, _suits, WHAT).name

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from nolabel._version import __version__
 from nolabel.catalogue import Entry, render
-from nolabel.cli.flags import announced_first, first, flags, write_json
+from nolabel.cli.flags import announced_first, first, flags, without_trust, write_json
 from nolabel.errors import NolabelError, Stopped, UsageError, unknown
 
 VERBS = {
@@ -57,6 +57,8 @@ def usage() -> str:
         "     hf:owner/name; creatures, digits, fashion-mnist, cifar10, emoji (:train or :test)\n"
         "ENC  a run's folder, an encoder.safetensors, timm:NAME, openclip:NAME/TAG, random:NAME,\n"
         "     pixels\n\n"
+        "--trust-code  of verbs that take an ENC or a run's DIR: execute the code that it brings\n"
+        "     (methods, networks, sources), also if it was never run on this machine\n\n"
         "exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped by a guard, 75 stopped on request"
     )
 
@@ -67,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not announced_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
-        code = _run(args)
+        args, trust = without_trust(args)
+        with trust:
+            code = _run(args)
         sys.stdout.flush()  # here, so that a closed pipe (`| head`) is noticed and forgiven
     except NolabelError as error:
         # Wrong use is the same in all processes; what went wrong in one of them, it says itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -10,11 +11,32 @@ from typing import Any
 
 from nolabel.errors import UsageError
 
+TRUST = "--trust-code"
+# Verbs that open a run's folder or an encoder, whose code they may have to execute.
+MAY_EXECUTE = frozenset(
+    {"pretrain", "resume", "replay", "evaluate", "compare", "ablate", "show", "bench", "embed",
+     "search", "export", "report"}
+)  # fmt: skip
+
+
+def without_trust(args: list[str]) -> tuple[list[str], contextlib.AbstractContextManager[None]]:
+    """The arguments without `--trust-code`, and the context in which it holds."""
+    if not args or args[0] not in MAY_EXECUTE or TRUST not in args:
+        return args, contextlib.nullcontext()
+    from nolabel._usercode import trusted_code
+
+    return [a for a in args if a != TRUST], trusted_code()
+
 
 def flags(kind: type, args: list[str], prog: str, description: str, default: object = None) -> Any:
     """Parses flags into a dataclass; tyro prints help and leaves with 2 on wrong use."""
     import tyro
 
+    if prog.split()[1] in MAY_EXECUTE:
+        description += (
+            f"\n\n{TRUST}: execute the code that a run's folder or an encoder brings, also if it "
+            "was never run on this machine."
+        )
     if default is None:
         return tyro.cli(kind, args=args, prog=prog, description=description)
     return tyro.cli(kind, args=args, prog=prog, description=description, default=default)

@@ -17,8 +17,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from nolabel import backbones, methods
-from nolabel.backbones.base import recompute
+from nolabel import _usercode, backbones, methods
+from nolabel.backbones.base import recompute, require
 from nolabel.backbones.vit import ViT, fit_positions
 from nolabel.config import Run, read_yaml
 from nolabel.data.source import Source
@@ -28,6 +28,7 @@ from nolabel.encoders.file import LICENCE, save_encoder
 from nolabel.engine.checkpoint import load_checkpoint, restore
 from nolabel.engine.init_network import InitNetwork, load_init
 from nolabel.engine.resolve import Resolved
+from nolabel.engine.saved_run import load_run
 from nolabel.engine.texts import learn_tokenizer, saved_tokenizer
 from nolabel.errors import FileDamaged, UsageError
 from nolabel.methods.base import Method, Tokenizes
@@ -106,6 +107,7 @@ def build_method(
             channels=s.channels,
             kwargs={**kind.backbone_kwargs(run.options), **run.backbone_kwargs},
         )  # fmt: skip
+        require(backbone, kind.needs, kind.__name__)
         kind.init(backbone)
     plan = plan_of(run)
     for view in plan.views:
@@ -139,7 +141,8 @@ def _take_up(method: Method, run: Run) -> bool:
     folder = Path(str(run.settings.init))
     if not (folder / "config.yaml").is_file() or not (folder / "checkpoints").is_dir():
         return False
-    if methods.upgrade(read_yaml(folder / "config.yaml")).get("method") != run.method:
+    other = str(methods.upgrade(read_yaml(folder / "config.yaml")).get("method"))
+    if _usercode.without_hash(other) != _usercode.without_hash(run.method):
         return False
     state = load_checkpoint(folder).state["learner"]["method"]
     own = method.state_dict()
@@ -154,7 +157,7 @@ def _take_up(method: Method, run: Run) -> bool:
 def started(folder: Path) -> tuple[Run, Method, ViewPlan]:
     """A run that has started, its method without its weights (what --init named may be gone), and
     its views."""
-    run = Run.from_dict(read_yaml(folder / "config.yaml"))
+    run = load_run(folder)
     return run, *build_method(run.with_settings(init=None), frozen_inputs(run, folder=folder))
 
 
@@ -218,6 +221,7 @@ def keep(frozen: FrozenInputs, folder: Path) -> None:
         state: dict[str, Tensor] = teacher.module.state_dict()
         # Copies, because tensors that share their memory are refused.
         save_file({k: v.cpu().clone().contiguous() for k, v in state.items()}, place / WEIGHTS)
+        _usercode.copy_code(about["run"], place)
         text = yaml.safe_dump(about["run"], sort_keys=False)
         (place / "config.yaml").write_text(text, encoding="utf-8")
         return
@@ -257,7 +261,7 @@ def _kept_tokenizer(place: Path, given: Given) -> Frozen:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    run = Run.from_dict(read_yaml(place / "config.yaml"))
+    run = load_run(place)
     method, _ = build_method(run.with_settings(init=None))
     try:
         method.load_state_dict(load_file(place / WEIGHTS))

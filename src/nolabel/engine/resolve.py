@@ -87,9 +87,10 @@ def resolve(
         UsageError: impossible or unknown settings.
         DataError: no image can be read.
     """
+    request = dataclasses.replace(request, method=methods.record(request.method))
     kind = methods.load(request.method)
-    s = request.settings
-    check_settings(s)
+    check_settings(request.settings)
+    s = _record_networks(request.settings)
     s = dataclasses.replace(
         s, data=record_source(s.data), probe=None if s.probe is None else record_source(s.probe)
     )
@@ -167,6 +168,7 @@ def batch_stage(
     for layer in (from_file, request.file, request.explicit):  # later ones win
         options = override(options, layer.options, "options.")
         optim = override(optim, layer.optim, "optim.")
+    options = _record_teacher(options)
     batch = int(asked or from_file.settings.get("batch_size") or recipe.batch_size)
     if batch > len(source):
         raise UsageError(
@@ -238,6 +240,25 @@ def limited_warmup(optim: Optim, s: Settings, steps: int, per_epoch: int) -> Opt
     if s.recipe != "auto":
         return optim
     return recipes.limited_warmup(optim, steps, per_epoch)
+
+
+def _record_networks(s: Settings) -> Settings:
+    """The settings with a user's own networks under the names that files keep."""
+    from nolabel.backbones.own import record
+
+    backbone = None if s.backbone is None else record(s.backbone)
+    init = None if s.init is None else record(s.init)
+    return dataclasses.replace(s, backbone=backbone, init=init)
+
+
+def _record_teacher(options: Any) -> Any:
+    """The options with a teacher `random:file.py:Class` under the name that files keep."""
+    from nolabel.backbones.own import record
+
+    teacher = getattr(options, "teacher", None)
+    if not isinstance(teacher, str):
+        return options
+    return dataclasses.replace(options, teacher=record(teacher))
 
 
 def _folder_name(method: str, source: Source) -> str:

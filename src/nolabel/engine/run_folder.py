@@ -7,6 +7,7 @@ import shutil
 
 import yaml
 
+from nolabel import _usercode
 from nolabel.config import Run
 from nolabel.encoders.file import ENCODER_FILE, TEXT_FILE, save_encoder
 from nolabel.encoders.text import save_text
@@ -54,6 +55,7 @@ def make(run: Run, frozen: FrozenInputs) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     keep(frozen, folder)
+    _usercode.copy_code(run.to_dict(), folder)
     (folder / "config.yaml").write_text(
         yaml.safe_dump(run.to_dict(), sort_keys=False), encoding="utf-8"
     )
@@ -70,6 +72,8 @@ def export(run: Run, method: Method, plan: ViewPlan) -> None:
     teacher = any(encoder is m for average in averages for m in average.modules())
     shared = run.to_dict()
     shared["settings"].pop("out")  # where a run lies is no property of its encoder
+    for file in shared.get("code", {}).values():
+        file.pop("original")  # nor where its code lay
     save_encoder(
         run.folder / ENCODER_FILE,
         encoder,

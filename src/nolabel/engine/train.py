@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from nolabel import distributed
-from nolabel.config import Request, Run, read_yaml
+from nolabel._usercode import trusted_code
+from nolabel.backbones.own import give_again
+from nolabel.config import Request, Run
 from nolabel.data.open import open_source
 from nolabel.data.source import Source, prerender
 from nolabel.device import pick_device
@@ -27,8 +30,9 @@ from nolabel.engine.monitor.monitor import Monitor
 from nolabel.engine.monitor.progress import Progress
 from nolabel.engine.resolve import Resolved, resolve
 from nolabel.engine.run_folder import STOPPED
+from nolabel.engine.saved_run import load_run
 from nolabel.engine.trainer import Trainer
-from nolabel.errors import DataError, GuardStop, Stopped, UsageError
+from nolabel.errors import DataError, GuardStop, Stopped
 from nolabel.methods.base import Method
 from nolabel.types import Clock
 from nolabel.views.plan import ViewPlan
@@ -80,15 +84,31 @@ def _train(built: Built, resolved: Resolved, *, quiet: bool) -> Run:
     return run
 
 
-def resume(folder: str | Path, *, quiet: bool = False) -> Run:
-    """Continues a stopped run exactly where its last checkpoint stands."""
-    folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
-        raise UsageError(f"{folder} holds no run (no config.yaml). Give the folder of a run.")
-    run = Run.from_dict(read_yaml(folder / "config.yaml"))
-    run = run.with_settings(out=str(folder))
-    with parallel.processes(run.settings.device), memory.explain_out_of_memory(run):
-        return _resume(run, quiet=quiet)
+def resume(
+    folder: str | Path,
+    *,
+    quiet: bool = False,
+    trust_code: bool = False,
+    backbone: nn.Module | type[nn.Module] | None = None,
+) -> Run:
+    """Continues a stopped run exactly where its last checkpoint stands.
+
+    Args:
+        folder: of the run.
+        quiet: no progress.
+        trust_code: execute the code that the folder holds, also if it was never run here.
+        backbone: the network, or its class, of a run that got one in Python.
+
+    Raises:
+        UsageError: the folder holds no run, or the run got no network in Python.
+        UntrustedCode: it holds code that was never run here.
+    """
+    with trusted_code(trust_code):
+        run = load_run(folder).with_settings(out=str(folder))
+        if backbone is not None:
+            give_again(backbone, run.settings.backbone, f"The run in {folder}")
+        with parallel.processes(run.settings.device), memory.explain_out_of_memory(run):
+            return _resume(run, quiet=quiet)
 
 
 def _resume(run: Run, *, quiet: bool) -> Run:

@@ -13,7 +13,14 @@ import numpy as np
 from nolabel.data.open import open_source
 from nolabel.data.source import Source, Subset
 from nolabel.encoders import Encoder, load
-from nolabel.errors import BadImage, DataError, NolabelError, UsageError, unknown
+from nolabel.errors import (
+    BadImage,
+    DataError,
+    NolabelError,
+    UntrustedCode,
+    UsageError,
+    unknown,
+)
 from nolabel.methods.base import Inpaints, Reconstructs
 from nolabel.pictures import PICTURES, PictureInfo, function_of, options_of
 from nolabel.pictures._tiles import Pictures, stacked
@@ -176,10 +183,13 @@ def draw_missing(folder: str | Path, data: SourceSpec = "auto") -> list[str]:
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         return []  # the report says so itself
-    from nolabel.config import Run, read_yaml
+    from nolabel.engine.saved_run import load_run
     from nolabel.methods import load as load_kind
 
-    run = Run.from_dict(read_yaml(folder / "config.yaml"))
+    try:
+        run = load_run(folder)
+    except UntrustedCode as error:
+        return [str(error)]
     if data == "auto":
         data = run.settings.probe or run.settings.data
     encoder: Encoder | str = str(folder)

@@ -15,14 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
+from nolabel import _usercode
 from nolabel.config import Run
 from nolabel.engine.monitor.doctor import examine
 from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.resolve import diff_from_recipe
-from nolabel.errors import NolabelError, UsageError
+from nolabel.engine.saved_run import load_run
+from nolabel.errors import NolabelError, UntrustedCode, UsageError
 from nolabel.tools.report.curves import curves, is_number
 from nolabel.tools.report.seen import strip, touch
 
@@ -57,7 +58,8 @@ def build_report(
         rows = raw.get("rows", []) if isinstance(raw, dict) else []
     metrics = read_metrics(folder / "metrics.jsonl")
     config = (folder / "config.yaml").read_text("utf-8")
-    run = _run(config)
+    run, unread = _run(folder)
+    missing = dict.fromkeys((*notes, *unread))
     path = Path(out) if out else folder / "report.html"
     skipped = folder / "skipped.jsonl"
     bad = len(skipped.read_text("utf-8").splitlines()) if skipped.exists() else 0
@@ -72,13 +74,13 @@ def build_report(
         strip(folder),
         touched,
         _pictures(folder / "pictures"),
-        "".join(f'<p class="soft">Not drawn: {_e(n)}</p>' for n in notes),
+        "".join(f'<p class="soft">Not drawn: {_e(n)}</p>' for n in missing),
         "<h2>While it trained</h2>",
         curves(metrics, warm),
         _speed(metrics),
         f"<p>Files that could not be read: {bad}.</p>",
         _departures(run),
-        f"<h2>Again</h2><p><code>nolabel pretrain {_e(_method(config))} --config "
+        f"<h2>Again</h2><p><code>nolabel pretrain {_e(_method(config, folder.name))} --config "
         f"{_e(str(folder.name))}/config.yaml --out NEW_FOLDER</code></p>",
         f"<details><summary>All settings</summary><pre>{_e(config)}</pre></details>",
         "<details><summary>Machine and versions</summary>"
@@ -152,12 +154,15 @@ def _learned(rows: Sequence[Mapping[str, Any]], last: Mapping[str, Any]) -> str:
     return "Not measured against labels; give --probe or run `nolabel compare`."
 
 
-def _run(config: str) -> Run | None:
-    """The run as it was saved; None where the file was edited beyond reading."""
+def _run(folder: Path) -> tuple[Run | None, tuple[str, ...]]:
+    """The run as it was saved, None where its file was edited beyond reading or needs code that is
+    not trusted; and what has to be said about that."""
     try:
-        return Run.from_dict(yaml.safe_load(config))
-    except (yaml.YAMLError, NolabelError, TypeError, ValueError):
-        return None
+        return load_run(folder), ()
+    except UntrustedCode as error:
+        return None, (str(error),)
+    except (NolabelError, TypeError, ValueError):
+        return None, ()
 
 
 def _mood(said: str) -> str:
@@ -227,10 +232,13 @@ def _json(path: Path) -> Any:
         return None
 
 
-def _method(config: str) -> str:
+def _method(config: str, folder: str) -> str:
+    """The method as a command names it."""
     for line in config.splitlines():
         if line.startswith("method:"):
-            return line.partition(":")[2].strip()
+            name = line.partition(":")[2].strip()
+            own = _usercode.parse(name)  # the copy, which the command executes as the user's wish
+            return f"{folder}/{own.copy}:{own.attribute}" if own and own.digest else name
     return "METHOD"
 
 

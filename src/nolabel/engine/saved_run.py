@@ -1,0 +1,31 @@
+"""A run's folder, read back: its configuration, and the user's code that it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nolabel import _usercode, methods
+from nolabel.config import Run, read_yaml
+from nolabel.errors import UsageError
+
+
+def load_run(folder: str | Path) -> Run:
+    """The run of a folder; a user's code comes from the folder's copy, if it is trusted.
+
+    Args:
+        folder: that holds a config.yaml.
+
+    Raises:
+        UsageError: the folder holds no run, or its configuration is wrong.
+        UntrustedCode: it needs code that the user neither ran on this machine nor allowed.
+        FileDamaged: a copy of code was changed.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"{folder} holds no run (no config.yaml). Give the folder of a run.")
+    raw = read_yaml(folder / "config.yaml")
+    method = _usercode.parse(str(raw.get("method", "")))
+    if method is not None and not method.digest:  # written before copies were kept
+        raw["method"] = methods.record_uncopied(str(method))
+    _usercode.admit(raw, folder, raw.get("code"))
+    return Run.from_dict(raw)
