@@ -1,11 +1,11 @@
-"""`nolabel embed`: the features of a whole set in one file, made piece by piece, to be continued.
+"""`nolabel embed`: the features of a data set in one file, written in pieces, resumable.
 
-Beside FILE stand FILE.json (what the features are, and which images could not be read) and
-FILE.paths (a name for each row, one a line). While it is being made it is called FILE.partial,
-a plain array on disk, and FILE.partial.json says how far it has come; the same command continues
-there. The set is never held in memory.
+Beside FILE there are FILE.json (what the features are, and which images could not be read) and
+FILE.paths (a name for each row, one a line). While it is written, FILE is named FILE.partial, a
+plain array on disk, and FILE.partial.json holds the number of images that are done; the same
+command continues from there. The features are never held in memory as a whole.
 
-Rows stay where their images are in the set: one that could not be read is a row of NaN.
+Row i belongs to image i of the set; a row whose image could not be read is NaN.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from nolabel.errors import DataError, FileDamaged, UsageError, printable, unknow
 FORMATS = (".npy", ".safetensors", ".parquet")
 POOLS = ("auto", "class", "mean", "both")
 SAVE_SECONDS = 10.0
-_ROWS = 8192  # of a Parquet row group, and of a piece that is looked at once
+_ROWS = 8192  # of a Parquet row group, and of a piece that is read at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def embed(
     if path.suffix not in FORMATS:
         raise unknown("ending of the file", path.suffix or path.name, FORMATS)
     if path.exists() and not overwrite:
-        raise UsageError(f"{str(path)!r} is there already. Say --overwrite to replace it.")
+        raise UsageError(f"{str(path)!r} exists already. Say --overwrite to replace it.")
     numbers = part(o.shard, len(source))
     if not numbers:
         raise UsageError(f"Part {o.shard} of {len(source)} images is empty. Use fewer parts.")
@@ -303,7 +303,7 @@ def _parquet(temporary: Path, path: Path, rows: np.memmap) -> None:
 
 
 def width_of(encoder: Encoder, pool: str) -> int:
-    """Numbers of a feature, seen on a black image. Raises UsageError as `pooling`."""
+    """Width of a feature, measured on a black image. Raises UsageError as `pooling`."""
     blank = np.zeros((encoder.image_size, encoder.image_size, encoder.channels), np.uint8)
     return pooling(encoder, pool)(encoder.prepare_pixels([blank])).shape[1]
 

@@ -1,4 +1,4 @@
-"""Verbs only. Each verb's work is elsewhere; heavy imports happen inside the verb."""
+"""The command line: parses options and prints. Heavy imports happen inside each verb."""
 
 import importlib
 import os
@@ -21,7 +21,7 @@ VERBS = {
     "compare": "ENC ENC ... [--train SRC] [--test SRC]: several encoders, one table",
     "ablate": "METHOD --data SRC: its settings one at a time, equal budgets, several seeds",
     "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
-    "scan": "--data SRC: look before training: sizes, bad files, duplicates, a recipe, its cost",
+    "scan": "--data SRC: before training: sizes, bad files, duplicates, a recipe, its cost",
     "pack": "--data SRC --out DIR [--max-side N]: shrink and pack into tar shards for speed",
     "bench": "data | step | embed: images per second of each stage, on this machine",
     "plan": "--method METHOD --devices N --gpu GPU: memory, speed, time and cost, on paper",
@@ -72,9 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, trust = without_trust(args)
         with trust:
             code = _run(args)
-        sys.stdout.flush()  # here, so that a closed pipe (`| head`) is noticed and forgiven
+        sys.stdout.flush()  # here, so that a closed pipe (`| head`) is caught below
     except NolabelError as error:
-        # Wrong use is the same in all processes; what went wrong in one of them, it says itself.
+        # Wrong use is the same in all processes, so the first reports it; other errors are
+        # reported by the process in which they occur.
         if announced_first() or not isinstance(error, UsageError | Stopped):
             print(f"nolabel: {error}", file=sys.stderr)
         return error.exit_code
@@ -213,7 +214,7 @@ def _show(args: list[str]) -> None:
         ("encoder", Annotated[tuple[str, ...], arg(help=of)]),
         ("data", Annotated[text, arg(help="SRC")])
         if PICTURES[name].data
-        else ("data", Annotated[str | None, arg(help="not looked at")], None),
+        else ("data", Annotated[str | None, arg(help="not used")], None),
         (
             "out",
             Annotated[text, arg(help="folder for the pictures, numbers and data")],

@@ -1,4 +1,4 @@
-"""Verbs that put an encoder to use."""
+"""Verbs that use an encoder: evaluate all, embed and search."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated

@@ -16,7 +16,7 @@ def scan_(args: list[str], about: str) -> None:
         out: str = "scan"  # folder for the contact sheet and the lists
         method: str | None = None  # the method to suggest settings for; default: this machine's
         channels: int = 3  # of the images
-        limit: int | None = None  # look at that many images only, spread by chance
+        limit: int | None = None  # read that many images only, chosen at random
         json: str | None = None  # write the outcome to this file
 
     given = flags(Scan, args, "nolabel scan", about)
@@ -80,7 +80,7 @@ def _bench_data(args: list[str], about: str) -> None:
         image_size: int | None = None  # side of the large views in pixels; default: by the data
         workers: int = 0  # processes that make the batches; 0: this one, in one thread
         batch_size: int | Literal["auto"] = 64  # images in a batch; auto: as training would
-        seconds: float = 5.0  # how long the whole road is measured
+        seconds: float = 5.0  # how long the complete path is measured
         device: str = "auto"  # where the batches go: auto, cpu or cuda
         json: str | None = None  # write the numbers to this file
 

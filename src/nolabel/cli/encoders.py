@@ -1,4 +1,4 @@
-"""Verbs that bring weights in and take them out."""
+"""Verbs for weights of other libraries: import and export."""
 
 import os
 from dataclasses import dataclass

@@ -48,8 +48,8 @@ def flags_in(args: Sequence[str]) -> list[str]:
 
 
 def announced_first() -> bool:
-    """Whether this is the process that speaks, by what a launcher announced; alone it is. Known
-    before torch is imported (`distributed.speaks` is for later)."""
+    """Whether this is the first process, as the launcher (RANK) says; true without a launcher.
+    Known before torch is imported."""
     return os.environ.get("RANK", "0") == "0"
 
 

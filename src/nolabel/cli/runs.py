@@ -1,4 +1,4 @@
-"""Verbs that take up a run that has begun."""
+"""Verbs for a run that exists: resume and replay."""
 
 import contextlib
 import os
@@ -24,11 +24,10 @@ def resume_(args: list[str], about: str) -> None:
 
 
 def read_ahead(folder: Path) -> None:
-    """Has the system read a run's newest checkpoint while torch is imported, which takes seconds
-    as well."""
+    """Asks the system to read the newest checkpoint of a run while torch is imported."""
     if not hasattr(os, "posix_fadvise"):
         return
-    with contextlib.suppress(OSError, ValueError):  # whatever is wrong is said where it is opened
+    with contextlib.suppress(OSError, ValueError):  # errors are reported where the file is opened
         newest = max((folder / "checkpoints").glob("step-*.ckpt"), key=lambda p: p.stat().st_mtime)
         with newest.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

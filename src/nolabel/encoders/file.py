@@ -76,7 +76,7 @@ def save_encoder(
     run: Mapping[str, Any] | None,
     licence: str = LICENCE,
 ) -> Path:
-    """Writes an encoder file, whole or not at all.
+    """Writes an encoder file, completely or not at all (a temporary file is renamed).
 
     Args:
         path: where to; an existing file is replaced in one step.
@@ -126,7 +126,8 @@ def save_encoder(
 def write_tensors(
     path: Path, header: Mapping[str, Any], tensors: dict[str, Tensor], what: str
 ) -> Path:
-    """Writes tensors on the CPU under a header, with their checksum, whole or not at all.
+    """Writes tensors on the CPU under a header, with their checksum: completely or not at all, as a
+    temporary file is renamed.
 
     Args:
         path: where to; an existing file is replaced in one step.

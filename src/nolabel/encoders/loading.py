@@ -37,7 +37,7 @@ def load(
         spec: a run folder, an encoder file, `timm:NAME[.TAG]` (published weights, fetched by
             timm), `openclip:NAME/TAG` (by open_clip), `random:NAME` or `random:RUN` (that
             architecture with fresh weights, always the same ones, initialised by timm or as the
-            run's method starts), or `pixels` (32 px unless told). An encoder is returned as it is.
+            run's method starts), or `pixels` (32 px by default). An encoder is returned as it is.
         image_size: side in pixels at which it will be used; None is its own.
         device: "auto" takes a GPU when there is one.
         channels: of the images, for `pixels` and `random:NAME`; others have their own.

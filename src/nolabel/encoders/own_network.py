@@ -38,7 +38,7 @@ def keep_code(name: str, path: Path) -> dict[str, dict[str, str]]:
             f"Cannot write the encoder's code beside {str(path)!r}: {error}. Check that the folder "
             "exists, may be written to, and has space."
         ) from error
-    # Where the code lay before is nothing that a public file tells.
+    # A public file does not record where the code was before.
     return {k: {"sha256": v["sha256"]} for k, v in _usercode.records(name).items()}
 
 

@@ -16,7 +16,7 @@ def misfits(
         own: the network's.
         tensors: the file's.
         extra: what those that the network lacks are called.
-        shape: how a wrong shape is told: {name}, {got} and {own}.
+        shape: text for a wrong shape, with {name}, {got} and {own}.
         most: names of each kind.
     """
     shapes = [

@@ -116,7 +116,7 @@ def text_of(encoder: Encoder) -> TextEncoder:
 def save_text(
     path: str | os.PathLike[str], shared: SharedSpace, tokenizer: Tokenizer, *, method: str
 ) -> Path:
-    """Writes the text side, whole or not at all; the tokenizer has a file of its own.
+    """Writes the text side, completely or not at all; the tokenizer has a file of its own.
 
     Raises:
         DataError: the file cannot be written.

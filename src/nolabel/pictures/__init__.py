@@ -44,11 +44,11 @@ PICTURES: dict[str, PictureInfo] = by_name(
     ),
     PictureInfo(
         name="similarity",
-        description="how alike every patch is to one that is pointed at",
+        description="similarity of every patch to a chosen one",
     ),
     PictureInfo(
         name="correspond",
-        description="which patch of one image is which of another (pairs of images)",
+        description="matching patches (pairs of images)",
         paper="Amir et al. 2021, arXiv 2112.05814",
         grouping="pairs",
     ),
@@ -60,7 +60,7 @@ PICTURES: dict[str, PictureInfo] = by_name(
     ),
     PictureInfo(
         name="cosegment",
-        description="the figure that images have in common, cut out to the pixel (ViT)",
+        description="the common foreground of images, cut out to the pixel (ViT)",
         paper="Amir et al. 2021, arXiv 2112.05814",
         grouping="class",
     ),
@@ -92,24 +92,24 @@ PICTURES: dict[str, PictureInfo] = by_name(
     ),
     PictureInfo(
         name="attention-distance",
-        description="how far each head of each layer looks (ViT)",
+        description="mean attention distance of each head of each layer (ViT)",
         paper="Dosovitskiy et al. 2020, arXiv 2010.11929",
     ),
     PictureInfo(
         name="invert",
-        description="what a layer still knows: images with the same class token",
+        description="images with the same class token in a layer",
         paper="Tumanyan et al. 2022, arXiv 2201.00424",
         data="gallery",
     ),
     PictureInfo(
         name="transfer",
-        description="one image with the look of another (pairs of images; ViT)",
+        description="one image with the appearance of another (pairs of images; ViT)",
         paper="Tumanyan et al. 2022, arXiv 2201.00424",
         grouping="pairs",
     ),
     PictureInfo(
         name="dream",
-        description="what excites a neuron or a head, made and found",
+        description="images that maximise a neuron or a head: optimised, and found in a set",
         paper="Olah et al. 2017, Distill",
         data="gallery",
     ),
@@ -129,7 +129,7 @@ PICTURES: dict[str, PictureInfo] = by_name(
     ),
     PictureInfo(
         name="typographic",
-        description="whether it believes a wrong word on the image",
+        description="whether a wrong word written on the image changes its class",
         paper="Goh et al. 2021, Distill",
         needs="a text tower",
         of_text=True,
@@ -137,7 +137,7 @@ PICTURES: dict[str, PictureInfo] = by_name(
     ),
     PictureInfo(
         name="bias",
-        description="words that it takes for some groups more than for others",
+        description="words that it assigns to some groups more often than to others",
         paper="Radford et al. 2021, arXiv 2103.00020",
         needs="a text tower",
         of_text=True,
@@ -152,7 +152,7 @@ PICTURES: dict[str, PictureInfo] = by_name(
     ),
     PictureInfo(
         name="relations",
-        description="whether it knows who is where and which is what",
+        description="whether it distinguishes captions that swap objects or colours (Winoground)",
         paper="Thrush et al. 2022, arXiv 2204.03162",
         needs="a text tower",
         of_text=True,
@@ -160,7 +160,7 @@ PICTURES: dict[str, PictureInfo] = by_name(
     ),
     PictureInfo(
         name="prototypes",
-        description="the images that each prototype of a run likes",
+        description="the images with the highest score for each prototype of a run",
         needs="the folder of a run",
         of_run=True,
         data="gallery",

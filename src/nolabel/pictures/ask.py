@@ -50,7 +50,7 @@ def ask(
 
     Args:
         encoder: one with a text tower: a run of clip or siglip, or openclip:NAME/TAG.
-        images: not looked at.
+        images: not used.
         gallery: the images that are ranked.
         words: the sentence.
         top: images shown.

@@ -47,7 +47,7 @@ def bias(
 
     Args:
         encoder: one with a text tower: a run of clip or siglip, or openclip:NAME/TAG.
-        images: not looked at.
+        images: not used.
         gallery: images whose labels are the groups.
         words: what may be said of any group.
         names: whether the groups' own names compete with the words.

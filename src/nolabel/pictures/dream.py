@@ -55,7 +55,7 @@ def dream(
 
     Args:
         encoder: any; heads need a ViT with a class token.
-        images: not looked at.
+        images: not used.
         gallery: the set.
         layer: which layer; -1 is the last.
         units: channels of that layer's tokens, averaged over the patches; by default the four whose

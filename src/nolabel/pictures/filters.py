@@ -22,7 +22,7 @@ def filters(encoder: Encoder, images: object = None, *, most: int = 64) -> Pictu
 
     Args:
         encoder: one whose first layer is a convolution.
-        images: not looked at.
+        images: not used.
         most: filters shown, those with the largest weights first.
 
     Raises:

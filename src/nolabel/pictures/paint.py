@@ -53,7 +53,7 @@ def paint(
 
     Args:
         encoder: one with a text tower: a run of clip or siglip, or openclip:NAME/TAG.
-        images: not looked at.
+        images: not used.
         gallery: a set, for its colours, its best images, and its texts or class names as wrong
             answers.
         words: the sentences.
@@ -75,7 +75,7 @@ def paint(
     other = None
     if judge:
         other = load(judge)
-        text_of(other)  # refused before the work
+        text_of(other)  # refused before the search
     target = text.embed(list(words)).to(encoder.device).clone()
     found = extract(encoder, gallery)
     fit = target.cpu() @ text.project(found.values).T  # [sentences, images]

@@ -22,7 +22,7 @@ def positions(encoder: Encoder, images: object = None, *, across: int = 7) -> Pi
 
     Args:
         encoder: a ViT with a position embedding.
-        images: not looked at.
+        images: not used.
         across: patches shown in each direction, at most.
 
     Raises:

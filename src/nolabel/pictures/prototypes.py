@@ -1,4 +1,4 @@
-"""The images that each prototype likes best: what a clustering head has sorted them into.
+"""The images with the highest score for each prototype of a clustering head.
 
 Measured by the agreement of the prototypes with classes that nobody gave to the training (adjusted
 mutual information: 0 is chance, whatever the number of prototypes), beside that of as many k-means
@@ -67,8 +67,8 @@ def prototypes(
         "effective": float(np.exp(-(share * np.log(share)).sum())),
     }
     caption = (
-        f"Images of {gallery.name} that prototypes of {encoder.name} like best, the "
-        f"{len(chosen)} most frequent of {len(names)} that are anybody's first choice (of "
+        f"Images of {gallery.name} with the highest score for prototypes of {encoder.name}, the "
+        f"{len(chosen)} most frequent of {len(names)} that are the first choice of an image (of "
         f"{logits.shape[1]:,}; as even as {numbers['effective']:.0f})"
     )
     if found.labels is not None:

@@ -41,7 +41,7 @@ def tsne(
 
     Args:
         encoder: any.
-        images: not looked at.
+        images: not used.
         gallery: the set.
         by: tsne, or umap (an extra).
         centroids: whether the mean of each class is a point, instead of each image.

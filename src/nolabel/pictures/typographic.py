@@ -44,7 +44,7 @@ def typographic(
 
     Args:
         encoder: one with a text tower: a run of clip or siglip, or openclip:NAME/TAG.
-        images: not looked at.
+        images: not used.
         gallery: images with labels.
         number: images that are tagged, at most.
         templates: texts with one {} for the name of the class.

@@ -1,4 +1,4 @@
-"""What the protocols share: labels that fit together, accuracies with their uncertainty."""
+"""Shared by protocols: labels that fit together, accuracies with their intervals."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def labelled_features(
             are not finite.
     """
     require_labels(train)
-    numbers = matching(train, test)  # before the long work
+    numbers = matching(train, test)  # before the features are computed
     found, judged = features or (
         extract(encoder, train, batch_size=batch_size),
         extract(encoder, test, batch_size=batch_size),

@@ -1,4 +1,4 @@
-"""Every protocol that suits an encoder and the data, one after the other."""
+"""All protocols that apply to an encoder and the data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LEFT_OUT = {
 
 @dataclass(frozen=True)
 class ReportSet:
-    """Reports of the protocols that suit, and why the others do not."""
+    """Reports of the protocols that apply, and why the others do not."""
 
     reports: tuple[Report, ...]
     left_out: tuple[tuple[str, str], ...]  # protocol, reason

@@ -4,7 +4,7 @@ Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021
 head, the fewest patches that hold `mass` of the class token's attention are the guess; its score is
 the intersection over union with the figure's mask, averaged over images.
 
-    best head of each image     the published number; it looks at the truth to choose the head
+    best head of each image     the published number; the head is chosen with the ground truth
     one head                    the head that is best on the training split, used on all test images
     head mean                   the mean of all heads' attention
     most that the grid allows   the best mask that could be made of whole patches

@@ -1,4 +1,4 @@
-"""Several encoders, one table: the same images, the same division, the same seeds."""
+"""Several encoders in one table, on the same images, splits and seeds."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def compare(
 
 
 def _is_baseline(spec: str | os.PathLike[str] | Encoder) -> bool:
-    """Whether the image size has to come from another encoder."""
+    """Whether an encoder has no image size of its own."""
     if isinstance(spec, Encoder):
         return False
     text = os.fspath(spec)

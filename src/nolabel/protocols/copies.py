@@ -61,7 +61,7 @@ class Options:
     power: float = 4.0  # of the generalised mean of the patches
     whiten: bool = True  # by the mean and covariance of images that are neither copy nor original
     centred: bool = True  # the covariance is that of centred features
-    distractors: str = ""  # SRC of more images to be told apart from, for Copydays' layout
+    distractors: str = ""  # SRC of more images in the database, for Copydays' layout
     seed: int = 0  # of the attacks
     batch_size: int = 64  # images embedded at once
 

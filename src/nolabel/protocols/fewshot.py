@@ -66,7 +66,7 @@ def run_fewshot(
         encoder: the encoder.
         train: labelled images, from which the few are drawn.
         test: labelled images of the same classes.
-        features: those of train and test, when they are there already.
+        features: features of train and test, where they were computed before.
         **options: fields of `Options`.
 
     Raises:

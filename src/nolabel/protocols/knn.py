@@ -1,4 +1,4 @@
-"""k nearest neighbours: the test of an encoder that trains nothing.
+"""k nearest neighbours; nothing is trained.
 
 Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021 (`eval_knn.py`);
 first in Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, 2018.
@@ -107,7 +107,7 @@ def run_knn(
         encoder: the encoder.
         train: labelled images, the neighbours.
         test: labelled images of the same classes.
-        features: those of train and test, when they are there already.
+        features: features of train and test, where they were computed before.
         **options: fields of `Options`.
 
     Raises:

@@ -48,7 +48,7 @@ EPS = 1e-12
 class Options:
     """Options of the label-free measures."""
 
-    images: int = 1000  # that are looked at, at most
+    images: int = 1000  # at most this many are used
     views: int = 10  # of each
     seed: int = 0  # of the images chosen and their views
     batch_size: int = 256  # images embedded at once
@@ -70,7 +70,7 @@ def run_labelfree(
     Args:
         encoder: any.
         train: not used.
-        test: images; labels are not looked at.
+        test: images; labels are not used.
         features: not used.
         **options: fields of `Options`.
 

@@ -89,14 +89,14 @@ class Options:
 
 
 class Setting(NamedTuple):
-    """One of those that are swept."""
+    """One combination of the sweep."""
 
     blocks: int
     pool: str
     lr: float
 
     def label(self, o: Options) -> str:
-        """As it stands in the table."""
+        """Its name in the table."""
         name = "C" if o.classifier == "logistic" else "lr"
         parts = [f"{name}={self.lr:g}"]
         if len(o.blocks) > 1 or o.blocks != (1,):
@@ -120,7 +120,7 @@ def run_linear(
         encoder: the encoder.
         train: labelled images, to fit on.
         test: labelled images of the same classes; used once, at the end.
-        features: those of train and test, when they are there already.
+        features: features of train and test, where they were computed before.
         **options: fields of `Options`.
 
     Raises:
@@ -158,7 +158,7 @@ def run_linear(
 
 def _swept_features(encoder: Encoder, train: Source, test: Source, o: Options) -> Any:
     """Features of every combination of blocks and pools; labels; names and notes."""
-    labels, own = require_labels(train), matching(train, test)  # before the long work
+    labels, own = require_labels(train), matching(train, test)  # before the features are computed
     given: dict[str, Any] = {
         "blocks": max(o.blocks), "seed": o.seed, "batch_size": o.batch_size,
     }  # fmt: skip

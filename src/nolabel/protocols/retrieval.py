@@ -93,7 +93,7 @@ def run_retrieval(
         encoder: the encoder.
         train: not used.
         test: a source with groups or labels, or `Revisited`.
-        features: those of train and test, when they are there already.
+        features: features of train and test, where they were computed before.
         **options: fields of `Options`.
 
     Raises:

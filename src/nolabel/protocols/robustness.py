@@ -99,7 +99,7 @@ def run_robustness(
         encoder: the encoder.
         train: labelled images, to fit on.
         test: labelled images of the same classes; with the column `domain`, of several domains.
-        features: those of train and test, when they are there already.
+        features: features of train and test, where they were computed before.
         **options: fields of `Options`.
 
     Raises:
@@ -159,7 +159,7 @@ def _judge(
     )
     rows = accuracy_rows("test", _ranked(head, judged.values, None), judged.labels, len(names))[:1]
     for name, source in sets.items():
-        labels = matching(train, source)  # before the long work
+        labels = matching(train, source)  # before the features are computed
         allowed = np.unique(labels)
         z = extract(encoder, source, batch_size=o.batch_size)
         truth = torch.from_numpy(labels)[z.keys]

@@ -259,7 +259,7 @@ def run(
         train: labelled images; None for a protocol that needs none.
         test: labelled images of the same classes.
         options: the protocol's `Options`; None is its defaults.
-        features: those of train and test, when they are there already.
+        features: features of train and test, where they were computed before.
         notes: put before the protocol's own.
     """
     chosen = {} if options is None else vars(options)

@@ -173,7 +173,7 @@ def enlarged(soft: Tensor, size: tuple[int, int], native: tuple[int, int]) -> np
 
 
 def frame_patches(encoder: Encoder, frame: np.ndarray, side: int) -> tuple[Tensor, tuple[int, int]]:
-    """Unit patch tokens [h, w, D] of a frame, and the size in pixels at which it was seen.
+    """Unit patch tokens [h, w, D] of a frame, and the size in pixels at which it was embedded.
 
     The shorter side becomes `side`, the longer one as it follows, rounded down to a multiple of 64
     (of the patch where that is no divisor of 64, or images are small).

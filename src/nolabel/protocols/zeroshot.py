@@ -6,7 +6,7 @@ Radford et al., Learning Transferable Visual Models From Natural Language Superv
     guess(x) = argmax over c of  unit(P f(x)) . w_c
 
 f is the encoder, P and g the projection and the text tower of the same run. Nothing is trained
-and no label is looked at before the score is taken.
+and labels are used for the score alone.
 
 Classes: the names of the labels; where the images have no labels, each distinct text of the test
 set is a class of its own, taken as it is, without templates. Retrieval: each image looks for its
@@ -102,7 +102,7 @@ def run_zeroshot(
         encoder: the encoder of a run that learnt from captions.
         train: not used.
         test: images with labels, texts, or both.
-        features: those of train and test, when they are there already.
+        features: features of train and test, where they were computed before.
         **options: fields of `Options`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Throughput on this machine, stage by stage."""
+"""`nolabel bench`: throughput of each stage on this machine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bench_data(
         image_size: side of the large views in pixels; None lets the data decide.
         workers: processes; with 0 this one does the work, in one thread.
         batch_size: images in a batch; "auto": as many as training would take.
-        seconds: how long the whole road is measured, after a warm-up.
+        seconds: how long the complete path is measured, after a warm-up.
         device: where the batches go: "auto", "cpu" or "cuda".
         seed: which images, in which order.
 
@@ -185,14 +185,14 @@ def bench_embed(
 
     Args:
         encoder: does the work on its own device.
-        source: the images; a set that is too small for the time is gone through again.
+        source: the images; a set that is too small for the time is read again.
         batch_size: images at once.
         precision: auto (both are measured), fp32 or bf16.
         seconds: how long each stage is measured, after a warm-up.
 
     Returns:
         Images per second of reading alone and preparing alone, and at each precision of the bare
-        network on one prepared batch and of the whole road; FLOP per image and per second, the
+        network on one prepared batch and of the complete path; FLOP per image and per second, the
         device's measured peak at the faster precision, and the share of it.
 
     Raises:
@@ -243,7 +243,7 @@ def bench_embed(
                        "whole": _pace(whole(), seconds, where)}  # fmt: skip
         best = max(each, key=lambda p: each[p]["whole"])
         encoder.precision = best
-        # Fused attention is not counted everywhere; the plain one does the same products.
+        # The counter does not know every fused attention; unfused, it does the same products.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             next(network())
     finally:
@@ -261,7 +261,8 @@ def bench_embed(
 
 
 def _pace(work: Iterator[int], seconds: float, device: torch.device, warm: int = 1) -> float:
-    """Images per second of what says how many each turn did; the first turns are not timed."""
+    """Images per second of an iterator that yields the number of images of each step; the first
+    `warm` steps are not timed."""
     with contextlib.closing(work):  # type: ignore[type-var]  it is a generator
         for _ in range(warm):
             next(work)

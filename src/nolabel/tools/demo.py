@@ -1,4 +1,4 @@
-"""The main job on built-in data: pre-train, compare, pictures, report."""
+"""`nolabel demo`: pre-train on built-in data, compare, draw pictures, write the report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def demo(
     """
     began = time.monotonic()
     given = {"data": "creatures", "out": str(out), "overwrite": overwrite, **settings}
-    if method != "mae":  # in minutes on a CPU a convolutional network learns far more than a ViT
+    if method != "mae":  # in minutes on a CPU a convolutional network learns more than a ViT
         given.setdefault("backbone", "resnet_nano")
     if "steps" not in settings:
         given["minutes"] = minutes

@@ -1,7 +1,7 @@
 """Any source -> tar shards: optionally shrunk, checked, and quick to read.
 
-A shard is written whole or not at all (temporary file, fsync, rename), and `pack.json` is brought
-up to date after each one. Packing that was stopped goes on behind the last whole shard.
+A shard is written completely or not at all (temporary file, fsync, rename), and `pack.json` is
+updated after each one. A packing that was stopped continues after the last complete shard.
 
 A member is called `FOLDER/NUMBER_NAME.SUFFIX`, with the image's number in the source; the label
 and the text of sample stand beside it as `.cls` and `.txt`.

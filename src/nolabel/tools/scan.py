@@ -1,4 +1,4 @@
-"""A look at data before training: what it holds, what to do with it, and what that will cost."""
+"""`nolabel scan`: what a data set holds, suggested settings, and their cost."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def scan(
     limit: int | None = None,
     predict: bool = True,
 ) -> dict[str, Any]:
-    """Looks at every image and says what was found.
+    """Reads every image and reports what was found.
 
     Args:
-        source: what to look at.
+        source: the images.
         out: folder for contact-sheet.png, scan.json, skipped.jsonl and duplicates.json.
         method: the method to suggest settings for; None lets the machine decide.
-        limit: looks at that many images only, spread by chance.
+        limit: reads that many images only, chosen at random.
         predict: whether to measure a step and predict memory, time and disk.
 
     Returns:

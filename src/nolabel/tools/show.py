@@ -85,7 +85,7 @@ def show(
 
 
 def _gallery(source: Source) -> Subset:
-    """Some images of a source, spread by chance, always the same."""
+    """Some images of a source, a random choice, always the same."""
     some = np.random.default_rng(0).permutation(len(source))[:GALLERY]
     return Subset(source, np.sort(some), source.name)
 
