@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,7 +10,7 @@ from torch.optim import Optimizer
 from nolabel.engine.optimiser import clip_gradients
 from nolabel.errors import GuardStop
 from nolabel.methods.base import Method
-from nolabel.nn.random_state import rng_state
+from nolabel.nn.random_state import RngState, rng_state
 from nolabel.types import Clock, Optim
 
 
@@ -78,7 +76,7 @@ class StepSnapshot:
         buffers = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
         self._live = [b for some in buffers for b in some if b is not None]
         self._copies = [b.clone() for b in self._live]
-        self.rng: dict[str, Any] = rng_state()
+        self.rng: RngState = rng_state()
 
     def take(self) -> None:
         """Copies the state; called before each step."""

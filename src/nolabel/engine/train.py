@@ -1,7 +1,7 @@
 """A run from its start to its end: trained from scratch, or resumed where it stopped.
 
-Each step is the trainer's, everything that is looked at between steps is the monitor's. The whole
-position of a run is one integer, the step.
+The trainer takes the steps, the monitor watches them. The position of a run is one integer, the
+step.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def pretrain(
     Args:
         request: what the user asked for.
         source: the data, where they are open already.
-        quiet: no progress.
-        show: is given what was resolved and built, before anything is measured or written.
-        dry_run: nothing more than that.
+        quiet: whether to print no progress.
+        show: is called with what was resolved and built, before anything is measured or written.
+        dry_run: whether to end after that.
 
     Raises:
         UsageError: impossible settings, or the folder already holds a run.
@@ -80,7 +80,7 @@ def _train(built: Built, resolved: Resolved, *, quiet: bool) -> Run:
     run = measurement(resolved, method, plan, device, quiet=quiet)
     parallel.rank0_first(lambda: run_folder.make(run, built.frozen))
     with memory.explain_out_of_memory(run):
-        _loop(run, method, plan, source, device, start=0, quiet=quiet)
+        _take_steps(run, method, plan, source, device, start=0, quiet=quiet)
     return run
 
 
@@ -125,10 +125,10 @@ def _resume(run: Run, *, quiet: bool) -> Run:
     if not any((folder / "checkpoints").glob("step-*.ckpt")):
         say(f"{folder} has no checkpoint yet: starting from step 0.")
         method, plan = build_method(run, frozen)
-        _loop(run, method.to(device), plan, source, device, start=0, quiet=quiet)
+        _take_steps(run, method.to(device), plan, source, device, start=0, quiet=quiet)
         return run
-    with ThreadPoolExecutor(1) as aside:  # a large file takes as long to read as a network to build
-        loading = aside.submit(load_checkpoint, folder)
+    with ThreadPoolExecutor(1) as pool:  # a large file takes as long to read as a network to build
+        loading = pool.submit(load_checkpoint, folder)
         # The weights come from the checkpoint: what --init named may be gone by now.
         method, plan = build_method(run.with_settings(init=None), frozen)
         method.to(device)
@@ -137,7 +137,9 @@ def _resume(run: Run, *, quiet: bool) -> Run:
         say(note)
     if loaded.step >= s.steps:
         say(f"{folder} is already finished: {loaded.step} steps.")
-    _loop(run, method, plan, source, device, start=loaded.step, state=loaded.state, quiet=quiet)
+    _take_steps(
+        run, method, plan, source, device, start=loaded.step, state=loaded.state, quiet=quiet
+    )
     return run
 
 
@@ -179,7 +181,7 @@ def train(trainer: Trainer, monitor: Monitor) -> None:
         trainer.save(total, final=True)
 
 
-def _loop(
+def _take_steps(
     run: Run,
     method: Method,
     plan: ViewPlan,

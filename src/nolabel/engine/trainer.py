@@ -36,7 +36,7 @@ from nolabel.engine.step import NonFiniteGuard, StepSnapshot, apply_update
 from nolabel.engine.stop import StopRequest
 from nolabel.engine.unreadable import UnreadableFiles
 from nolabel.methods.base import Method
-from nolabel.nn.random_state import preserve_rng, rng_state, set_rng_state
+from nolabel.nn.random_state import RngState, preserve_rng, rng_state, set_rng_state
 from nolabel.types import Clock, Step
 from nolabel.views.plan import ViewPlan
 
@@ -189,7 +189,7 @@ class Trainer:
         except SaveFailed as error:
             self.note(f"Could not keep it. {error}")
 
-    def state(self, rng: Mapping[str, Any]) -> dict[str, Any]:
+    def state(self, rng: RngState) -> dict[str, Any]:
         """What a checkpoint holds: weights, moments, random state and the guard's count.
 
         A collective where the weights are sharded: all processes must call it.
@@ -199,7 +199,7 @@ class Trainer:
         """
         sharded = self.run.settings.shard
         learner = capture(self.method, self.optimiser) if self.first or sharded else {}
-        return {"learner": learner, "rng": dict(rng), "guard": self.guard.consecutive}
+        return {"learner": learner, "rng": rng, "guard": self.guard.consecutive}
 
     def save(self, step: int, *, final: bool = False) -> None:
         """Writes a checkpoint and the encoder file; the first process writes.

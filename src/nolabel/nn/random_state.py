@@ -7,19 +7,27 @@ Views and the order of images are keyed by (seed, epoch, sample) and have no sta
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import TypedDict
 
 import torch
+from torch import Tensor
 
 
-def rng_state() -> dict[str, Any]:
-    """Torch's random state, of the CPU and of the CUDA device in use, as uint8 tensors."""
+class RngState(TypedDict):
+    """Torch's random state, as uint8 tensors."""
+
+    cpu: Tensor
+    cuda: list[Tensor]  # of the device in use; empty without CUDA
+
+
+def rng_state() -> RngState:
+    """Torch's random state, of the CPU and of the CUDA device in use."""
     cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def set_rng_state(state: Mapping[str, Any]) -> None:
+def set_rng_state(state: RngState) -> None:
     """The inverse of `rng_state`; a device that is only in one of the two is left alone."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and state["cuda"]:
