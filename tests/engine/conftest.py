@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nolabel.config import Run, Settings
+from nolabel.config import Run, Settings, complete
 from nolabel.data.creatures.world import Creatures
 from nolabel.engine.trainer import Trainer
 from nolabel.methods.base import Method
@@ -44,13 +44,14 @@ def toy_trainer(tmp_path):
     """Makes a trainer of `STEPS` steps of 8 images; `notes` has its lines for the user."""
     from nolabel.backbones import build
 
-    def make(start=0, state=None, **settings):
+    def make(start=0, state=None, **asked):
         folder = tmp_path / "run"
         folder.mkdir(exist_ok=True)
         given = {"steps": STEPS, "batch_size": 8, "workers": 0, "precision": "fp32",
-                 "device": "cpu", "image_size": 32, "accumulate": 1, **settings}  # fmt: skip
+                 "device": "cpu", "image_size": 32, "accumulate": 1, **asked}  # fmt: skip
+        settings = complete(Settings(out=str(folder), **given), continued=False)
         run = Run(
-            method="simclr", settings=Settings(out=str(folder), **given), options=SimCLR.Options(),
+            method="simclr", settings=settings, options=SimCLR.Options(),
             optim=Optim(lr=1e-3, warmup_epochs=0.0), images=len(SOURCE), steps_per_epoch=4,
         )  # fmt: skip
         torch.manual_seed(0)
