@@ -13,7 +13,7 @@ CREATURES = {
     "mocov3": {"steps": 80, "batch_size": 128},
     "barlow": {"steps": 50},
     "obow": {"steps": 60},
-    "byol": {"steps": 130},
+    "byol": {"steps": 210},
     "dino": {"steps": 200, "backbone": "vit_pico", "patch_size": 8},
     "ibot": {"steps": 200, "backbone": "vit_pico", "patch_size": 8},
     "dinov2": {"steps": 100, "batch_size": 32, "backbone": "vit_pico", "known": 5000},
