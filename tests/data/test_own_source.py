@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import nolabel as nl
 from nolabel.data.open import open_source, record_source
@@ -49,7 +54,7 @@ class Plain(Source):
 def file(tmp_path, monkeypatch):
     monkeypatch.setenv("NOLABEL_STATE", str(tmp_path / "state"))
     path = tmp_path / "my_source.py"
-    path.write_text(CODE)
+    path.write_text(f"{CODE}# {tmp_path}\n")  # bytes of its own: equal ones are executed once
     return path
 
 
@@ -141,3 +146,21 @@ def test_a_run_remembers_the_source_by_its_hash(file, tmp_path):
              "backbone": "vit_pico", "precision": "fp32", "quiet": True}  # fmt: skip
     run = nl.pretrain("simclr", data=f"{file}:Mine", out=str(tmp_path / "run"), **short)
     assert run.settings.data == record_source(f"{file}:Mine") and run.images == 40
+
+
+def test_a_stopped_run_goes_on_with_the_copy_of_its_source(file, tmp_path):
+    """From another process, of this user, where the original has changed in between."""
+    short = {"steps": 4, "batch_size": 8, "image_size": 32, "device": "cpu", "workers": 0,
+             "backbone": "vit_pico", "precision": "fp32", "quiet": True}  # fmt: skip
+    whole = nl.pretrain("simclr", data=f"{file}:Mine", out=str(tmp_path / "whole"), **short)
+    run = nl.pretrain(
+        "simclr", data=f"{file}:Mine", out=str(tmp_path / "run"), checkpoint_every=2, **short
+    )
+    for newest in (run.folder / "checkpoints").glob("step-*4.ckpt"):
+        newest.unlink()
+    file.write_text(CODE.replace("return 40", "return 50"))
+    code = f"import nolabel as nl; nl.resume({str(run.folder)!r}, quiet=True)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "has changed since it was copied" in done.stderr, done.stderr
+    a, b = (load_file(r.folder / "encoder.safetensors") for r in (whole, run))
+    assert all(torch.equal(a[k], b[k]) for k in a)
