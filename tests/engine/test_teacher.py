@@ -135,7 +135,7 @@ def test_a_run_goes_on_exactly_when_its_tokenizer_is_gone(tokenizer, photos, tmp
     assert torch.equal(loaded.tokenizer.module.colours, trained)
     assert loaded.tokenizer.mean == (0.5,) * 3
     assert sorted(p.name for p in (folder / "tokenizer").iterdir()) == [
-        "config.yaml", "weights.safetensors"
+        "code", "config.yaml", "weights.safetensors"
     ]  # fmt: skip
 
 
@@ -248,7 +248,8 @@ def test_a_dry_run_counts_the_teacher(photos, tmp_path, capsys):
 def test_config_of_the_copy_reads_as_a_run(tokenizer, photos, tmp_path):
     run = pretrain("beit", photos, tmp_path / "run", tokenizer)
     raw = yaml.safe_load((run.folder / "tokenizer" / "config.yaml").read_text())
-    assert raw["method"].endswith(":Colours") and raw["settings"]["patch_size"] == 8
+    assert raw["method"].startswith("colours.py:Colours@") and raw["settings"]["patch_size"] == 8
+    assert [(run.folder / "tokenizer" / copy).is_file() for copy in raw["code"]] == [True]
 
 
 def test_images_are_resized_and_normalised_as_the_frozen_network_knows_them():
