@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from nolabel.engine.train import resume
     from nolabel.pictures._tiles import Pictures
     from nolabel.protocols.compare import Comparison
+    from nolabel.protocols.report import Report
     from nolabel.protocols.run import TestSpec
-    from nolabel.types import Report
 
 __all__ = [
     "Encoder",

@@ -23,17 +23,8 @@ from nolabel.engine.checkpoint import capture, restore
 from nolabel.engine.optimiser import build_optimiser
 from nolabel.engine.step import apply_update
 from nolabel.engine.synthetic import SIDE, Colours, build_on, captions, noise_batch
-from nolabel.methods.base import (
-    INPUTS,
-    Contrastive,
-    HasPrototypes,
-    Inpaints,
-    LearnsFromText,
-    Method,
-    RecipeContext,
-    Reconstructs,
-    Tokenizes,
-)
+from nolabel.methods.base import INPUTS, Contrastive, HasPrototypes, Method, RecipeContext
+from nolabel.methods.capabilities import Inpaints, LearnsFromText, Reconstructs, Tokenizes
 from nolabel.nn.random_state import rng_state, set_rng_state
 from nolabel.types import Batch, Clock, Optim, Tokens
 from nolabel.views.plan import ViewPlan

@@ -10,7 +10,8 @@ import torch
 import nolabel as nl
 from nolabel import methods
 from nolabel.encoders.file import read_header
-from nolabel.methods.base import Contrastive, HasPrototypes, Inpaints, Method, Reconstructs
+from nolabel.methods.base import Contrastive, HasPrototypes, Method
+from nolabel.methods.capabilities import Inpaints, Reconstructs
 from nolabel.testing import check_method
 
 QUICK = {"steps": 2, "batch_size": 8, "precision": "fp32", "workers": 0, "image_size": 32,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from nolabel.nn.state import Centre, Queue, StepBuffer
+from nolabel.nn.queue import Queue
+from nolabel.nn.state import Centre, StepBuffer
 
 
 def test_a_buffer_joins_the_micro_batches_of_one_step():

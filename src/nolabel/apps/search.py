@@ -22,7 +22,7 @@ from nolabel.encoders.encoder import Encoder, ImageLike
 from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.pictures._tiles import Pictures, sheet
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 if TYPE_CHECKING:
     import faiss

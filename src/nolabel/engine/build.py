@@ -31,7 +31,8 @@ from nolabel.engine.resolve import Resolved
 from nolabel.engine.saved_run import load_run
 from nolabel.engine.texts import learn_tokenizer, saved_tokenizer
 from nolabel.errors import FileDamaged, UsageError
-from nolabel.methods.base import Method, Tokenizes
+from nolabel.methods.base import Method
+from nolabel.methods.capabilities import Tokenizes
 from nolabel.nn.frozen import Frozen
 from nolabel.views.plan import ViewPlan
 

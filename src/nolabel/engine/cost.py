@@ -32,7 +32,7 @@ from nolabel.engine.synthetic import build_on, noise_batch
 from nolabel.errors import unknown
 from nolabel.methods.base import Method
 from nolabel.nn.frozen import Frozen
-from nolabel.nn.heads import count_parameters
+from nolabel.nn.parameters import count_parameters
 from nolabel.nn.random_state import preserve_rng
 from nolabel.types import Batch, Clock, Optim
 

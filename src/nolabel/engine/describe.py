@@ -8,7 +8,7 @@ from nolabel import methods
 from nolabel.engine import cost
 from nolabel.engine.build import Built
 from nolabel.engine.resolve import Resolved
-from nolabel.nn.heads import count_parameters
+from nolabel.nn.parameters import count_parameters
 
 
 def describe(built: Built, resolved: Resolved) -> str:

@@ -14,7 +14,8 @@ from nolabel.encoders.text import save_text
 from nolabel.engine.build import FrozenInputs, keep
 from nolabel.engine.environment import environment
 from nolabel.errors import UsageError
-from nolabel.methods.base import LearnsFromText, Method
+from nolabel.methods.base import Method
+from nolabel.methods.capabilities import LearnsFromText
 from nolabel.nn.state import Ema
 from nolabel.views.plan import ViewPlan
 

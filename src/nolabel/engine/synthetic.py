@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from nolabel import backbones
 from nolabel.data.text.tokenizer import Tokenizer
-from nolabel.methods.base import LearnsFromText, Method, Tokenizes
+from nolabel.methods.base import Method
+from nolabel.methods.capabilities import LearnsFromText, Tokenizes
 from nolabel.nn.frozen import Frozen
 from nolabel.types import Batch
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, ViewPlan

@@ -9,7 +9,7 @@ from nolabel.config import Run
 from nolabel.data.source import Source
 from nolabel.data.text.captions import require_texts, spread, texts_of
 from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
-from nolabel.methods.base import LearnsFromText
+from nolabel.methods.capabilities import LearnsFromText
 
 MOST = 100_000  # captions that a tokenizer is learnt from, spread over the data
 

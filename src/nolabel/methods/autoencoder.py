@@ -39,7 +39,8 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError
-from nolabel.methods.base import Method, Recipe, RecipeContext, Reconstructs
+from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.methods.capabilities import Reconstructs
 from nolabel.nn.pixels import mean_colour_error
 from nolabel.types import Batch, Clock, Optim, Step, Tokens
 from nolabel.views.plan import View, ViewPlan

@@ -28,9 +28,10 @@ from torch import Tensor
 from nolabel.backbones.base import Backbone
 from nolabel.methods.base import Contrastive, Recipe, RecipeContext
 from nolabel.nn.contrastive import cross_correlation, pair_signals
-from nolabel.nn.heads import mlp
+from nolabel.nn.projectors import mlp
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import ViewPlan, two_views
+from nolabel.views.plan import ViewPlan
+from nolabel.views.standard import two_views
 
 
 def redundancy_loss(c: Tensor, weight: float) -> Tensor:

@@ -32,11 +32,12 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import pair_signals
-from nolabel.nn.heads import mlp
+from nolabel.nn.projectors import mlp
 from nolabel.nn.schedules import momentum
 from nolabel.nn.state import Ema
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import ViewPlan, two_views
+from nolabel.views.plan import ViewPlan
+from nolabel.views.standard import two_views
 
 
 def regression_loss(q: Tensor, z: Tensor) -> Tensor:

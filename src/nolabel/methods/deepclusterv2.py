@@ -37,10 +37,11 @@ from nolabel.backbones.base import Backbone
 from nolabel.errors import UsageError
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import spherical_kmeans
-from nolabel.nn.heads import mlp
+from nolabel.nn.projectors import mlp
 from nolabel.nn.state import StepBuffer
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import ViewPlan, multi_crop
+from nolabel.views.plan import ViewPlan
+from nolabel.views.standard import multi_crop
 
 UNKNOWN = -100  # label of an image that no epoch has seen; cross_entropy leaves it out
 

@@ -37,7 +37,8 @@ from nolabel.nn.losses import cross_entropy_views, target_signals
 from nolabel.nn.schedules import momentum, per_epoch_linear
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import ViewPlan, multi_crop
+from nolabel.views.plan import ViewPlan
+from nolabel.views.standard import multi_crop
 
 
 class Network(nn.Module):

@@ -42,7 +42,8 @@ from nolabel.nn.masks import block_masks
 from nolabel.nn.schedules import linear, momentum
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import ViewPlan, multi_crop
+from nolabel.views.plan import ViewPlan
+from nolabel.views.standard import multi_crop
 
 
 class DINOv2(Method, HasPrototypes):

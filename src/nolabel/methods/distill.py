@@ -46,9 +46,9 @@ from nolabel.backbones.base import Backbone
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.frozen import Frozen
-from nolabel.nn.heads import mlp
 from nolabel.nn.losses import entropy
-from nolabel.nn.state import Queue
+from nolabel.nn.projectors import mlp
+from nolabel.nn.queue import Queue
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 

@@ -46,7 +46,8 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError, unknown
-from nolabel.methods.base import Method, Recipe, RecipeContext, Reconstructs, Tokenizes
+from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.methods.capabilities import Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
 from nolabel.nn.keyed_random import KeyedRandom
 from nolabel.nn.patches import unpatchify

@@ -43,7 +43,8 @@ from nolabel.nn.masks import block_masks, random_masks
 from nolabel.nn.schedules import momentum, per_epoch_linear
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import ViewPlan, multi_crop
+from nolabel.views.plan import ViewPlan
+from nolabel.views.standard import multi_crop
 
 SHAPES = ("block", "random")
 

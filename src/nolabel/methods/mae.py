@@ -26,7 +26,8 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import transformer_blocks
 from nolabel.backbones.vit import ViT, init_like_mae, sincos_positions
 from nolabel.errors import UsageError
-from nolabel.methods.base import Inpaints, Method, Recipe, RecipeContext
+from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.methods.capabilities import Inpaints
 from nolabel.nn.masked import masked_mse
 from nolabel.nn.masks import mask_noise
 from nolabel.nn.patches import keep_by_noise, normalise_patches, patchify, unpatchify

@@ -37,10 +37,12 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import encode_shuffled, pair_signals
-from nolabel.nn.heads import mlp
-from nolabel.nn.state import Ema, Queue
+from nolabel.nn.projectors import mlp
+from nolabel.nn.queue import Queue
+from nolabel.nn.state import Ema
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import ViewPlan, two_views
+from nolabel.views.plan import ViewPlan
+from nolabel.views.standard import two_views
 
 
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:

@@ -33,11 +33,12 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_mocov3
 from nolabel.methods.base import Contrastive, Recipe, RecipeContext
 from nolabel.nn.contrastive import batch_info_nce, pair_signals
-from nolabel.nn.heads import mlp
+from nolabel.nn.projectors import mlp
 from nolabel.nn.schedules import momentum
 from nolabel.nn.state import Ema
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import ViewPlan, two_views
+from nolabel.views.plan import ViewPlan
+from nolabel.views.standard import two_views
 
 
 def ctr(q: Tensor, k: Tensor, temperature: float) -> Tensor:

@@ -44,10 +44,11 @@ from torch import Tensor, nn
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.nn.heads import mlp
 from nolabel.nn.losses import target_signals
+from nolabel.nn.projectors import mlp
+from nolabel.nn.queue import Queue
 from nolabel.nn.schedules import momentum
-from nolabel.nn.state import Ema, Queue, StepBuffer
+from nolabel.nn.state import Ema, StepBuffer
 from nolabel.types import Batch, Clock, Optim, Step, Tokens
 from nolabel.views.plan import View, ViewPlan
 

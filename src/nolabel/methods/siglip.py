@@ -32,7 +32,8 @@ from torch import Tensor
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.text.tokenizer import Tokenizer, make_tokenizer
-from nolabel.methods.base import Contrastive, LearnsFromText, Recipe, RecipeContext
+from nolabel.methods.base import Contrastive, Recipe, RecipeContext
+from nolabel.methods.capabilities import LearnsFromText
 from nolabel.nn.contrastive import pair_signals, siglip_loss
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan

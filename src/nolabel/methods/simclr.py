@@ -27,9 +27,10 @@ from torch import Tensor
 from nolabel.backbones.base import Backbone
 from nolabel.methods.base import Contrastive, Recipe, RecipeContext
 from nolabel.nn.contrastive import nt_xent, pair_signals
-from nolabel.nn.heads import ProjectionHead
+from nolabel.nn.projectors import ProjectionHead
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import ViewPlan, two_views
+from nolabel.views.plan import ViewPlan
+from nolabel.views.standard import two_views
 
 
 class SimCLR(Contrastive):

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT, init_like_mae, sincos_positions
 from nolabel.errors import UsageError
-from nolabel.methods.base import Inpaints, Method, Recipe, RecipeContext
+from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.methods.capabilities import Inpaints
 from nolabel.nn.masked import masked_l1
 from nolabel.nn.masks import mask_noise, unit_masks
 from nolabel.types import Batch, Clock, Optim, Step

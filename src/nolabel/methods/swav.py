@@ -35,11 +35,12 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import sinkhorn
-from nolabel.nn.heads import mlp
 from nolabel.nn.losses import cross_entropy_views, target_signals
-from nolabel.nn.state import Queue
+from nolabel.nn.projectors import mlp
+from nolabel.nn.queue import Queue
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import ViewPlan, multi_crop
+from nolabel.views.plan import ViewPlan
+from nolabel.views.standard import multi_crop
 
 
 class SwAV(Method, HasPrototypes):

@@ -35,9 +35,10 @@ from nolabel.backbones.base import Backbone
 from nolabel.errors import unknown
 from nolabel.methods.base import Contrastive, Recipe, RecipeContext
 from nolabel.nn.contrastive import pair_signals, view_distances
-from nolabel.nn.heads import mlp
+from nolabel.nn.projectors import mlp
 from nolabel.types import Batch, Clock, Optim, Step
-from nolabel.views.plan import ViewPlan, two_views
+from nolabel.views.plan import ViewPlan
+from nolabel.views.standard import two_views
 
 MINING = ("all", "semi-hard", "hard")
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -62,58 +59,3 @@ class PrototypeHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> logits [..., K]."""
         return self.last_layer(self.bottleneck(x))
-
-
-class ProjectionHead(nn.Module):
-    """SimCLR's non-linear projection g(h): linear, batch norm, ReLU, linear, batch norm without
-    bias (the official code's two-layer head)."""
-
-    def __init__(self, dim: int, hidden: int, out: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(dim, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, out, bias=False),
-            nn.BatchNorm1d(out),
-        )
-        last: Any = self.layers[-1]
-        last.bias.requires_grad_(False)  # zero, and stays
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
-def mlp(
-    widths: Sequence[int],
-    *,
-    norm: bool = True,
-    bias: bool = True,
-    last_bias: bool | None = None,
-    last_norm: bool = False,
-) -> nn.Sequential:
-    """Linear layers between `widths`, with batch norm and ReLU after each but the last.
-
-    Args:
-        widths: of the input, the hidden layers and the output.
-        norm: batch norm before each ReLU.
-        bias: of the linear layers; `last_bias` for the last one, by default the same.
-        last_norm: batch norm without scale and shift behind the last layer (MoCo v3).
-    """
-    layers: list[nn.Module] = []
-    for a, b in zip(widths[:-2], widths[1:-1], strict=True):
-        layers += [nn.Linear(a, b, bias=bias), *([nn.BatchNorm1d(b)] if norm else []), nn.ReLU()]
-    layers.append(nn.Linear(*widths[-2:], bias=bias if last_bias is None else last_bias))
-    if last_norm:
-        layers.append(nn.BatchNorm1d(widths[-1], affine=False))
-    return nn.Sequential(*layers)
-
-
-def count_parameters(module: nn.Module, trainable: bool = False) -> int:
-    """Number of parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
-
-
-def describe(module: nn.Module) -> dict[str, Any]:
-    """Parameter counts of each child, for --dry-run."""
-    return {name: count_parameters(child) for name, child in module.named_children()}

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from nolabel.errors import UsageError
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 FILMS = ("webp", "mp4")
 TILE = 128  # pixels; smaller images are enlarged to this, nearest neighbour

@@ -29,7 +29,8 @@ from nolabel.errors import UsageError, unknown
 from nolabel.nn.pixels import to_pixels
 from nolabel.pictures._dense import dense
 from nolabel.pictures._tiles import Pictures, enlarge, heat, sheet
-from nolabel.types import Picture, Sample
+from nolabel.pictures.picture import Picture
+from nolabel.types import Sample
 
 # Words that get no map of their own.
 LITTLE = {"a", "an", "the", "of", "on", "in", "at", "and", "or", "with", "to", "is", "are", "from"}

@@ -11,8 +11,8 @@ from nolabel.nn.patches import mass_mask
 from nolabel.nn.pixels import to_pixels
 from nolabel.pictures._dense import ImagesOrSamples, images_of, truth
 from nolabel.pictures._tiles import FILMS, HEAD_COLOURS, Pictures, dots, enlarge, heat, sheet
+from nolabel.pictures.picture import Picture
 from nolabel.protocols.attention import areas, ceiling, iou
-from nolabel.types import Picture
 
 MOST = 24  # rows of the sheet; a film may have more
 

@@ -13,7 +13,7 @@ from nolabel.backbones.base import require
 from nolabel.encoders import Encoder
 from nolabel.pictures._dense import ImagesOrSamples, images_of
 from nolabel.pictures._tiles import Pictures, chart
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 
 def attention_distance(encoder: Encoder, images: ImagesOrSamples) -> Pictures:

@@ -25,9 +25,9 @@ from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import UsageError
 from nolabel.pictures._bootstrap import interval
 from nolabel.pictures._tiles import Pictures, chart
+from nolabel.pictures.picture import Picture
 from nolabel.pictures.typographic import meaningless
 from nolabel.protocols.zeroshot import Options, class_vectors
-from nolabel.types import Picture
 
 SHUFFLES = 1_000
 EMPTY = 40  # sets of words without meaning

@@ -22,7 +22,8 @@ from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
 from nolabel.pictures._dense import Dense, ImagesOrSamples, dense, samples_of
 from nolabel.pictures._tiles import Pictures, dots, sheet
-from nolabel.types import Picture, Sample
+from nolabel.pictures.picture import Picture
+from nolabel.types import Sample
 
 ALPHA = 0.1  # of PCK
 

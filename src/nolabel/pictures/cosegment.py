@@ -18,7 +18,7 @@ from nolabel.errors import UsageError
 from nolabel.pictures._dense import ImagesOrSamples, truth
 from nolabel.pictures._tiles import Pictures, enlarge, sheet
 from nolabel.pictures.parts import common, described, only_colours
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 
 def cosegment(

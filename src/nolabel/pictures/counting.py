@@ -15,8 +15,8 @@ from nolabel.encoders import Encoder
 from nolabel.encoders.text import text_of
 from nolabel.errors import UsageError
 from nolabel.pictures._tiles import Pictures, enlarge, heat, sheet
+from nolabel.pictures.picture import Picture
 from nolabel.protocols._scores import wilson
-from nolabel.types import Picture
 
 SENTENCES = ("one creature", "two creatures", "three creatures", "four creatures")
 SHOWN = 3  # scenes of each number

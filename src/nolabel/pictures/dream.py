@@ -30,7 +30,7 @@ from nolabel.pictures._optimise import (
     warped,
 )
 from nolabel.pictures._tiles import Pictures, sheet
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 STARTS = (0.01, 0.1, 0.3, 1.0, 3.0)  # deviations of the spectrum, until every unit has a slope
 CHOSEN = 4  # units, when none are named

@@ -14,7 +14,7 @@ from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.pca import principal
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 
 def filters(encoder: Encoder, images: object = None, *, most: int = 64) -> Pictures:

@@ -35,7 +35,7 @@ from nolabel.pictures._optimise import (
     search,
 )
 from nolabel.pictures._tiles import Pictures, chart, sheet
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 NOISE = 32  # channels that the network draws from
 OTHERS = 128  # images of the set that tell how tokens usually are

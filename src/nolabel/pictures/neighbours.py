@@ -13,7 +13,7 @@ from nolabel.errors import UsageError
 from nolabel.nn.knn import nearest
 from nolabel.pictures._dense import ImagesOrSamples, images_of, samples_of
 from nolabel.pictures._tiles import Pictures, sheet
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 
 def neighbours(

@@ -17,8 +17,8 @@ from torch import Tensor
 from nolabel.encoders import Encoder
 from nolabel.pictures._dense import ImagesOrSamples, colours, dense, truth
 from nolabel.pictures._tiles import Pictures, enlarge, heat, sheet, tinted
+from nolabel.pictures.picture import Picture
 from nolabel.protocols.attention import ceiling, iou
-from nolabel.types import Picture
 
 JOINED, APART = 1.0, 1e-5  # weights of edges
 

@@ -30,7 +30,7 @@ from nolabel.pictures._optimise import (
     warped,
 )
 from nolabel.pictures._tiles import Pictures, sheet
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 OTHERS = 99  # sentences that the right one competes with, at most
 COLOURS = 1_000  # images whose colours are taken

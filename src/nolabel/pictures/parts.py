@@ -24,8 +24,8 @@ from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
 from nolabel.pictures._dense import Dense, ImagesOrSamples, colours, dense, truth
 from nolabel.pictures._tiles import Pictures, enlarge, sheet, tinted
+from nolabel.pictures.picture import Picture
 from nolabel.protocols.attention import ceiling, iou
-from nolabel.types import Picture
 
 MOST, ELBOW, VOTES = 14, 0.975, 0.75  # clusters; share of the error that may stay; of the images
 FITTED = 20_000  # descriptors that k-means sees at most; all are assigned

@@ -19,7 +19,7 @@ from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
 from nolabel.pictures._dense import Dense, ImagesOrSamples, dense_layers, truth
 from nolabel.pictures._tiles import Pictures, chart, sheet
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 _SHOWN = 12  # images that are drawn; all are measured
 _LOW, _HIGH = 1, 99  # percentiles that become black and full colour: one odd patch ruins no picture

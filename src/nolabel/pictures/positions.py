@@ -14,7 +14,7 @@ from nolabel.backbones.vit import ViT
 from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
 from nolabel.pictures._tiles import Pictures, heat, sheet
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 
 def positions(encoder: Encoder, images: object = None, *, across: int = 7) -> Pictures:

@@ -18,7 +18,7 @@ from nolabel.encoders.features import extract
 from nolabel.errors import UsageError
 from nolabel.methods.base import HasPrototypes, Method
 from nolabel.pictures._tiles import Pictures, sheet
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 
 def prototypes(

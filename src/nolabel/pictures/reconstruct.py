@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.methods.base import Inpaints, Reconstructs
+from nolabel.methods.capabilities import Inpaints, Reconstructs
 from nolabel.nn.pixels import to_pixels
 from nolabel.pictures._tiles import Pictures, sheet
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 
 def reconstruct(

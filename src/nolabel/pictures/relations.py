@@ -23,8 +23,8 @@ from nolabel.encoders import Encoder
 from nolabel.encoders.text import text_of
 from nolabel.errors import UsageError
 from nolabel.pictures._tiles import Pictures, sheet
+from nolabel.pictures.picture import Picture
 from nolabel.protocols._scores import wilson
-from nolabel.types import Picture
 
 PAIRS = ("kind", "colour", "side")
 CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}

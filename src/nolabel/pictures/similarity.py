@@ -12,7 +12,7 @@ from nolabel.encoders import Encoder
 from nolabel.pictures._dense import ImagesOrSamples, dense, truth
 from nolabel.pictures._tiles import Pictures, dots, enlarge, heat, sheet
 from nolabel.pictures.attention import patch_at
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 
 def similarity(

@@ -35,7 +35,7 @@ from nolabel.pictures._optimise import (
     unnormalised,
 )
 from nolabel.pictures._tiles import Pictures, chart, sheet
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 WIDTHS = (16, 32, 64, 128, 128)
 CROP = (0.95, 1.0)  # share of the side that a step sees

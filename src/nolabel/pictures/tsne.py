@@ -21,7 +21,7 @@ from nolabel.encoders.features import extract
 from nolabel.errors import DataError, UsageError
 from nolabel.nn.knn import nearest
 from nolabel.pictures._tiles import Pictures, chart
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 
 NEAR = 10
 KINDS = ("tsne", "umap")

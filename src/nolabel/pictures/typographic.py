@@ -21,9 +21,9 @@ from nolabel.encoders import Encoder
 from nolabel.encoders.text import text_of
 from nolabel.pictures._bootstrap import difference
 from nolabel.pictures._tiles import Pictures, sheet
+from nolabel.pictures.picture import Picture
 from nolabel.protocols._scores import wilson
 from nolabel.protocols.zeroshot import Options, class_vectors
-from nolabel.types import Picture
 
 TAGS = ("none", "blank", "nonsense", "mirrored", "right", "wrong")
 LETTERS = "bcdfghjklmnpqrstvwxz"  # no vowels, so no words

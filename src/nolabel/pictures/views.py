@@ -9,7 +9,7 @@ import numpy as np
 from nolabel.data.sources._bands import shown
 from nolabel.nn.pixels import to_pixels
 from nolabel.pictures._tiles import Pictures, sheet
-from nolabel.types import Picture
+from nolabel.pictures.picture import Picture
 from nolabel.views import FastViews, ViewPlan
 
 

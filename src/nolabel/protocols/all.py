@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import DataError, UsageError
+from nolabel.protocols.report import Report
 from nolabel.protocols.run import PROTOCOLS, open_sets, open_test, run
-from nolabel.types import Report
 
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec

@@ -34,7 +34,7 @@ from nolabel.nn.patches import mass_mask
 from nolabel.protocols._options import at_least, build
 from nolabel.protocols._ranking import row
 from nolabel.protocols.data.figures import Figures, open_figures
-from nolabel.types import Report
+from nolabel.protocols.report import Report
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from nolabel.data.open import open_source
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError
+from nolabel.protocols.report import Report
 from nolabel.protocols.run import find, make_options, open_sets, open_test, run
-from nolabel.types import Report
 
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec

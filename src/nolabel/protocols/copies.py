@@ -44,7 +44,7 @@ from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.protocols._options import at_least, build
 from nolabel.protocols._ranking import average_precision, row
 from nolabel.protocols.data.attacks import ATTACKS, attacked
-from nolabel.types import Report
+from nolabel.protocols.report import Report
 
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec

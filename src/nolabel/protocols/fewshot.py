@@ -24,7 +24,7 @@ from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError, unknown
 from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import labelled_features
-from nolabel.types import Report
+from nolabel.protocols.report import Report
 
 CLASSIFIERS = ("logistic", "mean")
 

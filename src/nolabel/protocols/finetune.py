@@ -47,7 +47,7 @@ from nolabel.nn.random_state import preserve_rng
 from nolabel.nn.schedules import warmup_cosine
 from nolabel.protocols._options import at_least, build
 from nolabel.protocols._scores import TOP, accuracy_rows, class_names, matching
-from nolabel.types import Report
+from nolabel.protocols.report import Report
 
 RECIPES: dict[str, dict[str, Any]] = {
     "small": {"epochs": 20, "lr": 1e-3, "batch": 64, "layer_decay": 0.75, "drop_path": 0.0,

@@ -27,7 +27,7 @@ from nolabel.errors import UsageError
 from nolabel.nn.knn import nearest
 from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import TOP, accuracy_rows, labelled_features
-from nolabel.types import Report
+from nolabel.protocols.report import Report
 
 USUAL_K = 20  # the one that papers quote
 _CHUNK_FLOATS = 2**24  # votes held at once

@@ -37,7 +37,7 @@ from nolabel.nn.knn import nearest
 from nolabel.nn.spectrum import effective_number
 from nolabel.protocols._options import at_least, build
 from nolabel.protocols._scores import wilson
-from nolabel.types import Report
+from nolabel.protocols.report import Report
 from nolabel.views import FastViews, View, ViewPlan
 
 DELTA = 1e-4  # of LiDAR, on the diagonal of W, relative to its mean

@@ -34,7 +34,7 @@ from nolabel.protocols._heads import CHUNK_FLOATS, Heads, fit_heads, score_heads
 from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import TOP, accuracy_rows, class_names, labelled_features, matching
 from nolabel.protocols.block_features import POOLS, BlockFeatures, extract_block_features
-from nolabel.types import Report
+from nolabel.protocols.report import Report
 
 __all__ = ["Heads", "Options", "fit_heads", "fit_best_rate", "run_linear", "score_heads"]
 

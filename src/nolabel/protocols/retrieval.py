@@ -36,7 +36,7 @@ from nolabel.errors import DataError, UsageError
 from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._ranking import average_precision, places, precision_at, row
 from nolabel.protocols.data.revisited import Revisited, find_truth, open_revisited
-from nolabel.types import Report
+from nolabel.protocols.report import Report
 
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec

@@ -33,7 +33,8 @@ from nolabel.protocols import linear
 from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import accuracy_rows, labelled_features, matching
 from nolabel.protocols.data.corruptions import CORRUPTIONS, STRENGTHS, corrupted
-from nolabel.types import Report, Sample
+from nolabel.protocols.report import Report
+from nolabel.types import Sample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nolabel.protocols.copies import Copies
     from nolabel.protocols.data.davis import Clips
     from nolabel.protocols.data.revisited import Revisited
-    from nolabel.types import Report
+    from nolabel.protocols.report import Report
 
     # What a protocol is tested on once it is opened; and what users give for it.
     TestSet = Source | Revisited | Clips | Pair | Copies | Path | tuple[SourceSpec, ...]

@@ -15,8 +15,8 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError, unknown
 from nolabel.protocols._options import as_tuples, at_least, build
+from nolabel.protocols.report import Report
 from nolabel.protocols.run import open_sets, run
-from nolabel.types import Report
 
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec

@@ -35,7 +35,7 @@ from nolabel.protocols._options import at_least, build
 from nolabel.protocols._propagation import boundary_score, jaccard, propagate
 from nolabel.protocols._ranking import row
 from nolabel.protocols.data.davis import VOID, Clip, Clips, open_clips
-from nolabel.types import Report
+from nolabel.protocols.report import Report
 
 
 @dataclass(frozen=True, kw_only=True)

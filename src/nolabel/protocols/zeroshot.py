@@ -38,7 +38,7 @@ from nolabel.nn.knn import nearest
 from nolabel.protocols._options import as_tuples, at_least, build
 from nolabel.protocols._scores import TOP, interval, wilson
 from nolabel.protocols.prompts import names_of, templates_of
-from nolabel.types import Report
+from nolabel.protocols.report import Report
 
 
 @dataclass(frozen=True, kw_only=True)

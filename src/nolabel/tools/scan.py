@@ -19,7 +19,7 @@ from nolabel.engine import calibrate, cost
 from nolabel.engine.build import build
 from nolabel.engine.checkpoint import KEPT
 from nolabel.engine.resolve import resolve
-from nolabel.nn.heads import count_parameters
+from nolabel.nn.parameters import count_parameters
 from nolabel.pictures._tiles import sheet
 from nolabel.tools.survey import Survey, survey
 

@@ -21,7 +21,7 @@ from nolabel.errors import (
     UsageError,
     unknown,
 )
-from nolabel.methods.base import Inpaints, Reconstructs
+from nolabel.methods.capabilities import Inpaints, Reconstructs
 from nolabel.pictures import PICTURES, PictureInfo, function_of, options_of
 from nolabel.pictures._tiles import Pictures, stacked
 from nolabel.types import Sample

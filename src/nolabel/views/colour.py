@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from nolabel.views.draw import Params
-from nolabel.views.plan import SOLARISE_THRESHOLD, ViewPlan
+from nolabel.views.plan import ViewPlan
+from nolabel.views.view import SOLARISE_THRESHOLD
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of grey
 

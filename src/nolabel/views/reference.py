@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import functional as tv
 from nolabel.views.draw import Params, draw
 from nolabel.views.executor import Executor
 from nolabel.views.images import Images, image_list, key_array
-from nolabel.views.plan import SOLARISE_THRESHOLD, View, ViewPlan
+from nolabel.views.plan import View, ViewPlan
+from nolabel.views.view import SOLARISE_THRESHOLD
 
 
 class ReferenceViews(Executor):

@@ -26,8 +26,8 @@ from nolabel.backbones.base import Backbone
 from nolabel.errors import unknown
 from nolabel.methods.dino import DINO
 from nolabel.nn.assignment import sinkhorn
-from nolabel.nn.heads import mlp
 from nolabel.nn.losses import cross_entropy_views, target_signals
+from nolabel.nn.projectors import mlp
 from nolabel.types import Batch, Clock, Step
 
 CHOICES = {

@@ -1,0 +1,49 @@
+"""The outcome of a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The outcome of a protocol: one row a setting, with the best one named."""
+
+    protocol: str
+    encoder: str
+    train: str
+    test: str
+    rows: tuple[
+        Mapping[str, Any], ...
+    ]  # setting, metric, value, low, high, chance where it is known
+    best: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionary as documented for `--json`: fractions of one, seconds, bytes."""
+        out: dict[str, Any] = {
+            "protocol": self.protocol,
+            "encoder": self.encoder,
+            "train": self.train,
+            "test": self.test,
+            "rows": [dict(r) for r in self.rows],
+            "best": dict(self.best),
+        }
+        if self.notes:
+            out["notes"] = list(self.notes)
+        return out
+
+    def __str__(self) -> str:
+        train = f"train {self.train}, " if self.train else ""
+        lines = [f"{self.protocol}  {self.encoder}  ({train}test {self.test})"]
+        for r in self.rows:
+            mark = " *" if r["setting"] == self.best.get("setting") else ""
+            span = f"  [{r['low']:.1%}, {r['high']:.1%}]" if r.get("low") is not None else ""
+            chance = f"  chance {r['chance']:.2%}" if "chance" in r else ""
+            lines.append(
+                f"  {r['setting']:<28} {r['metric']:<6} {r['value']:7.2%}{span}{chance}{mark}"
+            )
+        lines += [f"  note: {n}" for n in self.notes]
+        return "\n".join(lines)

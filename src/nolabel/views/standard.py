@@ -1,0 +1,78 @@
+"""View plans that several methods share: two views, multi-crop, and the view for evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, View, ViewPlan
+
+
+def two_views(
+    image_size: int,
+    options: Any,
+    *,
+    blur: tuple[float, ...],
+    solarise: tuple[float, ...] = (0.0,),
+    jitter: tuple[float, float, float, float] | None = None,
+) -> ViewPlan:
+    """Two views "view" of the whole size, after SimCLR, MoCo and BYOL.
+
+    Args:
+        image_size: side of the views in pixels.
+        options: a method's, with the fields scale, jitter, grey and blur_sigma.
+        blur, solarise: probabilities, one for both views or one for each.
+        jitter: in place of the options'.
+    """
+    o = options
+    view = View(
+        name="view", count=2, size=image_size, scale=o.scale, flip=0.5, jitter=jitter or o.jitter,
+        jitter_p=0.8, grey=o.grey, blur=blur, solarise=solarise, blur_sigma=o.blur_sigma,
+    )  # fmt: skip
+    return ViewPlan(views=(view,))
+
+
+def multi_crop(
+    image_size: int,
+    options: Any,
+    *,
+    blur: tuple[float, ...] = (1.0, 0.1),
+    solarise: tuple[float, ...] = (0.0, 0.2),
+    local_blur: float = 0.5,
+) -> ViewPlan:
+    """Two global crops "global" and several small ones "local", after SwAV and DINO.
+
+    Args:
+        image_size: side of the global crops in pixels.
+        options: a method's, with the fields global_scale, local_scale, local_crops (0 = none),
+            local_size, jitter, grey and blur_sigma.
+        blur, solarise: probabilities for each of the two global crops.
+        local_blur: probability for the local ones.
+    """
+    o = options
+    views = [
+        View(name="global", count=2, size=image_size, scale=o.global_scale, flip=0.5,
+             jitter=o.jitter, jitter_p=0.8, grey=o.grey, blur=blur, blur_sigma=o.blur_sigma,
+             solarise=solarise)
+    ]  # fmt: skip
+    if o.local_crops:
+        views.append(
+            View(name="local", count=o.local_crops, size=o.local_size, scale=o.local_scale,
+                 flip=0.5, jitter=o.jitter, jitter_p=0.8, grey=o.grey, blur=(local_blur,),
+                 blur_sigma=o.blur_sigma)
+        )  # fmt: skip
+    return ViewPlan(views=tuple(views))
+
+
+def evaluation_plan(
+    size: int,
+    resize: int | None = None,
+    *,
+    interpolation: str = "bicubic",
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> ViewPlan:
+    """One deterministic view "image": shorter side to `resize` (default `size`), centre cut."""
+    view = View(
+        name="image", size=size, scale=None, resize=resize, interpolation=interpolation, flip=0.0
+    )
+    return ViewPlan(views=(view,), mean=mean, std=std)
