@@ -93,6 +93,8 @@ def evaluate(
     encoder: Encoder | str | os.PathLike[str],
     train: SourceSpec | None = None,
     test: TestSpec | None = None,
+    *,
+    trust_code: bool = False,
     **options: object,
 ) -> Report:
     """Judges an encoder by one protocol; the report prints as a table.
@@ -102,15 +104,19 @@ def evaluate(
         encoder: an encoder, or what `load` takes.
         train: labelled images, for protocols that learn.
         test: images to judge on; by default the test split of a named set, or a fifth of `train`.
+        trust_code: execute the code that an encoder brings, also if it was never run on this
+            machine.
         options: every option of `nolabel evaluate PROTOCOL --help`, with underscores.
 
     Raises:
         UsageError: unknown protocol or option, or train and test are the same images.
         DataError: no labels, one class only, or classes in test that train does not have.
     """
+    from nolabel._usercode import trusted_code
     from nolabel.protocols.run import evaluate as run
 
-    return run(protocol, encoder, train, test, **options)
+    with trusted_code(trust_code):
+        return run(protocol, encoder, train, test, **options)
 
 
 def compare(
@@ -120,6 +126,7 @@ def compare(
     test: SourceSpec | None = None,
     protocols: Sequence[str] = (),
     options: Mapping[str, Mapping[str, object]] | None = None,
+    trust_code: bool = False,
 ) -> Comparison:
     """Judges several encoders on the same images; the comparison prints as one table.
 
@@ -129,13 +136,16 @@ def compare(
         test: as for `evaluate`.
         protocols: names of `nolabel list protocols`; by default knn, and without `train` labelfree.
         options: name of a protocol -> its options.
+        trust_code: as for `evaluate`.
 
     Raises:
         UsageError, DataError: as `evaluate`.
     """
+    from nolabel._usercode import trusted_code
     from nolabel.protocols.compare import compare as run
 
-    return run(encoders, train, test, protocols=protocols, options=options)
+    with trusted_code(trust_code):
+        return run(encoders, train, test, protocols=protocols, options=options)
 
 
 def show(
@@ -145,6 +155,7 @@ def show(
     *,
     count: int = 8,
     label: str | None = None,
+    trust_code: bool = False,
     **options: object,
 ) -> Pictures:
     """Draws one kind of picture; it displays itself in notebooks, and `save(folder)` writes it.
@@ -156,15 +167,18 @@ def show(
         data: the images; some pictures need none.
         count: number of images that are shown.
         label: the class whose images are shown.
+        trust_code: as for `evaluate`.
         options: every option of `nolabel show WHAT --help`, with underscores.
 
     Raises:
         UsageError: unknown picture or option, or an encoder that cannot serve it.
         DataError: no image can be read, or there is no such class.
     """
+    from nolabel._usercode import trusted_code
     from nolabel.tools.show import show as draw
 
-    return draw(what, encoder, data, count=count, label=label, **options)
+    with trusted_code(trust_code):
+        return draw(what, encoder, data, count=count, label=label, **options)
 
 
 def __getattr__(name: str) -> Any:

@@ -189,6 +189,22 @@ def test_the_arguments_of_python_trust_as_the_flag_does(photos, tmp_path, monkey
     nl.resume(run.folder, quiet=True, trust_code=True)
 
 
+def test_showing_and_judging_take_the_argument_too(photos, tmp_path, monkeypatch):
+    folder = str(train(photos, tmp_path, "simclr", backbone="net.py:Net").folder)
+    calls = {
+        "show": lambda trust: nl.show("views", folder, str(photos), count=2, **trust),
+        "evaluate": lambda trust: nl.evaluate("knn", folder, train=str(photos), **trust),
+        "compare": lambda trust: nl.compare([folder], train=str(photos), **trust),
+    }
+    for i, call in enumerate(calls.values()):
+        another_user(monkeypatch, tmp_path)
+        # What was trusted once stays so: each call is somebody else's.
+        monkeypatch.setenv("NOLABEL_STATE", str(tmp_path / f"another-{i}"))
+        with pytest.raises(UntrustedCode, match="trust_code=True"):
+            call({})
+        call({"trust_code": True})
+
+
 def test_no_name_in_a_configuration_makes_a_file_run(photos, tmp_path, monkeypatch, capsys):
     """Whatever a stranger writes into config.yaml, nothing outside the copies is executed."""
     run = train(photos, tmp_path, "simclr", hidden=16, projection=8)
