@@ -82,7 +82,7 @@ def extraction(name: str, images: int, rounds: int = 9) -> list[dict[str, Any]]:
     import torch
 
     import nolabel as nl
-    from nolabel.data.sources.items import Arrays
+    from nolabel.data.sources.arrays import Arrays
     from nolabel.encoders.features import extract
 
     rows = []

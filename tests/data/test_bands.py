@@ -12,9 +12,9 @@ from PIL import Image
 
 from nolabel.data.open import open_source
 from nolabel.data.source import Subset
-from nolabel.data.sources._bands import read_bands, shown
+from nolabel.data.sources._bands import read_bands, to_rgb8
 from nolabel.data.sources._decode import read_image
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.data.statistics import measure_statistics
 from nolabel.errors import BadImage, DataError, UsageError
 
@@ -150,9 +150,9 @@ def test_statistics_are_those_of_all_pixels(tmp_path):
 
 
 def test_what_is_shown_is_rgb_and_uses_the_whole_range():
-    assert np.array_equal(shown(DEEP[..., None])[..., 0], shown(DEEP[..., None])[..., 2])
+    assert np.array_equal(to_rgb8(DEEP[..., None])[..., 0], to_rgb8(DEEP[..., None])[..., 2])
     dim = (DEEP // 100)[..., None]
-    assert shown(dim).min() == 0 and shown(dim).max() == 255 and shown(dim).dtype == np.uint8
+    assert to_rgb8(dim).min() == 0 and to_rgb8(dim).max() == 255 and to_rgb8(dim).dtype == np.uint8
     rgba = RNG.integers(0, 256, (8, 9, 4), np.uint8)
-    assert np.array_equal(shown(rgba), rgba[..., :3])
-    assert np.array_equal(read_image(encoded(rgba[..., :3])), shown(rgba))
+    assert np.array_equal(to_rgb8(rgba), rgba[..., :3])
+    assert np.array_equal(read_image(encoded(rgba[..., :3])), to_rgb8(rgba))

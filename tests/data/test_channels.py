@@ -11,7 +11,7 @@ from PIL import Image
 
 import nolabel
 from nolabel import cli
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.encoders import load
 from nolabel.errors import UsageError
 

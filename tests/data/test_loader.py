@@ -21,7 +21,7 @@ from nolabel.data.loader import make_loader
 from nolabel.data.open import open_source
 from nolabel.data.order import batch_indices, replacement
 from nolabel.data.source import Source, Subset
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Batch, Sample
 from nolabel.views import FastViews, View, ViewPlan
@@ -210,7 +210,7 @@ def test_a_stand_in_gets_views_of_its_own(folder):
             return super().__call__(images, keys, epoch)
 
     batches = _batches(folder, executor=Spy(), total_steps=2)
-    assert sorted(itertools.chain(*seen)) == list(range(12))  # keyed by the image that was due
+    assert sorted(itertools.chain(*seen)) == list(range(12))  # keyed by the scheduled image
     assert sorted(_keys(batches)) != list(range(12))  # but named by the image that is there
 
 
@@ -265,7 +265,7 @@ def test_a_worker_that_dies_is_a_clear_error():
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__call__(images, keys, epoch)
 
-    with pytest.raises(DataError, match="A data worker died.*once more than the 3.*--workers"):
+    with pytest.raises(DataError, match="A data worker died.*restarted 3 times at most.*--workers"):
         _batches(executor=Deadly(), workers=1)
 
 
@@ -284,9 +284,9 @@ def test_workers_that_die_are_started_again_and_no_batch_is_lost_or_comes_twice(
     said: list[str] = []
     whole = _batches(accumulate=accumulate)
     assert _same(whole, _batches(executor=Mortal(), workers=2, accumulate=accumulate,
-                                 note=said.append))  # fmt: skip
+                                 warn=said.append))  # fmt: skip
     assert 1 <= len(said) <= 3  # both workers may die at once
-    assert "Starting the workers again (1 of 3 times)" in said[0]
+    assert "Restarting the workers (1 of 3 times)" in said[0]
 
 
 def test_a_mistake_in_the_code_keeps_its_own_kind():

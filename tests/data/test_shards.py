@@ -9,7 +9,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from nolabel.data.sources.shards import Shards, braces
+from nolabel.data.sources.shards import Shards, expand_braces
 from nolabel.errors import BadImage, DataError, UsageError
 
 
@@ -153,8 +153,8 @@ def test_workers_give_the_same_batches(tmp_path, same_in_workers):
         ("a.tar.gz", b"", UsageError, "compressed"),
         ("missing.tar", None, UsageError, "missing"),
         ("*.tar", None, UsageError, "no shard matches"),
-        ("a.tar", b"this is no tar" * 100, DataError, "no tar file"),
-        ("a.tar", b"", DataError, "no tar file|No images"),
+        ("a.tar", b"this is no tar" * 100, DataError, "not a readable tar file"),
+        ("a.tar", b"", DataError, "not a readable tar file|No images"),
     ],
 )
 def test_what_is_no_shard_is_refused_with_what_to_do(name, content, error, said, tmp_path):
@@ -165,6 +165,6 @@ def test_what_is_no_shard_is_refused_with_what_to_do(name, content, error, said,
 
 
 def test_braces_count_and_choose():
-    assert braces("a{08..10}.tar") == ["a08.tar", "a09.tar", "a10.tar"]
-    assert braces("{x,y}{1..2}") == ["x1", "x2", "y1", "y2"]
-    assert braces("plain.tar") == ["plain.tar"]
+    assert expand_braces("a{08..10}.tar") == ["a08.tar", "a09.tar", "a10.tar"]
+    assert expand_braces("{x,y}{1..2}") == ["x1", "x2", "y1", "y2"]
+    assert expand_braces("plain.tar") == ["plain.tar"]

@@ -11,7 +11,7 @@ from PIL import Image
 from nolabel.data import stages
 from nolabel.data.open import open_source
 from nolabel.data.source import Source
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.errors import BadImage, DataError
 from nolabel.types import Sample
 from nolabel.views import View, ViewPlan
@@ -78,5 +78,5 @@ def test_bad_files_are_passed_over_and_only_bad_files_are_an_error(tmp_path):
 def test_the_advice_names_the_worst_stage_and_what_to_do(worst):
     times = dict.fromkeys(stages.STAGES, 0.001) | {worst: 0.009}
     said = stages.advice(times, workers=2, cores=8, cpu=False)
-    assert f"{worst} is 60%" in said and "--workers 8" in said
+    assert f"60% of it for {worst}." in said and "--workers 8" in said
     assert "--workers" not in stages.advice(times, workers=8, cores=8, cpu=False)

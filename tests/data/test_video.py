@@ -109,8 +109,8 @@ def test_the_index_is_kept_until_the_file_changes(clip, monkeypatch):
 
     open_source(str(clip))
     calls = []
-    times = video._times
-    monkeypatch.setattr(video, "_times", lambda file: calls.append(file) or times(file))
+    times = video._time_stamps
+    monkeypatch.setattr(video, "_time_stamps", lambda file: calls.append(file) or times(file))
     open_source(f"{clip}@5")
     assert not calls
     film(clip, frames=15)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from nolabel.backbones.pixels import Pixels
 from nolabel.data.creatures.world import Creatures
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.encoders import Encoder, load
 from nolabel.errors import UsageError
 from nolabel.methods.base import HasPrototypes

@@ -15,7 +15,7 @@ from torch import nn
 from nolabel.data.creatures.scenes import Scenes
 from nolabel.data.creatures.world import Creatures
 from nolabel.data.source import Source
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.encoders import load
 from nolabel.encoders.text import TextEncoder
 from nolabel.errors import DataError, UsageError

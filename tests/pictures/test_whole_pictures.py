@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nolabel.data.creatures.world import Creatures
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.encoders import load
 from nolabel.errors import DataError, UsageError
 from nolabel.pictures import PICTURES, options_of

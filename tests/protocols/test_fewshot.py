@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import NearestCentroid
 
 import nolabel as nl
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError
 from nolabel.protocols.fewshot import classify, draw_few, run_fewshot

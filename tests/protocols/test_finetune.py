@@ -11,7 +11,7 @@ import torch
 import nolabel as nl
 from nolabel.backbones import build
 from nolabel.data.creatures.world import Creatures
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.errors import DataError, UsageError
 from nolabel.protocols.finetune import Classifier, Options, groups, load_classifier, mixing, rate
 

@@ -10,7 +10,7 @@ import torch
 
 import nolabel as nl
 from nolabel.data.creatures.world import Creatures
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.engine.monitor.signals import effective_rank
 from nolabel.errors import DataError, UsageError
 from nolabel.protocols.labelfree import Options, alpha_req, embed_views, lidar, rankme

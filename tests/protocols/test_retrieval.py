@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 import nolabel as nl
 from nolabel.cli import main
-from nolabel.data.sources.items import Arrays, Items
+from nolabel.data.sources.arrays import Arrays
+from nolabel.data.sources.items import Items
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, FileDamaged, UsageError
 from nolabel.protocols._ranking import average_precision, bootstrap, places, precision_at

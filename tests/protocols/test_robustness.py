@@ -12,7 +12,7 @@ import nolabel as nl
 from nolabel.cli import main
 from nolabel.data.creatures.world import Creatures
 from nolabel.data.open import open_source
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.errors import DataError, UsageError
 from nolabel.protocols.all import evaluate_all
 from nolabel.protocols.data.corruptions import CORRUPTIONS, corrupted

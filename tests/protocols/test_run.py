@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from nolabel.backbones import build
 from nolabel.data.open import open_source
 from nolabel.data.source import Subset
-from nolabel.data.sources.items import Arrays, Items
+from nolabel.data.sources.arrays import Arrays
+from nolabel.data.sources.items import Items
 from nolabel.encoders import Encoder
 from nolabel.encoders.features import extract
 from nolabel.errors import DataError, UsageError

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import nolabel as nl
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.encoders.features import Features
 from nolabel.protocols import attention, copies, robustness
 from nolabel.protocols.attention import Pair, run_attention

@@ -1,7 +1,7 @@
-"""Arrays that are made once and kept on disk until the file that they come from changes.
+"""On-disk cache of arrays that were computed from a file, valid until that file changes.
 
-Lists of paths, indices of shards and times of video frames lie in the user's cache folder as .npz
-files, one for each source file.
+Lists of paths, indices of tar shards and time stamps of video frames are .npz files in the user's
+cache folder, one for each source file.
 """
 
 from __future__ import annotations
@@ -21,35 +21,55 @@ import numpy as np
 
 _CACHE_FORMAT = 1
 
-Key = tuple[str, int, int]  # absolute path, size in bytes, time of change in nanoseconds
+Key = tuple[str, int, int]  # absolute path, size in bytes, modification time in nanoseconds
 
 
 def cache_folder() -> Path:
-    """Folder of lists and downloads: $NOLABEL_CACHE, else `nolabel` in the user's cache."""
-    chosen = os.environ.get("NOLABEL_CACHE")
-    if chosen:
-        return Path(chosen)
+    """Cache folder: $NOLABEL_CACHE, else `nolabel` in $XDG_CACHE_HOME or ~/.cache."""
+    override = os.environ.get("NOLABEL_CACHE")
+    if override:
+        return Path(override)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG standard says that a relative path is to be ignored.
+    # The XDG specification requires that a relative path is ignored.
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "nolabel"
 
 
 def fingerprint(path: str | os.PathLike[str]) -> Key:
-    """What changes when a file does. Raises OSError when there is no such file."""
+    """Cache key of a file, which changes with its size and its modification time.
+
+    Raises:
+        OSError: there is no such file.
+    """
     info = os.stat(path)
     return os.path.abspath(path), info.st_size, info.st_mtime_ns
 
 
 def load(kind: str, key: Key) -> dict[str, np.ndarray] | None:
-    """What `store` wrote for this kind and `fingerprint`; None when there is nothing, when the
-    source file has changed, or when the cached file is damaged."""
+    """Reads cached arrays.
+
+    Args:
+        kind: name of the cache, such as "shard".
+        key: `fingerprint` of the source file.
+
+    Returns:
+        Name -> array, as given to `store`; None when nothing is cached, when the source file has
+        changed, or when the cached file is damaged.
+    """
     arrays = load_arrays(_cache_file(kind, key))
     stored = None if arrays is None else arrays.pop("key", None)
     return arrays if stored is not None and stored.tobytes() == _key_bytes(kind, key) else None
 
 
 def store(kind: str, key: Key, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays under a key, atomically. Where nothing can be written, nothing is cached."""
+    """Writes arrays to the cache, atomically: to a temporary file, which is then renamed.
+
+    A cache folder that cannot be written to is no error; nothing is cached then.
+
+    Args:
+        kind: name of the cache, such as "shard".
+        key: `fingerprint` of the source file.
+        arrays: name -> array; the name "key" is reserved.
+    """
     path, temporary = _cache_file(kind, key), ""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +90,7 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
     """The arrays of an .npz file by name; None when it is missing or damaged."""
     try:
         with (
-            open(path, "rb") as raw,  # np.load leaves damaged files open
+            open(path, "rb") as raw,  # np.load does not close a damaged file
             np.load(raw, allow_pickle=False) as file,
         ):
             return {name: file[name] for name in file.files}
@@ -83,6 +103,6 @@ def _key_bytes(kind: str, key: Key) -> bytes:
 
 
 def _cache_file(kind: str, key: Key) -> Path:
-    # Named by the source file's path alone: a list that changed replaces its older version.
+    # Named by the source file's path only: the arrays of a changed file replace the older ones.
     digest = hashlib.sha256(os.fsencode(key[0])).hexdigest()[:24]
     return cache_folder() / f"{kind}-{digest}.npz"

@@ -1,8 +1,8 @@
-"""Very many strings in little memory.
+"""Compact, fork-safe storage for long lists of strings.
 
-A million paths as Python strings cost 150 MB, and forked workers copy them page by page, because
-reading a string writes its reference count. Packed into one block of bytes they cost what their
-letters cost, stay shared, and load from disk without being parsed.
+A million paths as Python strings take 150 MB, and forked workers soon have their own copy: reading
+a string changes its reference count, which triggers copy-on-write. Packed into one NumPy array
+they take one byte a character, stay shared among workers, and load from disk without parsing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 class StringTable:
     """A fixed list of N strings: one block of bytes and the offset at which each one ends.
 
-    Bytes of file names that are no UTF-8 survive (they are Python's surrogates).
+    File names that are not valid UTF-8 are kept (`surrogateescape`).
 
     Args:
         blob: uint8 [bytes], all strings one after the other.
@@ -27,18 +27,18 @@ class StringTable:
 
     @classmethod
     def from_strings(cls, strings: Iterable[str]) -> StringTable:
-        """Packs strings."""
+        """Packs strings into a table."""
         parts = [s.encode("utf-8", "surrogateescape") for s in strings]
         lengths = np.fromiter((len(p) for p in parts), np.int64, len(parts))
         return cls(np.frombuffer(b"".join(parts), np.uint8), np.cumsum(lengths, dtype=np.int64))
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], name: str) -> StringTable:
-        """The table that `to_arrays(name)` put among these arrays."""
+        """Reads a table back from the arrays that `to_arrays(name)` returned."""
         return cls(arrays[f"{name}.blob"], arrays[f"{name}.ends"])
 
     def to_arrays(self, name: str) -> dict[str, np.ndarray]:
-        """The table as two named arrays, for the cache."""
+        """The table as two arrays for the cache, `NAME.blob` and `NAME.ends`."""
         return {f"{name}.blob": self.blob, f"{name}.ends": self.ends}
 
     def __len__(self) -> int:
@@ -55,10 +55,18 @@ class StringTable:
         return (self[i] for i in range(len(self)))
 
 
-def encode_labels(words: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Classes, sorted as numbers if all are whole numbers and else as names; int64 [N]."""
-    distinct = set(words)
-    whole = all(w.lstrip("-").isdecimal() for w in distinct)
-    classes = sorted(distinct, key=int) if whole else sorted(distinct)
-    index = {word: i for i, word in enumerate(classes)}
-    return tuple(classes), np.fromiter((index[w] for w in words), np.int64, len(words))
+def encode_labels(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Encodes class names as integers.
+
+    Args:
+        names: class name of each of N images.
+
+    Returns:
+        The distinct class names, in numeric order if all of them are integers, else in alphabetic
+        order; and int64 [N], the index of each image's class among them.
+    """
+    distinct = set(names)
+    numeric = all(name.lstrip("-").isdecimal() for name in distinct)
+    classes = sorted(distinct, key=int) if numeric else sorted(distinct)
+    index = {name: i for i, name in enumerate(classes)}
+    return tuple(classes), np.fromiter((index[name] for name in names), np.int64, len(names))

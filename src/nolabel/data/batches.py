@@ -1,6 +1,6 @@
-"""The batch of a training step: which images it holds, decoded, and their views.
+"""The dataset of training batches: picks the images of a step, decodes them and makes their views.
 
-One item of the dataset is one process's micro-batch of one step; a data worker makes it.
+One item of the dataset is one rank's micro-batch of one step; a data worker makes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nolabel.types import Batch, Sample
 from nolabel.views.executor import Executor
 from nolabel.views.plan import ViewPlan
 
-ATTEMPTS = 10  # replacements tried for one unreadable image
+ATTEMPTS = 10  # replacements to try for one unreadable image
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,17 @@ class DecodedBatch:
 
     Attributes:
         images: uint8 [B, H, W, C], or B of uint8 or uint16 [H_i, W_i, C].
-        due: int64 [B]: number of the image that the order asks for; the views are keyed by it.
-        keys: int64 [B]: number of the image that was read; differs where one was replaced.
+        scheduled: int64 [B]: index of the image at this position of the epoch; it keys the random
+            draw of the views.
+        keys: int64 [B]: index of the image that was read; differs from `scheduled` where an
+            unreadable image was replaced.
         epoch: 0-based epoch.
         skipped: path and reason of each image that could not be read.
-        texts: texts of the images that were read; None unless asked for.
+        texts: texts of the images that were read; None unless the dataset has `with_text`.
     """
 
     images: np.ndarray | list[np.ndarray]
-    due: np.ndarray
+    scheduled: np.ndarray
     keys: np.ndarray
     epoch: int
     skipped: tuple[tuple[str, str], ...]
@@ -52,7 +54,12 @@ class ReadKwargs(TypedDict, total=False):
 
 
 def read_kwargs(source: Source, plan: ViewPlan | None) -> ReadKwargs:
-    """Arguments of the source's `read`: small views do not need photographs at full size."""
+    """Keyword arguments for `source.read`: small views do not need images decoded at full size.
+
+    Args:
+        source: the source to read from.
+        plan: the views to make; None reads at full size.
+    """
     pixels = plan.sufficient_pixels if plan is not None and source.supports_draft else None
     return {"sufficient_pixels": pixels} if pixels else {}
 
@@ -60,25 +67,25 @@ def read_kwargs(source: Source, plan: ViewPlan | None) -> ReadKwargs:
 class BatchDataset(Dataset[Batch]):
     """Item (step, micro) is a batch: one rank's micro-batch `micro` of the global batch at `step`.
 
-    The global batch of `batch_size` images is cut into `world` contiguous parts, one a rank, and
-    each of those into `accumulate` contiguous micro-batches.
+    The global batch of `batch_size` images is divided into `world` contiguous parts, one per rank,
+    and each part into `accumulate` contiguous micro-batches (gradient accumulation).
 
     Args:
         source: where the images come from.
         executor: makes the views.
         seed: seed of the order of images.
         batch_size: images in the global batch.
-        accumulate: micro-batches in a rank's part of one step.
-        rank: number of this process, in [0, world).
+        accumulate: micro-batches per rank and step (gradient accumulation).
+        rank: rank of this process, in [0, world).
         world: number of processes.
-        with_labels: whether batches carry labels. They do not unless asked: what learns without
-            labels cannot then be given them by mistake.
-        with_text: whether batches carry texts. An image without one counts as unreadable.
+        with_labels: whether batches carry labels; off by default, so that a self-supervised
+            method never receives labels by mistake.
+        with_text: whether batches carry texts. An image without one is treated as unreadable.
 
     Raises:
-        UsageError: the batch is larger than the data or cannot be cut evenly; or labels are
-            asked of a source that has none.
-        DataError: texts are asked of a source that has none.
+        UsageError: the batch is larger than the data set or cannot be divided evenly; or
+            `with_labels` and the source has no labels.
+        DataError: `with_text` and the source has no texts.
     """
 
     def __init__(
@@ -114,28 +121,43 @@ class BatchDataset(Dataset[Batch]):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full global batches in an epoch."""
+        """Complete global batches in an epoch."""
         return steps_per_epoch(self.batch_size, len(self.source))
 
     def __getitem__(self, item: tuple[int, int]) -> Batch:
-        """The batch of (step, micro). Raises DataError when the source is full of bad files."""
+        """The batch of (step, micro).
+
+        Raises:
+            DataError: too many images in a row cannot be read.
+        """
         return self.make_views(self.decode(*item))
 
     def decode(self, step: int, micro: int) -> DecodedBatch:
-        """Reads and decodes the images of (step, micro). Raises DataError as `__getitem__`."""
-        epoch, due = self._global_batch(step)
+        """Reads and decodes the images of micro-batch `micro` of a step.
+
+        Raises:
+            DataError: too many images in a row cannot be read.
+        """
+        epoch, scheduled = self._global_batch(step)
         first = (self.first_part + micro) * self.part_size
-        due = due[first : first + self.part_size]
+        scheduled = scheduled[first : first + self.part_size]
         if self.source.in_memory:
-            return DecodedBatch(self.source.images(due), due, due, epoch, (), self._texts(due))
-        images, texts, keys = [], [], due.copy()
+            return DecodedBatch(
+                self.source.images(scheduled),
+                scheduled,
+                scheduled,
+                epoch,
+                (),
+                self._texts(scheduled),
+            )
+        images, texts, keys = [], [], scheduled.copy()
         skipped: list[tuple[str, str]] = []
-        for row, index in enumerate(due.tolist()):
+        for row, index in enumerate(scheduled.tolist()):
             sample, keys[row] = self._read(index, epoch, skipped)
             images.append(sample.image)
             texts.append(sample.text or "")
         return DecodedBatch(
-            images, due, keys, epoch, tuple(skipped), tuple(texts) if self.with_text else None
+            images, scheduled, keys, epoch, tuple(skipped), tuple(texts) if self.with_text else None
         )
 
     def make_views(self, decoded: DecodedBatch) -> Batch:
@@ -144,7 +166,7 @@ class BatchDataset(Dataset[Batch]):
         if self.with_labels and self.source.labels is not None:
             labels = torch.from_numpy(self.source.labels[decoded.keys].astype(np.int64))
         return Batch(
-            views=self.executor(decoded.images, decoded.due, decoded.epoch),
+            views=self.executor(decoded.images, decoded.scheduled, decoded.epoch),
             keys=torch.from_numpy(decoded.keys),
             labels=labels,
             text=decoded.texts,
@@ -152,7 +174,11 @@ class BatchDataset(Dataset[Batch]):
         )
 
     def _texts(self, keys: np.ndarray) -> tuple[str, ...] | None:
-        """Texts of images that were read together. Raises DataError where one is missing."""
+        """Texts of an in-memory batch, None without `with_text`.
+
+        Raises:
+            DataError: an image has no text.
+        """
         if not self.with_text:
             return None
         texts = texts_of(self.source, keys)
@@ -173,7 +199,7 @@ class BatchDataset(Dataset[Batch]):
         )
 
     def _read(self, index: int, epoch: int, skipped: list[tuple[str, str]]) -> tuple[Sample, int]:
-        """The image at `index` or its replacement, and the number of the image that was read."""
+        """The image at `index` or its replacement, and the index of the image that was read."""
         candidate = index
         for attempt in range(ATTEMPTS + 1):
             try:
@@ -187,7 +213,7 @@ class BatchDataset(Dataset[Batch]):
         path, reason = skipped[-1]
         raise DataError(
             f"{self.source.name!r}: {ATTEMPTS + 1} images in a row could not be read, the last "
-            f"being {path} ({reason}). `nolabel scan` lists every bad file."
+            f"being {path} ({reason}). `nolabel scan` lists every unreadable file."
         )
 
 
@@ -207,5 +233,5 @@ def _check_batch(source: Source, batch_size: int, parts: int) -> None:
         near = " or ".join(str(size) for size in (below, above) if 0 < size <= n)
         raise UsageError(
             f"A batch of {batch_size} cannot be cut into {parts} equal parts (processes x "
-            f"accumulated micro-batches). {f'Use {near}.' if near else 'Use fewer parts.'}"
+            f"gradient accumulation). {f'Use {near}.' if near else 'Use fewer parts.'}"
         )

@@ -1,9 +1,10 @@
-"""An order for data on slow disks: shuffled blocks of neighbours, mixed within a window.
+"""Block-wise shuffling for data on slow disks.
 
-Images 0 .. n-1 are cut into blocks of neighbours. An epoch shuffles the blocks, takes them a
-window of several blocks at a time, and shuffles the images of a window. So a disk is read in
-large pieces, while a batch still mixes images from all blocks of its window. Like the plain order
-it is a pure function of (seed, epoch, position), and holds each image exactly once.
+Images 0 .. n-1 are divided into blocks of consecutive images. An epoch shuffles the blocks, groups
+them into windows of several blocks, and shuffles the images within each window. The disk is read in
+large consecutive pieces, while a batch still mixes images from all blocks of its window. Like
+`order.index_at` this is a pure function of (seed, epoch, position) and a permutation: each image
+comes exactly once per epoch.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import numpy as np
 
 from nolabel.data.order import index_at
 
-WINDOW = 16  # blocks mixed with each other
-_BLOCKS, _WITHIN = 0x626C_6F63_6B73_0000, 0x7769_6E64_6F77_0000  # families of permutations
+WINDOW = 16  # blocks whose images are shuffled together
+# Streams of `index_at`: of the order of blocks, and of the images within a window.
+_BLOCK_STREAM, _WINDOW_STREAM = 0x626C_6F63_6B73_0000, 0x7769_6E64_6F77_0000
 
 
 def block_index_at(
     seed: int, epoch: int, k: np.ndarray, n: int, block: int, window: int = WINDOW
 ) -> np.ndarray:
-    """The images at positions k of an epoch.
+    """The images at positions k of an epoch, shuffled block by block.
 
     Args:
         seed: any integer.
@@ -36,25 +38,26 @@ def block_index_at(
     """
     k = np.asarray(k, dtype=np.int64)
     blocks = -(-n // block)
-    order = _order(seed, epoch, blocks)
-    gap = blocks * block - n  # images that the short block lacks
-    place = int(np.flatnonzero(order == blocks - 1)[0])  # where the short block comes
-    short = place // window  # its window
+    order = _block_order(seed, epoch, blocks)
+    missing = blocks * block - n  # images by which the last block of the data is short
+    short_block = int(np.flatnonzero(order == blocks - 1)[0])  # its position in the order
+    short_window = short_block // window
     span = window * block
-    end = min((short + 1) * span, blocks * block) - gap  # first position behind that window
-    which = np.where(k < end, k // span, (k + gap) // span)
+    end = min((short_window + 1) * span, blocks * block) - missing  # end of the short window
+    window_of = np.where(k < end, k // span, (k + missing) // span)
     out = np.empty_like(k)
-    for w in np.unique(which).tolist():
-        here = which == w
-        first = w * span - (gap if w > short else 0)
-        size = min(span, blocks * block - w * span) - (gap if w == short else 0)
-        local = index_at(seed, epoch, k[here] - first, size, stream=_WITHIN + w)
-        if w == short:  # slots behind the short block move on by what it lacks
-            local = np.where(local < (place - w * window + 1) * block - gap, local, local + gap)
-        out[here] = order[w * window + local // block] * block + local % block
+    for w in np.unique(window_of).tolist():
+        rows = window_of == w
+        first = w * span - (missing if w > short_window else 0)
+        size = min(span, blocks * block - w * span) - (missing if w == short_window else 0)
+        local = index_at(seed, epoch, k[rows] - first, size, stream=_WINDOW_STREAM + w)
+        if w == short_window:  # positions after the short block skip its missing images
+            short_end = (short_block - w * window + 1) * block - missing
+            local = np.where(local < short_end, local, local + missing)
+        out[rows] = order[w * window + local // block] * block + local % block
     return out
 
 
 @functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, blocks: int) -> np.ndarray:
-    return index_at(seed, epoch, np.arange(blocks), blocks, stream=_BLOCKS)
+def _block_order(seed: int, epoch: int, blocks: int) -> np.ndarray:
+    return index_at(seed, epoch, np.arange(blocks), blocks, stream=_BLOCK_STREAM)

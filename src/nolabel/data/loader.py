@@ -1,8 +1,8 @@
-"""Batches of views, whose whole state is one integer: the step.
+"""The data loader: batches of views, deterministic and resumable. Its only state is the step.
 
-Which images make up a batch, in which order, and how each is cropped and coloured follow from
-(seed, step) alone. Any number of workers and processes sees the same global batches, and a run
-that resumes at step s sees what it would have seen.
+Which images a batch holds, in which order, and how each is augmented follow from (seed, step)
+alone. So the global batches are the same for any number of workers and ranks, and a run resumed at
+step s gets the batches of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from nolabel.errors import DataError, NolabelError, UsageError
 from nolabel.types import Batch
 from nolabel.views.executor import Executor
 
-_PREFETCH = 2  # batches a worker may be ahead; each may be a gigabyte
-RESTARTS = 3  # times that dead workers are replaced, before it is taken for the data's fault
+_PREFETCH = 2  # batches that a worker prepares in advance; each may take a gigabyte
+RESTARTS = 3  # times that dead workers are restarted before the run fails
 
 _Shapes = list[tuple[int, ...]]
-_Packed = tuple[DecodedBatch, Tensor, _Shapes]  # a decoded batch with its pixels in one tensor
+_Packed = tuple[DecodedBatch, Tensor, _Shapes]  # a decoded batch, all its pixels in one tensor
 
 
 def make_loader(
@@ -46,37 +46,38 @@ def make_loader(
     pin: bool = False,
     with_labels: bool = False,
     with_text: bool = False,
-    note: Callable[[str], object] = lambda text: None,
+    warn: Callable[[str], object] = lambda text: None,
 ) -> Iterator[Batch]:
-    """Yields the batches of steps start_step .. total_steps - 1: `accumulate` of them a step.
+    """Yields the batches of steps start_step .. total_steps - 1, `accumulate` of them per step.
 
-    The batches are bitwise the same for every number of workers, also when some died and were
-    restarted, from the first batch that had not come. An executor whose `device` is not the CPU
-    makes the views in this process; the workers then only read and decode.
+    The batches are bitwise the same for every number of workers. Workers that die are restarted
+    from the first batch that was not delivered, which does not change the batches either. If the
+    executor's `device` is not the CPU, the views are made in this process, and the workers only
+    read and decode.
 
     Args:
         source: where the images come from.
         executor: makes the views.
         seed: seed of the order of images.
         batch_size: images in the global batch, over all ranks and micro-batches.
-        start_step: first step, 0-based; the only state there is.
-        total_steps: steps of the run, from its start.
-        accumulate: micro-batches a step.
-        rank: number of this process, in [0, world).
+        start_step: first step, 0-based; the loader's only state.
+        total_steps: steps of the whole run.
+        accumulate: micro-batches per step (gradient accumulation).
+        rank: rank of this process, in [0, world).
         world: number of processes.
-        workers: worker processes; 0 reads in this process.
-        pin: whether to return page-locked tensors, for a quick copy to a GPU.
+        workers: worker processes; 0 loads in this process.
+        pin: whether to return tensors in pinned memory, for fast copies to a GPU.
         with_labels: whether batches carry labels.
         with_text: whether batches carry texts.
-        note: called with a message when workers that died are restarted.
+        warn: called with a message when dead workers are restarted.
 
     Yields:
         Batches of batch_size / (world x accumulate) images.
 
     Raises:
-        UsageError: at once, see `BatchDataset`.
-        DataError: at once, see `BatchDataset`; or from the iterator: workers died more than
-            RESTARTS times, or the source is full of bad files.
+        UsageError: on the call, see `BatchDataset`.
+        DataError: on the call, see `BatchDataset`; or while iterating: workers died more than
+            RESTARTS times, or too many images in a row cannot be read.
     """
     dataset = BatchDataset(
         source,
@@ -94,16 +95,16 @@ def make_loader(
         raise UsageError(f"The number of workers cannot be negative, got {workers}.")
     if workers == 0:
         return _in_process(dataset, sampler, pin)
-    return _in_workers(dataset, sampler, min(workers, max(len(sampler), 1)), pin, note)
+    return _in_workers(dataset, sampler, min(workers, max(len(sampler), 1)), pin, warn)
 
 
 class _StepSampler(Sampler[tuple[int, int]]):
-    """(step, micro) in order; holds three integers, however long the run.
+    """Yields (step, micro) in order, from three integers: no list of indices is stored.
 
     Args:
-        first: number of the first micro-batch, counted from the start of the run.
-        end: number behind the last one.
-        accumulate: micro-batches of a step.
+        first: index of the first micro-batch, counted from the start of the run.
+        end: index after the last one.
+        accumulate: micro-batches per step.
     """
 
     def __init__(self, first: int, end: int, accumulate: int):
@@ -116,15 +117,15 @@ class _StepSampler(Sampler[tuple[int, int]]):
         for item in range(self.first, self.end):
             yield divmod(item, self.accumulate)
 
-    def after(self, done: int) -> _StepSampler:
-        """Those that follow the first `done`."""
-        return _StepSampler(self.first + done, self.end, self.accumulate)
+    def skip(self, count: int) -> _StepSampler:
+        """The sampler without its first `count` items."""
+        return _StepSampler(self.first + count, self.end, self.accumulate)
 
 
 def _in_process(dataset: BatchDataset, sampler: _StepSampler, pin: bool) -> Iterator[Batch]:
     for item in sampler:
         batch = dataset[item]
-        yield _pinned(batch) if pin else batch
+        yield _pin(batch) if pin else batch
 
 
 def _in_workers(
@@ -132,13 +133,13 @@ def _in_workers(
     sampler: _StepSampler,
     workers: int,
     pin: bool,
-    note: Callable[[str], object],
+    warn: Callable[[str], object],
 ) -> Iterator[Batch]:
     """Batches from worker processes, which are restarted when one of them dies."""
     done = deaths = 0
     while True:
         try:
-            for batch in _from_workers(dataset, sampler.after(done), workers, pin):
+            for batch in _from_workers(dataset, sampler.skip(done), workers, pin):
                 yield batch
                 done += 1
             return
@@ -147,16 +148,15 @@ def _in_workers(
             what = f"A data worker died ({error})."
             if deaths > RESTARTS:
                 raise DataError(
-                    f"{what} That was once more than the {RESTARTS} times that workers are "
-                    "started again. Most often memory ran out, or the shared memory (/dev/shm) "
-                    "of a container is too small: use fewer --workers, a smaller --batch-size, or "
-                    "0 workers to see the cause."
+                    f"{what} Workers are restarted {RESTARTS} times at most. Usual causes: memory "
+                    "ran out, or the shared memory (/dev/shm) of a container is too small. Use "
+                    "fewer --workers or a smaller --batch-size, or --workers 0 to see the cause."
                 ) from error
-            note(f"{what} Starting the workers again ({deaths} of {RESTARTS} times).")
+            warn(f"{what} Restarting the workers ({deaths} of {RESTARTS} times).")
 
 
 class _WorkerDied(Exception):
-    """A worker process ended without being asked to."""
+    """A worker process exited unexpectedly."""
 
 
 def _from_workers(
@@ -165,8 +165,8 @@ def _from_workers(
     """Batches until one of the workers dies. Raises _WorkerDied."""
     decode_only = torch.device(dataset.executor.device).type != "cpu"
     with warnings.catch_warnings():
-        # Our workers run no threads and use nothing that a thread of this process could hold; and
-        # the number of workers is the user's choice.
+        # Forking is safe here: the workers run no threads and take no lock that a thread of this
+        # process may hold. How many workers there are is the user's decision.
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
@@ -178,14 +178,15 @@ def _from_workers(
             prefetch_factor=_PREFETCH,
             pin_memory=pin and not decode_only,
             worker_init_fn=_init_worker,
-            # Forked workers share the source's memory; macOS and Windows cannot fork safely.
+            # Forked workers share the source's memory (copy-on-write). Fork is
+            # not safe on macOS and does not exist on Windows.
             multiprocessing_context="fork" if sys.platform == "linux" else None,
-            # DataLoader draws a seed; from here, so that the program's own is left alone.
+            # DataLoader draws a base seed; its own generator keeps the global RNG state unchanged.
             generator=torch.Generator().manual_seed(0),
         )
         results = iter(loader)
     try:
-        for result in _received(results):
+        for result in _receive(results):
             if isinstance(result.content, NolabelError):
                 raise result.content
             if isinstance(result.content, Batch):
@@ -193,12 +194,14 @@ def _from_workers(
             else:
                 yield dataset.make_views(_from_shared(result.content))
     finally:
-        # An error's traceback would keep the iterator, hence the workers, alive.
-        stop = getattr(results, "_shutdown_workers", lambda: None)  # private, of DataLoader's
+        # Without this, the traceback of an error keeps the iterator and its workers alive. The
+        # method is private to DataLoader, hence the fallback.
+        stop = getattr(results, "_shutdown_workers", lambda: None)
         try:
             stop()
         except RuntimeError as error:
-            # The signal of a worker's death may arrive only now; its error was raised already.
+            # DataLoader's SIGCHLD handler may report a dead worker only now; that error was raised
+            # already.
             if not _is_death(error):
                 raise
             stop()
@@ -209,30 +212,32 @@ def _is_death(error: RuntimeError) -> bool:
     return "exited unexpectedly" in str(error) or "killed by signal" in str(error)
 
 
-def _received(results: Iterator[_WorkerResult]) -> Iterator[_WorkerResult]:
-    """What the workers send; their death becomes _WorkerDied."""
+def _receive(results: Iterator[_WorkerResult]) -> Iterator[_WorkerResult]:
+    """Yields the results of the workers. Raises _WorkerDied when one of them dies."""
     try:
         yield from results
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the latter in mid-message
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: in mid-message
         if isinstance(error, RuntimeError) and not _is_death(error):
             raise
-        raise _WorkerDied((str(error) or "no word").splitlines()[0]) from error
+        raise _WorkerDied((str(error) or "no message").splitlines()[0]) from error
 
 
 @dataclass(frozen=True)
 class _WorkerResult:
-    """What a worker sends: a batch, a decoded batch, or an error meant for the user, free of the
-    wrapping and the traceback that a DataLoader would add."""
+    """What a worker sends: a batch, a decoded batch, or an error for the user.
+
+    The error is sent as a value, since DataLoader would wrap a raised one and add its traceback.
+    """
 
     content: Batch | _Packed | NolabelError
 
     def pin_memory(self) -> _WorkerResult:
         """Called by DataLoader's pinning thread."""
-        return _WorkerResult(_pinned(self.content)) if isinstance(self.content, Batch) else self
+        return _WorkerResult(_pin(self.content)) if isinstance(self.content, Batch) else self
 
 
 class _WorkerDataset(Dataset[_WorkerResult]):
-    """The batch dataset as the workers see it."""
+    """The batch dataset as it runs in a worker: errors become results."""
 
     def __init__(self, dataset: BatchDataset, decode_only: bool):
         self.dataset, self.decode_only = dataset, decode_only
@@ -247,8 +252,11 @@ class _WorkerDataset(Dataset[_WorkerResult]):
 
 
 def _to_shared(decoded: DecodedBatch) -> _Packed:
-    """Moves all pixels into one tensor, which travels through shared memory in one piece (an
-    array would go through a pipe, and a tensor each would use up the file descriptors)."""
+    """Puts the pixels of all images into one tensor, which is sent through shared memory.
+
+    A NumPy array would be copied through a pipe, and one tensor per image would use up the file
+    descriptors.
+    """
     if isinstance(decoded.images, np.ndarray):
         pixels, shapes = torch.from_numpy(decoded.images), []
     else:
@@ -258,7 +266,7 @@ def _to_shared(decoded: DecodedBatch) -> _Packed:
 
 
 def _from_shared(content: _Packed) -> DecodedBatch:
-    """What `_to_shared` was given."""
+    """The inverse of `_to_shared`."""
     decoded, pixels, shapes = content
     if not shapes:
         return replace(decoded, images=pixels.numpy())
@@ -274,18 +282,18 @@ def _no_collate(result: object) -> object:
 
 
 def _init_worker(_: int) -> None:
-    torch.set_num_threads(1)  # as many workers as cores is the user's choice; threads would add up
-    # Ctrl-C reaches the whole group of processes. The main one decides what it means; workers
-    # leave when they are asked to.
+    torch.set_num_threads(1)  # one worker per core is usual: more threads would oversubscribe them
+    # Ctrl-C sends SIGINT to the whole process group. The main process handles it and shuts the
+    # workers down.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     info = get_worker_info()
     if info is not None and isinstance(info.dataset, _WorkerDataset):
-        # The views are made where the main process can read them, not copied there.
+        # Views are written to shared memory at once, not copied there afterwards.
         info.dataset.dataset.executor.shared = True
 
 
-def _pinned(batch: Batch) -> Batch:
-    """The batch in page-locked memory; what is already on a device stays there."""
+def _pin(batch: Batch) -> Batch:
+    """The batch in pinned memory; tensors that are on a device already stay there."""
 
     def pin(t: Tensor) -> Tensor:
         return t.pin_memory() if t.device.type == "cpu" else t

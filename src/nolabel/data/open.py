@@ -1,6 +1,6 @@
-"""How what a user names becomes a source: named sets, folders, tables, shards, own classes.
+"""Opens a source by name: named data sets, folders, tables, shards, videos, users' own classes.
 
-Nothing heavy is imported until an image is read, so that `nolabel list datasets` is quick.
+torch and Pillow are imported only when an image is read, so that `nolabel list datasets` is fast.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     SourceSpec = str | os.PathLike[str] | np.ndarray | Sequence[Item] | Source
 
-OWN = "source class (a subclass of nolabel.data.source.Source)"
-DRAWN_SIZE = 32  # pixels; side of procedural images when nothing else is asked for
+SOURCE_CLASS = "source class (a subclass of nolabel.data.source.Source)"
+PROCEDURAL_SIZE = 32  # pixels; default side of rendered images
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo(Entry):
-    """One line of the table of named sets."""
+    """One entry of the table of named data sets."""
 
     splits: tuple[str, ...] = ("train", "test")
 
@@ -43,12 +43,12 @@ DATASETS: dict[str, DatasetInfo] = by_name(
     DatasetInfo(
         name="creatures",
         description=(
-            "procedural world of drawn creatures, made in memory, with labels, captions and masks"
+            "procedural images of creatures, rendered in memory, with labels, captions and masks"
         ),
     ),
     DatasetInfo(
         name="scenes",
-        description="one to four creatures in an image, with captions that count and relate them",
+        description="one to four creatures per image, with captions of their number and positions",
     ),
     DatasetInfo(
         name="digits",
@@ -56,11 +56,11 @@ DATASETS: dict[str, DatasetInfo] = by_name(
     ),
     DatasetInfo(
         name="fashion-mnist",
-        description="70,000 grey pictures of clothes, 28 x 28 pixels, ten kinds",
+        description="70,000 grey pictures of clothes, 28 x 28 pixels, ten classes",
     ),
     DatasetInfo(
         name="cifar10",
-        description="60,000 colour photographs, 32 x 32 pixels, ten kinds",
+        description="60,000 colour photographs, 32 x 32 pixels, ten classes",
     ),
     DatasetInfo(
         name="emoji",
@@ -78,30 +78,34 @@ def open_source(
     split_default: str = "train",
     channels: int = 3,
 ) -> Source:
-    """Turns what a user names into a source.
+    """Opens a source from a path, a name, a list, an array or a `Source`.
 
     Args:
         spec: a folder; a list of paths (.txt) or a table with the column `path` (.csv, .tsv,
             .parquet); tar shards, such as `shards/{000..127}.tar`; a video or a folder of videos,
-            with `@5` behind it for five frames a second instead of one, `@all` for all; a named
-            set, such as `digits` or `fashion-mnist:test` (a folder of that name is meant by
-            `./digits`); a set of the Hugging Face Hub, `hf:owner/name:split`; a source of your
-            own, `path/to/file.py:Class`; a list of paths, Pillow images or arrays; an array uint8
+            with the suffix `@5` for five frames a second instead of one, `@all` for all; a named
+            set, such as `digits` or `fashion-mnist:test` (`./digits` is a folder of that name);
+            a set of the Hugging Face Hub, `hf:owner/name:split`; your own source,
+            `path/to/file.py:Class`; a list of paths, Pillow images or arrays; an array uint8
             [N, H, W, 3]; or a `Source`, returned as it is.
-        image_size: side in pixels at which `creatures` and `scenes` are drawn; 32 when None.
-        download: whether a named set may be fetched from the network without asking.
-        split_default: the split of a named set when the name has none.
-        channels: channels C of the images; with other than 3, files are read by `read_bands`.
+        image_size: side in pixels at which `creatures` and `scenes` are rendered; 32 when None.
+        download: whether a named set may be downloaded without asking.
+        split_default: split of a named set when `spec` names none.
+        channels: number of channels C; unless it is 3, files are read by `read_bands`.
+
+    Returns:
+        The source.
 
     Raises:
-        UsageError: no such folder, set or split; or an object that is none of these.
+        UsageError: no such folder, set or split; an object of another type; or images of another
+            number of channels.
         DataError: the folder holds no image, or cannot be read.
     """
     if isinstance(spec, Source):
         _check_channels(spec, channels)
         return spec
     if isinstance(spec, np.ndarray):
-        from nolabel.data.sources.items import Arrays
+        from nolabel.data.sources.arrays import Arrays
 
         return Arrays("array", spec, channels=channels)
     if isinstance(spec, list | tuple):
@@ -112,7 +116,7 @@ def open_source(
         raise UsageError(
             f"Data must be a folder, a list or table of paths, shards, a named set "
             f"({', '.join(DATASETS)}), file.py:Class, a list of paths or images, an array, or a "
-            f"source; got {type(spec).__name__}. A source of your own must be an instance of a "
+            f"source; got {type(spec).__name__}. Your own source must be an instance of a "
             "subclass of nolabel.data.source.Source, which defines __len__ and read(i)."
         )
     source = _open_named(spec, image_size, download, split_default, channels)
@@ -128,44 +132,46 @@ def _check_channels(source: Source, channels: int) -> None:
 
 
 def record_source(spec: str) -> str:
-    """The name under which a run saves its data; executes a user's file.
+    """The name under which a run records its data; executes a user's own source file.
 
     Args:
         spec: what the user typed.
 
     Returns:
-        `file.py:Class@hash` for a source of the user's own, any other name as it is.
+        `file.py:Class@hash` for a user's own source; any other name unchanged.
 
     Raises:
         UsageError: no such file or class.
     """
-    return _usercode.load_path(spec, _is_source, OWN).name if _names_own_source(spec) else spec
+    if not _names_user_source(spec):
+        return spec
+    return _usercode.load_path(spec, _is_source, SOURCE_CLASS).name
 
 
 def _is_source(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Source) and value is not Source
 
 
-def _names_own_source(text: str) -> bool:
-    """Whether a text names a class in a user's file, and not a folder of that name."""
+def _names_user_source(text: str) -> bool:
+    """Whether a text is `file.py:Class` and not a folder of that name."""
     return _usercode.is_reference(text) and not os.path.isdir(text)
 
 
-def _open_own(text: str) -> Source:
-    """An instance of a user's own source, `path/to/file.py:Class` or with the file's hash."""
-    kind = _usercode.find(text, _is_source, OWN)
-    assert isinstance(kind, type) and issubclass(kind, Source)  # noqa: S101
-    missing = sorted(kind.__abstractmethods__)
+def _open_user_source(text: str) -> Source:
+    """An instance of a user's own source, named `path/to/file.py:Class` or with `@hash`."""
+    cls = _usercode.find(text, _is_source, SOURCE_CLASS)
+    assert isinstance(cls, type) and issubclass(cls, Source)  # noqa: S101
+    missing = sorted(cls.__abstractmethods__)
     if missing:
-        raise UsageError(f"The source {kind.__name__} of {text} lacks {' and '.join(missing)}.")
+        raise UsageError(f"The source {cls.__name__} of {text} lacks {' and '.join(missing)}.")
     try:
-        inspect.signature(kind).bind()
+        inspect.signature(cls).bind()
     except TypeError as error:
         raise UsageError(
-            f"The source {kind.__name__} of {text} is made without arguments, but its __init__ "
-            f"needs some ({error}). Give them defaults, or use Python: data={kind.__name__}(...)."
+            f"The source {cls.__name__} of {text} is made without arguments, but its __init__ "
+            f"needs some ({error}). Give them defaults, or use Python: data={cls.__name__}(...)."
         ) from None
-    return kind()
+    return cls()
 
 
 def _open_named(
@@ -175,7 +181,7 @@ def _open_named(
     split_default: str,
     channels: int,
 ) -> Source:
-    """The source that a text or a path names."""
+    """The source that a string or a path names."""
     text = os.fspath(spec)
     name, colon, split_name = text.partition(":")
     if isinstance(spec, str) and name in DATASETS:
@@ -184,10 +190,10 @@ def _open_named(
     if isinstance(spec, str) and text.startswith("hf:"):
         from nolabel.data.sources.hub import Hub
 
-        where, _, part = text[3:].partition(":")
-        return Hub(where, part or split_default, channels)
-    if isinstance(spec, str) and _names_own_source(text):
-        return _open_own(text)
+        repository, _, part = text[3:].partition(":")
+        return Hub(repository, part or split_default, channels)
+    if isinstance(spec, str) and _names_user_source(text):
+        return _open_user_source(text)
     from nolabel.data.sources import video
 
     if video.is_videos(text):
@@ -202,7 +208,7 @@ def _open_named(
         return shards.Shards(text)
     if os.path.isfile(text) and manifest.is_manifest(text):
         return manifest.Manifest(text, channels)
-    raise _no_source(text)
+    raise _unknown_source(text)
 
 
 def _open_dataset(
@@ -213,11 +219,11 @@ def _open_dataset(
     if info.name == "creatures":
         from nolabel.data.creatures.world import Creatures
 
-        return Creatures(split=split_name, size=image_size or DRAWN_SIZE)
+        return Creatures(split=split_name, size=image_size or PROCEDURAL_SIZE)
     if info.name == "scenes":
         from nolabel.data.creatures.scenes import Scenes
 
-        return Scenes(split=split_name, size=image_size or DRAWN_SIZE)
+        return Scenes(split=split_name, size=image_size or PROCEDURAL_SIZE)
     if info.name == "emoji":
         from nolabel.data.sources.emoji import Emoji
 
@@ -230,20 +236,20 @@ def _open_dataset(
         arrays = builtin.cifar10(split_name, download=download)
     else:
         arrays = builtin.fashion_mnist(split_name, download=download)
-    if channels == 1 and arrays.pixels.ndim == 3:  # held as grey: needs no repeating
+    if channels == 1 and arrays.pixels.ndim == 3:  # stored as grey: do not repeat it to RGB
         arrays.channels = 1
     return arrays
 
 
-def _no_source(text: str) -> UsageError:
-    """What to say of a text that names nothing, with the nearest name."""
+def _unknown_source(text: str) -> UsageError:
+    """The error for a string that names no source, with the nearest name."""
     sets = f"Named sets: {', '.join(DATASETS)} (see `nolabel list datasets`)."
     if not text:
-        return UsageError(f"No data named: give a folder of images or a named set. {sets}")
+        return UsageError(f"No data given: name a folder of images or a named set. {sets}")
     if os.path.exists(text):
         return UsageError(
-            f"{text!r} is neither a folder nor a list of images. Give the folder that holds the "
-            "images, a list (.txt), a table (.csv, .tsv, .parquet) or shards (.tar)."
+            f"{text!r} is neither a folder nor a list of images. Give the folder that contains "
+            "the images, a list (.txt), a table (.csv, .tsv, .parquet) or shards (.tar)."
         )
     path = Path(text)
     siblings: list[str] = []

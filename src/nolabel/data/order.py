@@ -1,9 +1,10 @@
-"""In which order the images come: a pure function of (seed, epoch, position).
+"""Stateless shuffling: the image at a position is a pure function of (seed, epoch, position).
 
-No list of indices is ever shuffled or stored. Position k of an epoch goes through a keyed
-bijection of [0, 2^b) - a Feistel network - and is sent through it again until it lands below n
-(cycle walking), which makes it a bijection of [0, n): each image exactly once per epoch, in
-constant memory, in any order of asking, on any number of workers and processes.
+No list of indices is shuffled or stored. Position k of an epoch is mapped by a keyed bijection of
+[0, 2^b), a Feistel network, repeatedly until the result is below n (cycle walking; Black and
+Rogaway, Ciphers with Arbitrary Finite Domains, 2002). This is a bijection of [0, n): each image
+comes exactly once per epoch, in constant memory and with random access, for any number of workers
+and ranks.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ import numpy as np
 
 from nolabel.nn.splitmix64 import GOLDEN, MASK, mix, mix_int
 
-_ROUNDS = 8  # four are the least for a pseudo-random permutation of wide halves; ours are narrow
-_SMALLEST_BITS = 6  # halves of one or two bits would reach too few of the permutations
-_REPLACEMENT = 0x7265_706C_6163_6564  # keeps the two uses of one seed apart
+_ROUNDS = 8  # 4 suffice in theory (Luby and Rackoff) for wide halves; these halves are narrow
+_MIN_BITS = 6  # halves of one or two bits would give too few distinct permutations
+_REPLACEMENT_STREAM = 0x7265_706C_6163_6564  # replacements are independent of the epoch's order
 
 
 def index_at(seed: int, epoch: int, k: int | np.ndarray, n: int, *, stream: int = 0) -> np.ndarray:
     """The image at position k of an epoch.
 
     Args:
-        seed: any integer; 64 bits of it count.
+        seed: any integer; its lowest 64 bits are used.
         epoch: 0-based epoch.
         k: positions, int [...], each in [0, n).
         n: number of images.
-        stream: another family of permutations under the same seed.
+        stream: number of an independent family of permutations under the same seed.
 
     Returns:
         int64 of k's shape, in [0, n). Over k = 0..n-1 every value occurs exactly once.
@@ -40,12 +41,12 @@ def index_at(seed: int, epoch: int, k: int | np.ndarray, n: int, *, stream: int 
         raise ValueError(f"positions must lie in [0, {n})")
     if n == 1:
         return np.zeros_like(positions)
-    bits = max((n - 1).bit_length(), _SMALLEST_BITS)
+    bits = max((n - 1).bit_length(), _MIN_BITS)
     keys = _round_keys(seed, epoch, stream)
     values = positions.reshape(-1).astype(np.uint64)
     _feistel(values, bits, keys)
     outside = np.flatnonzero(values >= n)
-    while outside.size:  # at most half of the domain lies outside, save for very small n
+    while outside.size:  # at most half of the domain, except for very small n
         again = values[outside]
         _feistel(again, bits, keys)
         values[outside] = again
@@ -54,7 +55,7 @@ def index_at(seed: int, epoch: int, k: int | np.ndarray, n: int, *, stream: int 
 
 
 def steps_per_epoch(batch_size: int, n: int) -> int:
-    """Whole batches in an epoch; the rest of the images wait for another epoch's order."""
+    """Complete batches in an epoch; the remaining n % batch_size images are dropped."""
     return n // batch_size
 
 
@@ -69,7 +70,7 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> tuple[int, n
 
     Returns:
         The 0-based epoch of this step, and int64 [B]. The last n % batch_size positions of an
-        epoch are dropped; they hold other images in every epoch.
+        epoch are dropped; which images they hold differs from epoch to epoch.
 
     Raises:
         ValueError: a batch larger than the data, or a negative step.
@@ -84,25 +85,28 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> tuple[int, n
 def replacement(seed: int, epoch: int, index: int, attempt: int, n: int) -> int:
     """The image that replaces one that cannot be read.
 
-    The replacements of one image are all different and never the image itself, until attempts run
-    past n - 1. They depend on nothing but the arguments, so that every worker agrees.
+    The first n - 1 replacements of an image are distinct, and none of them is the image itself.
+    They depend on the arguments only, so that all workers and ranks agree.
 
     Args:
         seed: seed of the run.
         epoch: 0-based epoch.
         index: the image that cannot be read.
-        attempt: 0 for the first replacement, 1 for the next when that one is bad too, ...
+        attempt: 0 for the first replacement, 1 for the second if that is unreadable too, ...
         n: number of images.
+
+    Returns:
+        An index in [0, n).
     """
     if n == 1:
         return 0
-    other = int(index_at(seed, epoch, attempt % (n - 1), n - 1, stream=_REPLACEMENT + index))
+    other = int(index_at(seed, epoch, attempt % (n - 1), n - 1, stream=_REPLACEMENT_STREAM + index))
     return other + (other >= index)  # skips the image itself
 
 
 def _round_keys(seed: int, epoch: int, stream: int) -> list[np.uint64]:
     state = 0
-    for word in (seed, epoch, stream):  # absorbed one after the other: (1, 2) is not (2, 1)
+    for word in (seed, epoch, stream):  # one after the other, so that (1, 2) and (2, 1) differ
         state = mix_int((state ^ (word & MASK)) + GOLDEN)
     keys = []
     for _ in range(_ROUNDS):
@@ -112,10 +116,10 @@ def _round_keys(seed: int, epoch: int, stream: int) -> list[np.uint64]:
 
 
 def _feistel(values: np.ndarray, bits: int, keys: list[np.uint64]) -> None:
-    """Replaces values, uint64 [N] below 2^bits, by their images under the network, in place.
+    """Applies an alternating Feistel network to values, uint64 [N] below 2^bits, in place.
 
-    The halves differ by one bit when `bits` is odd; each round changes one half by a hash of the
-    other, which can always be undone, hence a bijection.
+    Each round XORs one half with a hash of the other, which is invertible, so that the network is a
+    bijection. The halves differ by one bit when `bits` is odd.
     """
     low_bits = np.uint64(bits // 2)
     low_mask = np.uint64((1 << (bits // 2)) - 1)

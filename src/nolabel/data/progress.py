@@ -1,4 +1,4 @@
-"""A progress bar for long work on data, shown on terminals only."""
+"""A progress bar for loops over a data set, shown on terminals only."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int, wanted: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar with count, rate and remaining time on stderr, if that is a terminal; yields the
-    function that moves it on."""
-    if not (wanted and sys.stderr.isatty()):
+def progress_bar(title: str, total: int, enabled: bool = True) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr with count and remaining time, if stderr is a terminal.
+
+    Args:
+        title: text in front of the bar.
+        total: number of items.
+        enabled: False shows nothing.
+
+    Yields:
+        The function that advances the bar by n items.
+    """
+    if not (enabled and sys.stderr.isatty()):
         yield lambda n: None
         return
     from rich.console import Console

@@ -1,14 +1,14 @@
-"""What a source of images is: the base class that all of them inherit, and parts of one.
+"""The base class of all image sources, and subsets of a source.
 
-A source of your own is a subclass with two methods, `__len__` and `read`; everything else has a
-default. It is given to `nolabel.pretrain(data=MySource())`, or named on the command line as
+Your own source is a subclass with two methods, `__len__` and `read`; everything else has a default.
+Pass it as `nolabel.pretrain(data=MySource())`, or name it on the command line as
 `my_source.py:MySource`.
 
     class MySource(Source):
         def __len__(self) -> int: ...
         def read(self, i: int) -> Sample: ...
 
-Nothing heavy is imported until an image is read, so that `nolabel list datasets` is quick.
+torch and Pillow are imported only when an image is read, so that `nolabel list datasets` is fast.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from nolabel.errors import BadImage, DataError, UsageError
 if TYPE_CHECKING:
     from nolabel.types import Sample
 
-_PRERENDERED = 1024  # images that `prerender` asks for at once
+_PRERENDER_CHUNK = 1024  # images per call in `prerender`
 
 
 class Source(ABC):
-    """N numbered images. Reading image i gives the same pixels every time, in any process.
+    """N images with random access. Image i has the same pixels every time and in any process.
 
-    A subclass sets what differs from the defaults below, as class attributes or in its
-    constructor, and overrides the methods that it can serve.
+    A subclass sets the attributes that differ from the defaults below, on the class or in its
+    constructor, and overrides the methods that it supports.
 
     Attributes:
-        name: the source as the user named it; for messages and tables. By default the class's.
+        name: the source as the user named it, for messages and tables; by default the class's name.
         labels: int64 [N], indices into `classes`; None when the images have no labels.
         classes: name of each label; empty without labels.
-        groups: int64 [N], equal for images that belong together (of one patient, one video).
-        domains: int64 [N], indices into `domain_names` (of one camera, one style).
+        groups: int64 [N], equal for images that belong together (same patient, same video).
+        domains: int64 [N], indices into `domain_names` (camera, style).
         domain_names: name of each domain; empty without domains.
         channels: channels C of every image.
-        block: images that lie beside each other on the disk and are better read together; the
-            order of a training run then shuffles blocks. 0 shuffles single images.
-        root: folder in which the paths begin; empty when there is none.
-        in_memory: whether `images` reads a whole batch at once. All images then have one size.
-        supports_draft: whether `read` takes `sufficient_pixels` and may return a smaller image.
+        block: consecutive images that are stored together on disk; a training run then shuffles
+            blocks of so many images (`block_index_at`). 0 shuffles single images.
+        root: folder to which the paths are relative; empty when there is none.
+        in_memory: whether `images` returns a batch at once; all images then have one size.
+        supports_draft: whether `read` takes `sufficient_pixels` and may decode at reduced size.
         has_files: whether `read_bytes` returns the encoded file of an image.
     """
 
@@ -77,23 +77,24 @@ class Source(ABC):
         """Image i, decoded.
 
         Args:
-            i: number of the image, in [0, N).
-            sufficient_pixels: number of pixels, height x width, that are enough; passed only to
-                sources with `supports_draft`. None asks for the image at its full size.
+            i: index of the image, in [0, N).
+            sufficient_pixels: the image may be decoded at a reduced size if at least so many pixels
+                (height x width) remain; passed only to sources with `supports_draft`. None means
+                full size.
 
         Returns:
-            The image, uint8 or uint16 [H, W, C], with the label and the text that it has.
+            The image, uint8 or uint16 [H, W, C], with its label and text if it has them.
 
         Raises:
-            BadImage: it cannot be read. The loader takes another image in its place.
+            BadImage: it cannot be read. The loader replaces it by another image.
         """
 
     def path(self, i: int, /) -> str:
-        """Where image i lies, or a name for it such as `digits:train[12]`; for messages."""
+        """Path of image i, or a name for it such as `digits:train[12]`; for messages."""
         return f"{self.name}[{i}]"
 
     def images(self, indices: np.ndarray, /) -> np.ndarray:
-        """A whole batch at once, for sources that are `in_memory`.
+        """A batch of images at once, for sources that are `in_memory`.
 
         Args:
             indices: int [B], each in [0, N).
@@ -115,7 +116,7 @@ class Source(ABC):
         return None
 
     def read_texts(self, indices: np.ndarray, /) -> tuple[str | None, ...]:
-        """Texts of many images; override it where that is quicker than one by one.
+        """Texts of many images; override it where that is faster than one by one.
 
         Args:
             indices: int [B], each in [0, N).
@@ -132,7 +133,7 @@ class Source(ABC):
             return None
 
     def read_bytes(self, i: int, /) -> bytes:
-        """The encoded file of image i as it is, for sources that have files (`has_files`).
+        """The encoded file of image i, unchanged, for sources that have files (`has_files`).
 
         Raises:
             TypeError: the source has no files.
@@ -141,18 +142,23 @@ class Source(ABC):
         raise TypeError(f"{self.name!r} has no files: use read(i).")
 
     def label(self, i: int, /) -> int | None:
-        """The label of image i as a plain number; None without labels."""
+        """The label of image i as a Python int; None without labels."""
         return None if self.labels is None else int(self.labels[i])
 
 
 class Subset(Source):
     """Some images of a source, in the order of `indices` (int [N], may repeat).
 
-    Labels, texts and batches are those of the source. What describes the set as a whole is not
-    carried over: groups, domains, blocks and files.
+    Labels, texts and pixels are those of the source. Groups, domains, blocks and files are not
+    carried over.
+
+    Args:
+        source: the source.
+        indices: int [N], each an index of an image of the source.
+        name: name of the subset; by default the source's.
 
     Raises:
-        UsageError: an index is not one of the source's.
+        UsageError: an index outside the source.
     """
 
     def __init__(self, source: Source, indices: Sequence[int] | np.ndarray, name: str = ""):
@@ -177,7 +183,9 @@ class Subset(Source):
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Image i of the subset, as the source reads it. Raises BadImage."""
         index = int(self.indices[i])
-        if sufficient_pixels is None:  # a source without drafts need not know the argument
+        if (
+            sufficient_pixels is None
+        ):  # sources without `supports_draft` need not accept the argument
             return self.source.read(index)
         return self.source.read(index, sufficient_pixels=sufficient_pixels)
 
@@ -190,7 +198,7 @@ class Subset(Source):
         return self.source.read_texts(self.indices[indices])
 
     def images(self, indices: np.ndarray, /) -> np.ndarray:
-        """uint8 or uint16 [B, H, W, C]; only when the source is in memory."""
+        """Images at `indices`, int [B]: uint8 or uint16 [B, H, W, C]. Needs a source in memory."""
         return self.source.images(self.indices[indices])
 
 
@@ -198,35 +206,35 @@ def require_labels(source: Source) -> np.ndarray:
     """The source's labels, int64 [N], for a task that needs at least two classes.
 
     Raises:
-        DataError: there are no labels, or all images have the same.
+        DataError: there are no labels, or all images have the same label.
     """
     if source.labels is None:
         raise DataError(
             f"{source.name!r} has no labels, which this needs. In a folder, put the images of "
-            "each class into a sub-folder with the name of the class; every image needs one."
+            "each class into a sub-folder with the name of the class; every image needs a class."
         )
     present = np.unique(source.labels)
     if len(present) < 2:
-        only = source.classes[int(present[0])] if source.classes and len(present) else ""
+        name = f" ({source.classes[int(present[0])]!r})" if source.classes and len(present) else ""
         raise DataError(
-            f"{source.name!r} has labels of one class only{f' ({only!r})' if only else ''}; this "
-            "needs two or more. In a folder, each class is a sub-folder directly below it: "
-            "perhaps a folder above or below is meant."
+            f"{source.name!r} has labels of one class only{name}; this needs two or more. In a "
+            "folder, each class is a sub-folder directly below it: perhaps you meant a folder "
+            "above or below."
         )
     return source.labels
 
 
 def split(source: Source, fraction: float, seed: int = 0) -> tuple[Subset, Subset]:
-    """Splits one labelled source in two, class by class, the same way every time.
+    """Splits a labelled source in two, stratified by class and deterministically.
 
     Args:
         source: a source with labels.
         fraction: share of every class in the second part, in (0, 1). A class of two or more
             images is present in both parts; a class of one image is in the first only.
-        seed: another seed, another division.
+        seed: seed of the random split.
 
     Returns:
-        The rest and the fraction, each in the source's order.
+        The first part, with 1 - fraction of the images, and the second, each in the source's order.
 
     Raises:
         UsageError: a fraction outside (0, 1).
@@ -239,13 +247,13 @@ def split(source: Source, fraction: float, seed: int = 0) -> tuple[Subset, Subse
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        # The loader's permutation: unlike a library's generator, it never changes.
+        # Not NumPy's generator, whose streams may change between versions.
         second[members[index_at(seed, int(label), np.arange(count), len(members))]] = True
     return Subset(source, np.flatnonzero(~second)), Subset(source, np.flatnonzero(second))
 
 
 def prerender(source: Source) -> None:
-    """Renders a procedural set in this process, so that forked workers share its images."""
+    """Renders a procedural set before workers are forked, so that they share its images."""
     if source.in_memory:
-        for start in range(0, len(source), _PRERENDERED):
-            source.images(np.arange(start, min(start + _PRERENDERED, len(source))))
+        for start in range(0, len(source), _PRERENDER_CHUNK):
+            source.images(np.arange(start, min(start + _PRERENDER_CHUNK, len(source))))

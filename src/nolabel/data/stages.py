@@ -1,7 +1,7 @@
-"""Where the time of a batch goes: reading, decoding, cropping, colour, blur, and moving it.
+"""Profiles data loading by stage: read, decode, crop, colour, blur, collate, transfer.
 
-One thread does one stage after the other on the same images. Crop, colour and blur are not
-separate passes of the fast executor, so a stage is what leaving it out would save.
+One thread runs the stages one after the other on the same images. The fast executor does not crop,
+colour and blur in separate passes, so the cost of such a stage is the time saved without it.
 """
 
 from __future__ import annotations
@@ -40,101 +40,103 @@ def measure_stages(
     Args:
         source: where the images come from.
         plan: the views.
-        device: where the batch goes; "transfer" is the way there (0 on the CPU).
-        workers: with any, "collate" is the way into memory that processes share.
-        images: how many images are used, drawn at random from the source.
-        rounds: times everything is done; the fastest counts, but for reading, where the first
-            does, since the system remembers what was read.
-        seed: which images.
+        device: device of training; "transfer" is the copy of the batch to it (0 on the CPU).
+        workers: number of data workers; unless 0, "collate" is the cost of shared memory.
+        images: number of images to use, drawn at random from the source.
+        rounds: repetitions. The fastest counts, except for reading: there the first counts,
+            because later ones read from the page cache.
+        seed: seed of the choice of images and of the views.
 
     Returns:
-        Stage -> seconds. A set in memory is read in one go and has no "decode".
+        Stage (one of STAGES) -> seconds per image. In-memory sources have no "decode" (0).
 
     Raises:
-        DataError: no image of those drawn can be read.
+        DataError: none of the images drawn can be read.
     """
     device = torch.device(device)
     n = min(images, len(source))
-    where = index_at(seed, 0, np.arange(n), len(source))
+    indices = index_at(seed, 0, np.arange(n), len(source))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         out = dict.fromkeys(STAGES, 0.0)
-        some, out["read"], out["decode"] = _time_reading(source, plan, where, rounds)
-        n = len(some)
+        sample, out["read"], out["decode"] = _time_reading(source, plan, indices, rounds)
+        n = len(sample)
         full = FastViews(plan, seed)
-        contestants: dict[str, Callable[[int], dict[str, torch.Tensor]]] = {
-            "crop": _views_call(FastViews(_plan_without(plan, colour=True, blur=True), seed), some),
-            "colour": _views_call(FastViews(_plan_without(plan, blur=True), seed), some),
-            "blur": _views_call(full, some),
+        without_colour = FastViews(_plan_without(plan, colour=True, blur=True), seed)
+        without_blur = FastViews(_plan_without(plan, blur=True), seed)
+        variants: dict[str, Callable[[int], dict[str, torch.Tensor]]] = {
+            "crop": _views_call(without_colour, sample),
+            "colour": _views_call(without_blur, sample),
+            "blur": _views_call(full, sample),
         }
         if workers:
             shared = FastViews(plan, seed)
             shared.shared = True
-            contestants["collate"] = _views_call(shared, some)
-        best = dict.fromkeys(contestants, float("inf"))
-        for _ in range(rounds):  # in turns, so that a busy machine slows all of them
-            for name, make in contestants.items():
+            variants["collate"] = _views_call(shared, sample)
+        best = dict.fromkeys(variants, float("inf"))
+        for _ in range(rounds):  # interleaved, so that other load slows all variants alike
+            for name, make in variants.items():
                 tick = time.perf_counter()
                 make(0)
                 best[name] = min(best[name], time.perf_counter() - tick)
-        before = 0.0
+        previous = 0.0
         for name, seconds in best.items():
-            out[name] = max(seconds - before, 0.0) / n
-            before = seconds
+            out[name] = max(seconds - previous, 0.0) / n
+            previous = seconds
         if device.type != "cpu":
-            out["transfer"] = _time_transfer(contestants["blur"](0), device) / n
+            out["transfer"] = _time_transfer(variants["blur"](0), device) / n
         return out
     finally:
         torch.set_num_threads(threads)
 
 
 def _time_reading(
-    source: Source, plan: ViewPlan, where: np.ndarray, rounds: int
+    source: Source, plan: ViewPlan, indices: np.ndarray, rounds: int
 ) -> tuple[Images, float, float]:
-    """The images, and the seconds that reading and decoding take for one."""
+    """The decoded images, and the seconds per image of reading and of decoding."""
     if source.in_memory:
         times = []
         for _ in range(rounds):
             tick = time.perf_counter()
-            some = source.images(where)
+            sample = source.images(indices)
             times.append(time.perf_counter() - tick)
-        return some, min(times) / len(where), 0.0
-    with contextlib.suppress(BadImage):  # so that no import is timed
-        source.read(int(where[-1]))
+        return sample, min(times) / len(indices), 0.0
+    with contextlib.suppress(BadImage):  # warm-up: imports are not timed
+        source.read(int(indices[-1]))
     kwargs = read_kwargs(source, plan)
     pixels, read, total = [], 0.0, 0.0
-    for i in where.tolist():
+    for i in indices.tolist():
         try:
             tick = time.perf_counter()
             if source.has_files:
                 source.read_bytes(i)
-            once = time.perf_counter() - tick
+            read_seconds = time.perf_counter() - tick
             tick = time.perf_counter()
             pixels.append(source.read(i, **kwargs).image)
         except (BadImage, OSError):
             continue
-        read, total = read + once, total + time.perf_counter() - tick
-        if source.has_files:  # what is read again now comes from the system's memory
+        read, total = read + read_seconds, total + time.perf_counter() - tick
+        if source.has_files:  # subtract reading again, from the page cache: decoding remains
             tick = time.perf_counter()
             source.read_bytes(i)
             total -= time.perf_counter() - tick
     if not pixels:
         raise DataError(
-            f"{source.name!r}: none of {len(where)} images drawn at random is readable."
+            f"{source.name!r}: none of {len(indices)} images drawn at random is readable."
         )
     return pixels, read / len(pixels), max(total, 0.0) / len(pixels)
 
 
-def _views_call(views: FastViews, some: Images) -> Callable[[int], dict[str, torch.Tensor]]:
-    """A call that makes the views of these images in an epoch, warmed up by one call."""
-    keys = np.arange(len(some))
-    views(some, keys, 0)
-    return lambda epoch: views(some, keys, epoch)
+def _views_call(views: FastViews, sample: Images) -> Callable[[int], dict[str, torch.Tensor]]:
+    """A function of the epoch that makes the views of these images; called once to warm up."""
+    keys = np.arange(len(sample))
+    views(sample, keys, 0)
+    return lambda epoch: views(sample, keys, epoch)
 
 
 def _plan_without(plan: ViewPlan, *, colour: bool = False, blur: bool = False) -> ViewPlan:
-    """The plan with operations switched off."""
+    """The plan without colour operations or without blur."""
 
     def reduced(view: View) -> View:
         if colour:
@@ -158,7 +160,14 @@ def _time_transfer(views: dict[str, torch.Tensor], device: torch.device) -> floa
 
 
 def why_starved(source: Source, plan: ViewPlan, *, device: torch.device, workers: int = 0) -> str:
-    """What to do about data that come too late, from a quick measurement of their stages."""
+    """Advice for a training loop that waits for data, from a quick measurement of the stages.
+
+    Args:
+        source: where the images come from.
+        plan: the views.
+        device: device of training.
+        workers: number of data workers.
+    """
     try:
         stages = measure_stages(source, plan, device=device, workers=workers, images=32, rounds=1)
     except DataError as error:
@@ -168,31 +177,34 @@ def why_starved(source: Source, plan: ViewPlan, *, device: torch.device, workers
 
 
 def advice(stages: dict[str, float], *, workers: int, cores: int, cpu: bool) -> str:
-    """One or two sentences: which stage costs most, and what to do about it.
+    """Names the slowest stage of data loading and says what to do, in one or two sentences.
 
     Args:
-        stages: as `measure_stages` gives them.
-        workers: processes that make the data.
-        cores: cores of the machine.
-        cpu: whether the training runs on the CPU too.
+        stages: stage -> seconds per image, from `measure_stages`.
+        workers: number of data workers.
+        cores: number of CPU cores.
+        cpu: whether training runs on the CPU too.
     """
     total = sum(stages.values()) or 1.0
     worst = max(stages, key=lambda k: stages[k])
-    share = stages[worst] / total
     share_text = (
-        f"Of making an image's views ({total * 1e3:.1f} ms on one core) {worst} is {share:.0%}."
+        f"Loading an image and making its views takes {total * 1e3:.1f} ms on one core, "
+        f"{stages[worst] / total:.0%} of it for {worst}."
     )
-    do = {
+    remedy = {
         "read": "The disk is slow: pack the images into shards (`nolabel pack`), on a local disk",
         "decode": "Shrink the images once (`nolabel pack --max-side 512`)",
-        "crop": "Fewer or smaller crops, or smaller images (`nolabel pack --max-side 512`)",
-        "colour": "Fewer or smaller crops",
-        "blur": "Fewer or smaller crops, or less blur",
-        "collate": "Fewer or smaller crops, or larger batches of fewer workers",
-        "transfer": "Fewer or smaller crops",
+        "crop": "Use fewer or smaller crops, or smaller images (`nolabel pack --max-side 512`)",
+        "colour": "Use fewer or smaller crops",
+        "blur": "Use fewer or smaller crops, or less blur",
+        "collate": "Use fewer or smaller crops, or fewer workers with larger batches",
+        "transfer": "Use fewer or smaller crops",
     }[worst]
     if not cpu and workers < cores:
-        do = f"More workers (--workers {cores}; now {workers}). Or: {do[0].lower()}{do[1:]}"
+        remedy = (
+            f"Use more workers (--workers {cores}; now {workers}). "
+            f"Or: {remedy[0].lower()}{remedy[1:]}"
+        )
     elif cpu and workers == 0:
-        do += "; with --workers 0 the views are made between the steps, by the same cores"
-    return f"{share_text} {do}."
+        remedy += "; with --workers 0 the views are made between the steps, on the same cores"
+    return f"{share_text} {remedy}."

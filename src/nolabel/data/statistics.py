@@ -1,4 +1,4 @@
-"""Mean and deviation of the channels of a source."""
+"""Mean and standard deviation of the channels of a source."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from nolabel.data.order import index_at
 from nolabel.data.source import Source
 from nolabel.errors import BadImage, DataError
 
-_LEAST = 1e-3  # a channel that never changes would otherwise be divided by zero
+_MIN_STD = 1e-3  # avoids a division by zero for a constant channel
 
 
 def measure_statistics(
     source: Source, images: int = 256
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, with pixels in 0..1.
+    """Mean and standard deviation of each channel, with pixels scaled to 0..1.
 
     Args:
-        source: of images of one number of channels, 8 or 16 bits deep.
-        images: how many are read, drawn at random; every pixel of them counts the same.
+        source: images of C channels, uint8 or uint16.
+        images: number of images to read, drawn at random; all their pixels have equal weight.
+
+    Returns:
+        C means and C standard deviations (at least 0.001), rounded to six digits.
 
     Raises:
-        DataError: None of them can be read.
+        DataError: none of the images drawn can be read.
     """
     total, squares, count = 0.0, 0.0, 0
     n = len(source)
@@ -39,5 +42,5 @@ def measure_statistics(
     std = np.sqrt(np.maximum(np.asarray(squares) / count - mean**2, 0))
     return (
         tuple(round(float(v), 6) for v in mean),
-        tuple(round(max(float(v), _LEAST), 6) for v in std),
+        tuple(round(max(float(v), _MIN_STD), 6) for v in std),
     )

@@ -44,7 +44,7 @@ def batches_of(
         workers=workers,
         pin=device.type == "cuda",
         with_text="text" in method.inputs,
-        note=warn,
+        warn=warn,
     )
 
 

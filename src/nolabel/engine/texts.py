@@ -7,7 +7,7 @@ from pathlib import Path
 from nolabel import methods
 from nolabel.config import Run
 from nolabel.data.source import Source
-from nolabel.data.text.captions import require_texts, spread, texts_of
+from nolabel.data.text.captions import evenly_spaced, require_texts, texts_of
 from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from nolabel.methods.capabilities import LearnsFromText
 
@@ -25,7 +25,7 @@ def learn_tokenizer(run: Run, source: Source) -> Tokenizer | None:
     if not issubclass(kind, LearnsFromText):
         return None
     require_texts(source)
-    texts = texts_of(source, spread(len(source), MOST))
+    texts = texts_of(source, evenly_spaced(len(source), MOST))
     return kind.make_tokenizer(run.options, (t for t in texts if t))
 
 

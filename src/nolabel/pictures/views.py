@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nolabel.data.sources._bands import shown
+from nolabel.data.sources._bands import to_rgb8
 from nolabel.nn.pixels import to_pixels
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
@@ -30,7 +30,7 @@ def views(
         for i, crop in enumerate(crops):
             columns.append(to_pixels(crop.numpy(), plan.mean, plan.std))
             titles.append(f"{name} {i}, {crop.shape[-1]} px")
-    rows = [[shown(image), *(c[i] for c in columns)] for i, image in enumerate(images)]
+    rows = [[to_rgb8(image), *(c[i] for c in columns)] for i, image in enumerate(images)]
     return Pictures(
         [Picture(name="views", image=sheet(rows, titles, 112), caption=" ".join(plan.describe()))]
     )

@@ -15,7 +15,7 @@ from PIL import Image
 from nolabel.data.order import index_at
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source
-from nolabel.data.sources._bands import shown
+from nolabel.data.sources._bands import to_rgb8
 from nolabel.data.sources._decode import decoding_in_threads
 from nolabel.errors import BadImage, printable
 
@@ -142,7 +142,7 @@ def _measure(source: Source, i: int) -> _ImageStatistics | BadImage:
     levels = int(np.iinfo(pixels.dtype).max) + 1
     counts = np.stack([np.bincount(channel, minlength=levels) for channel in flat.T])  # [C, levels]
     values = np.arange(levels) * (255 / (levels - 1))
-    image = Image.fromarray(shown(pixels))
+    image = Image.fromarray(to_rgb8(pixels))
     grey = image.convert("L")
     steps = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
     bits = (steps[:, 1:] > steps[:, :-1]).reshape(-1)

@@ -1,1 +1,1 @@
-"""Where images come from: one kind of source a file."""
+"""Image sources, one per file: folders, lists, tar shards, videos, arrays, named data sets."""

@@ -1,10 +1,10 @@
-"""One image file -> pixels of any number of channels and of 8 or 16 bits, nothing made up.
+"""Reads image files with any number of channels, 8 or 16 bits deep, without conversion to RGB.
 
-For what is no photograph: X-rays, microscopes, satellites, depth. Orientation is applied as for
-photographs; nothing is converted but colour to grey when one channel is asked for.
+For X-ray, microscope, satellite and depth images. The EXIF orientation is applied as for
+photographs; the only conversion is colour to grey, for sources of one channel.
 
-    1 channel      grey files as they are, of 8 or 16 bits; colour becomes its grey
-    4 channels     RGBA and CMYK files as they are
+    1 channel      grey files unchanged, 8 or 16 bits; colour files are converted to grey
+    4 channels     RGBA and CMYK files unchanged
     any number     `.npy` arrays uint8 or uint16 [H, W, C] (or [H, W])
 """
 
@@ -35,9 +35,9 @@ def read_bands(
 
     Args:
         source: a path, or the bytes of a file.
-        channels: C; 3 is `read_image`.
+        channels: number of channels C; with 3, `read_image` reads all but `.npy` files.
         max_pixels: largest width x height accepted.
-        sufficient_pixels: as for `read_image`; used with 3 channels only.
+        sufficient_pixels: see `read_image`; used with 3 channels only.
 
     Returns:
         uint8 or uint16 [H, W, C], contiguous.
@@ -55,7 +55,7 @@ def read_bands(
             with open_regular(name) as file:
                 data = file.read()
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise BadImage(name, f"cannot be read ({reason})") from None
     if data.startswith(_NPY_MAGIC):
         pixels = _load_npy(data, name)
@@ -70,17 +70,22 @@ def read_bands(
     return pixels
 
 
-def shown(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] to look at, of uint8 or uint16 [H, W, C].
+def to_rgb8(pixels: np.ndarray) -> np.ndarray:
+    """Converts pixels of any number of channels to RGB for display.
 
-    The first three channels are red, green and blue; of fewer, the first is grey. 16 bits are
-    stretched from the smallest value to the largest.
+    Args:
+        pixels: uint8 or uint16 [H, W, C]. The first three channels become red, green and blue; with
+            one or two channels, the first becomes grey. 16 bits are scaled from the smallest value
+            (black) to the largest (white).
+
+    Returns:
+        uint8 [H, W, 3], contiguous.
     """
-    some = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, -1)
-    if some.dtype != np.uint8:
-        low, high = float(some.min()), float(some.max())
-        some = ((some - low) * (255 / max(high - low, 1))).round().astype(np.uint8)
-    return np.ascontiguousarray(some)
+    rgb = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, -1)
+    if rgb.dtype != np.uint8:
+        low, high = float(rgb.min()), float(rgb.max())
+        rgb = ((rgb - low) * (255 / max(high - low, 1))).round().astype(np.uint8)
+    return np.ascontiguousarray(rgb)
 
 
 def _is_npy(source: str | os.PathLike[str] | bytes) -> bool:
@@ -106,7 +111,7 @@ def _load_npy(data: bytes, name: str) -> np.ndarray:
 
 
 def _to_bands(image: Image.Image, channels: int) -> np.ndarray:
-    """[H, W, C] of a loaded image, with the channels that it has; one if that is asked for."""
+    """A loaded image as [H, W, C] with the file's own channels; grey if `channels` is 1."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         pixels = np.asarray(image).astype(np.uint16)
     elif channels == 1:

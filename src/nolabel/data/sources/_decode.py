@@ -1,19 +1,19 @@
-"""One image file -> uint8 RGB pixels, as a person sees them.
+"""Decodes image files to uint8 RGB, by the same rules for every source.
 
-"As a person sees it" is fixed here once, so that every source agrees:
     orientation   the EXIF orientation is applied
-    transparency  is laid on white (a page is white), whether it is an alpha channel, a palette
-                  entry or a single transparent colour
+    transparency  is composited onto white, whether it is an alpha channel, a palette entry or a
+                  single transparent colour
     grey          is repeated into three channels
-    16-bit grey   is scaled by its own range (65535 -> 255), never clipped
-    32-bit grey   (integer or float) has no known range: its smallest value becomes black, its
+    16-bit grey   is scaled by its full range (65535 -> 255), never clipped
+    32-bit grey   (integer or float) has no defined range: its smallest value becomes black, its
                   largest white
-    CMYK          is inverted when, and only when, an Adobe marker says that the file is; profiles
+    CMYK          is inverted if and only if an Adobe marker says that the file is; ICC profiles
                   are not applied
-    animation     shows its first frame
-JPEG is decoded by simplejpeg where it is installed: the same pixels as Pillow's, a third sooner.
-A file that ends too early is refused whole, never filled up with grey. One damage stays unseen: a
-JPEG with data missing inside and a proper end, which the JPEG library itself passes as complete.
+    animation     gives its first frame
+
+JPEG is decoded by simplejpeg where it is installed: the same pixels as from Pillow, in two thirds
+of the time. A truncated file is an error, never filled up with grey. One kind of damage is not
+detected: a JPEG with data missing in the middle but a proper end, which libjpeg accepts.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from nolabel.errors import BadImage
 # Pillow's own limit: a quarter of a gibibyte at 24 bits a pixel.
 MAX_PIXELS = 178_956_970
 
-# More pixels than this in a byte of JPEG are a lie of its header (six bits for a block of 256 are
-# the least, arithmetic coding aside), which would cost the memory of all of them.
+# A JPEG header that claims more pixels per byte of file is wrong: a block of 256 pixels takes at
+# least six bits (except with arithmetic coding). Refused before memory is allocated for the pixels.
 _MAX_PIXELS_PER_BYTE = 2000
 
 # An allow-list: Pillow also opens vector, scientific and container formats (EPS, PDF, FITS, HDF5)
-# that run interpreters, hold no picture, or have been the home of security holes.
+# that start interpreters, hold no image, or had security holes.
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (".mpo",),  # a JPEG with more behind it; phones write it under the name .jpg
+    "MPO": (".mpo",),  # a JPEG followed by more images; phones save it with the suffix .jpg
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
     "GIF": (".gif",),
@@ -56,7 +56,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
-# What people have when it is none of the above; (bytes at the start, what to say).
+# Common files that are not supported images: (first bytes in lower case, message).
 _OTHER_CONTENT = (
     (b"<!doctype html", "a web page (HTML), not an image"),
     (b"<html", "a web page (HTML), not an image"),
@@ -76,21 +76,20 @@ def read_image(
     max_pixels: int = MAX_PIXELS,
     sufficient_pixels: int | None = None,
 ) -> np.ndarray:
-    """Reads one image as a person sees it (the rules are at the top of this file).
+    """Reads one image as RGB, upright (the rules are at the top of this file).
 
     Args:
         source: a path, the bytes of a file, or a Pillow image.
         max_pixels: largest width x height accepted; checked from the header, before decoding.
-        sufficient_pixels: number of pixels, height x width, that are enough. A JPEG may then come
-            at a half, a quarter or an eighth of its sides, whichever is the smallest with at
-            least as many pixels; decoding it so takes less than half the time. None gives every
-            image at its full size.
+        sufficient_pixels: a JPEG is decoded at 1/2, 1/4 or 1/8 of its sides (DCT scaling), the
+            smallest that has at least so many pixels (height x width), which takes less than half
+            the time. None decodes every image at full size.
 
     Returns:
         uint8 [H, W, 3], RGB, contiguous and writable.
 
     Raises:
-        BadImage: the file is missing, empty, no image, of a format that is not on the allow-list,
+        BadImage: the file is missing, empty, not an image, of a format that is not in `FORMATS`,
             too large, or damaged.
     """
     if isinstance(source, Image.Image):
@@ -107,24 +106,33 @@ def read_image(
         raise BadImage(path, "no such file") from None
     except PermissionError:
         raise BadImage(path, "no permission to read it") from None
-    except (OSError, ValueError) as error:  # a failing disk; a name with a zero byte
+    except (OSError, ValueError) as error:  # an I/O error; a path with a null byte
         raise BadImage(path, f"cannot be read ({_first_line(error)})") from None
 
 
 def open_regular(path: str) -> BinaryIO:
-    """Opens a file to read. Raises OSError, or BadImage for a pipe, which would never end."""
+    """Opens a regular file for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder.
+        BadImage: it is a pipe or a device, from which reading may never end.
+    """
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not stat.S_ISREG(mode):
         raise BadImage(path, "not a regular file")
-    return open(path, "rb")  # noqa: SIM115  the caller's
+    return open(path, "rb")  # noqa: SIM115  the caller closes it
 
 
 @contextlib.contextmanager
 def decoding_in_threads() -> Iterator[None]:
-    """Reading an image sets, and sets back, two switches of the whole process; threads that do so
-    at once could leave them set. Here they are set back after the last thread."""
+    """Sets the process-wide switches of decoding around a block that decodes in several threads.
+
+    Decoding an image changes and restores Pillow's LOAD_TRUNCATED_IMAGES and the warning filters.
+    Threads that do so at the same time could restore a wrong value; this block restores both after
+    the last thread.
+    """
     lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
@@ -135,7 +143,7 @@ def decoding_in_threads() -> Iterator[None]:
 
 @functools.cache
 def _available_formats() -> list[str]:
-    """The formats that this build of Pillow opens by name (MPO it opens as JPEG)."""
+    """The formats of FORMATS that this build of Pillow can open (it opens MPO as JPEG)."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
@@ -143,8 +151,8 @@ def _available_formats() -> list[str]:
 def _decode_file(
     file: BinaryIO, name: str, max_pixels: int, sufficient_pixels: int | None = None
 ) -> np.ndarray:
-    # Pillow warns about odd palettes, EXIF and sizes; the loader's list of bad files says what
-    # matters, and a terminal with a progress bar is no place for the rest.
+    # Pillow warns about odd palettes, EXIF blocks and sizes. Unreadable files are reported by the
+    # loader; the other warnings would only disturb the progress bar.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_image(file, name, max_pixels) as image:
@@ -158,10 +166,19 @@ def _decode_file(
 def decode(
     file: BinaryIO, name: str, max_pixels: int, pixels: Callable[[Image.Image], np.ndarray]
 ) -> np.ndarray:
-    """Opens and decodes an image; `pixels` makes [H, W, C] of it, which is turned upright.
+    """Opens, converts and rotates an image upright.
+
+    Args:
+        file: an open binary file.
+        name: path or name, for errors.
+        max_pixels: largest width x height accepted.
+        pixels: converts a loaded Pillow image to an array [H, W, C].
+
+    Returns:
+        [H, W, C] with the dtype that `pixels` returns, contiguous.
 
     Raises:
-        BadImage: as `read_image`, and in place of what `pixels` raises.
+        BadImage: as `read_image`, or `pixels` raises.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -170,7 +187,11 @@ def decode(
 
 
 def open_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Opens an image of an allowed format; nothing is decoded yet. Raises BadImage."""
+    """Opens an image of an allowed format and reads its header; no pixel is decoded.
+
+    Raises:
+        BadImage: the file is empty, not an allowed image, or has a damaged header.
+    """
     head = file.read(64)
     if not head:
         raise BadImage(name, "an empty file (0 bytes)")
@@ -190,7 +211,7 @@ def open_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image
 def _decode_jpeg(
     file: BinaryIO, image: Image.Image, name: str, max_pixels: int, sufficient_pixels: int | None
 ) -> np.ndarray | None:
-    """uint8 [H, W, 3] of an opened JPEG; None where Pillow shall decode, or say what is wrong."""
+    """Decodes an opened JPEG to uint8 [H, W, 3]; None if Pillow shall decode it or raise."""
     width, height = image.size
     if not 0 < width * height <= max_pixels:
         return None
@@ -201,7 +222,7 @@ def _decode_jpeg(
     factor = 8 if sufficient_pixels else 1
     while sufficient_pixels and factor > 1 and width * height < sufficient_pixels * factor**2:
         factor //= 2
-    least = (-(-height // factor), -(-width // factor))
+    min_height, min_width = -(-height // factor), -(-width // factor)
     try:
         import simplejpeg
     except ImportError:
@@ -209,7 +230,9 @@ def _decode_jpeg(
             image.draft(image.mode, (width // factor or 1, height // factor or 1))
         return None
     try:
-        return simplejpeg.decode_jpeg(file.read(), "RGB", min_height=least[0], min_width=least[1])
+        return simplejpeg.decode_jpeg(
+            file.read(), "RGB", min_height=min_height, min_width=min_width
+        )
     except ValueError:  # damaged or unusual: Pillow decides
         file.seek(0)
         return None
@@ -229,33 +252,33 @@ def _decode(
         raise BadImage(
             name, f"{width} x {height} pixels is larger than the limit of {max_pixels:,} pixels"
         )
-    # Another library may have switched this on for the whole process; it fills with grey.
+    # Another library may have set this process-wide; Pillow then fills missing parts with grey.
     lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
-            turn = _orientation(image)
-            made = (pixels or _to_rgb)(image)
+            orientation = _orientation(image)
+            array = (pixels or _to_rgb)(image)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - as above
-        what = _first_line(error)
+        text = _first_line(error)
         if already_open:
-            raise BadImage(name, f"cannot be converted to RGB ({what})") from None
-        cut = "truncated" in what or "nexpected end" in what or isinstance(error, EOFError)
-        reason = "truncated: the file ends too early" if cut else f"damaged ({what})"
+            raise BadImage(name, f"cannot be converted to RGB ({text})") from None
+        truncated = "truncated" in text or "nexpected end" in text or isinstance(error, EOFError)
+        reason = "truncated: the file ends too early" if truncated else f"damaged ({text})"
         raise BadImage(name, reason) from None
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
-    return _apply_orientation(made, turn)
+    return _apply_orientation(array, orientation)
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 when there is none or it is nonsense."""
+    """EXIF orientation, 1 to 8; 1 when there is none or it is invalid."""
     try:
-        # Read after load(): a PNG may carry its EXIF behind the pixels, and Pillow has by then
-        # already turned (and unmarked) a TIFF.
+        # Call after load(): a PNG may store its EXIF block after the pixels, and load() rotates a
+        # TIFF and removes its orientation.
         value = image.getexif().get(0x0112, 1)
     except Exception:  # noqa: BLE001 - a broken EXIF block does not make the pixels bad
         return 1
@@ -263,7 +286,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _apply_orientation(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """The pixels [H, W, 3] upright, given how the camera was held."""
+    """Rotates and mirrors pixels [H, W, C] by the EXIF orientation; contiguous."""
     match orientation:
         case 2:
             pixels = pixels[:, ::-1]
@@ -283,29 +306,32 @@ def _apply_orientation(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W, 3] of a loaded image, whatever its mode."""
+    """Converts a loaded image of any mode to uint8 [H, W, 3]."""
     mode = image.mode
     if mode.startswith("I;16"):
         return _repeat_grey(_scale_to_uint8(np.asarray(image), _white_level(image)))
-    if mode == "I" and image.format in ("PNG", "PPM"):  # how Pillow holds their 16 bits
+    if mode == "I" and image.format in (
+        "PNG",
+        "PPM",
+    ):  # Pillow's mode for 16-bit files of these formats
         return _repeat_grey(_scale_to_uint8(np.asarray(image), 65535))
     if mode in ("I", "F"):
         return _repeat_grey(_stretch_to_uint8(np.asarray(image)))
     if mode == "LAB":
         image = _lab_to_rgb(image)
     elif mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        # Pillow undoes Adobe's inversion for every CMYK JPEG; without the marker it was not there.
+        # Pillow inverts every CMYK JPEG as if Adobe had written it; undo that without the marker.
         image = Image.frombytes("CMYK", image.size, bytes(~np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        page = Image.new("RGBA", image.size, "white")
-        page.alpha_composite(image)
-        image = page
+        background = Image.new("RGBA", image.size, "white")
+        background.alpha_composite(image)
+        image = background
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _white_level(image: Image.Image) -> int:
-    """The value of white in a 16-bit grey image; a TIFF may use only 12 of the bits."""
+    """The value of white in a 16-bit grey image; a TIFF may use only 12 of its bits."""
     bits = getattr(image, "tag_v2", {}).get(258, (16,))
     return 4095 if bits == (12,) else 65535
 
@@ -335,9 +361,9 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
     from PIL import ImageCms  # some builds of Pillow lack it, and few files need it
 
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    turned = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-    assert turned is not None  # noqa: S101 it returns None only when asked to work in place
-    return turned
+    rgb = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    assert rgb is not None  # noqa: S101 it is None only with inPlace=True
+    return rgb
 
 
 def _describe_content(head: bytes) -> str:

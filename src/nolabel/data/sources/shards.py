@@ -1,10 +1,9 @@
-"""Tar shards in WebDataset's layout, read at random through an index of offsets.
+"""Tar shards in WebDataset's layout, with random access through an index of byte offsets.
 
-A sample is the files of one tar that share their name up to the first dot of its last part:
+The members of a tar with the same path up to the first dot of the file name form a sample:
 `cats/001.jpg`, `cats/001.cls` and `cats/001.txt` are the image, the label and the text of sample
-`cats/001`. Other files are left alone; nothing is unpickled, nothing is ever written under a
-member's name, and links and devices are passed over. The index of a tar is made once and kept in
-the user's cache until its size or time changes.
+`cats/001`. Other members are ignored, links and devices too; nothing is unpickled and nothing is
+extracted to disk. The index of a tar is cached until its size or modification time changes.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from nolabel.data.sources._decode import SUFFIXES
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Sample
 
-BLOCK = 1024  # neighbouring samples that are read at about the same time
-_MAX_OPEN = 64  # shards held open in one process
-_MAX_LABEL_BYTES = 1 << 16  # bytes; a longer one is no label
+BLOCK = 1024  # consecutive samples that are read at about the same time
+_MAX_OPEN = 64  # shards open at the same time in one process
+_MAX_LABEL_BYTES = 1 << 16  # a longer `.cls` member is not taken as a label
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -37,19 +36,19 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 class Shards(Source):
     """The samples of one or more tar files, in the order of the files and of their members.
 
+    Labels, from members `.cls`, are used only if every sample has one.
+
     Args:
         pattern: a tar, a pattern such as `shards/*.tar`, or one with braces,
             `shards/{000..127}.tar` or `{train,extra}.tar`.
 
-    Labels, from members `.cls`, count when every sample has one.
-
     Raises:
         UsageError: no such file, or a compressed one.
-        DataError: a file is no tar, or none of them holds an image.
+        DataError: a file is not a tar, or none of them holds an image.
     """
 
     has_files = True
-    block = BLOCK  # the order of images shuffles blocks, so that a disk is read in large pieces
+    block = BLOCK  # training shuffles blocks of samples, so that the disk is read in large pieces
 
     def __init__(self, pattern: str | os.PathLike[str]):
         self.name = os.fspath(pattern)
@@ -63,11 +62,11 @@ class Shards(Source):
                 f"{' '.join(sorted(SUFFIXES))}."
             )
         self.images_at = np.concatenate([p["image"] for p in parts])  # int64 [N, 2]: offset, size
-        self.texts_at = np.concatenate([p["text"] for p in parts])  # the same; size -1 is none
+        self.texts_at = np.concatenate([p["text"] for p in parts])  # the same; size -1: no text
         self.members = [StringTable.from_arrays(p, "member") for p in parts]
-        words = [w for p in parts for w in StringTable.from_arrays(p, "label")]
-        if all(words):
-            self.classes, self.labels = encode_labels(words)
+        names = [name for p in parts for name in StringTable.from_arrays(p, "label")]
+        if all(names):
+            self.classes, self.labels = encode_labels(names)
         self._open: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -80,7 +79,7 @@ class Shards(Source):
         return f"{self.files[shard]}::{self.members[shard][i - int(self.starts[shard])]}"
 
     def read_bytes(self, i: int, /) -> bytes:
-        """The file of image i as it is. Raises OSError or BadImage."""
+        """The encoded file of image i, unchanged. Raises OSError or BadImage."""
         return self._bytes(i, self.images_at[i])
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
@@ -97,7 +96,7 @@ class Shards(Source):
         return Sample(image=image, label=self.label(i), text=text)
 
     def read_text(self, i: int, /) -> str | None:
-        """The text of sample i. Raises OSError or BadImage."""
+        """The text of sample i, None if it has none. Raises OSError or BadImage."""
         if self.texts_at[i, 1] < 0:
             return None
         return self._bytes(i, self.texts_at[i]).decode("utf-8", "replace").strip()
@@ -105,10 +104,11 @@ class Shards(Source):
     def _shard(self, i: int) -> int:
         return int(np.searchsorted(self.starts, i, side="right")) - 1
 
-    def _bytes(self, i: int, at: np.ndarray) -> bytes:
-        offset, size = int(at[0]), int(at[1])
-        # pread has no position of its own: forked workers may share the descriptor. The lock
-        # keeps a thread from closing what another is reading.
+    def _bytes(self, i: int, location: np.ndarray) -> bytes:
+        """Reads a member of sample i; `location` is int64 [2], its offset and size."""
+        offset, size = int(location[0]), int(location[1])
+        # pread does not use the file position, so that forked workers may share the descriptor.
+        # The lock prevents one thread from closing the file that another one reads.
         with self._lock:
             data = os.pread(self._descriptor(self._shard(i)), size, offset)
         if len(data) < size:
@@ -128,44 +128,49 @@ class Shards(Source):
         return {k: v for k, v in self.__dict__.items() if k not in ("_open", "_lock")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        # Descriptors and locks stay in their process.
+        # File descriptors and locks are not valid in another process.
         self.__dict__.update(state, _open=OrderedDict(), _lock=threading.Lock())
 
     def __del__(self) -> None:
-        for descriptor in getattr(self, "_open", {}).values():
+        for descriptor in self.__dict__.get("_open", {}).values():  # absent if __init__ failed
             os.close(descriptor)
 
 
 def is_shards(text: str) -> bool:
-    """Whether a user means tar shards by this."""
+    """Whether a string names tar shards: whether it ends like a tar, compressed or not."""
     return text.endswith((".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst"))
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a pattern with braces and wildcards means, sorted within a wildcard.
+    """The files that a pattern with braces and wildcards names, sorted within each wildcard.
 
     Raises:
-        UsageError: one is missing, none matches, or they are compressed.
+        UsageError: a file is missing, no file matches, or they are compressed.
     """
     if not pattern.endswith(".tar"):
         raise UsageError(
-            f"{pattern!r} is compressed, and a compressed tar cannot be read at random. "
-            "Decompress it first (images hardly shrink anyway)."
+            f"{pattern!r} is compressed, and a compressed tar has no random access. "
+            "Decompress it first (images hardly compress anyway)."
         )
     files: list[str] = []
-    for one in braces(pattern):
-        found = sorted(glob.glob(one)) if glob.has_magic(one) and not os.path.exists(one) else [one]
-        files += found
+    for name in expand_braces(pattern):
+        wildcard = glob.has_magic(name) and not os.path.exists(name)
+        files += sorted(glob.glob(name)) if wildcard else [name]
     missing = [f for f in files if not os.path.isfile(f)]
     if missing or not files:
         what = f"{len(missing)} of {len(files)} shards are missing" if files else "no shard matches"
         first = f", the first: {missing[0]!r}" if missing else ""
-        raise UsageError(f"{pattern!r}: {what}{first}. Put the pattern into quotes.")
+        raise UsageError(
+            f"{pattern!r}: {what}{first}. Check the name, and put the pattern into quotes."
+        )
     return files
 
 
-def braces(pattern: str) -> list[str]:
-    """`a{00..02}` -> a00, a01, a02; `{x,y}` -> x, y; several braces give every combination."""
+def expand_braces(pattern: str) -> list[str]:
+    """Expands braces as a shell does: `a{00..02}` -> a00, a01, a02; `{x,y}` -> x, y.
+
+    Several braces give every combination.
+    """
     pieces = _BRACES.split(pattern)
     choices: list[list[str]] = []
     for i, piece in enumerate(pieces):
@@ -188,14 +193,19 @@ def _load_index(file: str) -> dict[str, np.ndarray]:
             arrays = _build_index(file)
             _cache.store("shard", key, arrays)
     except tarfile.TarError as error:
-        raise DataError(f"{file!r} is no tar file that can be read ({error}).") from None
+        raise DataError(f"{file!r} is not a readable tar file ({error}).") from None
     except OSError as error:
         raise DataError(f"Cannot read {file!r}: {error.strerror or error}.") from None
     return arrays
 
 
 def _build_index(file: str) -> dict[str, np.ndarray]:
-    """Places of images and texts, labels and member names of one tar."""
+    """The index of one tar.
+
+    Returns:
+        "image" and "text", int64 [N, 2]: offset and size in bytes (size -1: none); and the string
+        tables "member" (names of the images) and "label" (empty: none).
+    """
     samples: dict[str, dict[str, tuple[str, int, int]]] = {}
     with tarfile.open(file, "r:") as tar:
         while True:
@@ -204,10 +214,10 @@ def _build_index(file: str) -> dict[str, np.ndarray]:
             except tarfile.ReadError:
                 if not samples:
                     raise
-                break  # cut short: the samples before are intact; reading the last one will fail
+                break  # truncated: earlier samples are intact; reading the last one will fail
             if member is None:
                 break
-            tar.members = []  # type: ignore[assignment]  # else it keeps every member
+            vars(tar)["members"].clear()  # else TarFile keeps an object for every member
             if not member.isreg() or member.issparse():
                 continue
             head, _, base = member.name.rpartition("/")
@@ -217,19 +227,19 @@ def _build_index(file: str) -> dict[str, np.ndarray]:
             suffix = suffix.lower()
             kind = "image" if "." + suffix.rpartition(".")[2] in SUFFIXES else suffix
             if kind in ("image", "cls", "txt"):
-                place = (member.name, member.offset_data, member.size)
-                samples.setdefault(f"{head}/{stem}", {}).setdefault(kind, place)
+                location = (member.name, member.offset_data, member.size)
+                samples.setdefault(f"{head}/{stem}", {}).setdefault(kind, location)
     with_image = [parts for parts in samples.values() if "image" in parts]
     none = ("", 0, -1)
     labels = []
     with open(file, "rb") as raw:
         for parts in with_image:
             _, offset, size = parts.get("cls", none)
-            word = ""
+            label = ""
             if 0 < size <= _MAX_LABEL_BYTES:
                 raw.seek(offset)
-                word = raw.read(size).decode("utf-8", "replace").strip()
-            labels.append(word)
+                label = raw.read(size).decode("utf-8", "replace").strip()
+            labels.append(label)
     texts = [parts.get("txt", none)[1:] for parts in with_image]
     return {
         "image": np.array([p["image"][1:] for p in with_image], np.int64).reshape(-1, 2),

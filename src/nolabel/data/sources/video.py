@@ -1,8 +1,9 @@
-"""Videos as images: some frames of every second (the extra `video`).
+"""Frames of videos as images (the extra `video`).
 
-`clip.mp4` means one frame a second, `clip.mp4@5` five, `clip.mp4@all` every frame; a folder of
-videos likewise. A frame is found again by its time, whatever was read before it. Compressed video
-is made to be read forward: for training, pack the frames first (`nolabel pack --data clips@5`).
+`clip.mp4` samples one frame per second, `clip.mp4@5` five, `clip.mp4@all` all; a folder of videos
+likewise. Frames are identified by their time stamp, so that random access always gives the same
+frame. Random access is slow, since decoding starts at a key frame: for training, pack the frames
+first (`nolabel pack --data clips@5`).
 """
 
 from __future__ import annotations
@@ -12,27 +13,32 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nolabel.data import _cache
 from nolabel.data._strings import encode_labels
 from nolabel.data.source import Source
-from nolabel.data.sources.folder import is_folder, listing
+from nolabel.data.sources.folder import is_folder, list_files
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Sample
 
+if TYPE_CHECKING:
+    from av import VideoFrame
+
 SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv"))
 _RATE = re.compile(r"(.+)@(all|\d+(?:\.\d+)?)")
-_MAX_OPEN = 8  # videos held open in one process
-# What a forked worker finds open. It is neither used nor closed there: closing waits for threads
-# that only the other process has.
+_MAX_OPEN = 8  # videos open at the same time in one process
+# Decoders that a forked worker inherits. They are kept referenced, since closing one would wait for
+# threads that exist only in the parent process.
 _inherited: list[object] = []
 
 
 def is_videos(text: str) -> bool:
-    """Whether a user means videos: a video file, a folder with `@`, a folder of videos alone."""
+    """Whether a string names a video file, a folder with `@RATE`, or a folder of videos only."""
     path, rate = _split_rate(text)
     if os.path.isdir(path):
         return rate is not None or _only_videos(path)
@@ -40,11 +46,15 @@ def is_videos(text: str) -> bool:
 
 
 class Videos(Source):
-    """Frames of one or more videos, in the order of the files and of time.
+    """Frames of one or more videos, in the order of files and time stamps.
 
-    If every video of a folder lies in a sub-folder, the first level below it names the classes.
-    `groups`, int64 [N], is the number of the video. A video that cannot be read counts as one
-    image that cannot.
+    If every video of a folder is in a sub-folder, the sub-folders of the first level are the
+    classes. `groups`, int64 [N], is the index of each frame's video. An unreadable video counts as
+    one unreadable image.
+
+    Args:
+        name: a video or a folder of videos, with `@RATE` for RATE frames per second (by default 1)
+            or `@all` for every frame.
 
     Raises:
         UsageError: the extra is missing, or the rate is 0.
@@ -57,27 +67,29 @@ class Videos(Source):
         path, rate = _split_rate(name)
         self.rate = None if rate == "all" else float(rate or 1)
         if self.rate == 0:
-            raise UsageError(f"{name!r}: the frames a second must be above 0.")
+            raise UsageError(f"{name!r}: the frames per second must be above 0.")
         if os.path.isdir(path):
-            inside, others = listing(path, SUFFIXES)
-            if not inside:
+            files, others = list_files(path, SUFFIXES)
+            if not files:
                 raise DataError(f"No videos in {path!r} or below it: {others:,} other files.")
-            self.files = [os.path.join(os.path.abspath(path), file) for file in inside]
+            self.files = [os.path.join(os.path.abspath(path), file) for file in files]
         else:
-            inside, self.files = [os.path.basename(path)], [os.path.abspath(path)]
+            files, self.files = [os.path.basename(path)], [os.path.abspath(path)]
         self.bad: dict[int, str] = {}
         times = [self._frame_times(k) for k in range(len(self.files))]
         counts = [len(t) for t in times]
-        self.times = np.concatenate(times)  # int64 [N]: time of each frame, in the video's units
+        self.times = np.concatenate(
+            times
+        )  # int64 [N]: time stamps in units of the video's time base
         self.groups: np.ndarray = np.repeat(np.arange(len(self.files)), counts)
-        tops = [file.partition("/")[0] for file in inside if "/" in file]
-        if len(tops) == len(inside):
-            self.classes, numbers = encode_labels(tops)
-            self.labels = numbers[self.groups]
+        tops = [file.partition("/")[0] for file in files if "/" in file]
+        if len(tops) == len(files):
+            self.classes, video_labels = encode_labels(tops)
+            self.labels = video_labels[self.groups]
         self._reset_readers()
 
     def _reset_readers(self) -> None:
-        """Decoders and locks stay in their process."""
+        """Starts without open videos: decoders and locks are not valid in another process."""
         self._open: OrderedDict[int, _Reader] = OrderedDict()
         self._lock, self._process = threading.Lock(), os.getpid()
 
@@ -85,7 +97,7 @@ class Videos(Source):
         return len(self.times)
 
     def path(self, i: int, /) -> str:
-        """The video and the number of the frame among those that are used."""
+        """The video and the index of the frame among its sampled frames, `clip.mp4@7`."""
         video = int(self.groups[i])
         return f"{self.files[video]}@{i - int(np.searchsorted(self.groups, video))}"
 
@@ -97,7 +109,7 @@ class Videos(Source):
         if os.getpid() != self._process:
             _inherited.append(self._open)
             self._reset_readers()
-        with self._lock:  # a decoder has one position
+        with self._lock:  # a decoder has a position, so that threads cannot share it
             try:
                 if video not in self._open:
                     while len(self._open) >= _MAX_OPEN:
@@ -111,13 +123,13 @@ class Videos(Source):
         return Sample(image=image, label=self.label(i))
 
     def _frame_times(self, video: int) -> np.ndarray:
-        """Times of the frames that are used, int64; [0] for a video that cannot be read."""
+        """Time stamps of a video's sampled frames, int64 [frames]; [0] if it cannot be read."""
         file = self.files[video]
         try:
             key = _cache.fingerprint(file)
             arrays = _cache.load("video", key)
             if arrays is None:
-                times, second = _times(file)
+                times, second = _time_stamps(file)
                 arrays = {"times": times, "second": np.array(second)}
                 _cache.store("video", key, arrays)
         except _decoding_errors() as error:
@@ -129,10 +141,10 @@ class Videos(Source):
             return np.zeros(1, np.int64)
         if self.rate is None:
             return times
-        # The frame that is seen at 0, 1 / rate, 2 / rate ... seconds from the first.
+        # The frames on screen at 0, 1 / rate, 2 / rate ... seconds after the first.
         step = float(arrays["second"]) / self.rate
-        due = times[0] + step * np.arange(int((times[-1] - times[0]) / step) + 1)
-        return times[np.unique(np.searchsorted(times, due + 0.5, side="right") - 1)]
+        sampled = times[0] + step * np.arange(int((times[-1] - times[0]) / step) + 1)
+        return times[np.unique(np.searchsorted(times, sampled + 0.5, side="right") - 1)]
 
     def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_open", "_lock")}
@@ -143,83 +155,87 @@ class Videos(Source):
 
 
 class _Reader:
-    """One open video, decoding forward and going back to a key frame when it must."""
+    """One open video. Decodes forward if possible, else seeks to a key frame first."""
 
     def __init__(self, file: str):
         self.container = _import_av().open(file)
         self.stream = self.container.streams.video[0]
-        self.stream.thread_type = "NONE"  # workers are one a core already
-        self.at: int | None = None  # time of the last frame decoded
-        self.frames: Any = None
+        self.stream.thread_type = "NONE"  # there is one data worker per core already
+        self.last: int | None = None  # time stamp of the last decoded frame
+        self.frames: Iterator[VideoFrame] = iter(())
 
     def frame(self, time: int) -> np.ndarray:
-        """uint8 [H, W, 3] of the frame at this time, upright."""
+        """The frame with this time stamp, upright: uint8 [H, W, 3].
+
+        Raises:
+            ValueError: there is no such frame.
+        """
         second = 1 / float(self.stream.time_base)
-        found = None
-        if self.at is not None and self.at < time <= self.at + 2 * second:
-            found = self._forward(time)
-        # A container seeks by the order of decoding, which runs ahead of that of seeing: the key
-        # frame it finds may come after the frame that is looked for.
+        frame = None
+        if self.last is not None and self.last < time <= self.last + 2 * second:
+            frame = self._decode_until(time)
+        # Containers seek by decoding time stamps, which run ahead of presentation time stamps: the
+        # key frame may come after the wanted frame. Then seek to 1, 4, 16 ... seconds before it.
         for back in (0, 1, 4, 16, 1e9):
-            if found is not None:
+            if frame is not None:
                 break
             self.container.seek(int(max(time - back * second, 0)), stream=self.stream)
             self.frames = self.container.decode(self.stream)
-            found = self._forward(time)
-        if found is None:
+            frame = self._decode_until(time)
+        if frame is None:
             raise ValueError(f"no frame at {time / second:.2f} s")
-        turned = int(getattr(found, "rotation", 0)) // 90 % 4
-        return np.ascontiguousarray(np.rot90(found.to_ndarray(format="rgb24"), turned))
+        quarter_turns = int(getattr(frame, "rotation", 0)) // 90 % 4  # older PyAV has no rotation
+        return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))
 
-    def _forward(self, time: int) -> Any:
-        """The frame at this time, among those that come next; None if there is none."""
+    def _decode_until(self, time: int) -> VideoFrame | None:
+        """Decodes forward to the frame with this time stamp; None if there is none."""
         for frame in self.frames:
-            self.at = frame.pts
+            self.last = frame.pts
             if frame.pts is not None and frame.pts >= time:
                 return frame if frame.pts == time else None
-        self.at = None
+        self.last = None
         return None
 
     def close(self) -> None:
-        """Gives the file back."""
+        """Closes the file."""
         self.container.close()
 
 
-def _times(file: str) -> tuple[np.ndarray, float]:
-    """Times of all frames, sorted int64, and the length of a second in the same units."""
+def _time_stamps(file: str) -> tuple[np.ndarray, float]:
+    """Time stamps of all frames, int64 [frames], ascending, and units per second."""
     with _import_av().open(file) as container:
         if not container.streams.video:
-            raise ValueError("no pictures in it")
+            raise ValueError("no video stream in it")
         stream = container.streams.video[0]
         times = [p.pts for p in container.demux(stream) if p.pts is not None and p.size]
         return np.unique(np.array(times, np.int64)), 1 / float(stream.time_base)
 
 
 def _split_rate(text: str) -> tuple[str, str | None]:
-    """Path and frames a second, as written behind `@`."""
-    found = None if os.path.exists(text) else _RATE.fullmatch(text)
-    return (found[1], found[2]) if found else (text, None)
+    """The path, and the frames per second after `@` as a string; None without `@`."""
+    match = None if os.path.exists(text) else _RATE.fullmatch(text)
+    return (match[1], match[2]) if match else (text, None)
 
 
 def _only_videos(folder: str) -> bool:
-    """Whether the folder itself or the first one in it holds videos, and no images."""
+    """Whether the first folder with files, in depth-first order, holds videos and no images."""
     from nolabel.data.sources._decode import SUFFIXES as IMAGES
 
-    waiting = [folder]
-    while waiting:
-        below, videos = [], False
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+    pending = [folder]
+    while pending:
+        subfolders, videos = [], False
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
             for entry in entries:
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if is_folder(entry):
-                    below += [] if entry.is_symlink() else [entry.path]
+                    subfolders += [] if entry.is_symlink() else [entry.path]
                 elif suffix in IMAGES:
-                    return False  # at once: the folder may hold a million of them
+                    return False  # at once, without listing a folder of a million images
                 else:
                     videos = videos or suffix in SUFFIXES
         if videos:
             return True
-        waiting += sorted(below, reverse=True)
+        pending += sorted(subfolders, reverse=True)
     return False
 
 
@@ -227,7 +243,7 @@ def _decoding_errors() -> tuple[type[Exception], ...]:
     return (OSError, ValueError, EOFError, _import_av().error.FFmpegError)
 
 
-def _import_av() -> Any:
+def _import_av() -> ModuleType:
     try:
         import av
     except ImportError:

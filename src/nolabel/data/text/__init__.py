@@ -1,1 +1,1 @@
-"""Captions of a data set and the tokenizer that is learnt from them."""
+"""Captions of a data set, and the tokenizer that is trained on them."""

@@ -1,4 +1,4 @@
-"""The texts of a source's images: captions for image-text learning, without decoding an image."""
+"""Reads the texts (captions) of a source, without decoding its images."""
 
 from __future__ import annotations
 
@@ -9,38 +9,45 @@ import numpy as np
 from nolabel.data.source import Source
 from nolabel.errors import DataError
 
-_CHUNK = 4096  # texts read at once
-_ASKED = 64  # images, spread over the source, of which one must have a text
+_CHUNK = 4096  # texts per call of `Source.read_texts`
+_SAMPLED = 64  # evenly spaced images that `has_texts` checks
 
 
 def texts_of(source: Source, indices: Sequence[int] | np.ndarray) -> tuple[str | None, ...]:
-    """Texts of the images at `indices`, int [B]; None where an image has none or its text cannot
-    be read."""
-    chosen = np.asarray(indices, np.int64)
-    parts = range(0, len(chosen), _CHUNK)
-    return tuple(t for i in parts for t in source.read_texts(chosen[i : i + _CHUNK]))
+    """Texts of some images of a source.
+
+    Args:
+        source: the source.
+        indices: int [B].
+
+    Returns:
+        B texts; None where an image has none or its text cannot be read.
+    """
+    array = np.asarray(indices, np.int64)
+    starts = range(0, len(array), _CHUNK)
+    return tuple(t for i in starts for t in source.read_texts(array[i : i + _CHUNK]))
 
 
 def has_texts(source: Source) -> bool:
-    """Whether some of the source's images have a text (at most 64 of them are read)."""
-    return any(texts_of(source, spread(len(source), _ASKED)))
+    """Whether a source has texts: whether one of 64 evenly spaced images has one."""
+    return any(texts_of(source, evenly_spaced(len(source), _SAMPLED)))
 
 
 def require_texts(source: Source) -> None:
-    """Refuses a source without texts.
+    """Checks that a source has texts.
 
     Raises:
-        DataError: it has none; the message says where they are expected.
+        DataError: it has none; the message says where texts are read from.
     """
     if not has_texts(source):
         raise DataError(
-            f"{source.name!r} has no texts, which this needs. Texts are the column `text` of a "
-            "table (.csv, .tsv, .parquet), the members .txt beside the images of tar shards, the "
-            "captions of hf: sets, of creatures and of emoji; a source of your own overrides "
-            "`read_text(i)`."
+            f"{source.name!r} has no texts, which this needs. Texts are read from the column "
+            "`text` of a table (.csv, .tsv, .parquet), from .txt members beside the images of tar "
+            "shards, and from the captions of hf: sets, creatures and emoji; your own source "
+            "overrides `read_text(i)`."
         )
 
 
-def spread(n: int, most: int) -> np.ndarray:
-    """At most `most` indices below n at equal distances, int64, ascending, each once."""
-    return np.arange(n) if n <= most else np.linspace(0, n - 1, most).astype(np.int64)
+def evenly_spaced(n: int, count: int) -> np.ndarray:
+    """Evenly spaced, distinct indices in [0, n), ascending: int64 [min(n, count)]."""
+    return np.arange(n) if n <= count else np.linspace(0, n - 1, count).astype(np.int64)
