@@ -23,7 +23,7 @@ from nolabel.errors import UsageError
 
 @pytest.fixture(autouse=True)
 def worlds(monkeypatch):
-    """Nothing that another set has drawn."""
+    """Starts with an empty shared cache."""
     monkeypatch.setattr(creatures, "SHARED_BYTES", 0)
     found: dict[tuple[object, ...], object] = {}
     monkeypatch.setattr(creatures, "_CACHES", found)

@@ -36,7 +36,7 @@ def test_labels_count_the_creatures_and_every_number_is_as_frequent():
             assert sample.text.startswith(f"{WORDS[number - 1]} creatures: ")
 
 
-def test_many_images_are_those_read_one_by_one_in_any_order():
+def test_many_images_are_those_read_one_by_one_in_any_order(monkeypatch):
     source = Scenes("train", size=24, count=30, seed=3)
     some = np.array([7, 2, 29, 2, 11])
     images = source.images(some)
@@ -44,6 +44,8 @@ def test_many_images_are_those_read_one_by_one_in_any_order():
         assert np.array_equal(image, source.read(int(i)).image)
         assert np.array_equal(image, render(source.scene(int(i)), 24).image)
     assert source.read_texts(some)[1] == source.read_texts(some)[3] == source.read(2).text
+    monkeypatch.setattr(creatures, "CACHE_BYTES", 0)  # too large for the cache: as asked for
+    assert np.array_equal(source.images(some), images)
     copy = pickle.loads(pickle.dumps(source))
     assert np.array_equal(copy.images(some), images) and len(copy) == 30
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nolabel.data.creatures import sampling
 from nolabel.data.creatures import world as creatures
 from nolabel.data.creatures.world import Creatures
 from nolabel.data.loader import make_loader
@@ -59,8 +60,9 @@ def test_captions_of_creatures_are_those_of_the_scenes():
 
 
 def test_captions_of_creatures_need_no_drawing(monkeypatch):
-    for name in ("raster", "_draw", "placed"):
-        monkeypatch.setattr(creatures, name, None)
+    monkeypatch.setattr(creatures, "raster", None)
+    monkeypatch.setattr(creatures, "draw_arrays", None)
+    monkeypatch.setattr(sampling, "place", None)
     assert len(Creatures().read_texts(np.arange(10_000))) == 10_000
 
 

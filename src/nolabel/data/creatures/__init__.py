@@ -1,1 +1,1 @@
-"""The procedural world of drawn creatures: labels, captions, masks, parts, videos."""
+"""Procedural images and videos of creatures, with labels, captions, masks, parts and keypoints."""

@@ -1,9 +1,9 @@
 """Body plans of the creatures: from pose numbers to capsules, parts and keypoints.
 
-A plan draws its kind with tapered capsules (a segment with a radius at each end), for many
-creatures at once. Points are complex numbers x + iy of shape [N]: moving along a limb is then one
-product. A creature looks to the right (+x) and, as in images, y grows downwards; it is about two
-units long. Its place, size, angle and mirroring come later.
+A plan builds one kind of creature from tapered capsules (a segment with a radius at each end), for
+many creatures at once. Points are complex numbers x + iy of shape [N], so that moving along a limb
+is one multiplication. A creature faces right (+x), y points downwards as in images, and its length
+is about two units. Position, size, angle and mirroring are applied later (`raster.place`).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ PARTS: tuple[str, ...] = (
     "tail",
     "wing",
     "shell",
-    "antenna",  # feelers, horns, ears and stalks
+    "antenna",  # feelers, horns, ears and eye stalks
     "eye",
 )
 KEYPOINTS: tuple[str, ...] = ("eye", "head", "body", "tail", "front_limb", "hind_limb", "wing")
-TONES: tuple[str, ...] = ("main", "far", "pale", "accent", "eye")  # far: in the shade
-POSE = 32  # numbers in [0, 1) that shape one creature: proportions and joint angles
+TONES: tuple[str, ...] = ("main", "far", "pale", "accent", "eye")  # far: shaded
+POSE = 32  # pose numbers of a creature, in [0, 1): its proportions and joint angles
 
 Points = np.ndarray  # complex128 [N]
 Numbers = np.ndarray | float  # float64 [N], or one for all
 
 
 def turn(angle: Numbers) -> Points:
-    """The direction at `angle` radians: 0 looks ahead, pi / 2 down, -pi / 2 up."""
+    """The unit vector at `angle` radians, complex128 [N]: 0 is ahead, pi / 2 down, -pi / 2 up."""
     return np.cos(angle) + 1j * np.sin(angle)
 
 
 class Body:
-    """Capsules and keypoints of N creatures of one kind, collected back to front."""
+    """Builder of N creatures of one kind: collects capsules, back to front, and keypoints."""
 
     def __init__(self, pose: np.ndarray):
         self._pose = pose  # float64 [N, POSE] in [0, 1)
@@ -48,7 +48,7 @@ class Body:
         self.marks: dict[int, np.ndarray] = {}  # index into KEYPOINTS -> complex [N]
 
     def num(self, low: float, high: float) -> np.ndarray:
-        """The next pose number, stretched to [low, high): float64 [N]."""
+        """The next pose number of each creature, scaled to [low, high): float64 [N]."""
         column = self._pose[:, self._next]
         self._next += 1
         return low + (high - low) * column
@@ -62,7 +62,16 @@ class Body:
         r1: Numbers | None = None,
         tone: str = "main",
     ) -> None:
-        """Adds a capsule from `a` (radius r0) to `b` (radius r1, the same if not given)."""
+        """Adds a capsule.
+
+        Args:
+            part: name in PARTS.
+            a: start of the segment, complex [N].
+            b: end of the segment, complex [N].
+            r0: radius at `a`.
+            r1: radius at `b`; None means r0.
+            tone: name in TONES.
+        """
         capsule = np.empty((len(self._pose), 6))
         capsule[:, 0], capsule[:, 1] = np.real(a), np.imag(a)
         capsule[:, 2], capsule[:, 3] = np.real(b), np.imag(b)
@@ -72,21 +81,21 @@ class Body:
         self.tones.append(TONES.index(tone))
 
     def dot(self, part: str, at: Points | complex, r: Numbers, tone: str = "main") -> None:
-        """Adds a disc."""
+        """Adds a disc of radius r around `at`, complex [N]."""
         self.add(part, at, at, r, tone=tone)
 
     def mark(self, name: str, at: Points | complex) -> None:
-        """Names a point; keypoints that a plan does not name are absent in its kind."""
+        """Sets the keypoint `name` to `at`, complex [N]; a kind lacks those that are not set."""
         self.marks[KEYPOINTS.index(name)] = np.zeros(len(self._pose)) + at
 
     def eye(self, at: Points | complex, r: float = 0.07) -> None:
-        """Adds an eye and names it."""
+        """Adds an eye of radius r around `at`, complex [N], and sets the keypoint."""
         self.dot("eye", at, r, "eye")
         self.mark("eye", at)
 
 
 def _four_legs(b: Body, hind: Points, front: Points, length: Numbers, swing: float) -> None:
-    """Two shaded legs and two near ones, each with its own swing."""
+    """Two far legs, shaded, and two near ones; the angle of each is in [-swing, swing] radians."""
     for tone in ("far", "main"):
         for name, hip in (("hind_limb", hind), ("front_limb", front)):
             foot = hip + length * turn(np.pi / 2 + b.num(-swing, swing))
@@ -145,7 +154,7 @@ def _bird(b: Body) -> None:
     b.add("head", head + 0.15 * look, head + 0.42 * look, 0.11, 0.03, "accent")
     b.dot("head", head, b.num(0.2, 0.25))
     b.eye(head + (0.08 - 0.05j) * look)
-    raised = b.num(-2.9, -1.3)  # the wing goes from folded along the back to lifted
+    raised = b.num(-2.9, -1.3)  # from folded along the back to raised
     shoulder = 0.1 * lean - 0.08j
     length = b.num(0.6, 0.8)
     b.add("wing", shoulder, shoulder + length * turn(raised), 0.17, 0.1, "pale")
@@ -275,7 +284,7 @@ def _crab(b: Body) -> None:
 
 
 def _butterfly(b: Body) -> None:
-    open_ = b.num(0.62, 1.0)  # the wings, seen from above, half folded to flat
+    open_ = b.num(0.62, 1.0)  # the wings seen from above: from half folded to flat
     rise, drop = b.num(-1.05, -0.65), b.num(0.5, 0.95)
     for side in (-1, 1):
         for angle, length, r in ((drop, 0.46, 0.24), (rise, b.num(0.6, 0.7), 0.32)):
@@ -330,20 +339,20 @@ PLANS: dict[str, Callable[[Body], None]] = {
     "snail": _snail,
 }
 KINDS: tuple[str, ...] = tuple(PLANS)
-SLOTS = 24  # capsules of the richest plan, to which the others are padded
+SLOTS = 24  # capsules per creature: the most of any plan; the others are padded
 
 
 def build(
     kind: np.ndarray, pose: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Capsules and keypoints of creatures in their own coordinates.
+    """Builds creatures of any kinds, in the coordinates of their body plans.
 
     Args:
         kind: int [N], indices into KINDS.
         pose: float64 [N, POSE] in [0, 1).
 
     Returns:
-        capsules: float64 [N, SLOTS, 6]: x0, y0, x1, y1, r0, r1; the unused ones are zero.
+        capsules: float64 [N, SLOTS, 6]: x0, y0, x1, y1, r0, r1; unused slots are zero.
         parts: uint8 [N, SLOTS], indices into PARTS; 0 marks an unused slot.
         tones: uint8 [N, SLOTS], indices into TONES.
         marks: float64 [N, len(KEYPOINTS), 3]: x, y, and 1 where the kind has that point.

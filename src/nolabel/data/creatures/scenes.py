@@ -1,39 +1,33 @@
-"""Scenes: one to four creatures in an image, with a caption that counts and relates them.
+"""Scenes of one to four creatures, with captions of their number and relative positions.
 
-The same world as `creatures`, for learning from captions and for the probes of counting and
-relations. Every run of four images holds each number once, shuffled.
+Rendered like `creatures`; for image-text learning and for probes of counting and relations. Of
+every four consecutive images, each has another number of creatures, in random order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from nolabel.data.creatures.raster import raster
-from nolabel.data.creatures.world import (
-    DRAWN,
-    Creatures,
-    Scene,
-    _draw,
-    _uniform,
-    draw_scene,
-    render,
-)
+from nolabel.data.creatures.sampling import CHUNK, Scene, draw_arrays, draw_scene, keyed_uniform
+from nolabel.data.creatures.world import Creatures, render
 from nolabel.types import Sample
 
 MOST = 4  # creatures in an image
-_STREAM = 9  # of the uniform numbers: creatures use 0 to 6
+_STREAM = 9  # stream of `keyed_uniform`; creatures use 0 to 6
 
 
 class Scenes(Creatures):
-    """Images of one to four creatures with captions; the label is how many, less one.
+    """Images of one to four creatures with captions; the label is their number minus one.
 
     Args:
         split: "train" or "test"; the two never share a scene.
         size: height and width in pixels.
         count: number of images; 10,000 (train) or 2,000 (test) if not given.
-        seed: of the whole world.
+        seed: seed of all scenes.
     """
 
     classes = ("one", "two", "three", "four")
@@ -44,42 +38,49 @@ class Scenes(Creatures):
         super().__init__(split, size, count, seed)
         self.name = f"scenes:{split}"
         index = np.arange(len(self))
-        order = _uniform(seed, split, index // MOST, _STREAM, MOST).argsort(axis=1)
+        order = keyed_uniform(seed, split, index // MOST, _STREAM, MOST).argsort(axis=1)
         self.labels = order[index, index % MOST].astype(np.int64)
         self._captions: tuple[str, ...] = ()
 
     def scene(self, index: int) -> Scene:
-        """The description of an image, to render at another size or to change."""
+        """The description of image i, for rendering at another size or for editing."""
         self._check_indices(np.array([index]))
         number = int(self.labels[index]) + 1
         return draw_scene(int(index), split=self.split, seed=self.seed, creatures=number)
 
     def read(self, index: int, /, *, sufficient_pixels: int | None = None) -> Sample:
-        """One image with its caption, mask and parts; its label counts the creatures."""
+        """Image i with caption, mask and parts; its label is the number of creatures minus one."""
         return replace(render(self.scene(index), self.size), label=int(self.labels[index]))
 
     def read_texts(self, indices: np.ndarray, /) -> tuple[str, ...]:
-        """Captions of the images at `indices`, int [N]."""
-        which = np.asarray(indices, np.int64)
-        self._check_indices(which)
-        if not self._captions:  # all at once, and kept: one by one they would take long
-            found: dict[int, str] = {}
-            for rows, creatures, grounds in self._drawn(np.arange(len(self))):
+        """Captions of the images at `indices`, int [B]."""
+        array = np.asarray(indices, np.int64)
+        self._check_indices(array)
+        if not self._captions:  # made for the whole set and cached: one by one is slow
+            captions: dict[int, str] = {}
+            for rows, creatures, grounds in self._draw_by_number(np.arange(len(self))):
                 for i, c, g in zip(rows, creatures, grounds, strict=True):
-                    found[int(i)] = Scene(c, g).caption
-            self._captions = tuple(found[i] for i in range(len(self)))
-        return tuple(self._captions[i] for i in which)
+                    captions[int(i)] = Scene(c, g).caption
+            self._captions = tuple(captions[i] for i in range(len(self)))
+        return tuple(self._captions[i] for i in array)
 
-    def _drawn(self, which: np.ndarray):  # noqa: ANN202 - rows, creatures and grounds, in parts
-        """Scenes at `which`, those with the same number of creatures together."""
+    def _draw_by_number(
+        self, indices: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Draws scenes, those with the same number of creatures together.
+
+        Yields:
+            Indices int64 [B], creatures [B, M] of dtype CREATURE, grounds [B] of dtype GROUND.
+        """
         for number in range(1, MOST + 1):
-            rows = which[self.labels[which] == number - 1]
-            for start in range(0, len(rows), DRAWN):
-                some = rows[start : start + DRAWN]
-                yield some, *_draw(self.seed, self.split, some, number)
+            rows = indices[self.labels[indices] == number - 1]
+            for start in range(0, len(rows), CHUNK):
+                chunk = rows[start : start + CHUNK]
+                creatures, grounds = draw_arrays(self.seed, self.split, chunk, number)
+                yield chunk, creatures, grounds
 
-    def _render(self, which: np.ndarray) -> np.ndarray:
-        out = np.empty((len(which), self.size, self.size, 3), np.uint8)
-        for rows, creatures, grounds in self._drawn(which):
-            out[np.searchsorted(which, rows)] = raster(creatures, grounds, self.size)[0]
+    def _render(self, indices: np.ndarray) -> np.ndarray:
+        out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+        for rows, creatures, grounds in self._draw_by_number(indices):
+            out[np.searchsorted(indices, rows)] = raster(creatures, grounds, self.size)[0]
         return out
