@@ -77,7 +77,7 @@ def test_crop_resize_and_flip_equal_the_reference_within_rounding(
     size, h, w, matrix, interpolation
 ):
     p = plan(size, interpolation=interpolation)
-    took = FastViews(p)._by_matrices_is_cheaper(np.array([h]), np.array([w]), size)
+    took = FastViews(p)._matrices_are_cheaper(np.array([h]), np.array([w]), size)
     assert bool(took[0]) is matrix  # the cases do cover both paths
     a, b = both(pictures(12, h, w), p)
     most, mean, bias = levels(a, b)

@@ -24,7 +24,7 @@ from nolabel.errors import (
 )
 from nolabel.types import Tokens
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, FastViews, evaluation_plan
-from nolabel.views.images import sharable
+from nolabel.views.images import as_sharable
 
 # What an encoder takes: one image or many. Float tensors count as prepared.
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
@@ -171,7 +171,7 @@ class Encoder:
         the size and shape that they have."""
         mean, std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1)
                      for v in (self.mean, self.std))  # fmt: skip
-        x = torch.from_numpy(sharable(pixels)).to(self.device).permute(0, 3, 1, 2)
+        x = torch.from_numpy(as_sharable(pixels)).to(self.device).permute(0, 3, 1, 2)
         return x.contiguous().float().mul_(1 / (255 * std)).sub_(mean / std)
 
     def embed(self, images: Images, *, normalize: bool = False, batch_size: int = 64) -> Tensor:

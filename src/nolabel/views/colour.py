@@ -1,4 +1,4 @@
-"""Colour as one affine map per sample: jitter, grey, normalisation, and what follows it."""
+"""Colour operations as one affine map per sample: jitter, grey and normalisation; solarise."""
 
 from __future__ import annotations
 
@@ -13,40 +13,49 @@ from nolabel.views.draw import Params
 from nolabel.views.plan import ViewPlan
 from nolabel.views.view import SOLARISE_THRESHOLD
 
-_LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of grey
+_LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights for grey
 
 
 class Colour:
     """The colour operations of a plan on one device.
 
-    Pixels come in as 0..255 and leave normalised, (pixel / 255 - mean) / std.
+    Input pixels are in 0..255, output is normalised: (pixel / 255 - mean) / std.
+
+    Args:
+        plan: the views.
+        device: device of the tensors.
     """
 
     def __init__(self, plan: ViewPlan, device: torch.device):
         mean, std = torch.tensor(plan.mean), torch.tensor(plan.std)
         self._device, self._channels = device, plan.channels
-        self._scale = (1 / (255 * std)).to(device)  # [3]
-        self._shift = (-mean / std).to(device)  # [3]
+        self._scale = (1 / (255 * std)).to(device)  # [C]
+        self._shift = (-mean / std).to(device)  # [C]
         pairs = zip(plan.mean, plan.std, strict=True)
-        self._bounds = [(-m / s, (1 - m) / s) for m, s in pairs]  # black and white
+        self._bounds = [(-m / s, (1 - m) / s) for m, s in pairs]  # normalised black and white
 
     def maps(self, params: list[Params]) -> tuple[Tensor, Tensor]:
-        """`colour_matrices` of V copies, normalising, on the device: two of [B, V, C, C]."""
+        """`colour_matrices` of V copies times 1 / (255 std): A and Q, float32 [B, V, C, C] each."""
         maps = np.stack([colour_matrices(p, self._channels) for p in params], 1)  # [B, V, 2, C, C]
         both = torch.from_numpy(maps.astype(np.float32)).to(self._device) * self._scale[:, None]
         return both[:, :, 0].contiguous(), both[:, :, 1].contiguous()
 
     def offset(self, pull: Tensor, means: Tensor) -> Tensor:
-        """Offsets [n, C, 1] of views whose channels have means [n, C]."""
+        """Offsets float32 [n, C, 1] of n views.
+
+        Args:
+            pull: Q of `maps`, float32 [n, C, C].
+            means: means of the channels of each view, float32 [n, C] in 0..255.
+        """
         return torch.baddbmm(self._shift[:, None], pull, means[..., None])
 
     def finish(self, values: Tensor, solarise: npt.NDArray[np.bool_], out: Tensor) -> None:
-        """Clamps normalised [n, C, pixels] to black..white and solarises, into `out`.
+        """Clamps normalised pixels to black..white and solarises some of the views.
 
         Args:
-            values: what the maps gave; may be `out` itself.
-            solarise: bool [n].
-            out: of the same shape.
+            values: float32 [n, C, pixels], after the affine maps; may be `out` itself.
+            solarise: bool [n], which views to solarise.
+            out: float32 [n, C, pixels], the result.
         """
         for c, (low, high) in enumerate(self._bounds):
             torch.clamp(values[:, c], low, high, out=out[:, c])
@@ -59,14 +68,14 @@ class Colour:
 
 
 def colour_matrices(p: Params, channels: int = 3) -> npt.NDArray[np.float64]:
-    """Jitter and grey as one map per sample, value = A pixel + Q mean.
+    """Colour jitter and grey as one affine map per sample: value = A pixel + Q mean.
 
-    Contrast blends with the mean grey of the view as the operations before it left it, which is
-    linear in the means of the view's channels; so all is known before a pixel is read.
+    Contrast blends with the mean grey of the view after the preceding operations, which is linear
+    in the means of the view's channels. So the maps do not depend on the pixels.
 
     Args:
         p: parameters of B samples.
-        channels: C; with other than three, grey is the mean of all, and there is no hue.
+        channels: C. Unless it is 3, grey is the mean of all channels and there is no hue.
 
     Returns:
         A and Q, float64 [B, 2, C, C].
@@ -79,26 +88,30 @@ def colour_matrices(p: Params, channels: int = 3) -> npt.NDArray[np.float64]:
         on = p.jitter[:, None]
         scale = np.where(on, p.factors[:, :3], 1.0)
         turn = _hue_matrices(np.where(p.jitter, p.factors[:, 3], 0.0)) if channels == 3 else None
-        for op in p.order.T:  # op [n]: which operation comes now
-            # Brightness scales; contrast and saturation blend with a grey, of the whole view or
-            # of the pixel; hue rotates.
+        for op in p.order.T:  # op [n]: the operation of each sample at this position
+            # Brightness scales; contrast blends with the grey of the view, saturation with that of
+            # the pixel; hue rotates.
             f = np.where(op < 3, np.take_along_axis(scale, op.clip(max=2)[:, None], 1)[:, 0], 1.0)
             grey = luma @ state  # [n, 2, C]
-            mean = grey.sum(1)  # [n, C]: the mean colour's grey
-            rest = (1 - f)[:, None]
+            mean = grey.sum(1)  # [n, C]: grey of the mean colour
+            complement = (1 - f)[:, None]
             if turn is not None:
                 hue = op == 3
                 state[hue] = turn[hue, None] @ state[hue]
             state *= f[:, None, None, None]
-            state[:, 1] += (rest * mean * (op == 1)[:, None])[:, None, :]
-            state += ((rest * (op == 2)[:, None])[:, None] * grey)[:, :, None, :]
+            state[:, 1] += (complement * mean * (op == 1)[:, None])[:, None, :]
+            state += ((complement * (op == 2)[:, None])[:, None] * grey)[:, :, None, :]
     if p.grey.any():
         state[p.grey] = (luma @ state[p.grey])[:, :, None, :]
     return state
 
 
 def _hue_matrices(turns: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Rotations [n, 3, 3] about the grey axis; red goes to green, to blue, to red."""
+    """Rotations float64 [n, 3, 3] about the grey axis, from red to green to blue.
+
+    Args:
+        turns: shifts of hue as fractions of a full turn, float [n].
+    """
     cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns) / math.sqrt(3)
     cross = np.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]])
     cos, sin = cos[:, None, None], sin[:, None, None]

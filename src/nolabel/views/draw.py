@@ -1,7 +1,7 @@
-"""All randomness of the views, as a stateless function of (seed, epoch, sample, view, copy).
+"""Draws the random parameters of the views, statelessly from (seed, epoch, sample, view, copy).
 
-A counter-based hash gives the uniform numbers, so a sample's views do not depend on the rest of
-its batch, on the order of the batches or on the number of workers, and there is no state to save.
+The uniform numbers come from a counter-based hash. So the views of a sample do not depend on the
+rest of its batch, on the order of batches or on the number of workers, and there is no RNG state.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy.typing as npt
 from nolabel.nn.keyed_random import uniform
 from nolabel.views.plan import View, ViewPlan
 
-_TRIES = 10  # of torchvision's RandomResizedCrop before its fallback
+_TRIES = 10  # as in torchvision's RandomResizedCrop
 
-# Which uniform number serves which decision. A decision keeps its slot for ever: adding one must
-# append, or every recorded run would see other views.
+# Index of the uniform number that each parameter uses. Only append: changing an index would change
+# the views of runs that are resumed or repeated.
 _TOP, _LEFT = 2 * _TRIES, 2 * _TRIES + 1
 _FLIP, _JITTER = 22, 23
 _FACTORS = slice(24, 28)
@@ -30,32 +30,32 @@ _SLOTS = 36
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """What was drawn for one copy of one view: arrays over the batch, first axis B.
+    """Parameters of one copy of one view for a batch: arrays with first axis B.
 
-    The box is cut from the image and resized to `rows` x `columns`; of that, the window of
-    size x size from (`window_top`, `window_left`) is the view. For random crops the window is
-    everything; for evaluation the box is everything.
+    The box is cropped from the image and resized to `rows` x `columns`; the view is the window of
+    size x size at (`window_top`, `window_left`). For random crops, the window is the resized box;
+    for evaluation, the box is the image.
     """
 
-    top: np.ndarray  # int64 [B], pixels of the source
+    top: np.ndarray  # int64 [B]: the box in pixels of the source
     left: np.ndarray
     height: np.ndarray
     width: np.ndarray
-    rows: np.ndarray  # int64 [B], pixels of the output
+    rows: np.ndarray  # int64 [B]: in pixels of the output
     columns: np.ndarray
     window_top: np.ndarray
     window_left: np.ndarray
     flip: np.ndarray  # bool [B]
-    jitter: np.ndarray  # bool [B]: is the jitter applied?
-    factors: np.ndarray  # float64 [B, 4]: brightness, contrast, saturation, hue (turns)
-    order: np.ndarray  # int64 [B, 4]: permutation; 0 = brightness, 1 = contrast, ...
+    jitter: np.ndarray  # bool [B]: whether the jitter is applied
+    factors: np.ndarray  # float64 [B, 4]: brightness, contrast, saturation, hue (in turns)
+    order: np.ndarray  # int64 [B, 4]: order of the four operations; 0 = brightness, ...
     grey: np.ndarray  # bool [B]
     blur: np.ndarray  # bool [B]
-    sigma: np.ndarray  # float64 [B], pixels of the output
+    sigma: np.ndarray  # float64 [B]: of the blur, in pixels of the output
     solarise: np.ndarray  # bool [B]
 
     def __getitem__(self, index: slice | npt.NDArray[np.integer]) -> Params:
-        """The same parameters for some of the samples."""
+        """The parameters of some of the samples."""
         fields = (f.name for f in dataclasses.fields(self))
         return Params(**{name: getattr(self, name)[index] for name in fields})
 
@@ -72,14 +72,14 @@ def draw(
 
     Args:
         plan: the views.
-        heights: heights of the images, integers [B], pixels.
-        widths: widths of the images, integers [B], pixels.
-        keys: keys of the samples, integers [B].
+        heights: heights of the images in pixels, int [B].
+        widths: widths of the images in pixels, int [B].
+        keys: index of each image in its source, int [B].
         seed: seed of the run.
-        epoch: epoch.
+        epoch: 0-based epoch.
 
     Returns:
-        (name of the view, copy) -> `Params` with arrays over the batch.
+        (name of the view, copy) -> `Params`.
     """
     h = np.asarray(heights, dtype=np.int64)
     w = np.asarray(widths, dtype=np.int64)
@@ -130,11 +130,14 @@ def _random_box(
     ratio: tuple[float, float],
     u: np.ndarray,
 ) -> tuple[np.ndarray, ...]:
-    """torchvision's RandomResizedCrop.get_params: the first of ten tries that fits the image."""
+    """Top, left, height and width, int64 [B] each, as torchvision's RandomResizedCrop.get_params.
+
+    Ten boxes are drawn, and the first one that fits the image is used.
+    """
     low, high = np.log(ratio[0]), np.log(ratio[1])
     area = (h * w)[:, None] * (scale[0] + (scale[1] - scale[0]) * u[:, :_TRIES])
     aspect = np.exp(low + (high - low) * u[:, _TRIES : 2 * _TRIES])
-    width = np.rint(np.sqrt(area * aspect)).astype(np.int64)  # rint: halves to even, as round()
+    width = np.rint(np.sqrt(area * aspect)).astype(np.int64)  # rint rounds half to even, as round()
     height = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     fits = (width > 0) & (width <= w[:, None]) & (height > 0) & (height <= h[:, None])
     first = fits.argmax(axis=1)[:, None]
@@ -142,18 +145,18 @@ def _random_box(
     height = np.take_along_axis(height, first, axis=1)[:, 0]
     top = (u[:, _TOP] * (h - height + 1)).astype(np.int64)
     left = (u[:, _LEFT] * (w - width + 1)).astype(np.int64)
-    # Fallback: the largest centred box within the range of aspects. At least a pixel, so that
-    # a very thin image is not cut to nothing (torchvision would fail there).
+    # Fallback: the largest centred box within the range of aspect ratios, at least one pixel wide
+    # and high (torchvision fails on very thin images).
     in_ratio = w / h
     wide, thin = in_ratio > ratio[1], in_ratio < ratio[0]
-    fall_w = np.maximum(1, np.where(wide, np.rint(h * ratio[1]), w)).astype(np.int64)
-    fall_h = np.maximum(1, np.where(thin, np.rint(w / ratio[0]), h)).astype(np.int64)
-    ok = fits.any(axis=1)
+    fallback_w = np.maximum(1, np.where(wide, np.rint(h * ratio[1]), w)).astype(np.int64)
+    fallback_h = np.maximum(1, np.where(thin, np.rint(w / ratio[0]), h)).astype(np.int64)
+    any_fits = fits.any(axis=1)
     return (
-        np.where(ok, top, (h - fall_h) // 2),
-        np.where(ok, left, (w - fall_w) // 2),
-        np.where(ok, height, fall_h),
-        np.where(ok, width, fall_w),
+        np.where(any_fits, top, (h - fallback_h) // 2),
+        np.where(any_fits, left, (w - fallback_w) // 2),
+        np.where(any_fits, height, fallback_h),
+        np.where(any_fits, width, fallback_w),
     )
 
 
@@ -162,7 +165,10 @@ def _full_box(h: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _centre_window(h: np.ndarray, w: np.ndarray, view: View) -> tuple[np.ndarray, ...]:
-    """torchvision's Resize(int) and CenterCrop: resized height, width, then top, left."""
+    """Resized height and width, then top and left of the window, int64 [B] each.
+
+    As torchvision's Resize(int) and CenterCrop.
+    """
     short = view.resize or view.size
     rows = np.where(h <= w, short, short * h // w)
     columns = np.where(h <= w, short * w // h, short)
@@ -172,6 +178,9 @@ def _centre_window(h: np.ndarray, w: np.ndarray, view: View) -> tuple[np.ndarray
 
 
 def _stream(name: str, copy: int) -> int:
-    """A number for a copy of a view. By name, so that a view added to a plan moves no other."""
+    """Number of the random stream of a copy of a view.
+
+    Made from the name, so that adding a view to a plan does not change the other views.
+    """
     digest = hashlib.blake2b(name.encode(), digest_size=6).digest()
     return int.from_bytes(digest, "little") << 16 | copy

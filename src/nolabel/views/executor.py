@@ -1,4 +1,4 @@
-"""What makes the views of a batch: the class that both executors inherit."""
+"""The base class of the executors, which make the views of a batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ class Executor(ABC):
     """Makes the views of decoded images.
 
     Attributes:
-        plan: the views; None when the executor does not follow a plan. It says how many pixels of
-            an image suffice.
-        device: where the work is done and the result lies. With other than the CPU, data workers
-            only decode.
-        shared: whether results on the CPU are put where other processes can read them; data
-            workers set it.
+        plan: the views; None when the executor does not follow a plan. The loader decodes images at
+            a reduced size if the plan allows it (`ViewPlan.sufficient_pixels`).
+        device: device of the computation and of the result. Unless it is the CPU, data workers only
+            decode.
+        shared: whether results on the CPU are allocated in shared memory; set in data workers.
     """
 
     plan: ViewPlan | None = None
@@ -36,8 +35,8 @@ class Executor(ABC):
 
         Args:
             images: uint8 [B, H, W, C], or B of uint8 or uint16 [H_i, W_i, C].
-            keys: number of each image in its source, integers [B]; with seed and epoch, it alone
-                decides what is drawn.
+            keys: index of each image in its source, int [B]. The random parameters of an image
+                depend on seed, epoch and key only.
             epoch: 0-based epoch.
 
         Returns:

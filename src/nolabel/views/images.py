@@ -1,4 +1,4 @@
-"""What comes into the views: images of many types as tensors, and their keys."""
+"""Checks and converts the inputs of the executors: images and keys."""
 
 from __future__ import annotations
 
@@ -15,36 +15,49 @@ Images = np.ndarray | Tensor | Sequence[np.ndarray | Tensor]
 
 
 def image_list(images: Images, channels: int = 3) -> list[Tensor]:
-    """The images as tensors [H_i, W_i, C] with values in 0..255: uint8 without copying, and
-    float32 where they were 16 bits deep.
+    """Converts images to tensors.
+
+    Args:
+        images: uint8 [B, H, W, C], or B arrays or tensors uint8 or uint16 [H_i, W_i, C].
+        channels: number of channels C.
+
+    Returns:
+        B tensors [H_i, W_i, C] with values in 0..255: uint8 images unchanged, without a copy where
+        possible; uint16 images as float32, scaled by 255 / 65535.
 
     Raises:
-        UsageError: an image has another type or shape.
+        UsageError: an image has another dtype or shape.
     """
     if isinstance(images, np.ndarray) and images.dtype == np.uint8:
-        images = torch.from_numpy(sharable(images))  # shared as one
+        images = torch.from_numpy(as_sharable(images))  # one conversion for the whole batch
     out = []
     for i, image in enumerate(images):
-        kinds = (torch.uint8, torch.uint16) if isinstance(image, Tensor) else (np.uint8, np.uint16)
+        dtypes = (torch.uint8, torch.uint16) if isinstance(image, Tensor) else (np.uint8, np.uint16)
         shape = image.shape
-        if image.dtype not in kinds or len(shape) != 3 or shape[2] != channels or 0 in shape:
-            more = "; repeat a single channel three times" if channels == 3 else ""
+        if image.dtype not in dtypes or len(shape) != 3 or shape[2] != channels or 0 in shape:
+            hint = "; repeat a single channel three times" if channels == 3 else ""
             raise UsageError(
                 f"Image {i} of the batch is {image.dtype} {list(shape)}, but views are made of "
-                f"uint8 [H, W, {channels}] (or uint16){more}."
+                f"uint8 [H, W, {channels}] (or uint16){hint}."
             )
-        if image.dtype == kinds[1]:  # torch can hardly compute with it; float32 keeps all its bits
-            deep = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
-            image = deep.astype(np.float32) * np.float32(255 / 65535)
-        out.append(image if isinstance(image, Tensor) else torch.from_numpy(sharable(image)))
+        if (
+            image.dtype == dtypes[1]
+        ):  # few torch operators take uint16; float32 represents it exactly
+            values = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
+            image = values.astype(np.float32) * np.float32(255 / 65535)
+        out.append(image if isinstance(image, Tensor) else torch.from_numpy(as_sharable(image)))
     return out
 
 
 def key_array(keys: npt.ArrayLike | Tensor, count: int) -> npt.NDArray[np.int64]:
-    """The keys as int64 [B].
+    """Converts keys to int64 [B].
+
+    Args:
+        keys: index of each image in its source, int [B].
+        count: number of images B.
 
     Raises:
-        UsageError: there is not one key per image.
+        UsageError: there is not exactly one key per image.
     """
     array = np.asarray(keys.cpu() if isinstance(keys, Tensor) else keys).astype(np.int64)
     if array.shape != (count,):
@@ -54,7 +67,10 @@ def key_array(keys: npt.ArrayLike | Tensor, count: int) -> npt.NDArray[np.int64]
     return array
 
 
-def sharable(image: np.ndarray) -> np.ndarray:
-    """The array, or a copy where torch cannot share it: read-only, or with negative strides."""
-    shared = image.flags.writeable and min(image.strides, default=0) >= 0
-    return image if shared else image.copy()
+def as_sharable(image: np.ndarray) -> np.ndarray:
+    """The array itself, or a copy if torch cannot share its memory.
+
+    torch cannot share arrays that are read-only or have negative strides.
+    """
+    ok = image.flags.writeable and min(image.strides, default=0) >= 0
+    return image if ok else image.copy()

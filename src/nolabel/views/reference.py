@@ -1,6 +1,7 @@
-"""The views, one sample at a time, with torchvision's own operators: the definition of correct.
+"""The reference executor: one sample at a time, with torchvision's operators.
 
-Slow on purpose. `FastViews` draws the same parameters and is tested against this file.
+It is slow and defines the correct result. `FastViews` draws the same parameters and is tested
+against it.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from nolabel.views.view import SOLARISE_THRESHOLD
 
 
 class ReferenceViews(Executor):
-    """Makes the views of a plan on uint8 images, rounding after each operator as torchvision does.
+    """Makes the views of a plan with torchvision, which rounds uint8 images after each operator.
 
     Args:
         plan: the views.
         seed: seed of the run.
-        device: where the result goes; the work itself is done on the CPU.
+        device: device of the result; the computation is done on the CPU.
     """
 
     plan: ViewPlan
@@ -43,9 +44,9 @@ class ReferenceViews(Executor):
 
         Args:
             images: uint8 [B, H, W, C], or B of uint8 or uint16 [H_i, W_i, C].
-            keys: index of each image in its source, integers [B]; with seed and epoch, it alone
-                decides what is drawn.
-            epoch: epoch.
+            keys: index of each image in its source, int [B]. The random parameters of an image
+                depend on seed, epoch and key only.
+            epoch: 0-based epoch.
 
         Returns:
             Name of the view -> float32 [V, B, C, size, size], normalised.
@@ -67,7 +68,7 @@ class ReferenceViews(Executor):
     def _one(self, image: Tensor, view: View, params: Params, index: int) -> Tensor:
         """One copy of one view of one image [H, W, C] -> float32 [C, size, size]."""
         p = params
-        if image.is_floating_point():  # was 16 bits deep
+        if image.is_floating_point():  # was uint16
             image = image / 255
         x = _geometry(image.permute(2, 0, 1), view, p, index)
         if p.flip[index]:
@@ -86,7 +87,7 @@ class ReferenceViews(Executor):
 
 
 def _geometry(x: Tensor, view: View, p: Params, i: int) -> Tensor:
-    """Crop and resize of [C, H, W]."""
+    """Crops and resizes sample i, [C, H, W] -> [C, size, size]."""
     mode = InterpolationMode(view.interpolation)
     size = [int(p.rows[i]), int(p.columns[i])]
     box = [int(v[i]) for v in (p.top, p.left, p.height, p.width)]
@@ -96,9 +97,9 @@ def _geometry(x: Tensor, view: View, p: Params, i: int) -> Tensor:
 
 
 def _jitter(x: Tensor, view: View, factors: list[float], order: list[int]) -> Tensor:
-    """Brightness, contrast, saturation and hue of [C, H, W], in the drawn order."""
+    """Changes brightness, contrast, saturation and hue of [C, H, W], in the drawn order."""
     shape = x.shape
-    if shape[0] != 3:  # without colour all channels are one large grey image
+    if shape[0] != 3:  # treat all channels as one large grey image: contrast uses their common mean
         x = x.reshape(1, -1, shape[2])
     adjust = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     for op in order:

@@ -15,13 +15,13 @@ def two_views(
     solarise: tuple[float, ...] = (0.0,),
     jitter: tuple[float, float, float, float] | None = None,
 ) -> ViewPlan:
-    """Two views "view" of the whole size, after SimCLR, MoCo and BYOL.
+    """Two views "view" of the full size, as in SimCLR, MoCo and BYOL.
 
     Args:
         image_size: side of the views in pixels.
-        options: a method's, with the fields scale, jitter, grey and blur_sigma.
-        blur, solarise: probabilities, one for both views or one for each.
-        jitter: in place of the options'.
+        options: the method's, with the fields scale, jitter, grey and blur_sigma.
+        blur, solarise: probabilities, one value for both views or one for each.
+        jitter: used instead of `options.jitter`.
     """
     o = options
     view = View(
@@ -39,14 +39,14 @@ def multi_crop(
     solarise: tuple[float, ...] = (0.0, 0.2),
     local_blur: float = 0.5,
 ) -> ViewPlan:
-    """Two global crops "global" and several small ones "local", after SwAV and DINO.
+    """Two global crops "global" and several small ones "local", as in SwAV and DINO.
 
     Args:
         image_size: side of the global crops in pixels.
-        options: a method's, with the fields global_scale, local_scale, local_crops (0 = none),
+        options: the method's, with the fields global_scale, local_scale, local_crops (0 = none),
             local_size, jitter, grey and blur_sigma.
         blur, solarise: probabilities for each of the two global crops.
-        local_blur: probability for the local ones.
+        local_blur: probability of blur for the local crops.
     """
     o = options
     views = [
@@ -71,7 +71,7 @@ def evaluation_plan(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> ViewPlan:
-    """One deterministic view "image": shorter side to `resize` (default `size`), centre cut."""
+    """One deterministic view "image": shorter side to `resize` (default `size`), centre crop."""
     view = View(
         name="image", size=size, scale=None, resize=resize, interpolation=interpolation, flip=0.0
     )

@@ -24,7 +24,7 @@ class View:
         count: copies, V.
         size: side of the square output in pixels.
         scale: smallest and largest area of the random crop, as fractions of the image. None
-            resizes the shorter side and cuts the centre instead (evaluation).
+            resizes the shorter side and crops the centre instead (evaluation).
         ratio: smallest and largest width / height of the random crop; not used without `scale`.
         interpolation: "bicubic" or "bilinear"; both antialiased.
         flip: probability of a left-right flip.
@@ -37,7 +37,7 @@ class View:
         blur_sigma: smallest and largest standard deviation of the blur, in pixels of the output.
         solarise: probability of inverting the bright pixels (from 128 of 255), one value per
             copy, or one for all copies.
-        resize: without `scale`: length of the shorter side before the centre is cut; None means
+        resize: without `scale`: length of the shorter side before the centre crop; None means
             the same as `size`.
     """
 
@@ -105,7 +105,7 @@ class View:
                 "jitter", "four strengths >= 0: brightness, contrast, saturation, hue"
             )
         if self.jitter[3] > 0.5:
-            raise self._invalid("jitter", "at most 0.5 in its last place (hue, half a turn)")
+            raise self._invalid("jitter", "at most 0.5 in its last value (hue, half a turn)")
         for field in ("blur", "solarise"):
             value = getattr(self, field)
             if not isinstance(value, tuple) or len(value) not in {1, self.count}:
@@ -128,11 +128,11 @@ class View:
 
     @property
     def blur_radius(self) -> int:
-        """Half width of the blur's kernel: 3 of its largest sigma, within the reflected border."""
+        """Half width of the blur kernel: 3 times the largest sigma, below `size`."""
         return min(math.ceil(3 * self.blur_sigma[1]), self.size - 1)
 
     def describe(self) -> str:
-        """One line for people; says only what is switched on."""
+        """One line of text that names the operations that are on."""
         copies = f"{self.count} x " if self.count > 1 else ""
         parts = [f"{self.name}: {copies}{self.size} px"]
         if self.scale is None:

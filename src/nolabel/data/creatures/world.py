@@ -27,6 +27,7 @@ from nolabel.data.creatures.plans import KEYPOINTS, KINDS, PARTS
 from nolabel.data.creatures.raster import raster
 from nolabel.data.creatures.sampling import (
     CHUNK,
+    COLOURS,
     SPLITS,
     Scene,
     check_split,
@@ -39,7 +40,7 @@ from nolabel.data.source import Source
 from nolabel.errors import UsageError
 from nolabel.types import Sample
 
-__all__ = ["KEYPOINTS", "KINDS", "PARTS", "Creatures", "Scene", "draw_scene", "render"]
+__all__ = ["COLOURS", "KEYPOINTS", "KINDS", "PARTS", "Creatures", "Scene", "draw_scene", "render"]
 
 MIN_SIZE = 16  # pixels; in smaller images, legs are thinner than half a pixel
 CACHE_BYTES = 512 * 2**20  # larger sets are rendered on every read instead of cached
