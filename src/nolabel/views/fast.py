@@ -163,7 +163,7 @@ class FastViews(Executor):
             index: which of them, int [n], ascending.
             view: the view.
             params: V of `Params` over all B samples.
-            maps: A and Q of `Colour.maps`, [B, V, C, C] each.
+            maps: matrices A and Q of `Colour.maps`, [B, V, C, C] each.
             result: float32 [V, B, C, size, size], written at `index`.
         """
         s = view.size
@@ -243,7 +243,7 @@ class _Crops:
         view: the view, with V copies.
         params: V of `Params` over the B samples of the batch.
         colour: the colour operations.
-        maps: A and Q of `Colour.maps`, [B, V, C, C] each.
+        maps: matrices A and Q of `Colour.maps`, [B, V, C, C] each.
         result: float32 [V, B, C, size, size], written by each call.
     """
 
