@@ -69,7 +69,7 @@ def pretrain(
         UsageError: unknown option (with the nearest one), or settings that do not fit.
     """
     from nolabel._usercode import trusted_code
-    from nolabel.backbones.own import give
+    from nolabel.backbones.own import register
     from nolabel.config import Request
     from nolabel.data.open import open_source
     from nolabel.data.source import Source
@@ -83,7 +83,7 @@ def pretrain(
         options = {**options, "channels": channels}
     backbone = options.get("backbone")
     if backbone is not None and not isinstance(backbone, str):
-        options = {**options, "backbone": give(backbone)}
+        options = {**options, "backbone": register(backbone)}
     with trusted_code(trust_code):
         return train(Request.of(method, data=str(data), **options), source=source, quiet=quiet)
 

@@ -139,7 +139,7 @@ class Run:
         Raises:
             UsageError: unknown keys, values of a wrong type, or a user's code that is not loaded.
         """
-        raw = {k: v for k, v in methods.upgrade(raw).items() if k != "code"}
+        raw = {k: v for k, v in methods.upgrade_config(raw).items() if k != "code"}
         _usercode.refuse_paths(raw, "The configuration")
         kind = methods.load(str(raw.get("method", "")))
         parts = {"options": None, "settings": None, "optim": None}
@@ -206,7 +206,7 @@ class Layer:
             UsageError: no such file, or it is not of this form.
             UntrustedCode: it names code that the user neither ran on this machine nor allowed.
         """
-        raw = methods.upgrade(_usercode.admitted(read_yaml(path), path))
+        raw = methods.upgrade_config(_usercode.admitted(read_yaml(path), path))
         parts = {f.name: raw.get(f.name) or {} for f in dataclasses.fields(cls)}
         for name, values in parts.items():
             if not isinstance(values, Mapping):

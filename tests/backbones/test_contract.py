@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nolabel import backbones
-from nolabel.backbones.own import give
+from nolabel.backbones.own import register
 from nolabel.errors import UsageError
 from nolabel.testing import check_backbone
 
@@ -74,14 +74,14 @@ class Flat(nn.Module):
 )
 def test_networks_of_ones_own_keep_the_contract_and_can_what_they_show(kind, can, dim, patch):
     check_backbone(kind)
-    net = backbones.build(give(kind), image_size=32)
+    net = backbones.build(register(kind), image_size=32)
     assert (net.can, net.dim, net.patch_size) == (frozenset(can), dim, patch)
     check_backbone(kind())  # a network that exists
 
 
 def test_a_network_that_is_given_keeps_its_weights_and_is_copied():
     own = Convolutions()
-    net = backbones.build(give(own), image_size=32)
+    net = backbones.build(register(own), image_size=32)
     x = torch.randn(2, 3, 32, 32)
     own.eval(), net.eval()
     assert torch.equal(net.tokens(x).patches, own(x).flatten(2).transpose(1, 2))
@@ -93,7 +93,7 @@ def test_trying_a_network_moves_neither_statistics_nor_the_random_state():
     torch.manual_seed(3)
     own = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout())
     state = torch.get_rng_state()
-    net = backbones.build(give(own), image_size=32)
+    net = backbones.build(register(own), image_size=32)
     assert torch.equal(torch.get_rng_state(), state)
     assert net.training and all(m.training for m in net.modules())
     assert net.net[1].num_batches_tracked == 0

@@ -3,7 +3,7 @@
 import torch
 
 from nolabel.backbones import build
-from nolabel.backbones.depth import is_plain, layer_numbers
+from nolabel.backbones.depth import layer_numbers, skips_weight_decay
 
 
 def numbers(name, **kwargs):
@@ -45,6 +45,8 @@ def test_merging_of_patches_belongs_to_the_block_in_front_of_it():
 
 def test_vectors_biases_and_tables_of_relative_positions_are_plain():
     matrix = torch.zeros(3, 3)
-    assert is_plain("a.weight", torch.zeros(3)) and is_plain("a.bias", matrix)
-    assert is_plain("attn.relative_position_bias_table", matrix)
-    assert not is_plain("a.weight", matrix) and not is_plain("cls_token", torch.zeros(1, 1, 3))
+    assert skips_weight_decay("a.weight", torch.zeros(3)) and skips_weight_decay("a.bias", matrix)
+    assert skips_weight_decay("attn.relative_position_bias_table", matrix)
+    assert not skips_weight_decay("a.weight", matrix) and not skips_weight_decay(
+        "cls_token", torch.zeros(1, 1, 3)
+    )

@@ -236,7 +236,7 @@ def test_sizes_that_do_not_fit_are_refused(size):
 
 
 def test_what_it_cannot_do_is_said():
-    with pytest.raises(UsageError, match="attention of its class token"):
+    with pytest.raises(UsageError, match="return its attention matrices"):
         Encoder(swin()).attention(torch.randn(1, 3, 32, 32))
     with pytest.raises(UsageError, match="needs a backbone that can leave patches out"):
         swin().tokens(torch.randn(1, 3, 32, 32), keep=torch.zeros(1, 2, dtype=torch.int64))

@@ -179,11 +179,11 @@ def test_capabilities_of_the_built_in_methods():
 def test_a_stored_dino_run_keeps_its_meaning():
     switches = {"teacher": "momentum", "centring": "centre", "loss": "cross-entropy",
                 "predictor": False}  # fmt: skip
-    plain = methods.upgrade({"method": "dino", "options": {"prototypes": 8, **switches}})
+    plain = methods.upgrade_config({"method": "dino", "options": {"prototypes": 8, **switches}})
     assert plain == {"method": "dino", "options": {"prototypes": 8}}
     other = {"prototypes": 8, **switches, "centring": "none"}
-    ablated = methods.upgrade({"method": "dino", "options": other})
+    ablated = methods.upgrade_config({"method": "dino", "options": other})
     assert ablated == {"method": "dino-ablated", "options": other}
     assert methods.load("dino-ablated").Options(**other).centring == "none"
     mae = {"method": "mae", "options": {"mask_ratio": 0.5}}
-    assert methods.upgrade(mae) == mae
+    assert methods.upgrade_config(mae) == mae

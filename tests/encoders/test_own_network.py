@@ -51,7 +51,7 @@ def forget(monkeypatch, tmp_path, name="another"):
 def saved(tmp_path, name="net.py", text=NET):
     """An encoder file in a folder of its own, and its features of noise."""
     (tmp_path / name).write_text(text)
-    net = backbones.build(backbones.own.record(f"{name}:Net"), image_size=32)
+    net = backbones.build(backbones.own.name_by_hash(f"{name}:Net"), image_size=32)
     folder = tmp_path / "out"
     folder.mkdir(exist_ok=True)
     save_encoder(
@@ -116,7 +116,7 @@ def test_a_changed_copy_is_refused_also_where_code_is_trusted(tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["net.py:Net", "./net.py", "code/net.py:Net"])
 def test_a_file_that_names_code_by_a_path_is_refused(tmp_path, monkeypatch, name):
     folder, _ = saved(tmp_path)
-    net = backbones.build(backbones.own.record("net.py:Net"), image_size=32)
+    net = backbones.build(backbones.own.name_by_hash("net.py:Net"), image_size=32)
     net.name = name
     save_encoder(
         folder / "encoder.safetensors", net, branch="encoder", method="simclr",
@@ -166,7 +166,7 @@ def test_a_file_beside_it_that_is_imported_is_refused(tmp_path):
 
 def test_an_original_that_changed_or_is_gone_is_said_once(tmp_path, capsys):
     saved(tmp_path)
-    name = backbones.own.record("net.py:Net")
+    name = backbones.own.name_by_hash("net.py:Net")
     kept = _usercode.records({"backbone": name})
     (tmp_path / "net.py").write_text("# another")
     for _ in range(2):
@@ -184,13 +184,13 @@ def test_a_network_given_in_python_is_loaded_with_it_and_refused_without(tmp_pat
         def forward(self, x):
             return self.conv(x).mean((2, 3))
 
-    net = backbones.build(backbones.own.give(Own, "object:Elsewhere"), image_size=32)
+    net = backbones.build(backbones.own.register(Own, "object:Elsewhere"), image_size=32)
     save_encoder(
         tmp_path / "encoder.safetensors", net, branch="encoder", method="simclr",
         mean=(0.5,) * 3, std=(0.25,) * 3, image_size=32, run=None,
     )  # fmt: skip
     z = net.eval()(images()).detach()
-    backbones.own._GIVEN.pop("object:Elsewhere")
+    backbones.own._REGISTERED.pop("object:Elsewhere")
     with pytest.raises(UsageError, match=r"load\(folder, backbone=network\)"):
         nl.load(tmp_path)
     for network in (Own, Own()):

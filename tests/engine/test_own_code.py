@@ -322,10 +322,10 @@ def test_a_network_given_in_python_is_given_again(photos, tmp_path, monkeypatch,
 
     run = train(photos, tmp_path, "simclr", backbone=given)
     stopped_early(run.folder)
-    monkeypatch.setattr(own, "_GIVEN", {})
+    monkeypatch.setattr(own, "_REGISTERED", {})
     assert cli.main(["resume", str(run.folder)]) == 2
     assert "nolabel.resume(folder, backbone=network)" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="was given in Python"):
+    with pytest.raises(UsageError, match="was passed in from Python"):
         nl.load(run.folder)
     nl.resume(run.folder, quiet=True, backbone=given)
     encoder = nl.load(run.folder, backbone=Given)
@@ -341,8 +341,8 @@ def test_methods_that_hide_patches_refuse_it_with_the_reason(photos, tmp_path, m
 
 def test_an_embedding_alone_is_no_map(photos, tmp_path):
     Path("net.py").write_text(NET.replace("self.conv(x)", "self.conv(x).mean((2, 3))"))
-    with pytest.raises(UsageError, match="features of places"):
+    with pytest.raises(UsageError, match="features of patches"):
         train(photos, tmp_path, "vqvae", backbone="net.py:Net")
     run = train(photos, tmp_path, "simclr", backbone="net.py:Net")
-    with pytest.raises(UsageError, match="features of places"):
+    with pytest.raises(UsageError, match="features of patches"):
         nl.show("pca", run.encoder, data=str(photos))

@@ -122,9 +122,9 @@ ROWS = (
         "optim.lr": 1.5e-4 * 4096 / 256, "optim.weight_decay": 0.1, "optim.decay_all": True,
         "optim.warmup_epochs": 40,
     } | TWO_VIEWS_OF_BYOL),
-    Row("mocov3", "code: moco-v3, README.md, ResNet-50, 300 epochs", {
+    Row("mocov3", "code: moco-v3, CONFIG.md and main_moco.py, ResNet-50, 300 epochs", {
         "temperature": 1.0, "epochs": 300, "optim.name": "lars", "optim.lr": 0.3 * 4096 / 256,
-        "optim.warmup_epochs": 10, "key_momentum": 0.99,
+        "optim.warmup_epochs": 10, "key_momentum": 0.99, "optim.weight_decay": 1e-6,
     }, conv=True),
     Row("byol", "code: deepmind-research/byol, 1000 epochs", {
         "hidden": 4096, "projection": 256, "target_momentum": 0.996, "batch_size": 4096,

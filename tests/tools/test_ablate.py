@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from nolabel.errors import UsageError
-from nolabel.methods import ablated, load
+from nolabel.methods import load, with_ablations
 from nolabel.testing import TINY
 from nolabel.tools.ablate import ablate, interval, parse_rows, render
 
@@ -66,7 +66,7 @@ def test_a_stopped_table_goes_on_and_another_one_starts_anew(photos, tmp_path):
 
 
 def test_rows_are_read_from_text_and_wrong_ones_are_refused():
-    kind = load(ablated("dino"))
+    kind = load(with_ablations("dino"))
     assert parse_rows(["local-crops=0 loss=mse"], kind) == {
         "local-crops=0 loss=mse": {"local_crops": 0, "loss": "mse"}
     }

@@ -1,7 +1,7 @@
-"""The one contract that every backbone honours.
+"""The interface of all backbones.
 
-A method, an evaluator or a picture sees only this. What a backbone is able to do stands in
-`can`; whoever needs more asks with `require` and fails at construction, with a hint.
+Methods, protocols and pictures use only this. `can` lists a backbone's abilities; code that needs
+one calls `require`, which fails early, with a hint.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ ABILITIES = {
     "mask": "replace patches by a mask token before the first block",
     "drop": "leave patches out and run on the visible ones only",
     "any_size": "take images of another size than it was built for",
-    "attention": "show the attention of its class token",
+    "attention": "return its attention matrices",
     "stride": "cut patches that overlap",
-    "patches": "give features of places in the image, not of the whole image alone",
+    "patches": "give features of patches, not only of the whole image",
 }
 
 
@@ -34,18 +34,18 @@ class HasUnits(nn.Module):
 
     @property
     def shard_units(self) -> list[nn.Module]:
-        """Modules that hold most of the weights and that training always calls as modules, never by
-        their parts: their weights can be gathered one unit at a time (FSDP2)."""
+        """The FSDP2 units: modules that hold most of the weights and whose forward pass training
+        always calls, never a submodule's alone, so that each can be all-gathered by itself."""
         return []
 
     @property
     def compile_units(self) -> list[nn.Module]:
-        """The layers that `--compile` compiles, each called as a module: many and alike."""
+        """The layers that `--compile` compiles: many equal modules, which share a graph."""
         return self.shard_units
 
 
 def shard_units(method: nn.Module) -> list[nn.Module]:
-    """The shard units of all networks of a method."""
+    """The FSDP2 units of all networks in a method."""
     return [u for m in method.modules() if isinstance(m, HasUnits) for u in m.shard_units]
 
 
@@ -54,15 +54,15 @@ class Backbone(HasUnits):
 
     Attributes:
         name: timm's architecture name.
-        kwargs: keyword arguments that rebuild it through timm.
+        kwargs: keyword arguments with which timm builds it again.
         dim: width D of the pooled embedding and of the tokens.
-        depth: number of layers that `layers` and `attention` can reach.
-        image_size: side in pixels that it was built for.
-        patch_size: side of a patch (or the stride of the last feature map), in pixels; where
-            patches are cut ("mask"), sides of images must be multiples of it.
-        can: subset of `ABILITIES`.
-        net: the network itself; its parameters and buffers, under its own names, are what an
-            encoder file holds.
+        depth: number of layers L that `layers` and `attention` can return.
+        image_size: side in pixels of the images that it was built for.
+        patch_size: side of a patch, or the stride of the last feature map, in pixels; if it can
+            "mask", sides of images must be multiples of it.
+        can: the abilities, a subset of `ABILITIES`.
+        net: the network itself; its state_dict is the content of an encoder file.
+        recompute: activation checkpointing of the blocks.
     """
 
     name: str
@@ -73,24 +73,24 @@ class Backbone(HasUnits):
     patch_size: int
     can: frozenset[str]
     net: nn.Module
-    recompute = False  # activation checkpointing, of transformers
+    recompute = False
 
     @property
     def channels(self) -> int:
-        """Channels C of the images that it takes."""
+        """Channels C of its input images."""
         return int(self.kwargs.get("in_chans", 3))
 
     @property
     def mask_patch(self) -> int:
-        """Side in pixels of the finest patch that `tokens` can mask, a divisor of `patch_size`.
+        """Side in pixels of the smallest patch that `tokens` can mask; divides `patch_size`.
 
-        A ViT masks its tokens; Swin embeds patches that it merges later, and masks those.
+        A ViT masks its tokens; Swin masks the patches that it embeds and merges later.
         """
         return self.patch_size
 
     @property
     def mask_dim(self) -> int:
-        """Width of the mask token: that of the patch embedding."""
+        """Width of the mask token, which is that of the patch embedding."""
         return self.dim
 
     def tokens(
@@ -100,84 +100,104 @@ class Backbone(HasUnits):
         keep: Tensor | None = None,
         mask_token: Tensor | None = None,
     ) -> Tokens:
-        """Final features of images x [N, C, H, W].
+        """The final tokens, with gradient.
 
         Args:
-            mask: bool [N, P] on the grid of the final tokens, or [N, M] on that of patches of
-                `mask_patch` pixels; True where `mask_token` [mask_dim] replaces the embedded
-                patches, before the position embedding is added (needs "mask").
-            keep: int64 [N, K], patches to keep, in this order; the rest is left out after the
-                position embedding is added (needs "drop").
+            x: normalised images, float [N, C, H, W].
+            mask: bool [N, P] on the grid of the final tokens, or [N, M] on the grid of patches of
+                `mask_patch` pixels; where True, `mask_token` replaces the patch embedding, before
+                the position embedding is added (needs "mask").
+            keep: int64 [N, K], the patches to keep, in this order; the others are dropped after
+                the position embedding is added (needs "drop").
+            mask_token: float [mask_dim]; needed with `mask`.
+
+        Returns:
+            pooled [N, D]; patches [N, P, D], or [N, K, D] with `keep`; prefix [N, R, D] or None.
+
+        Raises:
+            UsageError: an ability that it lacks, or sizes that do not fit.
         """
         raise NotImplementedError
 
     def layers(self, x: Tensor, n: int) -> list[Tokens]:
-        """Features of the last n layers, shallow to deep, each through the final norm."""
+        """Tokens of the last n layers of images x [N, C, H, W], from shallow to deep, each through
+        the final norm."""
         raise NotImplementedError
 
     def attention(self, x: Tensor, layer: int = -1, rows: slice = slice(None)) -> Tensor:
-        """Attention [N, heads, T, R + P] of one layer, rows sum to 1 (needs "attention").
+        """Attention of one layer, [N, heads, T, R + P]; rows sum to 1 (needs "attention").
 
         Args:
-            rows: the T tokens that look, of R prefix tokens and P patches; all by default. Few are
-                cheap: no more than asked for is computed in that layer, and no layer after it.
+            x: images [N, C, H, W].
+            layer: number from 0; -1 is the last. No later layer is computed.
+            rows: the T query tokens, of R prefix tokens and P patches; all by default. Only these
+                rows are computed.
         """
         require(self, ["attention"], "Attention")
         raise NotImplementedError
 
     def with_stride(self, stride: int) -> AbstractContextManager[None]:
-        """Inside, patches are cut every `stride` pixels, a divisor of `patch_size`, so that they
-        overlap: the grid has 1 + (H - patch_size) // stride rows (needs "stride"; Amir et al.,
-        "Deep ViT Features as Dense Visual Descriptors", 2021)."""
+        """A context in which patches overlap: one every `stride` pixels, a divisor of `patch_size`.
+
+        The grid then has 1 + (H - patch_size) // stride rows (needs "stride"; Amir et al., "Deep
+        ViT Features as Dense Visual Descriptors", 2021).
+        """
         require(self, ["stride"], f"A stride of {stride} px")
         raise NotImplementedError
 
     def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
-        """Per-patch query, key, value or token of some layers, heads side by side, in one walk no
-        further than the deepest of them.
+        """Queries, keys, values or tokens of some layers, in one forward pass up to the deepest.
 
         Args:
-            wanted: pairs of a layer and which: query, key, value, or token (what leaves the layer,
-                before any final norm).
+            x: images [N, C, H, W].
+            wanted: pairs (layer, facet): "query", "key", "value", or "token", the layer's output
+                before any final norm.
+
+        Returns:
+            one for each pair: [N, P, D_i] with the heads concatenated.
         """
         raise NotImplementedError
 
     def facets(self, x: Tensor, layer: int, which: str) -> Tokens:
-        """The only one of `facets_of`."""
+        """`facets_of` for a single layer and facet."""
         return self.facets_of(x, [(layer, which)])[0]
 
     def dense_embeddings(self, x: Tensor) -> Tokens:
-        """Each patch as if the whole image were it: features in the space of the pooled embedding.
+        """Patch features in the space of the pooled embedding, [N, P, D], of images [N, C, H, W].
 
-        Those whose mean the embedding is; of a ViT with a class token the last layer's values
-        without mixing among patches (Zhou et al., "Extract Free Dense Labels from CLIP", 2022,
-        arXiv 2112.01071).
+        Where the embedding is a mean of tokens, these tokens. Of a ViT with a class token, the
+        last layer's values without attention among patches (Zhou et al., "Extract Free Dense Labels
+        from CLIP", 2022, arXiv 2112.01071).
         """
         return self.tokens(x)
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
-        """Stochastic depth, growing linearly from 0 to `rate` over the layers; 0 removes it.
+        """Sets stochastic depth, which grows linearly from 0 to `rate` over the layers.
 
         Args:
-            by_samples: as in DINOv2: the same rate in every layer, and a layer computes nothing
-                for the samples that it drops (ViT alone).
+            rate: share of samples whose branch is dropped in the last layer, in [0, 1); 0 = none.
+            by_samples: DINOv2's way: the same rate in all layers, and nothing is computed for
+                dropped samples (ViT only).
+
+        Raises:
+            UsageError: `by_samples` of another network, or a rate above 0 of one without paths.
         """
         raise NotImplementedError
 
     def _block_by_block(self, block: Callable[..., Tensor], *args: Any) -> Tensor:
-        """A block's output; with `recompute` what is inside is not kept for the backward pass but
-        computed again there (Chen et al. 2016, arXiv 1604.06174)."""
+        """A block's output, with activation checkpointing if `recompute` (Chen et al. 2016, arXiv
+        1604.06174)."""
         if self.recompute and self.training and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)  # type: ignore[return-value]
         return block(*args)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The pooled embedding [N, D]."""
+        """The pooled embedding [N, D] of images [N, C, H, W]."""
         return self.tokens(x).pooled
 
 
 def map_tokens(x: Tensor) -> Tokens:
-    """Tokens of a feature map [N, D, h, w], whose mean is the embedding."""
+    """Tokens of a feature map [N, D, h, w]; the pooled embedding [N, D] is its mean."""
     pooled = F.adaptive_avg_pool2d(x, 1).flatten(1)
     return Tokens(pooled, x.flatten(2).transpose(1, 2), (x.shape[-2], x.shape[-1]))
 
@@ -188,7 +208,13 @@ def resolve_facets(
     can: Sequence[str] = FACETS,
     why: str = "",
 ) -> list[tuple[int, str]]:
-    """Pairs of layers, counted from the front, and facets.
+    """The pairs (layer, facet) with layers counted from 0.
+
+    Args:
+        backbone: the network.
+        wanted: pairs (layer, facet); layers may be negative.
+        can: facets that the network has.
+        why: why it has no others, for the message.
 
     Raises:
         UsageError: there is no such layer or facet.
@@ -200,7 +226,7 @@ def resolve_facets(
 
 
 def layer_number(backbone: Backbone, layer: int) -> int:
-    """A layer counted from the front; -1 is the last.
+    """The number of a layer, from 0; -1 is the last.
 
     Raises:
         UsageError: there is no such layer.
@@ -215,7 +241,12 @@ def layer_number(backbone: Backbone, layer: int) -> int:
 
 
 def require(backbone: Backbone, needs: Iterable[str], who: str) -> None:
-    """Refuses a backbone that cannot do what `who` needs.
+    """Refuses a backbone that lacks an ability.
+
+    Args:
+        backbone: the network.
+        needs: keys of `ABILITIES`.
+        who: what needs them, such as a method's name, for the message.
 
     Raises:
         UsageError: names the missing abilities and what to use instead.
@@ -223,9 +254,12 @@ def require(backbone: Backbone, needs: Iterable[str], who: str) -> None:
     missing = [n for n in needs if n not in backbone.can]
     if missing:
         cannot = " and ".join(f"{ABILITIES[n]} ({n!r})" for n in missing)
-        every = {*missing} <= {"any_size", "patches"}  # what all networks of timm can
-        use = "a ViT or Swin" if {*missing} <= {"mask", "any_size", "patches"} else "a ViT"
-        use = "a ViT, Swin, ConvNeXt or ResNet" if every else use
+        if {*missing} <= {"any_size", "patches"}:
+            use = "a ViT, Swin, ConvNeXt or ResNet"
+        elif {*missing} <= {"mask", "any_size", "patches"}:
+            use = "a ViT or Swin"
+        else:
+            use = "a ViT"
         raise UsageError(
             f"{who} needs a backbone that can {cannot}; {backbone.name!r} cannot. "
             f"Use {use}, for example --backbone vit_tiny, or a method that works with any "
@@ -233,8 +267,8 @@ def require(backbone: Backbone, needs: Iterable[str], who: str) -> None:
         )
 
 
-def recompute(module: nn.Module, yes: bool = True) -> None:
-    """Whether all networks in a module compute activations again instead of keeping them."""
+def recompute(module: nn.Module, enabled: bool = True) -> None:
+    """Switches activation checkpointing of all backbones in a module on or off."""
     for part in module.modules():
         if isinstance(part, Backbone):
-            part.recompute = yes
+            part.recompute = enabled

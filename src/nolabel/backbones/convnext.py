@@ -19,14 +19,15 @@ from nolabel.types import Tokens
 
 
 class ConvNeXt(Backbone):
-    """A ConvNeXt; its "patches" are the cells of a stage's feature map.
+    """A ConvNeXt; its patch tokens are the cells of a stage's feature map.
 
-    The pooled embedding is timm's: the norm of the mean of the last map, in networks whose name
-    ends with `_hnf` the mean of the normed map. The last layer's patches are normed one by one.
+    The pooled embedding is timm's: the norm of the mean of the last feature map; for networks whose
+    name ends in `_hnf` the mean of the normed map. Each patch of the last layer is normed by
+    itself.
     """
 
     can = frozenset({"any_size", "patches"})
-    net: Any  # timm's ConvNeXt; its stages are made by name
+    net: Any  # timm's ConvNeXt, whose type stubs lack the stages
 
     def __init__(self, net: Any, name: str, kwargs: dict[str, Any], image_size: int):
         super().__init__()
@@ -58,8 +59,8 @@ class ConvNeXt(Backbone):
         return maps
 
     def _last(self, x: Tensor) -> Tokens:
-        """The last map through the final norm, and timm's embedding."""
-        x = self.net.norm_pre(x)  # of networks that norm before they pool
+        """Tokens of the last feature map [N, D, h, w], normed, and timm's pooled embedding."""
+        x = self.net.norm_pre(x)  # identity, unless the network norms before pooling
         pooled = self.net.forward_head(x, pre_logits=True)
         t = map_tokens(x if self.norms_first else self.net.head.norm(x))
         return Tokens(pooled, t.patches, t.grid)
@@ -87,7 +88,7 @@ class ConvNeXt(Backbone):
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         if by_samples:
-            raise UsageError("Dropping samples is for ViTs; a ConvNeXt drops paths only.")
+            raise UsageError("Stochastic depth by samples is for ViTs; a ConvNeXt has it by paths.")
         blocks = self.compile_units
         for i, block in enumerate(blocks):
             p = rate * i / max(len(blocks) - 1, 1)

@@ -1,4 +1,4 @@
-"""Decoders: plain transformer blocks over patches."""
+"""Decoders: transformer blocks over patches."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from nolabel.errors import UsageError
 
 
 def transformer_blocks(dim: int, depth: int, heads: int) -> nn.Sequential:
-    """Plain pre-norm transformer blocks, exact GELU, for decoders [B, T, D] -> [B, T, D]."""
+    """Pre-norm transformer blocks with exact GELU, for decoders: [B, T, D] -> [B, T, D].
+
+    Args:
+        dim: width D, a multiple of `heads`.
+        depth: number of blocks.
+        heads: attention heads of each.
+    """
     return nn.Sequential(*(Block(dim, heads) for _ in range(depth)))
 
 
 class PatchDecoder(nn.Module):
-    """A transformer over a grid of codes with fixed positions: [N, P, width] -> [N, P, out].
+    """A transformer over a grid of codes with fixed sine-cosine position embeddings:
+    [N, P, width] -> [N, P, out].
 
     Args:
         width, depth, heads: of its blocks; width is a multiple of 4 and of heads.
@@ -23,7 +30,7 @@ class PatchDecoder(nn.Module):
         out: numbers predicted for each patch.
 
     Raises:
-        UsageError: a width that does not divide among the heads.
+        UsageError: width is no multiple of heads.
     """
 
     positions: Tensor

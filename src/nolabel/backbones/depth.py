@@ -1,4 +1,4 @@
-"""How deep in a network each parameter lies, and which of them weight decay leaves alone."""
+"""Layer-wise learning rate decay: the layer of each parameter; and which skip weight decay."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-# The names of timm's networks: stage and block of a ViT, a Swin, a ConvNeXt or a ResNet, and the
-# merging with which timm's stages of a Swin or ConvNeXt begin (Swins as published end with it).
+# Parameter names of timm's networks: stage and block of a ViT, a Swin, a ConvNeXt or a ResNet, and
+# the downsampling at the start of a stage of timm's Swin or ConvNeXt (the end in published Swins).
 _BLOCKS = (
     re.compile(r"(?:^|\.)net\.(?:(?:layers|stages)\.(\d+)\.)?blocks\.(\d+)\."),
     re.compile(r"(?:^|\.)net\.layer(\d)\.(\d+)\."),
@@ -20,18 +20,22 @@ _FRONT = re.compile(
 
 
 def layer_numbers(names: Iterable[str]) -> tuple[dict[str, int], int]:
-    """The layer of each parameter, and the number of the last layer, for layer-wise decay of rates
-    (Bao et al., "BEiT", 2021; Clark et al., "ELECTRA", 2020).
+    """The layer of each parameter, and the number of the last layer, for layer-wise learning rate
+    decay (Bao et al., "BEiT", 2021; Clark et al., "ELECTRA", 2020).
 
-    Patches, tokens and positions are layer 0, the block of number i is i + 1 as is the merging
-    behind it (Xie et al., "SimMIM", 2021), what comes after the last block (norm, heads) one more.
+    Patch projection, tokens and position embeddings are layer 0; block i (from 0) is layer i + 1,
+    and so is the downsampling after it (Xie et al., "SimMIM", 2021); all that follows the last
+    block (norm, heads) is one layer more.
 
     Args:
-        names: of parameters, as timm calls them, behind any prefix that ends in `net.`.
+        names: of parameters, timm's own after any prefix that ends in `net.`.
+
+    Returns:
+        name -> layer, and the number of the last layer.
     """
     names = list(names)
-    blocks = {name: place for name in names if (place := _block(name))}
-    number = {place: i + 1 for i, place in enumerate(sorted(set(blocks.values())))}
+    blocks = {name: position for name in names if (position := _block(name))}
+    number = {position: i + 1 for i, position in enumerate(sorted(set(blocks.values())))}
     last = len(number) + 1
 
     def layer(name: str) -> int:
@@ -45,14 +49,14 @@ def layer_numbers(names: Iterable[str]) -> tuple[dict[str, int], int]:
 
 
 def _block(name: str) -> tuple[int, int] | None:
-    """(stage, block)."""
+    """(stage, block) of a parameter, both from 0; None outside the blocks."""
     for pattern in _BLOCKS:
-        if found := pattern.search(name):
-            return int(found[1] or 0), int(found[2])
+        if match := pattern.search(name):
+            return int(match[1] or 0), int(match[2])
     return None
 
 
-def is_plain(name: str, p: Tensor) -> bool:
-    """Whether weight decay leaves a parameter alone: 1-D ones, biases, tables of the biases of
-    relative positions."""
+def skips_weight_decay(name: str, p: Tensor) -> bool:
+    """Whether a parameter has no weight decay: 1-D ones, biases, tables of relative position
+    biases."""
     return p.ndim < 2 or name.endswith(("bias", ".relative_position_bias_table"))

@@ -1,8 +1,8 @@
 """A user's own network behind the backbone contract.
 
-Any `nn.Module` serves that maps images [B, C, H, W] to features: [B, D], a map [B, D, h, w], or
-`Tokens`. What it is able to do is found by trying it at three sizes; masks, dropped patches and
-attention are for those who subclass `Backbone` themselves.
+Any `nn.Module` will do that maps images [B, C, H, W] to features: [B, D], a feature map
+[B, D, h, w], or `Tokens`. Its abilities are found by forward passes at three image sizes; masks,
+dropped patches and attention need a subclass of `Backbone`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from nolabel.errors import UsageError
 from nolabel.nn.random_state import preserve_rng
 from nolabel.types import Tokens
 
-WHAT = "network class or function (a torch.nn.Module, or what returns one)"
-GIVEN = "object:"  # before the name of a network that was given in Python
+EXPECTED = "network class or function (a torch.nn.Module, or what returns one)"
+OBJECT_PREFIX = "object:"  # of the name of a network that was passed in from Python
 _SIZES = ("image_size",)
 _CHANNELS = ("channels", "in_chans", "in_channels")
 
-Maker = Callable[..., object]
-_GIVEN: dict[str, Maker] = {}  # networks and classes given in Python in this process
+Factory = Callable[..., object]
+_REGISTERED: dict[str, Factory] = {}  # by name; passed in from Python in this process
 
 
 class OwnBackbone(Backbone):
@@ -35,9 +35,9 @@ class OwnBackbone(Backbone):
 
     Args:
         net: the network.
-        name: under which `build` makes it again.
-        image_size: side in pixels at which it is tried; other sizes where it takes them.
-        channels: of the images.
+        name: the name by which `build` makes another one.
+        image_size: side in pixels of the images that it is probed with first.
+        channels: C of the images.
 
     Raises:
         UsageError: it does not map images of this size to features.
@@ -49,7 +49,7 @@ class OwnBackbone(Backbone):
         self.name = name
         self.kwargs = {"image_size": image_size, "in_chans": channels}
         self.image_size, self.depth = image_size, 1
-        out = self._try(image_size, channels)
+        out = self._probe(image_size, channels)
         h, w = out.grid
         mapped = out.patches.shape[1] == h * w and h == w and image_size % h == 0
         self.patch_size = image_size // h if mapped else image_size
@@ -62,8 +62,8 @@ class OwnBackbone(Backbone):
         self.can = frozenset(can)
 
     @torch.no_grad()
-    def _try(self, size: int, channels: int) -> Tokens:
-        """Features of noise [2, C, S, S]; modes and the random state stay as they were."""
+    def _probe(self, size: int, channels: int) -> Tokens:
+        """Features of noise [2, C, S, S]; train/eval modes and the random state are restored."""
         first = next(self.net.parameters(), torch.empty(0))
         modes = [(m, m.training) for m in self.net.modules()]
         with preserve_rng():
@@ -84,7 +84,7 @@ class OwnBackbone(Backbone):
     def _takes_any_size(self, size: int, channels: int) -> bool:
         for other in (max(size // 2, 1), size + size // 2):
             try:
-                if self._try(other, channels).pooled.shape[1] != self.dim:
+                if self._probe(other, channels).pooled.shape[1] != self.dim:
                     return False
             except UsageError:
                 return False
@@ -126,8 +126,8 @@ class OwnBackbone(Backbone):
 
     def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
         why = "A network of your own shows its output alone."
-        found = self.tokens(x)
-        return [found for _ in resolve_facets(self, wanted, ("token",), why)]
+        tokens = self.tokens(x)
+        return [tokens for _ in resolve_facets(self, wanted, ("token",), why)]
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         if rate:
@@ -137,9 +137,13 @@ class OwnBackbone(Backbone):
             )
 
 
-def record(name: str | None) -> str | None:
-    """The name under which a run saves a backbone, or an encoder `random:BACKBONE`; executes a
-    user's file. None, no network, stays.
+def name_by_hash(name: str | None) -> str | None:
+    """The name with which a run's files refer to a backbone, or to an encoder `random:BACKBONE`:
+    path/to/file.py:Class becomes file.py:Class@hash. Executes a user's file.
+
+    Args:
+        name: of a backbone or an encoder; others than a user's own, and None, are returned as they
+            are.
 
     Raises:
         UsageError: no such file or class.
@@ -148,57 +152,58 @@ def record(name: str | None) -> str | None:
         return None
     prefix, bare = ("random:", name[7:]) if name.startswith("random:") else ("", name)
     if _usercode.is_reference(bare):
-        return prefix + _usercode.load_path(bare, _suits, WHAT).name
+        return prefix + _usercode.load_path(bare, _is_network_factory, EXPECTED).name
     return name
 
 
-def give(network: object, name: str | None = None) -> str:
-    """A backbone's name for a network, a class or a function that was given in Python.
+def register(network: object, name: str | None = None) -> str:
+    """Registers a network, or a class or function that makes one, and returns a name for `build`.
 
-    Each time that it is built, a network is copied with its weights, and a class is called.
+    Every `build` copies a network with its weights, and calls a class or function.
 
     Args:
-        name: as which it is to be known, such as that in a run's configuration; by default a new
-            one.
+        network: a torch.nn.Module, or what returns one.
+        name: such as that in a run's configuration; by default a new one.
 
     Raises:
-        UsageError: it is no network and makes none.
+        UsageError: it is neither a network nor callable.
     """
     if isinstance(network, nn.Module):
-        title, maker = type(network).__name__, _Copies(network)
+        title, factory = type(network).__name__, _Copies(network)
     elif callable(network):
-        title, maker = str(getattr(network, "__name__", "network")), network
+        title, factory = str(getattr(network, "__name__", "network")), network
     else:
         raise UsageError(
             f"backbone is a {type(network).__name__}. Give a name, a torch.nn.Module, or a class "
             "of networks."
         )
     if name is None:
-        same = [n for n, known in _GIVEN.items() if n.startswith(f"{GIVEN}{title}") and known]
-        name = f"{GIVEN}{title}" + (f"-{len(same) + 1}" if same else "")
-    _GIVEN[name] = maker
+        same = [n for n in _REGISTERED if n.startswith(f"{OBJECT_PREFIX}{title}")]
+        name = f"{OBJECT_PREFIX}{title}" + (f"-{len(same) + 1}" if same else "")
+    _REGISTERED[name] = factory
     return name
 
 
-def give_again(network: nn.Module | type[nn.Module], name: str, who: str) -> None:
-    """Gives the network of a run or an encoder that got it in Python, under the name kept there.
+def register_again(network: nn.Module | type[nn.Module], name: str, who: str) -> None:
+    """Registers the network of a saved run or encoder whose network was passed in from Python.
 
     Args:
-        name: of its backbone.
-        who: whose it is, for the message.
+        network: the network, or its class.
+        name: the backbone's name in the run or the encoder file.
+        who: the run or the encoder, for the message.
 
     Raises:
-        UsageError: it did not get its network in Python.
+        UsageError: its backbone is one that can be built from its name.
     """
-    if not name.startswith(GIVEN):
+    if not name.startswith(OBJECT_PREFIX):
         raise UsageError(
             f"{who} has the backbone {name!r}, which is built from its name. Leave backbone out."
         )
-    give(network, name)
+    register(network, name)
 
 
 class _Copies:
-    """Makes copies of one network, with its weights."""
+    """A factory that copies one network, with its weights."""
 
     def __init__(self, net: nn.Module):
         self.net = net
@@ -211,29 +216,37 @@ def build_own(name: str, image_size: int, channels: int, kwargs: dict[str, Any])
     """A user's own network.
 
     Args:
-        name: file.py:Class, with or without hash, or from `give`.
+        name: file.py:Class, with or without hash, or from `register`.
         image_size: side of the images in pixels.
-        channels: of the images.
-        kwargs: what a method asks of a fresh network; there is nothing that it could ask for.
+        channels: C of the images.
+        kwargs: options that a method sets on a new network; a user's own network has none.
 
     Raises:
         UsageError: there is no such network, or it does not map images to features.
     """
-    asked = [k for k, v in kwargs.items() if v and k not in ("image_size", "in_chans")]
-    if asked:
+    unsupported = [k for k, v in kwargs.items() if v and k not in ("image_size", "in_chans")]
+    if unsupported:
         raise UsageError(
-            f"{name!r} is a network of your own, which takes no {', '.join(asked)}: that is for "
-            "ViTs. Use a ViT, for example --backbone vit_tiny, or set the options to 0."
+            f"{name!r} is a network of your own, which takes no {', '.join(unsupported)}: that is "
+            "for ViTs. Use a ViT, for example --backbone vit_tiny, or set the options to 0."
         )
-    maker = _maker(name)
-    return wrap(maker(**_arguments(maker, name, image_size, channels)), name, image_size, channels)
+    factory = _factory_of(name)
+    return as_backbone(
+        factory(**_arguments(factory, name, image_size, channels)), name, image_size, channels
+    )
 
 
-def wrap(net: object, name: str, image_size: int, channels: int) -> Backbone:
-    """A network behind the contract; one that is a Backbone keeps it itself.
+def as_backbone(net: object, name: str, image_size: int, channels: int) -> Backbone:
+    """A network as a `Backbone`; one that is a subclass of it is returned itself.
+
+    Args:
+        net: what the user's class or function returned.
+        name: the name by which `build` makes another one.
+        image_size: side of the images in pixels.
+        channels: C of the images.
 
     Raises:
-        UsageError: it is no network, or does not map images to features.
+        UsageError: it is not a network, or does not map images to features.
     """
     if not isinstance(net, nn.Module):
         raise UsageError(f"{name!r} made a {type(net).__name__}, not a torch.nn.Module.")
@@ -244,45 +257,45 @@ def wrap(net: object, name: str, image_size: int, channels: int) -> Backbone:
 
 
 def own_stride(name: str) -> int:
-    """Pixels of which the sides of images must be multiples; 1 for all that cut no patches."""
-    maker = _maker(name)
-    if not (isinstance(maker, type) and issubclass(maker, Backbone)):
+    """The number of pixels that must divide the sides of images; 1 for networks without patches."""
+    factory = _factory_of(name)
+    if not (isinstance(factory, type) and issubclass(factory, Backbone)):
         return 1
     with torch.device("meta"):
-        net = maker(**_arguments(maker, name, 224, 3))
+        net = factory(**_arguments(factory, name, 224, 3))
     return net.patch_size if "mask" in net.can else 1
 
 
-def _maker(name: str) -> Maker:
-    if name.startswith(GIVEN):
-        if name not in _GIVEN:
+def _factory_of(name: str) -> Factory:
+    if name.startswith(OBJECT_PREFIX):
+        if name not in _REGISTERED:
             raise UsageError(
-                f"The network {name.removeprefix(GIVEN)!r} was given in Python, and no file holds "
-                "its code. In Python, give it again: nolabel.load(folder, backbone=network) or "
-                "nolabel.resume(folder, backbone=network). To do without, put its class into a "
-                "file and train with --backbone path/to/file.py:Class."
+                f"The network {name.removeprefix(OBJECT_PREFIX)!r} was passed in from Python, and "
+                "no file holds its code. In Python, pass it again: nolabel.load(folder, "
+                "backbone=network) or nolabel.resume(folder, backbone=network). To do without, "
+                "put its class into a file and train with --backbone path/to/file.py:Class."
             )
-        return _GIVEN[name]
-    found = _usercode.find(name, _suits, WHAT)
-    assert callable(found)  # noqa: S101 - `_suits` says so
-    return found
+        return _REGISTERED[name]
+    factory = _usercode.find(name, _is_network_factory, EXPECTED)
+    assert callable(factory)  # noqa: S101 - checked by `_is_network_factory`
+    return factory
 
 
-def _suits(value: object) -> bool:
-    """A class of networks, or a function that may return one."""
+def _is_network_factory(value: object) -> bool:
+    """Whether it is a class of networks, or a function, which may return one."""
     if isinstance(value, type):
         return issubclass(value, nn.Module)
     return inspect.isfunction(value)
 
 
-def _arguments(maker: Maker, name: str, image_size: int, channels: int) -> dict[str, int]:
-    """Image size and channels, as far as the constructor names them.
+def _arguments(factory: Factory, name: str, image_size: int, channels: int) -> dict[str, int]:
+    """The arguments among image size and channels that the constructor has.
 
     Raises:
         UsageError: it needs other arguments.
     """
     values = {**dict.fromkeys(_SIZES, image_size), **dict.fromkeys(_CHANNELS, channels)}
-    parameters = inspect.signature(maker).parameters.values()
+    parameters = inspect.signature(factory).parameters.values()
     needed = [
         p.name
         for p in parameters

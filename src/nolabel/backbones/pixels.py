@@ -1,4 +1,4 @@
-"""Raw pixels as an "encoder": the baseline that every other encoder has to beat."""
+"""Raw pixels as an encoder: the baseline that every other encoder has to beat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nolabel.types import Tokens
 
 
 class Pixels(Backbone):
-    """Embeds an image as its own (normalised) pixels; a patch is one pixel."""
+    """The embedding [N, C*H*W] is the image's normalised pixels; a patch is one pixel."""
 
     can = frozenset({"any_size", "patches"})
 
@@ -37,8 +37,8 @@ class Pixels(Backbone):
         return [self.tokens(x)]
 
     def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
-        places = resolve_facets(self, wanted, ("token",), "Pixels have no queries, keys or values.")
-        return [self.tokens(x) for _ in places]
+        layers = resolve_facets(self, wanted, ("token",), "Pixels have no queries, keys or values.")
+        return [self.tokens(x) for _ in layers]
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         """Pixels have no layers to drop."""

@@ -16,14 +16,14 @@ from nolabel.types import Tokens
 
 
 class ResNet(Backbone):
-    """A ResNet; its "patches" are the cells of a stage's feature map.
+    """A ResNet; its patch tokens are the cells of a stage's feature map.
 
-    Without `maxpool` the stem keeps twice the resolution, for small pictures. It has no
-    weights: they fit timm's network all the same.
+    `maxpool=False` leaves out the max-pooling of the stem, which doubles the resolution, for small
+    images. Max-pooling has no weights, so the state_dict is timm's either way.
     """
 
     can = frozenset({"any_size", "patches"})
-    net: Any  # timm's ResNet; its layers are made by name
+    net: Any  # timm's ResNet, whose type stubs lack the layers
 
     def __init__(
         self, net: Any, name: str, kwargs: dict[str, Any], image_size: int, maxpool: bool = True
@@ -42,9 +42,11 @@ class ResNet(Backbone):
 
     @property
     def compile_units(self) -> list[nn.Module]:
+        return [block for stage in self._stages() for block in stage]
+
+    def _stages(self) -> tuple[nn.Sequential, ...]:
         net = self.net
-        stages = (net.layer1, net.layer2, net.layer3, net.layer4)
-        return [block for stage in stages for block in stage]
+        return (net.layer1, net.layer2, net.layer3, net.layer4)
 
     def _maps(self, x: Tensor) -> list[Tensor]:
         """Feature maps [N, D_i, h_i, w_i] of the four stages."""
@@ -55,7 +57,7 @@ class ResNet(Backbone):
         if self.maxpool:
             x = net.maxpool(x)
         out = []
-        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+        for stage in self._stages():
             x = stage(x)
             out.append(x)
         return out
@@ -75,14 +77,14 @@ class ResNet(Backbone):
 
     def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
         why = "A ResNet has no queries, keys or values."
-        places = resolve_facets(self, wanted, ("token",), why)
+        layers = resolve_facets(self, wanted, ("token",), why)
         maps = self._maps(x)
-        return [map_tokens(maps[layer]) for layer, _ in places]
+        return [map_tokens(maps[layer]) for layer, _ in layers]
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         if by_samples:
-            raise UsageError("Dropping samples is for ViTs; a ResNet drops paths only.")
-        blocks = [b for s in (1, 2, 3, 4) for b in getattr(self.net, f"layer{s}")]
+            raise UsageError("Stochastic depth by samples is for ViTs; a ResNet has it by paths.")
+        blocks: list[Any] = [block for stage in self._stages() for block in stage]
         for i, block in enumerate(blocks):
             p = rate * i / max(len(blocks) - 1, 1)
-            block.drop_path = DropPath(p) if p else None
+            block.drop_path = DropPath(p) if p else None  # as timm's BasicBlock

@@ -1,14 +1,14 @@
-"""timm's SwinTransformer behind the backbone contract.
+"""timm's SwinTransformer as a backbone.
 
 Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", 2021, arXiv
-2103.14030.  timm keeps the weights and their names; the walk through the network is ours, because
-a method needs what timm's `forward` does not offer: mask tokens and any image size.
+2103.14030. Weights and their names are timm's; the forward pass is ours, because timm's `forward`
+has neither mask tokens nor any image size.
 
-Places of a map attend to each other if they lie in the same window: if floor((place - shift) /
-window) is the same along both axes. Where windows do not fill the map, timm pads after its cyclic
-shift and lets padding be attended to, so that the two ends of a map meet and zeros take part.
-Here the map is padded first, and nothing attends to padding. Where windows fill the map, as at
-every published size, the results are timm's.
+Positions of a map attend to each other if they are in the same window: if floor((position - shift)
+/ window) is the same along both axes. If windows do not fill the map, timm pads after its cyclic
+shift and attends to padding, so that opposite borders share a window and zeros take part. Here the
+map is padded before the shift and padding is masked. If windows fill the map, as at all published
+sizes, the results are timm's.
 """
 
 from __future__ import annotations
@@ -28,33 +28,39 @@ from nolabel.types import Tokens
 
 
 def windows_of(size: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Which window each place along one axis belongs to, in the order after the cyclic shift.
+    """The window of each position along one axis, in the order after the cyclic shift.
+
+    Args:
+        size: positions along the axis.
+        window: positions of a window.
+        shift: of the cyclic shift, in positions.
+        device: of the result.
 
     Returns:
-        int64 [size rounded up to whole windows]: floor((place - shift) / window), so -1 for the
-        places that the cyclic shift carries from the start to the end, and -2 for padding.
+        int64 [size rounded up to a multiple of window]: floor((position - shift) / window), which
+        is -1 for positions that the cyclic shift moves from the start to the end; -2 for padding.
     """
     padded = -(-size // window) * window
-    place = (torch.arange(padded, device=device) + shift) % padded
-    number = torch.div(place - shift, window, rounding_mode="floor")
-    return number.masked_fill(place >= size, -2)
+    position = (torch.arange(padded, device=device) + shift) % padded
+    number = torch.div(position - shift, window, rounding_mode="floor")
+    return number.masked_fill(position >= size, -2)
 
 
 class Swin(Backbone):
     """A SwinTransformer of any width, depth, patch, window and image size.
 
-    `patch_size` is the stride of the final tokens; `mask_patch` the side of the patches that are
-    embedded, which merging makes coarser from stage to stage. A layer is a block; those before
-    the last stage are narrower and have no final norm, for it has the last stage's width.
+    `patch_size` is the stride of the final tokens, `mask_patch` the side of the embedded patches,
+    which are merged from stage to stage. A layer is a block; `layers` before the last stage are
+    narrower, and not normed, because the final norm has the last stage's width.
     """
 
     can = frozenset({"mask", "any_size", "patches"})
-    net: Any  # timm's SwinTransformer; its layers are made by name
+    net: Any  # timm's SwinTransformer, whose type stubs lack the layers
 
     def __init__(self, net: Any, name: str, kwargs: dict[str, Any]):
         super().__init__()
-        kind: Any = timm.models.SwinTransformer
-        if not isinstance(net, kind):
+        swin: Any = timm.models.SwinTransformer  # Any: isinstance would narrow `net`
+        if not isinstance(net, swin):
             raise UsageError(f"{name!r} is not a SwinTransformer (version 1) of timm.")
         self.net, self.name, self.kwargs = net, name, dict(kwargs)
         self.dim = net.num_features
@@ -95,7 +101,7 @@ class Swin(Backbone):
         if mask is None:
             return x
         if mask_token is None:
-            raise UsageError("A mask needs the mask_token that stands in for hidden patches.")
+            raise UsageError("A mask needs mask_token, the embedding of hidden patches.")
         h, w = x.shape[1:3]
         times = 1 if mask.shape[1] == h * w else self.patch_size // p
         mask = mask.unflatten(1, (h // times, w // times))
@@ -103,7 +109,7 @@ class Swin(Backbone):
         return torch.where(mask.unsqueeze(-1), mask_token.to(x.dtype).view(1, 1, 1, -1), x)
 
     def _blocks(self, x: Tensor) -> Iterator[tuple[Any, Tensor, Tensor]]:
-        """Each block with what enters and what leaves it, [N, h, w, D]."""
+        """Each block with its input and its output, both [N, h, w, D]."""
         for stage in self.net.layers:
             x = stage.downsample(x)
             for block in stage.blocks:
@@ -117,9 +123,9 @@ class Swin(Backbone):
 
     @staticmethod
     def _attend(block: Any, x: Tensor) -> Tensor:
-        """Attention of [N, h, w, D] within windows, shifted in every other block."""
+        """Windowed attention [N, h, w, D] -> [N, h, w, D]; windows are shifted in odd blocks."""
         a, size, full = block.attn, x.shape[1:3], block.attn.window_size
-        # A map smaller than a window is one window, of which fewer offsets occur.
+        # A map smaller than a window is one window, which uses fewer relative offsets.
         (r, c) = (min(s, f) for s, f in zip(size, full, strict=True))
         odd = any(block.target_shift_size)
         down, right = (f // 2 if odd and s > f else 0 for s, f in zip(size, full, strict=True))
@@ -152,7 +158,7 @@ class Swin(Backbone):
 
     @staticmethod
     def _as_tokens(x: Tensor) -> Tokens:
-        """Of a map [N, h, w, D]."""
+        """`Tokens` of a map [N, h, w, D]."""
         patches = x.flatten(1, 2)
         return Tokens(patches.mean(1), patches, (x.shape[1], x.shape[2]))
 
@@ -177,25 +183,25 @@ class Swin(Backbone):
 
     def attention(self, x: Tensor, layer: int = -1, rows: slice = slice(None)) -> Tensor:
         require(self, ["attention"], "attention")
-        raise NotImplementedError  # require has already refused
+        raise NotImplementedError  # unreachable: `require` raises
 
     def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
-        places = resolve_facets(self, wanted)
-        deep, found = max(layer for layer, _ in places), {}
+        facets = resolve_facets(self, wanted)
+        deepest, tokens_of = max(layer for layer, _ in facets), {}
         for i, (block, before, after) in enumerate(self._blocks(self._embed(x))):
-            some = {which for layer, which in places if layer == i}
+            needed = {which for layer, which in facets if layer == i}
             out = {"token": after}
-            if some - {"token"}:
+            if needed - {"token"}:
                 thirds = block.attn.qkv(block.norm1(before)).chunk(3, -1)
                 out |= dict(zip(FACETS[:3], thirds, strict=True))
-            found |= {(i, which): self._as_tokens(out[which]) for which in some}
-            if i == deep:
+            tokens_of |= {(i, which): self._as_tokens(out[which]) for which in needed}
+            if i == deepest:
                 break
-        return [found[place] for place in places]
+        return [tokens_of[facet] for facet in facets]
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         if by_samples:
-            raise UsageError("Dropping samples is for ViTs; a Swin drops paths only.")
+            raise UsageError("Stochastic depth by samples is for ViTs; a Swin has it by paths.")
         blocks = [block for stage in self.net.layers for block in stage.blocks]
         for i, block in enumerate(blocks):
             p = rate * i / max(len(blocks) - 1, 1)

@@ -1,8 +1,8 @@
 """The text side of image-text learning: a transformer over token ids, and the shared space.
 
-Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021, §2.4.
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021, §2.4.
 Pre-norm blocks with LayerNorm of eps 1e-5; a text's feature is that of its end token or of the last
-place, through a final norm and a projection. Weights start as in the official code.
+position, through a final norm and a projection. Initial weights as in the official code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ EPS = 1e-5  # of every LayerNorm
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x): the approximation of GELU that CLIP was trained with."""
+    """x * sigmoid(1.702 x), the approximation of GELU that CLIP was trained with."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
@@ -67,14 +67,14 @@ class TextTower(HasUnits):
     """Token ids [N, T] -> features [N, out].
 
     Args:
-        vocabulary: number of ids; the largest is the end of a text.
-        context: longest text in tokens, start and end included.
+        vocabulary: number of ids; the largest is the end token.
+        context: length of the longest text in tokens, start and end included.
         dim, depth, heads: of the transformer.
         out: width of the features.
-        causal: whether a token sees only those before it.
-        quick_gelu: CLIP's approximation instead of the exact GELU.
-        pool: "end" takes the feature at the end token (the first place of the largest id), "last"
-            that of the last place, whatever stands there.
+        causal: whether tokens attend only to earlier ones.
+        quick_gelu: CLIP's approximation of GELU instead of the exact one.
+        pool: "end" takes the feature at the end token (the first of the largest id), "last" that of
+            the last position, padding or not.
 
     Raises:
         UsageError: sizes that do not fit, or an unknown pool.
@@ -115,21 +115,22 @@ class TextTower(HasUnits):
         return list(self.blocks)
 
     def _init(self, dim: int, depth: int) -> None:
-        """Normal weights with the official deviations; biases are zero."""
+        """Normal weights with the official standard deviations, zero biases."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.projection.weight, std=dim**-0.5)
-        back = dim**-0.5 * (2 * max(depth, 1)) ** -0.5  # what is added to the residual stream
-        stds = {"qkv": dim**-0.5, "proj": back, "fc1": (2 * dim) ** -0.5, "fc2": back}
+        residual = dim**-0.5 * (2 * max(depth, 1)) ** -0.5  # of layers that add to the residual
+        stds = {"qkv": dim**-0.5, "proj": residual, "fc1": (2 * dim) ** -0.5, "fc2": residual}
         for name, module in self.blocks.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=stds[name.rpartition(".")[2]])
                 nn.init.zeros_(module.bias)
 
     def forward(self, ids: Tensor) -> Tensor:
-        end = (ids == self.end).int().argmax(1)  # [N]: place of the first end token
+        """Token ids int64 [N, T] to features [N, out], not of unit length."""
+        end = (ids == self.end).int().argmax(1)  # [N]: position of the first end token
         if self.causal and self.pool == "end":
-            ids = ids[:, : int(end.max()) + 1]  # nothing looks at what comes behind
+            ids = ids[:, : int(end.max()) + 1]  # causal: later positions change nothing
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
         for block in self.blocks:
             x = block(x, self.causal)
@@ -138,17 +139,16 @@ class TextTower(HasUnits):
 
 
 class SharedSpace(nn.Module):
-    """What image-text learning adds to an image encoder: the text tower, the projection of the
-    image's embedding into the same space, and the scale (and bias) of the similarities.
+    """The space that images and texts share: the text tower, the projection of image embeddings,
+    and the scale (and bias) of the similarities.
 
-    A run saves all of it in `text.safetensors`, beside the encoder's file, which stays that of a
-    plain backbone.
+    A run saves it as `text.safetensors`, beside the encoder file, which holds the backbone only.
 
     Args:
         image_dim: width D of the encoder's embedding.
         vocabulary, context, dim, depth, heads, out, causal, quick_gelu, pool: of `TextTower`.
-        scale: factor of the cosine similarities at the start.
-        bias: added to the scaled similarities at the start; None has none (CLIP).
+        scale: initial factor of the cosine similarities.
+        bias: initial bias of the scaled similarities (SigLIP); None: no bias (CLIP).
     """
 
     log_scale: nn.Parameter
@@ -171,7 +171,7 @@ class SharedSpace(nn.Module):
         bias: float | None = None,
     ):
         super().__init__()
-        # What rebuilds it; scale and bias only by their kind, since their values are weights.
+        # Arguments that rebuild it; the values of scale and bias are in the state_dict.
         self.kwargs = {
             "image_dim": image_dim, "vocabulary": vocabulary, "context": context, "dim": dim,
             "depth": depth, "heads": heads, "out": out, "causal": causal,
@@ -189,11 +189,11 @@ class SharedSpace(nn.Module):
         )
 
     def images(self, features: Tensor) -> Tensor:
-        """Embeddings [N, D] of the encoder to unit vectors [N, out], fp32."""
+        """Image embeddings [N, D] to unit vectors [N, out], fp32, with gradient."""
         return F.normalize(self.image(features).float(), dim=-1)
 
     def texts(self, ids: Tensor) -> Tensor:
-        """Ids [N, context] to unit vectors [N, out], fp32."""
+        """Token ids int64 [N, context] to unit vectors [N, out], fp32, with gradient."""
         return F.normalize(self.tower(ids).float(), dim=-1)
 
     @property

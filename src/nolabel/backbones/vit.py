@@ -1,8 +1,7 @@
-"""timm's VisionTransformer behind the backbone contract.
+"""timm's VisionTransformer as a backbone.
 
-timm keeps the weights and their names; the walk through the network is ours, because a method
-needs what timm's `forward` does not offer: mask tokens, kept patches, any image size, one
-layer's attention.
+Weights and their names are timm's; the forward pass is ours, because timm's `forward` lacks what
+methods need: mask tokens, dropped patches, any image size, one layer's attention.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import UnionType
 from typing import Any
 
 import timm
@@ -19,32 +19,46 @@ from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from nolabel.backbones.base import FACETS, Backbone, layer_number, resolve_facets
-from nolabel.backbones.blocks import DropPath, first_alone, makes_first_alone, random_order
+from nolabel.backbones.blocks import (
+    DropPath,
+    first_token_only,
+    random_order,
+    supports_first_token_only,
+)
 from nolabel.errors import UsageError, unknown
 from nolabel.types import Tokens
 
 POSITIONS = ("dino", "mae", "timm")  # conventions of `resize_positions`
 
-# Matrices of deviation 0.02, timm's and the papers' for ViTs, leave one narrower than ViT-Ti
-# nearly constant, and it learns far more slowly; Xavier's grow with narrowness.
+# Width below which matrices get Xavier initialisation. With a standard deviation of 0.02, as in
+# timm and the papers, the output of a ViT narrower than ViT-Ti hardly depends on its input, and it
+# learns far more slowly.
 NARROW = 192
 
 
 def resize_positions(
     pos: Tensor, grid: tuple[int, int], new: tuple[int, int], convention: str
 ) -> Tensor:
-    """Resamples patch positions [1, h*w, D] to another grid.
+    """Interpolates patch position embeddings to another grid (bicubic), with gradient.
 
-    The field has three conventions, which differ slightly: "dino" samples with the scale factor
-    (new + 0.1) / old and no antialias (DINO, iBOT, DINOv2 without registers); "mae" to the exact
-    size without antialias (MAE, BEiT, EVA); "timm" to the exact size with antialias (timm,
-    DINOv2 with registers).
+    There are three conventions, which differ slightly: "dino" takes the scale factor (new + 0.1) /
+    old, without antialias (DINO, iBOT, DINOv2 without registers); "mae" the exact size without
+    antialias (MAE, BEiT, EVA); "timm" the exact size with antialias (timm, DINOv2 with registers).
+
+    Args:
+        pos: float [1, h*w, D].
+        grid: (h, w) of `pos`.
+        new: (h, w) of the result.
+        convention: "dino", "mae" or "timm".
+
+    Returns:
+        [1, h*w, D] of the new grid, of pos's dtype.
     """
     if grid == new:
         return pos
     x = pos.reshape(1, *grid, -1).permute(0, 3, 1, 2).float()
     if convention == "dino":
-        # The factor itself, not the ratio of sizes, drives the sampling points.
+        # interpolate() samples by the given factor, not by the ratio of the sizes.
         scale = ((new[0] + 0.1) / grid[0], (new[1] + 0.1) / grid[1])
         x = F.interpolate(x, scale_factor=scale, mode="bicubic")
     else:
@@ -55,7 +69,13 @@ def resize_positions(
 def fit_positions(
     state: Mapping[str, Tensor], like: Mapping[str, Tensor], vit: ViT
 ) -> dict[str, Tensor]:
-    """A state whose position embeddings of ViTs like `vit` have the shapes of those in `like`."""
+    """A state_dict with the position embeddings of ViTs interpolated to the shapes in `like`.
+
+    Args:
+        state: a state_dict of `vit`, or of a module that contains ViTs like it.
+        like: a state_dict with the shapes wanted.
+        vit: says how many prefix tokens there are, and the convention.
+    """
     out = dict(state)
     skip = 0 if vit.net.no_embed_class else vit.net.num_prefix_tokens
     for name, new in like.items():
@@ -71,8 +91,8 @@ class ViT(Backbone):
     """A VisionTransformer of any width, depth, patch and image size."""
 
     can = frozenset({"mask", "drop", "any_size", "attention", "stride", "patches"})
-    net: Any  # timm's VisionTransformer; its layers are made by name
-    sample_drop = 0.0  # share of the samples that each branch of a block leaves out
+    net: Any  # timm's VisionTransformer, whose type stubs lack the layers
+    sample_drop = 0.0  # share of the samples that each branch of a block drops (DINOv2)
 
     def __init__(self, net: Any, name: str, kwargs: dict[str, Any], positions: str = "dino"):
         super().__init__()
@@ -104,7 +124,7 @@ class ViT(Backbone):
         keep: Tensor | None = None,
         mask_token: Tensor | None = None,
     ) -> tuple[Tensor, tuple[int, int]]:
-        """Patches, positions and prefix tokens: [N, R + P, D] before the first block."""
+        """Input of the first block [N, R + P, D], and the grid."""
         net, p = self.net, self.patch_size
         height, width = x.shape[-2:]
         if self.stride < p:
@@ -119,7 +139,7 @@ class ViT(Backbone):
         x = net.patch_embed.norm(net.patch_embed.proj(x).flatten(2).transpose(1, 2))
         if mask is not None:
             if mask_token is None:
-                raise UsageError("A mask needs the mask_token that stands in for hidden patches.")
+                raise UsageError("A mask needs mask_token, the embedding of hidden patches.")
             x = torch.where(mask.unsqueeze(-1), mask_token.to(x.dtype).view(1, 1, -1), x)
         prefix = [t for t in (net.cls_token, net.reg_token) if t is not None]
         front = torch.cat(prefix, 1) if prefix else x.new_zeros(1, 0, self.dim)
@@ -137,7 +157,7 @@ class ViT(Backbone):
         return net.norm_pre(net.pos_drop(x)), grid
 
     def _tokens(self, x: Tensor, grid: tuple[int, int]) -> Tokens:
-        """Splits final-normed tokens [N, R + P, D]."""
+        """`Tokens` of the normed output [N, R + P, D] of the last block."""
         r = self.net.num_prefix_tokens
         pooled = x[:, 0] if self.net.global_pool == "token" and r else x[:, r:].mean(1)
         return Tokens(self.net.fc_norm(pooled), x[:, r:], grid, x[:, :r])
@@ -163,17 +183,23 @@ class ViT(Backbone):
         return self._tokens(self.net.norm(x), grid)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The pooled embedding [N, D], as of `tokens`; where that is the class token, the last
-        block computes it alone."""
+        """The pooled embedding [N, D] of images [N, C, H, W], as by `tokens`.
+
+        If it is the class token, the last block computes that token only.
+        """
         net = self.net
         *blocks, last = net.blocks
-        of_class = net.global_pool == "token" and net.num_prefix_tokens
-        if not of_class or (self.training and self.sample_drop) or not makes_first_alone(last):
+        uses_class_token = net.global_pool == "token" and net.num_prefix_tokens
+        if (
+            not uses_class_token
+            or (self.training and self.sample_drop)
+            or not supports_first_token_only(last)
+        ):
             return super().forward(x)
         x, _ = self._embed(x)
         for block in blocks:
             x = self._block_by_block(self._block, block, x)
-        x = self._block_by_block(first_alone, last, x)
+        x = self._block_by_block(first_token_only, last, x)
         return net.fc_norm(net.norm(x)[:, 0])
 
     def layers(self, x: Tensor, n: int) -> list[Tokens]:
@@ -186,7 +212,8 @@ class ViT(Backbone):
         return out
 
     def _qkv(self, x: Tensor, layer: int) -> tuple[Any, Tensor, tuple[int, int]]:
-        """Walks to one layer; its block, its qkv [3, N, heads, T, D/heads] and the grid."""
+        """The block of one layer, its queries, keys and values [3, N, heads, T, D/heads], and the
+        grid."""
         layer = layer_number(self, layer)
         x, grid = self._embed(x)
         for block in self.net.blocks[:layer]:
@@ -202,21 +229,25 @@ class ViT(Backbone):
         return ((a.q_norm(q[:, :, rows]) * a.scale) @ a.k_norm(k).transpose(-2, -1)).softmax(-1)
 
     def facets_of(self, x: Tensor, wanted: Sequence[tuple[int, str]]) -> list[Tokens]:
-        r, places = self.net.num_prefix_tokens, resolve_facets(self, wanted)
-        deep = max(layer for layer, _ in places)
+        r, facets = self.net.num_prefix_tokens, resolve_facets(self, wanted)
+        deepest = max(layer for layer, _ in facets)
         x, grid = self._embed(x)
-        found: dict[tuple[int, str], Tokens] = {}
-        for i, block in enumerate(self.net.blocks[: deep + 1]):
-            some = {which for layer, which in places if layer == i}
-            out = _thirds(block.attn.qkv, block.norm1(x), some - {"token"}) if some else {}
-            if i < deep or "token" in some:
+        tokens_of: dict[tuple[int, str], Tokens] = {}
+        for i, block in enumerate(self.net.blocks[: deepest + 1]):
+            needed = {which for layer, which in facets if layer == i}
+            out = (
+                _project_facets(block.attn.qkv, block.norm1(x), needed - {"token"})
+                if needed
+                else {}
+            )
+            if i < deepest or "token" in needed:
                 x = block(x)
                 out["token"] = x
-            for which in some:
+            for which in needed:
                 y = out[which]
                 pooled = y[:, 0] if r else y.mean(1)
-                found[i, which] = Tokens(pooled, y[:, r:], grid, y[:, :r])
-        return [found[place] for place in places]
+                tokens_of[i, which] = Tokens(pooled, y[:, r:], grid, y[:, :r])
+        return [tokens_of[facet] for facet in facets]
 
     def dense_embeddings(self, x: Tensor) -> Tokens:
         net, r = self.net, self.net.num_prefix_tokens
@@ -236,31 +267,33 @@ class ViT(Backbone):
             block.drop_path2 = DropPath(p) if p else nn.Identity()
 
     def _block(self, block: Any, x: Tensor) -> Tensor:
-        """One block; while training with `sample_drop`, each branch for a part of the samples."""
+        """One block; in training with `sample_drop`, each branch on a random part of the
+        samples."""
         if not (self.training and self.sample_drop):
             return block(x)
-        x = self._some(x, lambda y: block.ls1(block.attn(block.norm1(y))))
-        return self._some(x, lambda y: block.ls2(block.mlp(block.norm2(y))))
+        x = self._branch_of_samples(x, lambda y: block.ls1(block.attn(block.norm1(y))))
+        return self._branch_of_samples(x, lambda y: block.ls2(block.mlp(block.norm2(y))))
 
-    def _some(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """x plus the branch of a random part of the samples, scaled so that its mean stays."""
+    def _branch_of_samples(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
+        """x [N, T, D] plus a branch computed for a random part of the samples, scaled by
+        n / kept so that its expectation stays the same."""
         n = len(x)
         kept = max(int(n * (1 - self.sample_drop)), 1)
-        places = random_order(n, x.device)[:kept]
-        return x.index_add(0, places, branch(x[places]).to(x.dtype), alpha=n / kept)
+        rows = random_order(n, x.device)[:kept]
+        return x.index_add(0, rows, branch(x[rows]).to(x.dtype), alpha=n / kept)
 
     def set_layer_scale(self, value: float) -> None:
-        """A factor for each channel of what a block adds, at first `value` (Touvron et al. 2021,
-        arXiv 2103.17239); a network that has them keeps its own."""
+        """Adds LayerScale: a trained factor for each channel of a block's branches, initially
+        `value` (Touvron et al. 2021, arXiv 2103.17239). A network that has LayerScale keeps it."""
         if isinstance(self.net.blocks[0].ls1, nn.Identity):
-            self.kwargs["init_values"] = value  # so that the exported encoder has them too
+            self.kwargs["init_values"] = value  # so that the encoder file rebuilds it too
             for block in self.net.blocks:
                 block.ls1 = LayerScale(self.dim, value)
                 block.ls2 = LayerScale(self.dim, value)
 
 
-def _thirds(qkv: Any, x: Tensor, which: set[str]) -> dict[str, Tensor]:
-    """Queries, keys or values [N, T, D] alone: what is not asked for is not computed."""
+def _project_facets(qkv: Any, x: Tensor, which: set[str]) -> dict[str, Tensor]:
+    """Those of "query", "key" and "value" [N, T, D] that are in `which`; computes no others."""
     if not which:
         return {}
     weight, bias = qkv.weight.chunk(3), [None] * 3 if qkv.bias is None else qkv.bias.chunk(3)
@@ -268,8 +301,20 @@ def _thirds(qkv: Any, x: Tensor, which: set[str]) -> dict[str, Tensor]:
 
 
 def sincos_positions(dim: int, grid: int, prefix: int = 1) -> Tensor:
-    """Fixed 2-D sine-cosine positions [1, prefix + grid², dim] (MAE's: the first half of the
-    channels encodes the column, the second the row; prefix rows are zero)."""
+    """Fixed 2-D sine-cosine position embeddings, as in MAE: the first half of the channels encodes
+    the column, the second the row.
+
+    Args:
+        dim: width, a multiple of 4.
+        grid: patches along one side.
+        prefix: rows of zeros in front, one for each prefix token.
+
+    Returns:
+        float32 [1, prefix + grid*grid, dim].
+
+    Raises:
+        UsageError: dim is no multiple of 4.
+    """
     if dim % 4:
         raise UsageError(f"Sine-cosine positions need a width divisible by 4, got {dim}.")
     omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
@@ -281,11 +326,12 @@ def sincos_positions(dim: int, grid: int, prefix: int = 1) -> Tensor:
     return torch.cat([table.new_zeros(prefix, dim), table]).float().unsqueeze(0)
 
 
-def _fill(net: Any, kinds: Any) -> None:
-    """Matrices of deviation 0.02 and zero biases; Xavier's matrices in a network below `NARROW`."""
+def _init_truncated_normal(net: Any, layers: type | UnionType) -> None:
+    """Matrices of `layers` and tokens truncated normal of standard deviation 0.02, biases zero;
+    matrices Xavier-uniform if the network is narrower than `NARROW`."""
     narrow = net.embed_dim < NARROW
     for module in net.modules():
-        if isinstance(module, kinds):
+        if isinstance(module, layers):
             if narrow:
                 nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
             else:
@@ -299,12 +345,14 @@ def _fill(net: Any, kinds: Any) -> None:
 
 
 def init_like_dino(net: nn.Module) -> None:
-    """Truncated normal of 0.02 for matrices and tokens, zero biases (DINO, iBOT)."""
-    _fill(net, nn.Linear)
+    """Truncated normal (standard deviation 0.02) for matrices of linear layers and tokens, zero
+    biases (DINO, iBOT); Xavier-uniform matrices below width `NARROW`."""
+    _init_truncated_normal(net, nn.Linear)
 
 
 def init_like_mae(net: nn.Module) -> None:
-    """Xavier-uniform matrices (the patch projection seen as one), zero biases, tokens N(0, .02)."""
+    """Xavier-uniform matrices (the patch projection as a matrix too), zero biases, class token of
+    standard deviation 0.02 (MAE)."""
     for module in net.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -318,8 +366,9 @@ def init_like_mae(net: nn.Module) -> None:
 
 
 def init_like_mocov3(vit: ViT) -> None:
-    """Xavier-uniform matrices, each third of qkv by itself; the patch projection uniform by its
-    own fan; fixed sine-cosine positions whose first half encodes the row (MoCo v3)."""
+    """Xavier-uniform matrices, each third of qkv by its own fan, the patch projection too; class
+    token of standard deviation 1e-6; fixed sine-cosine position embeddings whose first half of the
+    channels encodes the row (MoCo v3)."""
     net = vit.net
     for name, module in net.named_modules():
         if isinstance(module, nn.Linear):
@@ -342,9 +391,9 @@ def init_like_mocov3(vit: ViT) -> None:
 
 
 def init_like_beit(net: nn.Module) -> None:
-    """Truncated normal of 0.02 for matrices, the patch projection and tokens, zero biases; what
-    block l (from 1) adds to its input is divided by sqrt(2 l), so that deep sums stay small."""
-    _fill(net, nn.Linear | nn.Conv2d)
+    """Truncated normal (standard deviation 0.02) for matrices, patch projection and tokens, zero
+    biases; the output matrices of block l (from 1) are divided by sqrt(2 l) (BEiT)."""
+    _init_truncated_normal(net, nn.Linear | nn.Conv2d)
     blocks: Any = getattr(net, "blocks", ())
     for layer, block in enumerate(blocks, 1):
         block.attn.proj.weight.data.div_(math.sqrt(2.0 * layer))
@@ -352,12 +401,20 @@ def init_like_beit(net: nn.Module) -> None:
 
 
 def patch_grid(image_size: int, patch_size: int) -> int:
-    """Patches along one side; refuses an image smaller than a patch or not a multiple of it."""
+    """The number of patches along one side.
+
+    Args:
+        image_size: side of the image, pixels.
+        patch_size: side of a patch, pixels.
+
+    Raises:
+        UsageError: an image smaller than a patch, or no multiple of it.
+    """
     if image_size < patch_size or image_size % patch_size:
         down = image_size // patch_size * patch_size
-        near = [s for s in (down, down + patch_size) if s]
+        nearest = [s for s in (down, down + patch_size) if s]
         raise UsageError(
             f"Image size {image_size} does not divide into patches of {patch_size} pixels. Use "
-            f"--image-size {' or '.join(map(str, near))}, or a --patch-size that divides it."
+            f"--image-size {' or '.join(map(str, nearest))}, or a --patch-size that divides it."
         )
-    return int(math.floor(image_size / patch_size))
+    return image_size // patch_size

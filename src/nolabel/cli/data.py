@@ -192,7 +192,7 @@ def ablate_(args: list[str], about: str) -> None:
     name = first(args, "ablate", "METHOD", (*tables, "or any other with --rows"), about)
     if name is None:
         return
-    kind = methods.load(methods.ablated(name))
+    kind = methods.load(methods.with_ablations(name))
 
     @dataclass(frozen=True, kw_only=True)
     class Ablate:

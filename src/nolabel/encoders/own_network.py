@@ -12,7 +12,7 @@ from torch import nn
 from nolabel import _usercode
 from nolabel.backbones import is_own
 from nolabel.backbones.base import Backbone
-from nolabel.backbones.own import build_own, give
+from nolabel.backbones.own import build_own, register
 from nolabel.errors import DataError, FileDamaged, UsageError
 
 Network = nn.Module | type[nn.Module]
@@ -67,7 +67,7 @@ def build_own_network(header: Mapping[str, Any], path: Path, network: Network | 
     if network is None:
         _usercode.admit(name, path.parent, header.get("code"))
     else:
-        name = give(network)
+        name = register(network)
     state = torch.get_rng_state()
     try:
         return build_own(name, size, channels, {})

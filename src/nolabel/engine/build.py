@@ -142,7 +142,7 @@ def _take_up(method: Method, run: Run) -> bool:
     folder = Path(str(run.settings.init))
     if not (folder / "config.yaml").is_file() or not (folder / "checkpoints").is_dir():
         return False
-    other = str(methods.upgrade(read_yaml(folder / "config.yaml")).get("method"))
+    other = str(methods.upgrade_config(read_yaml(folder / "config.yaml")).get("method"))
     if _usercode.without_hash(other) != _usercode.without_hash(run.method):
         return False
     state = load_checkpoint(folder).state["learner"]["method"]

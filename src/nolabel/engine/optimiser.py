@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nolabel import distributed
-from nolabel.backbones.depth import is_plain, layer_numbers
+from nolabel.backbones.depth import layer_numbers, skips_weight_decay
 from nolabel.errors import unknown
 from nolabel.nn.schedules import learning_rate, weight_decay
 from nolabel.nn.state import Ema
@@ -77,8 +77,8 @@ class Lars(Optimizer):
 def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
     """An optimiser whose parameter groups differ in decay and in rate.
 
-    Matrices and tokens are decayed, the others are not (`is_plain`). The rate may grow from layer
-    to layer (`layer_numbers`).
+    Matrices and tokens are decayed, the others are not (`skips_weight_decay`). The rate may grow
+    from layer to layer (`layer_numbers`).
 
     Raises:
         UsageError: unknown optimiser.
@@ -87,7 +87,7 @@ def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
     named = [(n, p) for n, p in method.named_parameters() if p.requires_grad]
     layers, last = layer_numbers(n for n, _ in named)
     for name, p in named:
-        plain = is_plain(name, p)
+        plain = skips_weight_decay(name, p)
         decay = optim.decay_all or not plain
         scale = optim.lr_plain / optim.lr if plain and optim.lr_plain is not None else 1.0
         scale *= optim.lr_patch if ".patch_embed." in name else 1.0

@@ -87,7 +87,7 @@ def resolve(
         UsageError: impossible or unknown settings.
         DataError: no image can be read.
     """
-    request = dataclasses.replace(request, method=methods.record(request.method))
+    request = dataclasses.replace(request, method=methods.name_by_hash(request.method))
     kind = methods.load(request.method)
     check_settings(request.settings)
     s = _record_networks(request.settings)
@@ -244,21 +244,21 @@ def limited_warmup(optim: Optim, s: Settings, steps: int, per_epoch: int) -> Opt
 
 def _record_networks(s: Settings) -> Settings:
     """The settings with a user's own networks under the names that files keep."""
-    from nolabel.backbones.own import record
+    from nolabel.backbones.own import name_by_hash
 
-    backbone = None if s.backbone is None else record(s.backbone)
-    init = None if s.init is None else record(s.init)
+    backbone = None if s.backbone is None else name_by_hash(s.backbone)
+    init = None if s.init is None else name_by_hash(s.init)
     return dataclasses.replace(s, backbone=backbone, init=init)
 
 
 def _record_teacher(options: Any) -> Any:
     """The options with a teacher `random:file.py:Class` under the name that files keep."""
-    from nolabel.backbones.own import record
+    from nolabel.backbones.own import name_by_hash
 
     teacher = getattr(options, "teacher", None)
     if not isinstance(teacher, str):
         return options
-    return dataclasses.replace(options, teacher=record(teacher))
+    return dataclasses.replace(options, teacher=name_by_hash(teacher))
 
 
 def _folder_name(method: str, source: Source) -> str:

@@ -26,6 +26,6 @@ def load_run(folder: str | Path) -> Run:
     raw = read_yaml(folder / "config.yaml")
     method = _usercode.parse(str(raw.get("method", "")))
     if method is not None and not method.digest:  # written before copies were kept
-        raw["method"] = methods.record_uncopied(str(method))
+        raw["method"] = methods.name_by_trusted_hash(str(method))
     _usercode.admit(raw, folder, raw.get("code"))
     return Run.from_dict(raw)

@@ -16,7 +16,7 @@ from torch import nn
 
 from nolabel import distributed
 from nolabel._usercode import trusted_code
-from nolabel.backbones.own import give_again
+from nolabel.backbones.own import register_again
 from nolabel.config import Request, Run
 from nolabel.data.open import open_source
 from nolabel.data.source import Source, prerender
@@ -106,7 +106,7 @@ def resume(
     with trusted_code(trust_code):
         run = load_run(folder).with_settings(out=str(folder))
         if backbone is not None:
-            give_again(backbone, run.settings.backbone, f"The run in {folder}")
+            register_again(backbone, run.settings.backbone, f"The run in {folder}")
         with parallel.processes(run.settings.device), memory.explain_out_of_memory(run):
             return _resume(run, quiet=quiet)
 

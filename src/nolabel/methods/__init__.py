@@ -29,7 +29,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         family="generative",
         paper="Hinton & Salakhutdinov 2006, Science 313",
         description=(
-            "rebuild the image from a code of few numbers; with skip, see why that must be few"
+            "rebuild the image from a code of few numbers; --skip shows why it must be few"
         ),
         when="to learn from, or for a small code of simple pictures; others give better features",
         needs="any backbone",
@@ -40,7 +40,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         family="generative",
         paper="He et al. 2021, arXiv 2111.06377",
         description=(
-            "masked autoencoder: rebuild the three quarters of the patches that were removed"
+            "masked autoencoder: rebuild the three quarters of the patches that are removed"
         ),
         when="for fine-tuning later; the cheapest step of all, and no augmentation to choose",
         needs="a ViT",
@@ -53,7 +53,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         description=(
             "mask tokens for three fifths of the image, its pixels predicted by one linear layer"
         ),
-        when="for fine-tuning later, where the encoder is a Swin",
+        when="for fine-tuning later, if the encoder is a Swin",
         needs="a ViT or Swin",
     ),
     MethodInfo(
@@ -81,7 +81,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         where="nolabel.methods.beit:BEiT",
         family="generative",
         paper="Bao et al. 2021, arXiv 2106.08254",
-        description="name the visual tokens of hidden patches, as a trained tokenizer gives them",
+        description="predict the visual tokens of hidden patches, which a trained tokenizer gives",
         when="for fine-tuning later; needs a tokenizer first (a run of vqvae or dvae)",
         needs="a ViT and --teacher RUN",
     ),
@@ -100,8 +100,8 @@ METHODS: dict[str, MethodInfo] = by_name(
         family="contrastive",
         paper="Schroff et al. 2015, arXiv 1503.03832; Hermans et al. 2017, arXiv 1703.07737",
         description=(
-            "two views of an image nearer than any view of another one, by a margin; mined "
-            "negatives"
+            "two views of an image are closer than views of other images, by a margin; with "
+            "negative mining"
         ),
         when="to study mining and margins; the contrastive methods below learn more",
         needs="any backbone",
@@ -112,7 +112,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         family="contrastive",
         paper="Chen et al. 2020, arXiv 2002.05709",
         description="two views of one image agree, all other images of the batch are negatives",
-        when="first choice for small data and minutes on a CPU; wants large batches on large data",
+        when="first choice for small data and minutes on a CPU; needs large batches on large data",
         needs="any backbone",
     ),
     MethodInfo(
@@ -120,8 +120,8 @@ METHODS: dict[str, MethodInfo] = by_name(
         where="nolabel.methods.mocov2:MoCoV2",
         family="contrastive",
         paper="Chen et al. 2020, arXiv 2003.04297",
-        description="momentum contrast: keys of a slow encoder, many negatives from a queue",
-        when="for small batches: the queue brings the negatives; ResNets",
+        description="momentum contrast: keys of an EMA encoder, many negatives from a queue",
+        when="for small batches, as the negatives come from the queue; ResNets",
         needs="any backbone",
     ),
     MethodInfo(
@@ -138,8 +138,8 @@ METHODS: dict[str, MethodInfo] = by_name(
         where="nolabel.methods.clip:CLIP",
         family="contrastive",
         paper="Radford et al. 2021, arXiv 2103.00020",
-        description="images and their captions pick each other out of the batch",
-        when="for images with captions: classify and search by words, without examples",
+        description="classify which caption of the batch belongs to each image, and vice versa",
+        when="for images with captions: zero-shot classification and search by words",
         needs="captions (column text, members .txt, creatures, emoji)",
     ),
     MethodInfo(
@@ -147,7 +147,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         where="nolabel.methods.siglip:SigLIP",
         family="contrastive",
         paper="Zhai et al. 2023, arXiv 2303.15343",
-        description="a yes-or-no question for every pair of an image and a caption",
+        description="a binary classification of every pair of an image and a caption",
         when="as clip, for batches that are small or spread over many devices",
         needs="captions (column text, members .txt, creatures, emoji)",
     ),
@@ -157,7 +157,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         family="clustering",
         paper="Caron et al. 2020, arXiv 2006.09882",
         description=(
-            "predict the prototype that the other crops of an image were assigned to, equal shares"
+            "predict the prototypes that other crops of an image are assigned to, in equal shares"
         ),
         when="for ResNets with multi-crop and batches of any size (a queue helps small ones)",
         needs="any backbone",
@@ -170,7 +170,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         description=(
             "k-means on the memory of last epoch's embeddings labels the images of this one"
         ),
-        when="where clusters are wanted in themselves; learns from the second epoch on",
+        when="if you want the clusters themselves; learns from the second epoch on",
         needs="any backbone",
     ),
     MethodInfo(
@@ -192,7 +192,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         description=(
             "Barlow Twins: the cross-correlation of two views' embeddings becomes the identity"
         ),
-        when="no negatives, no teacher, few settings; wants a wide projector",
+        when="no negatives, no teacher, few settings; needs a wide projector",
         needs="any backbone",
     ),
     MethodInfo(
@@ -203,7 +203,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         description=(
             "a small network imitates a frozen encoder: its similarities and its embeddings"
         ),
-        when="to make a good encoder small; the quickest way to features when a good one exists",
+        when="to make a good encoder smaller; the fastest way to features if a good one exists",
         needs="any backbone and --teacher ENC",
     ),
     MethodInfo(
@@ -211,8 +211,8 @@ METHODS: dict[str, MethodInfo] = by_name(
         where="nolabel.methods.byol:BYOL",
         family="distillation",
         paper="Grill et al. 2020, arXiv 2006.07733",
-        description="predict a moving average of yourself from another view, without negatives",
-        when="for moderate batches and ResNets; less touchy about augmentation than contrast",
+        description="predict the EMA network's projection of another view, without negatives",
+        when="for moderate batches and ResNets; depends less on augmentation than contrastive ones",
         needs="any backbone",
     ),
     MethodInfo(
@@ -221,9 +221,9 @@ METHODS: dict[str, MethodInfo] = by_name(
         family="distillation",
         paper="Caron et al. 2021, arXiv 2104.14294",
         description=(
-            "self-distillation with no labels: a student predicts its momentum teacher across crops"
+            "self-distillation with no labels: a student predicts its EMA teacher across crops"
         ),
-        when="for features used as they are (k-NN, retrieval) and attention that segments",
+        when="for frozen features (k-NN, retrieval) and attention maps that segment",
         needs="any backbone",
     ),
     MethodInfo(
@@ -231,8 +231,8 @@ METHODS: dict[str, MethodInfo] = by_name(
         where="nolabel.methods.ibot:IBOT",
         family="distillation",
         paper="Zhou et al. 2021, arXiv 2111.07832",
-        description="DINO, and the student predicts the teacher's patches behind a mask",
-        when="for dense tasks (segmentation, parts) as well as k-NN; dearer than DINO",
+        description="DINO, and the student predicts the teacher's tokens of masked patches",
+        when="for dense tasks (segmentation, parts) as well as k-NN; slower than DINO",
         needs="a ViT or Swin",
     ),
     MethodInfo(
@@ -247,20 +247,20 @@ METHODS: dict[str, MethodInfo] = by_name(
 )
 
 
-OWN = "method class (a subclass of nolabel.methods.base.Method)"
+EXPECTED = "method class (a subclass of nolabel.methods.base.Method)"
 
 
-# Methods with the switches of their paper's ablations; options of the page's own need no variant.
-_ABLATED = {"dino": "dino-ablated"}
+# Method -> its subclass with the options of the paper's ablations; others have them themselves.
+_WITH_ABLATIONS = {"dino": "dino-ablated"}
 _VARIANTS = {"dino-ablated": "nolabel.methods.ablations.dino:DINOAblated"}
-# Options that were the page's own, with their defaults, in runs made before the variant existed.
-_MOVED = {"dino": {"teacher": "momentum", "centring": "centre", "loss": "cross-entropy",
+# Options and their defaults that only the subclass has today; older runs have them in the method.
+_MOVED_OPTIONS = {"dino": {"teacher": "momentum", "centring": "centre", "loss": "cross-entropy",
                    "predictor": False}}  # fmt: skip
 
 
-def ablated(name: str) -> str:
-    """The method whose options have what the paper's table of ablations changes."""
-    return _ABLATED.get(name, name)
+def with_ablations(name: str) -> str:
+    """The method whose options include those that the paper's table of ablations changes."""
+    return _WITH_ABLATIONS.get(name, name)
 
 
 def is_built_in(name: str) -> bool:
@@ -268,28 +268,34 @@ def is_built_in(name: str) -> bool:
     return name in METHODS or name in _VARIANTS
 
 
-def upgrade(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored run (config.yaml) in the terms of today: options that moved are dropped where they
-    have their defaults, and make the run one of the variant that has them where they have not."""
+def upgrade_config(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of an older config.yaml in today's form.
+
+    Options that moved to a subclass are removed if they have their defaults; if not, the run
+    becomes one of the subclass.
+
+    Args:
+        run: with the keys "method" and "options".
+    """
     method, options = run.get("method"), dict(run.get("options") or {})
-    moved = _MOVED.get(str(method), {})
-    own = {k: options.pop(k) for k in moved if k in options}
-    if any(own[k] != moved[k] for k in own):
-        return {**run, "method": _ABLATED[str(method)]}
-    return {**run, "options": options} if own else dict(run)
+    defaults = _MOVED_OPTIONS.get(str(method), {})
+    removed = {k: options.pop(k) for k in defaults if k in options}
+    if any(removed[k] != defaults[k] for k in removed):
+        return {**run, "method": _WITH_ABLATIONS[str(method)]}
+    return {**run, "options": options} if removed else dict(run)
 
 
 def load(name: str) -> type[Method]:
     """The method class of a built-in name or of `path/to/file.py:Class`.
 
-    A path is executed: only what the user typed may be passed with one. What was read from a file
-    names code by its hash (`_usercode.admit`).
+    The file is executed, so a path must come from the user's own input. Names that are read from a
+    file refer to code by its hash (`_usercode.admit`).
 
     Raises:
-        UsageError: unknown name, missing file or class, or a class that is no Method.
+        UsageError: unknown name, missing file or class, or a class that is not a Method.
     """
     if _usercode.is_reference(name):
-        return _class(_usercode.find(name, _is_method, OWN))
+        return _class(_usercode.find(name, _is_method, EXPECTED))
     if not is_built_in(name):
         raise unknown("method", name, METHODS, "Or path/to/file.py:Class for your own.")
     where = _VARIANTS.get(name) or METHODS[name].where
@@ -297,25 +303,26 @@ def load(name: str) -> type[Method]:
     return getattr(importlib.import_module(module), attribute)
 
 
-def record(name: str) -> str:
-    """The name under which a run saves its method; executes a user's file.
+def name_by_hash(name: str) -> str:
+    """The name with which a run's files refer to its method: path/to/file.py:Class becomes
+    file.py:Class@hash. Executes a user's file.
 
     Raises:
         UsageError: as `load`.
     """
     if _usercode.is_reference(name):
-        return _usercode.load_path(name, _is_method, OWN).name
+        return _usercode.load_path(name, _is_method, EXPECTED).name
     return name
 
 
-def record_uncopied(name: str) -> str:
-    """As `record`, of a run's folder that holds no copy: only bytes that are trusted are executed.
+def name_by_trusted_hash(name: str) -> str:
+    """`name_by_hash` for a run's folder without a copy of the file: executes trusted files only.
 
     Raises:
-        UntrustedCode: the file was never run here, nor allowed.
+        UntrustedCode: the file was neither executed here before nor allowed by the user.
         UsageError: as `load`.
     """
-    return _usercode.load_uncopied(name, _is_method, OWN).name
+    return _usercode.load_uncopied(name, _is_method, EXPECTED).name
 
 
 def _is_method(value: object) -> bool:
@@ -327,5 +334,5 @@ def _is_method(value: object) -> bool:
 def _class(value: object) -> type[Method]:
     from nolabel.methods.base import Method
 
-    assert isinstance(value, type) and issubclass(value, Method)  # noqa: S101 - `_is_method`
+    assert isinstance(value, type) and issubclass(value, Method)  # noqa: S101 - see `_is_method`
     return value

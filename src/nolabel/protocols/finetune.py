@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from nolabel.backbones.base import Backbone
-from nolabel.backbones.depth import is_plain, layer_numbers
+from nolabel.backbones.depth import layer_numbers, skips_weight_decay
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source, require_labels
 from nolabel.encoders.encoder import Encoder
@@ -214,7 +214,7 @@ def groups(model: Classifier, lr: float, decay: float, weight_decay: float) -> l
     layers, last = layer_numbers(n for n, _ in named)
     out: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, p in named:
-        peak, plain = lr * decay ** (last - layers[name]), is_plain(name, p)
+        peak, plain = lr * decay ** (last - layers[name]), skips_weight_decay(name, p)
         new: dict[str, Any] = {"params": [], "peak": peak, "lr": peak,
                                "weight_decay": 0.0 if plain else weight_decay}  # fmt: skip
         out.setdefault((peak, plain), new)["params"].append(p)

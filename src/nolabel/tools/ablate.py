@@ -62,7 +62,7 @@ def ablate(
     Raises:
         UsageError: the method has no table and none was given.
     """
-    variant = methods.ablated(method)
+    variant = methods.with_ablations(method)
     kind = methods.load(variant)
     table = dict(kind.ablations if rows is None else rows)
     if not table:

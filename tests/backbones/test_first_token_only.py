@@ -80,7 +80,7 @@ def test_what_is_not_a_plain_block_before_a_class_token_goes_the_whole_way(kind,
     if kind == "another block":
         net.net.blocks[-1] = type("Other", (type(net.net.blocks[-1]),), {})(32, 2).double()
     called = []
-    monkeypatch.setattr(vit, "first_alone", lambda *_: called.append(1))
+    monkeypatch.setattr(vit, "first_token_only", lambda *_: called.append(1))
     (a, da), (b, db) = (outcome(net, f) for f in (lambda x: net.tokens(x).pooled, net))
     assert not called
     assert torch.equal(a, b)
