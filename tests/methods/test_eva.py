@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nolabel.backbones import build
-from nolabel.backbones.vit import init_like_beit
+from nolabel.backbones.init import init_like_beit
 from nolabel.errors import UsageError
 from nolabel.methods.base import RecipeContext
 from nolabel.methods.eva import EVA

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from nolabel.backbones import build
-from nolabel.backbones.vit import sincos_positions
+from nolabel.backbones.init import sincos_positions
 from nolabel.errors import UsageError
 from nolabel.methods.mae import MAE
 from nolabel.nn.patches import keep_by_noise, patchify, unpatchify

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file
 
 from nolabel.backbones import build
-from nolabel.backbones.vit import sincos_positions
+from nolabel.backbones.init import sincos_positions
 from nolabel.methods.base import RecipeContext
 from nolabel.methods.mocov3 import MoCoV3, ctr
 from nolabel.nn.schedules import momentum

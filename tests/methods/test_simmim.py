@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import nolabel as nl
 from nolabel import recipes
 from nolabel.backbones import build
-from nolabel.backbones.vit import sincos_positions
+from nolabel.backbones.init import sincos_positions
 from nolabel.data.open import open_source
 from nolabel.engine.build import load_method
 from nolabel.engine.optimiser import build_optimiser

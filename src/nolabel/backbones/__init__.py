@@ -106,7 +106,8 @@ def _build_timm(
     maxpool = bool(kwargs.pop("maxpool", True))
     net = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, **_with_layers(kwargs))
     if isinstance(net, timm.models.VisionTransformer):
-        from nolabel.backbones.vit import NARROW, ViT, init_like_mae
+        from nolabel.backbones.init import NARROW, init_like_mae
+        from nolabel.backbones.vit import ViT
 
         if net.embed_dim < NARROW and not pretrained:
             init_like_mae(net)

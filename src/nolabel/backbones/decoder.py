@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nolabel.backbones.blocks import Block
-from nolabel.backbones.vit import init_like_mae, sincos_positions
+from nolabel.backbones.init import init_like_mae, sincos_positions
 from nolabel.errors import UsageError
 
 

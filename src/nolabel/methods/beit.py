@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
-from nolabel.backbones.vit import ViT, init_like_beit
+from nolabel.backbones.init import init_like_beit
+from nolabel.backbones.vit import ViT
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.frozen import Frozen

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
-from nolabel.backbones.vit import ViT, init_like_dino
+from nolabel.backbones.init import init_like_dino
+from nolabel.backbones.vit import ViT
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.heads import PrototypeHead
 from nolabel.nn.losses import cross_entropy_views, target_signals

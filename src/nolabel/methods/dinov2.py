@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
-from nolabel.backbones.vit import ViT, init_like_dino
+from nolabel.backbones.init import init_like_dino
+from nolabel.backbones.vit import ViT
 from nolabel.errors import unknown
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import sinkhorn_shift

@@ -30,7 +30,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
-from nolabel.backbones.vit import ViT, init_like_mocov3
+from nolabel.backbones.init import init_like_mocov3
+from nolabel.backbones.vit import ViT
 from nolabel.methods.base import Contrastive, Recipe, RecipeContext
 from nolabel.nn.contrastive import batch_info_nce, pair_signals
 from nolabel.nn.projectors import mlp

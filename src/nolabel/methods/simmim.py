@@ -32,7 +32,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
-from nolabel.backbones.vit import ViT, init_like_mae, sincos_positions
+from nolabel.backbones.init import init_like_mae, sincos_positions
+from nolabel.backbones.vit import ViT
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.methods.capabilities import Inpaints
