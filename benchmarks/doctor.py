@@ -25,7 +25,7 @@ ZERO = {"teacher_temperature": 1e-4, "warmup_teacher_temperature": 1e-4}
 FORCED: dict[str, tuple[str, dict[str, Any]]] = {
     "DINO without centring and sharpening": ("dino-ablated", {"centring": "none", **EQUAL}),
     "DINO with a temperature of zero": ("dino", ZERO),
-    "BYOL without the stop of the gradient": (
+    "BYOL without stop-gradient": (
         "byol", {"stop_gradient": False, "projection_norm": False},
     ),
     "SimCLR at a thousand times its rate": ("simclr", {"lr": 3.0}),
@@ -84,8 +84,8 @@ def render(found: dict[str, Any]) -> None:
     flat = sum(s == "stopped improving" for s in states)
     lines = [
         f"Of {len(states)} healthy runs of minutes (every method, two networks, two sets) {alarms} "
-        f"gave an alarm; {flat} were told at their end that they had stopped improving. Failures "
-        f"that were forced, with {STEPS} steps to be noticed:", "",
+        f'gave an alarm; {flat} ended with the verdict "stopped improving". Forced failures, '
+        f"which have {STEPS} steps to be noticed:", "",
         "| failure | network | noticed | at step | as |", "|---|---|---|---|---|",
     ]  # fmt: skip
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}

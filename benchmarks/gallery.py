@@ -38,13 +38,13 @@ class Shown(NamedTuple):
 
 
 PARTS: dict[str, tuple[Shown, ...]] = {
-    "Where it looks": (
+    "Attention and weights": (
         Shown("attention", ("simclr", "mae"), {"count": 4}),
         Shown("attention-distance", ("simclr",), {"count": 8}),
         Shown("positions", ("mae",), {}),
         Shown("filters", ("clip",), {}),
     ),
-    "What patches know": (
+    "Patch features": (
         Shown("pca", ("simclr",), {"count": 60, "layers": 4, "stride": 2}),
         Shown("similarity", ("simclr",), {"count": 4, "stride": 2, "label": "snail"}),
         Shown("correspond", ("simclr",), {"count": 2, "label": "dog", "stride": 2, "points": 6}),
@@ -52,18 +52,18 @@ PARTS: dict[str, tuple[Shown, ...]] = {
         Shown("parts", ("simclr",), {"count": 5, "label": "butterfly", "stride": 2}),
         Shown("cosegment", ("simclr",), {"count": 6, "label": "snail"}),
     ),
-    "What images are alike": (
+    "Similar images": (
         Shown("neighbours", ("simclr",), {"count": 5}),
         Shown("tsne", ("simclr",), {}),
         Shown("prototypes", ("swav",), {"shown": 5}),
     ),
-    "What is in there": (
+    "Reconstruction and optimised images": (
         Shown("reconstruct", ("mae",), {"count": 4}),
         Shown("invert", ("simclr",), {"count": 4, "steps": 600}),
         Shown("dream", ("clip",), {"steps": 256}),
         Shown("transfer", ("simclr",), {"count": 4, "steps": 1500}),
     ),
-    "With words": (
+    "With text": (
         Shown("ask", ("clip",), {"words": "a red snail", "top": 4}),
         Shown("paint", ("clip",), {"words": ("a red snail on a light blue ground",
                                              "a green fish on a dark purple ground")}),
@@ -108,7 +108,7 @@ def draw(out: Path, only: list[str]) -> None:
 
 
 def command(shown: Shown) -> str:
-    """How to draw it again."""
+    """The command that draws it again."""
     words = [f"nolabel show {shown.what} --encoder", *(f"runs/{name}" for name in shown.of)]
     words.append(f"--data {shown.data}")
     for key, value in shown.options.items():
@@ -119,7 +119,7 @@ def command(shown: Shown) -> str:
 
 
 def page() -> None:
-    """Puts the parts together; what was not drawn this time is as it was."""
+    """Writes the page; pictures that were not drawn this time keep their captions."""
     captions = json.loads(CAPTIONS.read_text())
     trained = "\n".join(
         f"- `{name}`: `nolabel pretrain {method} "
@@ -128,9 +128,9 @@ def page() -> None:
         for name, (method, options) in RUNS.items()
     )
     body = [
-        "# Gallery\n\nEvery picture of [pictures.md](pictures.md), of networks that learnt without "
-        "labels for five to ten minutes on one core of a processor, from images of 32 pixels. "
-        "They are as good as that allows, and the captions say how good. Drawn by "
+        "# Gallery\n\nEvery picture of [pictures.md](pictures.md), of networks that were trained "
+        "without labels for five to ten minutes on one CPU core, on images of 32 pixels. The "
+        "captions hold the numbers and the baselines. Drawn by "
         f"`python benchmarks/gallery.py`.\n\n{trained}\n"
     ]
     for title, part in PARTS.items():

@@ -189,7 +189,7 @@ def render(found: dict[str, Any]) -> None:
         lines.append("")
     if "cost" in found:
         lines += [
-            "What a look costs, in forward passes of the same images (two processor cores):", "",
+            "Cost in units of one forward pass of the same images (two CPU cores):", "",
             "| network | images | attention | components | largest difference of attention times "
             "values from the fused layer |", "|---|---|---|---|---|",
         ]  # fmt: skip
