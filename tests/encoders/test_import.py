@@ -132,7 +132,7 @@ def test_clip_gives_the_official_numbers_of_both_towers(tmp_path):
     torch.testing.assert_close(logits, o["logits_per_image"], atol=1e-4, rtol=1e-5)
 
 
-def test_simmims_swin_gives_the_official_loss(tmp_path):
+def test_simmims_swin_gives_the_official_loss(tmp_path, monkeypatch):
     o = load_file(ORACLES / "simmim_swin.safetensors")
     weights = {k[2:]: v for k, v in o.items() if k.startswith("w.")}
     file = tmp_path / "swin.pth"
@@ -145,9 +145,8 @@ def test_simmims_swin_gives_the_official_loss(tmp_path):
             weights["decoder.0.weight"].reshape(method.decoder.weight.shape)
         )
         method.decoder.bias.copy_(weights["decoder.0.bias"])
-        loss = method.step(
-            Batch(views={"image": o["x"][None]}), Clock(0, 10, 1), o["mask"].flatten(1).bool()
-        ).loss
+        monkeypatch.setattr(method, "draw_masks", lambda x: o["mask"].flatten(1).bool())
+        loss = method.step(Batch(views={"image": o["x"][None]}), Clock(0, 10, 1)).loss
     torch.testing.assert_close(loss, o["loss"], atol=1e-5, rtol=1e-5)
 
 

@@ -12,7 +12,7 @@ def import_(args: list[str], about: str) -> None:
     from nolabel.backbones.vit import ViT
     from nolabel.encoders.convert.families import LAYOUTS
     from nolabel.encoders.convert.official import import_file, save_imported
-    from nolabel.encoders.state_dict import some
+    from nolabel.encoders.state_dict import first_names
 
     file = first(args, "import", "FILE", ("a checkpoint: .pth, .pt, .bin, .safetensors",), about)
     if file is None:
@@ -59,7 +59,7 @@ def import_(args: list[str], about: str) -> None:
         f"of {e.image_size} px" + (f", positions resized as by {positions}" if positions else "")
     )
     if found.left_out:
-        print(f"left out, as no part of the encoder: {some(found.left_out, 4)}")
+        print(f"left out, as no part of the encoder: {first_names(found.left_out, 4)}")
     if found.text and len(paths) == 1:
         print("the text tower was left out: its vocabulary is not CLIP's. Give --tokenizer.")
     for path in paths:

@@ -1,12 +1,13 @@
 """Encoders with weights: the encoder file, and every way to name one (`load`).
 
-The tables of `nolabel list weights` are imported at once and need no torch.
+Only the tables of `nolabel list weights` are imported here; they need no torch. The rest is
+imported when it is first used.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nolabel.catalogue import Entry, by_name
 from nolabel.encoders.convert.families import LAYOUTS
@@ -29,37 +30,39 @@ __all__ = [
     "save_encoder",
 ]
 
-_KINDS = "encoders (ENC)"
+_FAMILY = "encoders (ENC)"
 ENCODERS: dict[str, Entry] = by_name(
-    Entry(name="RUN", description="the folder of a run", family=_KINDS),
-    Entry(name="FILE.safetensors", description="an encoder file that nolabel wrote", family=_KINDS),
+    Entry(name="RUN", description="the folder of a run", family=_FAMILY),
+    Entry(
+        name="FILE.safetensors", description="an encoder file that nolabel wrote", family=_FAMILY
+    ),
     Entry(
         name="timm:NAME[.TAG]",
-        description="weights that timm publishes, of ViT, BEiT, Swin and ResNet; fetched once",
-        family=_KINDS,
+        description="weights that timm publishes, of ViT, BEiT, Swin and ResNet; downloaded once",
+        family=_FAMILY,
     ),
     Entry(
         name="openclip:NAME/TAG",
-        description="CLIP's ViTs with their text towers, through open_clip; fetched once",
-        family=_KINDS,
+        description="CLIP's ViTs with their text towers, through open_clip; downloaded once",
+        family=_FAMILY,
         needs="pip install 'nolabel[clip]'",
     ),
     Entry(
         name="random:NAME",
-        description="the architecture with fresh weights, always the same ones",
-        family=_KINDS,
+        description="the architecture with random weights (fixed seed)",
+        family=_FAMILY,
     ),
     Entry(
         name="random:RUN",
-        description="the architecture of a run with weights as its method starts",
-        family=_KINDS,
+        description="the architecture of a run with its method's initial weights",
+        family=_FAMILY,
     ),
-    Entry(name="pixels", description="raw pixels, the baseline", family=_KINDS),
+    Entry(name="pixels", description="raw pixels, the baseline", family=_FAMILY),
 )
-# What `nolabel list weights` shows: everything that can be loaded, or imported and then loaded.
+# `nolabel list weights`: what can be loaded, and the layouts that `nolabel import` reads.
 WEIGHTS: dict[str, Entry] = {**ENCODERS, **LAYOUTS}
 
-_LAZY = {
+_LAZY_IMPORTS = {
     "Encoder": "encoder",
     "TextEncoder": "text",
     "load_text": "text",
@@ -70,7 +73,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+def __getattr__(name: str) -> object:
+    if name in _LAZY_IMPORTS:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """An encoder ready for use: a backbone, and how images are prepared for it.
 
-`load` (in `spec`) turns what a user names into one; every evaluator and picture takes it.
+`load` (in `loading`) makes one from a name; every protocol and picture takes one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ from torch import Tensor
 
 from nolabel.backbones.base import Backbone, layer_number, require
 from nolabel.backbones.vit import ViT
-from nolabel.errors import (
-    BadImage,
-    DataError,
-    UsageError,
-)
+from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.types import Tokens
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, FastViews, evaluation_plan
 from nolabel.views.images import as_sharable
@@ -30,26 +26,27 @@ from nolabel.views.images import as_sharable
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 Images = ImageLike | Tensor | Sequence[ImageLike]
 
-_SMALL = 96  # pixels; below, cutting off the border costs more than it helps
-_MARGIN = 256 / 224  # the field's usual ratio of the shorter side to the cut centre
+_SMALL_IMAGE = 96  # pixels; smaller images are not cropped, the border holds too much of them
+_RESIZE_RATIO = 256 / 224  # usual ratio of the resized shorter side to the centre crop
 
 
 class Encoder:
-    """A backbone with its preparation of images.
+    """A backbone together with the preprocessing of its images.
 
     Args:
         backbone: the network. Its training mode is left as it is; every method here switches to
             evaluation and back.
-        name: for tables and messages.
-        mean: mean of each channel (red, green, blue), with pixels in 0..1.
-        std: standard deviation of each channel.
+        name: shown in tables and messages; "" takes the backbone's.
+        mean: mean of each of the C channels, for pixels in 0..1.
+        std: standard deviation of each channel, for pixels in 0..1.
         image_size: side S of the prepared image in pixels; None is the backbone's own.
-        resize: shorter side in pixels before the centre is cut. None takes image_size * 256 / 224
-            from 96 px on, as the papers do at 224, and image_size below.
-        meta: what is known about it, such as the header of its file.
+        resize: shorter side in pixels before the centre crop. None takes image_size * 256 / 224 for
+            images of 96 px or more (the papers' 256 before 224), else image_size.
+        meta: metadata, such as the header of its file.
 
     Raises:
-        UsageError: the backbone cannot take images of this size.
+        UsageError: the backbone cannot take images of this size, or the statistics have another
+            number of channels.
     """
 
     def __init__(
@@ -74,11 +71,11 @@ class Encoder:
             )
         self.image_size = image_size or backbone.image_size
         if resize is None:
-            wide = self.image_size >= _SMALL
-            resize = round(self.image_size * _MARGIN) if wide else self.image_size
+            cropped = self.image_size >= _SMALL_IMAGE
+            resize = round(self.image_size * _RESIZE_RATIO) if cropped else self.image_size
         self.resize = resize
         self.meta = dict(meta or {})
-        self.precision = "fp32"  # or bf16: products in bfloat16, features still float32
+        self.precision = "fp32"  # or "bf16": autocast to bfloat16; features are returned as float32
         self._device = torch.device("cpu")
         self._views: FastViews | None = None
         self._check_size()
@@ -87,16 +84,18 @@ class Encoder:
         s, p, name = self.image_size, self.backbone.patch_size, self.backbone.name
         if s != self.backbone.image_size:
             require(self.backbone, ["any_size"], f"An image size of {s} px")
-        if "mask" in self.backbone.can and (s < p or s % p):  # patches are cut, not convolved
-            near = [n for n in (s // p * p, s // p * p + p) if n]
+        if "mask" in self.backbone.can and (
+            s < p or s % p
+        ):  # ViTs split the image into patches; CNNs accept any remainder
+            allowed = [n for n in (s // p * p, s // p * p + p) if n]
             raise UsageError(
                 f"{name!r} makes tokens of {p} px, which do not divide an image of {s} px. Use "
-                f"--image-size {' or '.join(map(str, near))}."
+                f"--image-size {' or '.join(map(str, allowed))}."
             )
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone is."""
+        """Device of the backbone's parameters."""
         first = next(self.backbone.parameters(), None)
         return self._device if first is None else first.device
 
@@ -112,7 +111,7 @@ class Encoder:
 
     @property
     def channels(self) -> int:
-        """Channels C of the images that it takes."""
+        """Number of channels C of its images."""
         return self.backbone.channels
 
     def to(self, device: torch.device | str) -> Encoder:
@@ -122,18 +121,18 @@ class Encoder:
         return self
 
     def prepare(self, images: Images) -> Tensor:
-        """Decodes, resizes the shorter side, cuts the centre and normalises.
+        """Decodes images, resizes the shorter side, crops the centre and normalises.
 
         Args:
             images: one image or many: paths, Pillow images, uint8 arrays [H, W, C] or grey [H, W],
                 a list of these, or an array uint8 [N, H, W, C]. A float tensor [N, C, H, W] or
-                [C, H, W] counts as prepared and only changes device.
+                [C, H, W] counts as prepared and is only moved to the device.
 
         Returns:
             float32 [N, C, S, S] on the encoder's device.
 
         Raises:
-            UsageError: not images.
+            UsageError: a float tensor of another shape.
             DataError: an image cannot be read; the message names it.
         """
         if isinstance(images, Tensor) and images.is_floating_point():
@@ -148,7 +147,14 @@ class Encoder:
         return self.prepare_pixels(pixels)
 
     def prepare_pixels(self, pixels: np.ndarray | Sequence[np.ndarray]) -> Tensor:
-        """As `prepare`, for uint8 [N, H, W, C] or N of uint8 or uint16 [H, W, C]."""
+        """As `prepare`, for decoded images.
+
+        Args:
+            pixels: uint8 [N, H, W, C], or N arrays uint8 or uint16 [H, W, C].
+
+        Returns:
+            float32 [N, C, S, S] on the encoder's device.
+        """
         if not len(pixels):
             side = self.image_size
             return torch.empty(0, self.channels, side, side, device=self.device)
@@ -160,15 +166,21 @@ class Encoder:
         return self._views(pixels, np.arange(len(pixels)), 0)["image"][0]
 
     def _prepared_already(self, pixels: np.ndarray | Sequence[np.ndarray]) -> bool:
-        """Whether nothing but the normalisation is missing."""
+        """Whether all images are uint8 [S, S, C], so that only normalisation is left."""
         shape = (self.image_size, self.image_size, self.channels)
         return self.resize == self.image_size and all(
             p.shape == shape and p.dtype == np.uint8 for p in pixels
         )
 
     def normalise(self, pixels: np.ndarray) -> Tensor:
-        """uint8 [N, H, W, C] to float32 [N, C, H, W] on the encoder's device, only normalised: in
-        the size and shape that they have."""
+        """Normalises images without resizing or cropping.
+
+        Args:
+            pixels: uint8 [N, H, W, C].
+
+        Returns:
+            float32 [N, C, H, W] on the encoder's device.
+        """
         mean, std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1)
                      for v in (self.mean, self.std))  # fmt: skip
         x = torch.from_numpy(as_sharable(pixels)).to(self.device).permute(0, 3, 1, 2)
@@ -179,8 +191,8 @@ class Encoder:
 
         Args:
             images: as for `prepare`.
-            normalize: whether embeddings are scaled to unit length.
-            batch_size: images at once.
+            normalize: whether embeddings are scaled to unit L2 norm.
+            batch_size: images in a forward pass.
 
         Returns:
             float32 [N, D] on the CPU.
@@ -193,55 +205,61 @@ class Encoder:
         return torch.nn.functional.normalize(z, dim=-1) if normalize else z
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeddings [N, D], float32 on the CPU, of prepared images [N, 3, S, S]."""
+        """Embeddings float32 [N, D] on the CPU of prepared images float32 [N, C, S, S]."""
         with self.evaluating():
             return self.backbone(x).float().cpu()
 
     def tokens(self, images: Images, layer: int = -1, *, batch_size: int = 64) -> Tokens:
-        """Tokens of one layer, through the final norm, on the CPU.
+        """Tokens of one layer, after the final norm.
 
         Args:
             images: as for `prepare`; one or more.
             layer: 0 is the first of `backbone.depth`, -1 the last.
-            batch_size: images at once.
+            batch_size: images in a forward pass.
+
+        Returns:
+            Tokens of float32 on the CPU: pooled [N, D], patches [N, P, D], prefix [N, R, D] or
+            None.
 
         Raises:
             UsageError: no such layer, or no images.
         """
-        deep = layer_number(self.backbone, layer)
+        index = layer_number(self.backbone, layer)
         parts = []
         for x in self._batches(images, batch_size):
             with self.evaluating():
-                last = deep == self.backbone.depth - 1
-                t = (
-                    self.backbone.tokens(x)
-                    if last
-                    else self.backbone.layers(x, self.backbone.depth - deep)[0]
-                )
+                if index == self.backbone.depth - 1:
+                    t = self.backbone.tokens(x)
+                else:
+                    t = self.backbone.layers(x, self.backbone.depth - index)[0]
             parts.append(t)
         if not parts:
             raise UsageError("No images were given.")
 
-        def joined(tensors: Iterable[Tensor]) -> Tensor:
+        def concatenate(tensors: Iterable[Tensor]) -> Tensor:
             return torch.cat([t.float().cpu() for t in tensors])
 
-        pooled, patches = joined(t.pooled for t in parts), joined(t.patches for t in parts)
+        pooled, patches = (
+            concatenate(t.pooled for t in parts),
+            concatenate(t.patches for t in parts),
+        )
         prefixes = [t.prefix for t in parts if t.prefix is not None]
-        return Tokens(pooled, patches, parts[0].grid, joined(prefixes) if prefixes else None)
+        return Tokens(pooled, patches, parts[0].grid, concatenate(prefixes) if prefixes else None)
 
     def attention(
         self, images: Images, layer: int = -1, *, patch: int | None = None, batch_size: int = 64
     ) -> Tensor:
-        """The class token's attention to the patches, or that of one patch.
+        """Attention weights of the class token, or of one patch, over the patches.
 
-        Not renormalised: what goes to the class token and to registers is missing, so rows sum to
-        at most 1.
+        Not renormalised: the weights of the class token and of registers are left out, so a row
+        sums to at most 1.
 
         Args:
             images: as for `prepare`; one or more.
             layer: 0 is the first of `backbone.depth`, -1 the last.
-            patch: the patch that looks, from 0, row by row; None is the class token.
-            batch_size: images at once.
+            patch: index of the patch that is the query, from 0, row by row; None takes the class
+                token as the query.
+            batch_size: images in a forward pass.
 
         Returns:
             float32 [N, heads, P] on the CPU, patches row by row.
@@ -253,7 +271,7 @@ class Encoder:
         b = self.backbone
         if patch is None and isinstance(b, ViT) and b.net.cls_token is None:
             raise UsageError(f"{self.backbone.name!r} has no class token whose attention to show.")
-        deep = layer_number(self.backbone, layer)
+        index = layer_number(self.backbone, layer)
         parts = []
         for x in self._batches(images, batch_size):
             p = self.backbone.patch_size
@@ -262,9 +280,11 @@ class Encoder:
             if patch is not None:
                 if not 0 <= patch < patches:
                     raise UsageError(f"Patch {patch} does not exist: there are 0 to {patches - 1}.")
-                rows = slice(patch - patches, patch - patches + 1 or None)  # patches come last
+                rows = slice(
+                    patch - patches, patch - patches + 1 or None
+                )  # class token and registers come first
             with self.evaluating():
-                a = self.backbone.attention(x, deep, rows)[:, :, 0]  # [N, heads, R + P]
+                a = self.backbone.attention(x, index, rows)[:, :, 0]  # [N, heads, R + P]
             parts.append(a[:, :, a.shape[-1] - patches :].float().cpu())
         if not parts:
             raise UsageError("No images were given.")
@@ -272,11 +292,12 @@ class Encoder:
 
     @contextlib.contextmanager
     def evaluating(self, *, gradients: bool = False) -> Iterator[None]:
-        """Evaluation and inference mode, at the encoder's precision, inside; every module's own
-        mode again outside.
+        """Context of evaluation mode, inference mode and autocast at the encoder's precision.
+
+        The training mode of every module is restored afterwards.
 
         Args:
-            gradients: whether the images are to get gradients, so no inference mode.
+            gradients: whether to allow gradients (for the images), so no inference mode.
         """
         modes = [(m, m.training) for m in self.backbone.modules()]
         self.backbone.eval()
@@ -293,13 +314,13 @@ class Encoder:
     def _batches(self, images: Images, batch_size: int) -> Iterator[Tensor]:
         if batch_size < 1:
             raise UsageError(f"The batch size must be at least 1, got {batch_size}.")
-        some: Tensor | list[ImageLike]
+        items: Tensor | list[ImageLike]
         if isinstance(images, Tensor) and images.is_floating_point():
-            some = images[None] if images.ndim == 3 else images
+            items = images[None] if images.ndim == 3 else images
         else:
-            some = list_images(images, self.channels)
-        for start in range(0, len(some), batch_size):
-            yield self.prepare(some[start : start + batch_size])
+            items = list_images(images, self.channels)
+        for start in range(0, len(items), batch_size):
+            yield self.prepare(items[start : start + batch_size])
 
     def __repr__(self) -> str:
         return (
@@ -309,19 +330,28 @@ class Encoder:
 
 
 def list_images(images: Images, channels: int) -> list[ImageLike]:
-    """One image or many -> a list."""
+    """Makes a list of one image or many.
+
+    Args:
+        images: as for `Encoder.prepare`; not a float tensor.
+        channels: number C of channels, by which an array [H, W, C] counts as one image.
+    """
     if isinstance(images, Tensor):
         images = images.cpu().numpy()
     if isinstance(images, np.ndarray):
-        one = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == channels)
-        return [images] if one else list(images)
+        single = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == channels)
+        return [images] if single else list(images)
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         return list(images)
     return [images]
 
 
 def read_pixels(image: ImageLike, channels: int) -> np.ndarray:
-    """uint8 or uint16 [H, W, C] of a path, Pillow image or array."""
+    """Decodes a path, Pillow image or array to uint8 or uint16 [H, W, C].
+
+    Raises:
+        DataError: the image cannot be read.
+    """
     from nolabel.data.sources.items import Items
 
     try:

@@ -1,4 +1,4 @@
-"""Frozen features of a whole source: one pass, in the source's order, bad files left out."""
+"""Frozen features of a source: one pass in its order; images that cannot be read are skipped."""
 
 from __future__ import annotations
 
@@ -17,38 +17,51 @@ from nolabel.data.sources._decode import decoding_in_threads
 from nolabel.encoders.encoder import Encoder
 from nolabel.errors import BadImage, DataError, UsageError
 
-_READERS = 8  # threads that decode files, at most
+_READER_THREADS = 8  # at most; they decode files
 
 
 @dataclass(frozen=True)
 class Features:
-    """What `extract` returns, without the images that could not be read."""
+    """Features of the images that could be read.
 
-    values: Tensor  # float32 [N, D] on the CPU
-    labels: Tensor | None  # int64 [N] on the CPU
-    skipped: tuple[tuple[str, str], ...]  # (path, reason)
-    keys: Tensor  # int64 [N]: index of each image in its source, ascending
+    Attributes:
+        values: float32 [N, D] on the CPU.
+        labels: int64 [N] on the CPU, or None.
+        skipped: (path, reason) of each image that could not be read.
+        keys: int64 [N] on the CPU, index of each image in its source, ascending.
+    """
+
+    values: Tensor
+    labels: Tensor | None
+    skipped: tuple[tuple[str, str], ...]
+    keys: Tensor
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A batch of images, and those of them that could not be read."""
+    """A batch of decoded images.
 
-    keys: np.ndarray  # int64 [B]
-    images: np.ndarray | list[np.ndarray]  # uint8 [B, H, W, 3], or B of [H, W, 3]
+    Attributes:
+        keys: int64 [B], index of each image in its source.
+        images: uint8 [B, H, W, C], or B arrays uint8 [H, W, C].
+        skipped: (path, reason) of each image of the batch that could not be read.
+    """
+
+    keys: np.ndarray
+    images: np.ndarray | list[np.ndarray]
     skipped: list[tuple[str, str]]
 
 
 def extract(
     encoder: Encoder, source: Source, *, batch_size: int = 256, progress: bool = True
 ) -> Features:
-    """Embeds every image of a source, in full precision.
+    """Embeds every image of a source at the encoder's precision.
 
     Args:
-        encoder: does the work on its own device.
-        source: the images. Those that cannot be read are left out and listed.
-        batch_size: images at once.
-        progress: whether to show a bar; only ever done when stderr is a terminal.
+        encoder: the encoder, used on its own device.
+        source: the images. Those that cannot be read are left out and listed in `skipped`.
+        batch_size: images in a forward pass.
+        progress: whether to show a progress bar; it is only shown if stderr is a terminal.
 
     Raises:
         UsageError: a batch size below 1.
@@ -60,44 +73,60 @@ def extract(
     keys: list[np.ndarray] = []
     skipped: list[tuple[str, str]] = []
     with progress_bar(f"{encoder.name} on {source.name}", len(source), progress) as advance:
-        for chunk, own in embedded(encoder, source, batch_size):
+        for chunk, features in embed_chunks(encoder, source, batch_size):
             skipped += chunk.skipped
-            if own is not None:
-                values.append(own)
+            if features is not None:
+                values.append(features)
                 keys.append(chunk.keys)
             advance(len(chunk.keys) + len(chunk.skipped))
     if not values:
-        first = f"  First: {skipped[0][0]}: {skipped[0][1]}." if skipped else ""
+        first = f" First: {skipped[0][0]}: {skipped[0][1]}." if skipped else ""
         raise DataError(f"{source.name!r} has no image that can be read.{first}")
-    kept = np.concatenate(keys)
-    labels = None if source.labels is None else torch.from_numpy(source.labels[kept].astype("i8"))
-    return Features(torch.cat(values), labels, tuple(skipped), torch.from_numpy(kept))
+    indices = np.concatenate(keys)
+    labels = (
+        None if source.labels is None else torch.from_numpy(source.labels[indices].astype("i8"))
+    )
+    return Features(torch.cat(values), labels, tuple(skipped), torch.from_numpy(indices))
 
 
-def embedded(
+def embed_chunks(
     encoder: Encoder, source: Source, batch_size: int
 ) -> Iterator[tuple[Chunk, Tensor | None]]:
-    """The images batch by batch with their features float32 [B, D] on the CPU, None without any."""
+    """Yields each batch of a source with its features.
+
+    Args:
+        encoder: the encoder, used on its own device.
+        source: the images.
+        batch_size: images in a forward pass.
+
+    Yields:
+        The batch, and its features float32 [B, D] on the CPU (None if no image could be read).
+    """
     for chunk in chunks(source, batch_size):
-        good = len(chunk.keys) > 0
-        yield chunk, encoder.forward(encoder.prepare_pixels(chunk.images)) if good else None
+        readable = len(chunk.keys) > 0
+        yield chunk, encoder.forward(encoder.prepare_pixels(chunk.images)) if readable else None
 
 
 def chunks(source: Source, batch_size: int) -> Iterator[Chunk]:
-    """The images, batch by batch; files are decoded while the batch before is embedded."""
+    """Yields a source in batches; files are decoded in threads, one batch ahead of the caller.
+
+    Args:
+        source: the images.
+        batch_size: images in a batch.
+    """
     starts = range(0, len(source), batch_size)
     if source.in_memory:
         for start in starts:
             keys = np.arange(start, min(start + batch_size, len(source)))
             yield Chunk(keys, source.images(keys), [])
         return
-    readers = min(_READERS, os.cpu_count() or 1)
+    readers = min(_READER_THREADS, os.cpu_count() or 1)
     with decoding_in_threads(), ThreadPoolExecutor(readers, "nolabel-read") as pool:
-        waiting: list[list[Future[np.ndarray | BadImage]]] = []
+        pending: list[list[Future[np.ndarray | BadImage]]] = []
 
         def submit(start: int) -> None:
-            some = range(start, min(start + batch_size, len(source)))
-            waiting.append([pool.submit(_read, source, i) for i in some])
+            indices = range(start, min(start + batch_size, len(source)))
+            pending.append([pool.submit(_read, source, i) for i in indices])
 
         try:
             for start in starts[:1]:
@@ -105,11 +134,11 @@ def chunks(source: Source, batch_size: int) -> Iterator[Chunk]:
             for start in starts:
                 if start + batch_size < len(source):
                     submit(start + batch_size)
-                done = [f.result() for f in waiting.pop(0)]
-                good = [i for i, d in enumerate(done) if not isinstance(d, BadImage)]
-                pixels = [d for d in done if not isinstance(d, BadImage)]
-                bad = [(d.path, d.reason) for d in done if isinstance(d, BadImage)]
-                yield Chunk(start + np.array(good, dtype=np.int64), pixels, bad)
+                results = [f.result() for f in pending.pop(0)]
+                readable = [i for i, r in enumerate(results) if not isinstance(r, BadImage)]
+                pixels = [r for r in results if not isinstance(r, BadImage)]
+                skipped = [(r.path, r.reason) for r in results if isinstance(r, BadImage)]
+                yield Chunk(start + np.array(readable, dtype=np.int64), pixels, skipped)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -1,14 +1,13 @@
 """The encoder file: safetensors with timm's parameter names and a JSON header, nothing pickled.
 
-The header stands in the file's metadata under the key "nolabel". Its `checksum` is a SHA-256 over
+The header is in the file's metadata under the key "nolabel". Its `checksum` is a SHA-256 over
 
     1. the header itself without `checksum`, as JSON in UTF-8 with sorted keys and no spaces;
     2. for every tensor, in the order of the names: name, type and shape as JSON in the same form,
        then the bytes of the values, row by row, little-endian.
 
-So a byte that changes anywhere - in a weight, in the normalisation, in the run's configuration -
-is noticed. It protects against accidents, not against forgery: who can write the file can also
-compute the sum.
+So any changed byte is detected: in a weight, in the normalisation, in the run's configuration. It
+protects against accidents, not against forgery: whoever can write the file can also compute it.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from torch import Tensor
 from nolabel._version import __version__
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT
-from nolabel.encoders.own_network import Network, build_own_network, keep_code
-from nolabel.encoders.state_dict import misfits
+from nolabel.encoders.own_network import Network, build_own_network, copy_network_code
+from nolabel.encoders.state_dict import describe_mismatches
 from nolabel.errors import DataError, FileDamaged, UsageError, unknown
 from nolabel.nn.random_state import preserve_rng
 
 if TYPE_CHECKING:
     from nolabel.encoders.encoder import Encoder
 
-ENCODER_FILE, TEXT_FILE = "encoder.safetensors", "text.safetensors"  # in a folder of a run
+ENCODER_FILE, TEXT_FILE = "encoder.safetensors", "text.safetensors"  # names in a run folder
 FORMAT = 1
 KEY = "nolabel"
 BRANCHES = ("teacher", "student", "encoder")
 LICENCE = "Weights trained by the user; their licence is the user's choice."
-# What every header holds; the type is checked after the checksum, so a miss is a foreign file.
+# Required fields of the header and their types; checked after the checksum.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "name": str,
     "kwargs": dict,
@@ -52,15 +51,9 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "std": list,
     "checksum": str,
 }
-# Keyword arguments of timm that fetch or open further files; a file may not ask for them.
-_FORBIDDEN = frozenset(
-    {
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "checkpoint_path",
-        "cache_dir",
-    }
+# Keyword arguments of timm.create_model that download or open other files.
+_FORBIDDEN_KWARGS = frozenset(
+    ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 )
 
 
@@ -80,12 +73,12 @@ def save_encoder(
 
     Args:
         path: where to; an existing file is replaced in one step.
-        backbone: the network; saved are `backbone.net`'s parameters and buffers.
+        backbone: the network; the parameters and buffers of `backbone.net` are saved.
         branch: which network of the method it is: "teacher", "student" or "encoder".
         method: name of the method that trained it.
-        mean: mean of red, green, blue that was subtracted from pixels in 0..1.
-        std: standard deviation of red, green, blue that they were divided by.
-        image_size: side in pixels that it is meant for.
+        mean: mean of each channel, which was subtracted from pixels in 0..1.
+        std: standard deviation of each channel, by which they were divided.
+        image_size: side in pixels of the images that it was trained on.
         run: the run's configuration, of JSON's types, or None.
         licence: note on the licence of the weights.
 
@@ -103,7 +96,7 @@ def save_encoder(
     tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
     if not tensors:
         raise UsageError(f"{backbone.name!r} has no weights to save.")
-    code = keep_code(backbone.name, path)
+    code = copy_network_code(backbone.name, path)
     header: dict[str, Any] = {
         "format": FORMAT,
         "name": backbone.name,
@@ -126,14 +119,13 @@ def save_encoder(
 def write_tensors(
     path: Path, header: Mapping[str, Any], tensors: dict[str, Tensor], what: str
 ) -> Path:
-    """Writes tensors on the CPU under a header, with their checksum: completely or not at all, as a
-    temporary file is renamed.
+    """Writes tensors with a header and their checksum, completely or not at all (by a rename).
 
     Args:
         path: where to; an existing file is replaced in one step.
-        header: of JSON's types.
-        tensors: contiguous.
-        what: what it is, for the message.
+        header: values of JSON's types.
+        tensors: contiguous tensors on the CPU, by name.
+        what: description of the content, for the error message.
 
     Raises:
         UsageError: the header cannot be written as JSON.
@@ -142,8 +134,8 @@ def write_tensors(
     from safetensors.torch import save_file
 
     header = {**header, "checksum": checksum(header, tensors)}
-    # One key of metadata only: with more, safetensors writes them in random order, and the same
-    # weights would not give the same file.
+    # A single metadata key: safetensors writes several in random order, so the same weights would
+    # not give the same bytes.
     metadata = {KEY: json.dumps(header, ensure_ascii=False)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -152,7 +144,7 @@ def write_tensors(
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except Exception as error:  # safetensors wraps what the system says in an error of its own
+    except Exception as error:  # safetensors wraps OSError in its own exception
         with contextlib.suppress(OSError):
             temporary.unlink()
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -170,15 +162,15 @@ def load_encoder_file(
     device: torch.device | str = "cpu",
     network: Network | None = None,
 ) -> Encoder:
-    """Reads an encoder file; needs neither the run's folder nor the method that made it.
+    """Reads an encoder file; needs neither the run folder nor the method that trained it.
 
-    A network of the user's own is built from the copy of its code in the folder `code` beside it.
+    A user's own network is built from the copy of its code in the folder `code` beside the file.
 
     Args:
         path: the file.
         image_size: side in pixels at which it will be used; None is the one it was trained at.
         device: where the encoder goes.
-        network: the user's own network, or its class, instead of that code.
+        network: the user's own network, or its class, instead of that copy.
 
     Raises:
         UsageError: no such file, it was written by a newer version, or it needs a network that was
@@ -191,7 +183,7 @@ def load_encoder_file(
 
     header, tensors = read_tensors(path, fields=_FIELDS, tensors=True)
     backbone = build_from(header, path, network)
-    _fill(backbone, tensors, path)
+    _load_weights(backbone, tensors, path)
     if image_size and "any_size" not in backbone.can:
         backbone = at_size(backbone, image_size)
     encoder = Encoder(
@@ -206,7 +198,7 @@ def load_encoder_file(
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The header of an encoder file, without its weights (so the checksum is not verified).
+    """Reads the header of an encoder file without the weights; the checksum is not verified.
 
     Raises:
         UsageError, FileDamaged: as `load_encoder_file`.
@@ -217,7 +209,9 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 def build_from(
     header: Mapping[str, Any], path: str | os.PathLike[str], network: Network | None = None
 ) -> Backbone:
-    """The header's architecture with fresh weights. The caller looks after the seed.
+    """Builds the architecture of a header with random weights.
+
+    They are drawn from torch's global random state, which is restored afterwards.
 
     Raises:
         FileDamaged: the header describes no network that can be built.
@@ -229,21 +223,21 @@ def build_from(
     if network is not None or is_own(name):
         return build_own_network(header, Path(path), network)
     extra = {"positions": header["positions"]} if header.get("positions") else {}
-    forbidden = sorted(_FORBIDDEN & kwargs.keys())
+    forbidden = sorted(_FORBIDDEN_KWARGS & kwargs.keys())
     if forbidden:
-        raise FileDamaged(f"{_named(path)} asks for {forbidden[0]!r}, which no encoder file may.")
+        raise FileDamaged(f"{_label(path)} sets {forbidden[0]!r}, which an encoder file may not.")
     try:
         with preserve_rng():  # the weights come from the file
             return build(name, kwargs=kwargs, **extra)
     except (UsageError, TypeError, ValueError, RuntimeError) as error:
         raise FileDamaged(
-            f"{_named(path)} names the architecture {name!r} with {kwargs}, which cannot be built "
+            f"{_label(path)} names the architecture {name!r} with {kwargs}, which cannot be built "
             f"here ({error}). It was written with timm {header.get('timm', 'of unknown version')}."
         ) from error
 
 
 def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """The checksum as described at the top of this file, 64 hexadecimal digits."""
+    """Checksum as described at the top of this file: SHA-256 as 64 hexadecimal digits."""
     digest = hashlib.sha256(_json({k: v for k, v in header.items() if k != "checksum"}))
     for name in sorted(tensors):
         t = tensors[name]
@@ -259,7 +253,15 @@ def read_tensors(
     fields: Mapping[str, type | tuple[type, ...]],
     tensors: bool,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header, with `fields` of these types, and (if `tensors`) checksummed tensors of a file.
+    """Reads a file's header and tensors, and verifies them.
+
+    Args:
+        path: the file.
+        fields: required fields of the header -> their types.
+        tensors: whether to read the tensors and verify the checksum.
+
+    Returns:
+        The header, and the tensors by name (empty without `tensors`).
 
     Raises:
         UsageError, FileDamaged: as `load_encoder_file`.
@@ -279,37 +281,37 @@ def read_tensors(
     except PermissionError as error:
         raise UsageError(f"{str(path)!r} may not be read: no permission.") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise FileDamaged(f"{_named(path)} {_impostor(path)}") from error
+        raise FileDamaged(f"{_label(path)} {_describe_unreadable(path)}") from error
     if KEY not in metadata:
         raise FileDamaged(
-            f"{_named(path)} holds tensors but no header of nolabel, so its architecture is not "
+            f"{_label(path)} holds tensors but no header of nolabel, so its architecture is not "
             "known. Give a file that nolabel wrote, or timm:NAME for published weights."
         )
-    return _checked(metadata[KEY], values if tensors else None, path, fields), values
+    return _parse_header(metadata[KEY], values if tensors else None, path, fields), values
 
 
-def _checked(
+def _parse_header(
     text: str,
     tensors: Mapping[str, Tensor] | None,
     path: Path,
     fields: Mapping[str, type | tuple[type, ...]],
 ) -> dict[str, Any]:
-    """The header, after its checksum (unless the tensors were left out) and its fields."""
+    """Parses the header; verifies the checksum (if there are tensors) and the fields."""
     altered = (
-        f"{_named(path)} was altered after it was written: {{}}. Copy it again from where it came, "
+        f"{_label(path)} was altered after it was written: {{}}. Copy it again from where it came, "
         "or export it again from its run."
     )
     try:
         header = json.loads(text)
     except ValueError as error:
         raise FileDamaged(altered.format("its header is not readable")) from error
-    number = header.get("format") if isinstance(header, dict) else None
-    if isinstance(number, int) and number > FORMAT:
+    file_format = header.get("format") if isinstance(header, dict) else None
+    if isinstance(file_format, int) and file_format > FORMAT:
         raise UsageError(
-            f"{str(path)!r} has format {number}, and this version of nolabel reads up to {FORMAT}. "
-            "Update nolabel."
+            f"{str(path)!r} has format {file_format}, and this version of nolabel reads up to "
+            f"{FORMAT}. Update nolabel."
         )
-    if number != FORMAT:
+    if file_format != FORMAT:
         raise FileDamaged(altered.format("its header has no valid format number"))
     if tensors is not None and checksum(header, tensors) != header.get("checksum"):
         raise FileDamaged(altered.format("its checksum does not match"))
@@ -317,29 +319,32 @@ def _checked(
         raise UsageError(
             f"{str(path)!r} is the text side of a run. Give the encoder.safetensors beside it."
         )
-    wrong = [k for k, kind in fields.items() if not isinstance(header.get(k), kind)]
-    if "kwargs" not in wrong and "mean" in fields:
+    invalid = [k for k, type_ in fields.items() if not isinstance(header.get(k), type_)]
+    if "kwargs" not in invalid and "mean" in fields:
         channels = header["kwargs"].get("in_chans", 3)
-        wrong += [k for k in ("mean", "std") if k not in wrong and len(header[k]) != channels]
-    if wrong:
-        raise FileDamaged(altered.format(f"its header lacks a valid {wrong[0]!r}"))
+        invalid += [k for k in ("mean", "std") if k not in invalid and len(header[k]) != channels]
+    if invalid:
+        raise FileDamaged(altered.format(f"its header lacks a valid {invalid[0]!r}"))
     return header
 
 
-def _fill(backbone: Backbone, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Puts the tensors into the network, all of them or none."""
-    own: dict[str, Tensor] = backbone.net.state_dict()
-    shape = "{name} is {got}, not {own}"
-    if problems := misfits(own, tensors, "unexpected", shape):
+def _load_weights(
+    backbone: Backbone, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> None:
+    """Loads the tensors into the network if all of them fit."""
+    expected: dict[str, Tensor] = backbone.net.state_dict()
+    shape = "{name} is {got}, not {expected}"
+    if problems := describe_mismatches(expected, tensors, "unexpected", shape):
         raise FileDamaged(
-            f"{_named(path)} does not fit its own architecture {backbone.name!r}: tensors "
+            f"{_label(path)} does not fit its own architecture {backbone.name!r}: tensors "
             f"{'; '.join(problems)}. Another version of timm may have renamed them; the header "
             "says which one wrote the file."
         )
     backbone.net.load_state_dict(dict(tensors))
 
 
-def _impostor(path: Path) -> str:
+def _describe_unreadable(path: Path) -> str:
+    """What a file is that safetensors cannot read, and what to do: the end of a sentence."""
     with open(path, "rb") as file:
         head = file.read(64)
     size = path.stat().st_size
@@ -355,13 +360,13 @@ def _impostor(path: Path) -> str:
     length = int.from_bytes(head[:8], "little")
     if len(head) > 8 and head[8:9] == b"{" and length < 100_000_000:
         return (
-            f"is truncated or altered: its {size:,} bytes are not what its own table of contents "
+            f"is truncated or altered: it has {size:,} bytes, which is not the size its header "
             "says. Copy it again from where it came, or export it again from its run."
         )
     return "is not a safetensors file. Give the encoder.safetensors of a run."
 
 
-def _named(path: str | os.PathLike[str]) -> str:
+def _label(path: str | os.PathLike[str]) -> str:
     return f"The file {os.fspath(path)!r}"
 
 
@@ -378,14 +383,14 @@ def _sha256(data: bytes) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that wrote a file."""
+    """Versions of the packages that write a file, for its header."""
     timm = importlib.metadata.version("timm")
     return {"nolabel": __version__, "torch": torch.__version__, "timm": timm}
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the new name in a folder survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):  # Windows has no such call
+    """Flushes a folder (fsync), so that a rename in it survives a power failure."""
+    with contextlib.suppress(OSError):  # Windows cannot open a folder
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -1,4 +1,4 @@
-"""`load`: what a user names (ENC on the command line) becomes an encoder."""
+"""`load` makes an encoder from a name (ENC on the command line)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nolabel.errors import NolabelError, UsageError, did_you_mean
 from nolabel.nn.random_state import preserve_rng
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD
 
-_NAMED_KINDS = ("timm", "openclip", "random")
+_PREFIXES = ("timm", "openclip", "random")
 
 
 def load(
@@ -31,30 +31,33 @@ def load(
     trust_code: bool = False,
     backbone: nn.Module | type[nn.Module] | None = None,
 ) -> Encoder:
-    """Turns what a user names into an encoder, in evaluation mode.
+    """Loads an encoder by name, in evaluation mode.
 
     Args:
-        spec: a run folder, an encoder file, `timm:NAME[.TAG]` (published weights, fetched by
+        spec: a run folder, an encoder file, `timm:NAME[.TAG]` (published weights, downloaded by
             timm), `openclip:NAME/TAG` (by open_clip), `random:NAME` or `random:RUN` (that
-            architecture with fresh weights, always the same ones, initialised by timm or as the
-            run's method starts), or `pixels` (32 px by default). An encoder is returned as it is.
+            architecture with random weights from a fixed seed, initialised by timm or by the run's
+            method), or `pixels` (32 px by default). An encoder is returned as it is.
         image_size: side in pixels at which it will be used; None is its own.
-        device: "auto" takes a GPU when there is one.
-        channels: of the images, for `pixels` and `random:NAME`; others have their own.
-        trust_code: execute the code that a run's folder or an encoder file brings, also if it was
-            never run here.
-        backbone: the network, or its class, of a run that got one in Python, or instead of the
-            code that a run's folder brings.
+        device: where the encoder goes; "auto" takes a GPU if there is one.
+        channels: channels of the images, for `pixels` and `random:NAME`; others have their own.
+        trust_code: whether to execute user code from a run folder or beside an encoder file even if
+            it was never run here.
+        backbone: the network or its class: required for a run whose network was passed in Python,
+            and otherwise replaces the code in the run folder.
 
     Raises:
-        UntrustedCode: it brings code that was never run here.
+        UntrustedCode: the encoder needs code that was never run here.
         UsageError: unknown spec or name, or a size that does not fit.
         FileDamaged: the encoder file is truncated, altered, or not one.
-        NolabelError: published weights could not be fetched.
+        NolabelError: published weights could not be downloaded.
     """
     if isinstance(spec, Encoder):
         if image_size not in (None, spec.image_size):
-            raise UsageError("An encoder that is loaded already keeps its image size.")
+            raise UsageError(
+                f"This encoder is loaded already, for images of {spec.image_size} px. To use it at "
+                f"{image_size} px, load it by name with that image_size."
+            )
         return spec if device == "auto" else spec.to(device)
     with trusted_code(trust_code):
         return _load(os.fspath(spec), image_size, pick_device(device), channels, backbone)
@@ -63,34 +66,36 @@ def load(
 def _load(
     text: str,
     image_size: int | None,
-    where: torch.device,
+    device: torch.device,
     channels: int,
     network: nn.Module | type[nn.Module] | None,
 ) -> Encoder:
     kind, colon, rest = text.partition(":")
-    if network is not None and (text == "pixels" or (colon and kind in _NAMED_KINDS)):
+    if network is not None and (text == "pixels" or (colon and kind in _PREFIXES)):
         raise UsageError(f"{text!r} is built from its name. Leave backbone out.")
     if text == "pixels":
         from nolabel.backbones import build
 
         backbone = build("pixels", image_size=image_size, channels=channels)
-        encoder = Encoder(backbone, name=text, **_statistics(channels))
+        encoder = Encoder(backbone, name=text, **_default_statistics(channels))
     elif colon and kind == "timm":
-        encoder = _published(rest, image_size)
+        encoder = _load_timm(rest, image_size)
     elif colon and kind == "openclip":
         from nolabel.encoders.convert.openclip import load_openclip
 
         encoder = load_openclip(rest, image_size)
     elif colon and kind == "random":
-        encoder = _fresh(rest, image_size, channels)
+        encoder = _random_weights(rest, image_size, channels)
     else:
-        encoder = load_encoder_file(_file_of(text), image_size=image_size, network=network)
+        encoder = load_encoder_file(
+            _find_encoder_file(text), image_size=image_size, network=network
+        )
         encoder.name = text
     encoder.backbone.eval()
-    return encoder.to(where)
+    return encoder.to(device)
 
 
-def _published(name: str, image_size: int | None) -> Encoder:
+def _load_timm(name: str, image_size: int | None) -> Encoder:
     from nolabel.backbones import PRESETS, build
 
     preset = PRESETS.get(name)
@@ -104,7 +109,7 @@ def _published(name: str, image_size: int | None) -> Encoder:
             backbone = build(name, pretrained=True)
     except UsageError:
         raise
-    except Exception as error:  # timm, its hub and the network raise many kinds
+    except Exception as error:  # timm, the hub and the network raise many types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if "tag" in reason or "No pretrained" in reason:
             import timm
@@ -115,12 +120,15 @@ def _published(name: str, image_size: int | None) -> Encoder:
                 "python -c 'import timm; print(timm.list_pretrained())'."
             ) from error
         raise NolabelError(
-            f"The published weights of {name!r} could not be fetched ({reason}). Check the "
-            "network connection and try again; weights fetched once are kept and work offline."
+            f"The published weights of {name!r} could not be downloaded ({reason}). Check "
+            "the network connection and try again; downloaded weights are cached and work offline."
         ) from error
-    known: Any = getattr(backbone.net, "pretrained_cfg", None) or {}
-    mean, std = known.get("mean") or IMAGENET_MEAN, known.get("std") or IMAGENET_STD
-    meta = {"source": "timm", "licence": known.get("license")}
+    pretrained_cfg: Any = getattr(backbone.net, "pretrained_cfg", None) or {}
+    mean, std = (
+        pretrained_cfg.get("mean") or IMAGENET_MEAN,
+        pretrained_cfg.get("std") or IMAGENET_STD,
+    )
+    meta = {"source": "timm", "licence": pretrained_cfg.get("license")}
     return Encoder(
         backbone,
         name=f"timm:{name}",
@@ -131,24 +139,24 @@ def _published(name: str, image_size: int | None) -> Encoder:
     )
 
 
-def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
-    """The architecture of that name, or of that run, with weights drawn from seed 0."""
+def _random_weights(name: str, image_size: int | None, channels: int) -> Encoder:
+    """The architecture of a name or run with random weights from seed 0."""
     from nolabel import methods
     from nolabel.backbones import PRESETS, build
 
     if name == "pixels":
-        raise UsageError("Pixels have no weights that could be random. Use pixels.")
+        raise UsageError("random:pixels does not exist: raw pixels have no weights. Use pixels.")
     is_run = name not in PRESETS and os.path.exists(name)
     with preserve_rng():
-        torch.default_generator.manual_seed(0)  # not torch.manual_seed: that seeds GPUs as well
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs as well
         if not is_run:
             backbone = build(name, image_size=image_size, channels=channels)
-            statistics = _statistics(channels)
+            statistics = _default_statistics(channels)
             return Encoder(backbone, name=f"random:{name}", image_size=image_size, **statistics)
-        path = _file_of(name)
+        path = _find_encoder_file(name)
         header = read_header(path)
         backbone = build_from(header, path)
-        if methods.is_built_in(str(header.get("method"))):  # no code that a file brings
+        if methods.is_built_in(str(header.get("method"))):  # do not execute a user's method file
             methods.load(header["method"]).init(backbone)
     return Encoder(
         backbone,
@@ -159,23 +167,23 @@ def _fresh(name: str, image_size: int | None, channels: int) -> Encoder:
     )
 
 
-def _statistics(channels: int) -> dict[str, Any]:
-    """Mean and deviation when no data say better: ImageNet's, or the middle of the range."""
+def _default_statistics(channels: int) -> dict[str, Any]:
+    """Mean and standard deviation without data: ImageNet's, or 0.5 and 0.25 of the range."""
     if channels == 3:
         return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     return {"mean": (0.5,) * channels, "std": (0.25,) * channels}
 
 
-def _file_of(text: str) -> Path:
-    """The encoder file meant by a path: itself, or the one in the run's folder."""
+def _find_encoder_file(text: str) -> Path:
+    """The encoder file of a path: the file itself, or the one in a run folder."""
     path = Path(text)
     if path.is_file():
         return path
     if path.is_dir():
         if not (path / ENCODER_FILE).is_file():
             raise UsageError(
-                f"The folder {text!r} holds no {ENCODER_FILE}, so it is not a run that has saved "
-                "an encoder yet."
+                f"The folder {text!r} holds no {ENCODER_FILE}: it is not a run folder, or the run "
+                "has not saved an encoder yet. Give a run folder or an encoder file."
             )
         return path / ENCODER_FILE
     allowed = f"Allowed: {', '.join(ENCODERS)}."
@@ -188,7 +196,7 @@ def _file_of(text: str) -> Path:
     if text in PRESETS:
         raise UsageError(
             f"No encoder {text!r}: an architecture alone has no weights. Say random:{text} for "
-            f"fresh ones or timm:NAME for published ones. {allowed}"
+            f"random ones or timm:NAME for published ones. {allowed}"
         )
     close = did_you_mean(text, ["pixels"])
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Encoders whose network is the user's own: its code lies beside the encoder file, in `code/`."""
+"""Encoders of a user's own network, whose code is copied to `code/` beside the encoder file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from nolabel.errors import DataError, FileDamaged, UsageError
 Network = nn.Module | type[nn.Module]
 
 
-def keep_code(name: str, path: Path) -> dict[str, dict[str, str]]:
-    """Copies the code of a backbone beside its encoder file.
+def copy_network_code(name: str, path: Path) -> dict[str, dict[str, str]]:
+    """Copies the code of a user's backbone to the folder of its encoder file.
 
     Args:
-        name: of the backbone.
-        path: of the encoder file.
+        name: name of the backbone.
+        path: path of the encoder file.
 
     Returns:
-        Name of the copy -> {"sha256"}; nothing for networks of timm.
+        Name of the copy -> {"sha256": hash}; empty for networks of timm.
 
     Raises:
         DataError: the copy cannot be written.
@@ -38,22 +38,24 @@ def keep_code(name: str, path: Path) -> dict[str, dict[str, str]]:
             f"Cannot write the encoder's code beside {str(path)!r}: {error}. Check that the folder "
             "exists, may be written to, and has space."
         ) from error
-    # A public file does not record where the code was before.
+    # The original path is left out: encoder files are shared, and it may be private.
     return {k: {"sha256": v["sha256"]} for k, v in _usercode.records(name).items()}
 
 
 def build_own_network(header: Mapping[str, Any], path: Path, network: Network | None) -> Backbone:
-    """The network of an encoder file with fresh weights; the random state stays.
+    """Builds the network of an encoder file with random weights.
+
+    Torch's random state is restored afterwards.
 
     Args:
-        header: of the file.
-        path: of the file.
+        header: header of the file.
+        path: path of the file.
         network: the network or its class, instead of the code beside the file.
 
     Raises:
         UntrustedCode: the code was never run here.
         UsageError: the code is missing, the network was given in Python, or it is one of timm's.
-        FileDamaged: the code was changed, or the header does not say the size of images.
+        FileDamaged: the code was changed, or the header has no valid image size.
     """
     name, kwargs = header["name"], header["kwargs"]
     if not is_own(name):
@@ -63,7 +65,7 @@ def build_own_network(header: Mapping[str, Any], path: Path, network: Network | 
         )
     size, channels = kwargs.get("image_size"), kwargs.get("in_chans", 3)
     if not isinstance(size, int) or not isinstance(channels, int):
-        raise FileDamaged(f"The file {str(path)!r} does not say the size of its network's images.")
+        raise FileDamaged(f"The file {str(path)!r} has no valid image_size and in_chans.")
     if network is None:
         _usercode.admit(name, path.parent, header.get("code"))
     else:

@@ -1,4 +1,4 @@
-"""Whether a file's tensors fit a network, and what to say where they do not."""
+"""Compares a file's tensors with a network's, and describes the differences."""
 
 from __future__ import annotations
 
@@ -7,32 +7,36 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 
-def misfits(
-    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], extra: str, shape: str, most: int = 4
+def describe_mismatches(
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    unexpected: str,
+    shape: str,
+    limit: int = 4,
 ) -> list[str]:
-    """What keeps a file's tensors from fitting a network, each kind with its first few names.
+    """Describes why tensors do not fit a network; empty if they do.
 
     Args:
-        own: the network's.
-        tensors: the file's.
-        extra: what those that the network lacks are called.
-        shape: text for a wrong shape, with {name}, {got} and {own}.
-        most: names of each kind.
+        expected: the network's state_dict.
+        tensors: the file's tensors, by name.
+        unexpected: what to call tensors that the network does not have.
+        shape: template for a wrong shape, with {name}, {got} and {expected}.
+        limit: names to list of each kind of difference.
     """
     shapes = [
-        shape.format(name=n, got=list(tensors[n].shape), own=list(own[n].shape))
-        for n in own
-        if n in tensors and tensors[n].shape != own[n].shape
+        shape.format(name=n, got=list(tensors[n].shape), expected=list(expected[n].shape))
+        for n in expected
+        if n in tensors and tensors[n].shape != expected[n].shape
     ]
-    kinds = {
-        "missing": [n for n in own if n not in tensors],
-        extra: [n for n in tensors if n not in own],
+    differences = {
+        "missing": [n for n in expected if n not in tensors],
+        unexpected: [n for n in tensors if n not in expected],
         "of another shape": shapes,
     }
-    return [f"{kind}: {some(names, most)}" for kind, names in kinds.items() if names]
+    return [f"{what}: {first_names(names, limit)}" for what, names in differences.items() if names]
 
 
-def some(names: Sequence[str], most: int = 4) -> str:
-    """The first few names and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def first_names(names: Sequence[str], limit: int = 4) -> str:
+    """The first names as text, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

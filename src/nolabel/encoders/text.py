@@ -35,13 +35,13 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
 
 
 class TextEncoder:
-    """Texts and images in one space.
+    """The text tower of an image-text model with its tokenizer.
 
     Attributes:
         shared: text tower, image projection, scale and bias.
-        tokenizer: texts to ids.
-        name: for tables and messages.
-        meta: the file's header.
+        tokenizer: maps texts to token ids.
+        name: shown in tables and messages.
+        meta: header of its file; empty for published models.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TextEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the tower is."""
+        """Device of the text tower."""
         return self.shared.log_scale.device
 
     def to(self, device: torch.device | str) -> TextEncoder:
@@ -61,7 +61,15 @@ class TextEncoder:
         return self
 
     def embed(self, texts: str | Sequence[str], *, batch_size: int = 256) -> Tensor:
-        """Unit vectors float32 [N, E] on the CPU of N texts (one text counts as a list of one)."""
+        """Embeds N texts.
+
+        Args:
+            texts: the texts; a single one counts as a list of one.
+            batch_size: texts in a forward pass.
+
+        Returns:
+            Unit vectors float32 [N, E] on the CPU.
+        """
         texts = [texts] if isinstance(texts, str) else list(texts)
         parts = [torch.empty(0, self.shared.image.out_features)]
         with self._inference():
@@ -71,15 +79,22 @@ class TextEncoder:
         return torch.cat(parts)
 
     def project(self, features: Tensor, *, batch_size: int = 8192) -> Tensor:
-        """The encoder's embeddings [N, D] to unit vectors float32 [N, E] on the CPU.
+        """Projects embeddings of the encoder into the space of the texts.
+
+        Args:
+            features: float [N, D], embeddings of the image encoder of the same run.
+            batch_size: embeddings projected at once.
+
+        Returns:
+            Unit vectors float32 [N, E] on the CPU.
 
         Raises:
-            UsageError: embeddings of another width: another encoder's.
+            UsageError: embeddings of another width.
         """
-        wide = self.shared.image.in_features
-        if features.shape[-1] != wide:
+        width = self.shared.image.in_features
+        if features.shape[-1] != width:
             raise UsageError(
-                f"{self.name!r} belongs to an encoder of width {wide}, these embeddings have "
+                f"{self.name!r} belongs to an encoder of width {width}, these embeddings have "
                 f"{features.shape[-1]}. Use the encoder of the same run."
             )
         with self._inference():
@@ -95,7 +110,7 @@ class TextEncoder:
 
 
 def text_of(encoder: Encoder) -> TextEncoder:
-    """The text side of an encoder: of the same run, or of the same published model.
+    """The text tower that belongs to an encoder: of the same run or published model.
 
     Raises:
         UsageError: it has none.
@@ -116,7 +131,13 @@ def text_of(encoder: Encoder) -> TextEncoder:
 def save_text(
     path: str | os.PathLike[str], shared: SharedSpace, tokenizer: Tokenizer, *, method: str
 ) -> Path:
-    """Writes the text side, completely or not at all; the tokenizer has a file of its own.
+    """Writes the text tower, completely or not at all (by a rename).
+
+    Args:
+        path: the file; an existing one is replaced.
+        shared: text tower, image projection, scale and bias.
+        tokenizer: the tokenizer; only its hash is written, it has its own file.
+        method: name of the method that trained them.
 
     Raises:
         DataError: the file cannot be written.
@@ -140,11 +161,11 @@ def save_text(
 def load_text(
     folder: str | os.PathLike[str], *, device: torch.device | str = "auto"
 ) -> TextEncoder:
-    """The text side of a run.
+    """Reads the text tower of a run.
 
     Args:
-        folder: the run's folder, or a file in it.
-        device: "auto" takes a GPU when there is one.
+        folder: the run folder, or a file in it.
+        device: where it goes; "auto" takes a GPU if there is one.
 
     Raises:
         UsageError: the run has no text tower.
@@ -155,7 +176,7 @@ def load_text(
     path = folder / TEXT_FILE
     if not path.is_file():
         raise UsageError(
-            f"{str(folder)!r} holds no {TEXT_FILE}, so it is no run that has learnt from texts. "
+            f"{str(folder)!r} has no {TEXT_FILE}, so it is not a run that was trained with texts. "
             "Use a run of clip or siglip."
         )
     header, tensors = read_tensors(path, fields=_FIELDS, tensors=True)
@@ -166,13 +187,13 @@ def load_text(
             "tower was trained with another tokenizer. Copy both from the same run."
         )
     try:
-        with preserve_rng():  # the weights come from the file
+        with preserve_rng():  # the random weights are replaced below
             shared = SharedSpace(**header["kwargs"])
         shared.load_state_dict(tensors)
     except (TypeError, RuntimeError, UsageError) as error:
         raise FileDamaged(f"{str(path)!r} does not fit its own header: {error}") from None
-    found = TextEncoder(shared, tokenizer, name=os.fspath(folder), meta=header)
-    return found.to(pick_device(device))
+    encoder = TextEncoder(shared, tokenizer, name=os.fspath(folder), meta=header)
+    return encoder.to(pick_device(device))
 
 
 def _sha256(tokenizer: Tokenizer) -> str:

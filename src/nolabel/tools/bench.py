@@ -18,7 +18,7 @@ from nolabel.data.source import Source
 from nolabel.data.stages import measure_stages
 from nolabel.device import pick_device
 from nolabel.encoders.encoder import Encoder
-from nolabel.encoders.features import chunks, embedded
+from nolabel.encoders.features import chunks, embed_chunks
 from nolabel.engine.build import build, plan_of
 from nolabel.engine.calibrate import measure
 from nolabel.engine.cost import count
@@ -228,7 +228,7 @@ def bench_embed(
 
     def whole() -> Iterator[int]:
         while True:
-            for c, _ in embedded(encoder, source, batch_size):
+            for c, _ in embed_chunks(encoder, source, batch_size):
                 yield len(c.keys) + len(c.skipped)
 
     rates = {

@@ -1,1 +1,1 @@
-"""Published checkpoints and other libraries' layouts, in and out."""
+"""Import of published checkpoints, and export to other libraries."""

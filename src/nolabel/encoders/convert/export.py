@@ -1,8 +1,8 @@
-"""`nolabel export`: an encoder in the form of timm, transformers or ONNX, with the proof.
+"""`nolabel export`: writes an encoder for timm, transformers or ONNX, and verifies it.
 
-What was written is read back by the target library itself and compared with the encoder; a
-difference of `ALLOWED` or more is an error, and nothing is left behind. A model card says what it
-is and how to load it.
+The export is read back by the target library and its features are compared with the encoder's; a
+difference of `TOLERANCE` or more is an error, and no file is kept. A model card
+describes the encoder and how to load it.
 """
 
 from __future__ import annotations
@@ -31,54 +31,57 @@ from nolabel.errors import DataError, UsageError, unknown
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FORMS = ("timm", "hf", "onnx")
-ALLOWED = 1e-4  # largest difference of a feature
-BATCHES = (2, 1, 5)  # sizes at which the two are compared
+FORMATS = ("timm", "hf", "onnx")
+TOLERANCE = 1e-4  # of features: a larger difference is an error
+BATCH_SIZES = (2, 1, 5)  # at which the features are compared
 
 
 def export(
     encoder: Encoder, to: str, out: str | os.PathLike[str], *, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Writes an encoder for another library.
+    """Exports an encoder for another library.
 
     Args:
         encoder: the encoder; it is moved to the CPU.
         to: "timm", "hf" (transformers) or "onnx".
-        out: a folder, made where it is missing.
-        overwrite: whether what is in the folder may be replaced.
+        out: a folder, created if it is missing.
+        overwrite: whether the content of the folder may be replaced.
 
     Returns:
-        form, folder, files, largest_difference (of tokens and embeddings), and how to load it.
+        "form", "folder", "files", "largest_difference" (absolute, of embeddings and tokens), and
+        "loading" (code that loads the export).
 
     Raises:
-        UsageError: an unknown form; the folder is in use; the library is missing, or has no such
-            network.
-        DataError: what was written gives other features.
+        UsageError: an unknown format; the folder is not empty; the library is missing, or has no
+            such network.
+        DataError: the export has other features than the encoder.
     """
-    if to not in FORMS:
-        raise unknown("form", to, FORMS)
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
     folder = Path(out)
     if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise UsageError(f"{str(folder)!r} is not empty. Choose another --out, or --overwrite.")
+        raise UsageError(f"{str(folder)!r} is not empty. Choose another --out, or say --overwrite.")
     encoder = encoder.to("cpu")
     encoder.backbone.eval()
-    write = {"timm": _timm, "hf": _hugging_face, "onnx": _onnx}[to]
+    write = {"timm": _write_timm, "hf": _write_transformers, "onnx": _write_onnx}[to]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as place:
-        made = Path(place) / "export"
-        made.mkdir()
-        read_back, loading = write(encoder, made)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
+        exported = Path(temporary) / "export"
+        exported.mkdir()
+        read_back, loading = write(encoder, exported)
         difference = largest_difference(encoder, read_back)
-        if not difference < ALLOWED:
+        if not difference < TOLERANCE:
             raise DataError(
-                f"What was written for {to} gives features that differ by {difference:.1e}, more "
-                f"than {ALLOWED:.0e}; nothing was kept. Please report this network."
+                f"The features of the export to {to} differ by {difference:.1e}, allowed is less "
+                f"than {TOLERANCE:.0e}; no file was kept. Please report this network."
             )
         loading = loading.format(folder=folder)
-        (made / "README.md").write_text(card(encoder, to, difference, loading), encoding="utf-8")
+        (exported / "README.md").write_text(
+            model_card(encoder, to, difference, loading), encoding="utf-8"
+        )
         if folder.exists():
             shutil.rmtree(folder)
-        os.replace(made, folder)
+        os.replace(exported, folder)
     return {
         "form": to, "folder": str(folder), "largest_difference": difference, "loading": loading,
         "files": sorted(p.name for p in folder.iterdir()),
@@ -87,10 +90,19 @@ def export(
 
 @torch.inference_mode()
 def largest_difference(encoder: Encoder, other: Callable[[Tensor], dict[str, Tensor]]) -> float:
-    """Of all features, for several sizes of batches of random images [N, C, S, S]."""
+    """Largest absolute difference of features on random images, for several batch sizes.
+
+    Args:
+        encoder: the encoder, on the CPU.
+        other: maps images float32 [N, C, S, S] to some of "embedding" [N, D], "class" [N, D] and
+            "patches" [N, P, D].
+
+    Returns:
+        The difference; infinite if the shapes differ.
+    """
     generator = torch.Generator().manual_seed(0)
-    worst = 0.0
-    for n in BATCHES:
+    largest = 0.0
+    for n in BATCH_SIZES:
         x = torch.randn(n, encoder.channels, encoder.size, encoder.size, generator=generator)
         t = encoder.backbone.tokens(x)
         own = {"embedding": t.pooled, "patches": t.patches}
@@ -99,20 +111,25 @@ def largest_difference(encoder: Encoder, other: Callable[[Tensor], dict[str, Ten
         for name, value in other(x).items():
             if value.shape != own[name].shape:
                 return float("inf")
-            worst = max(worst, float((value - own[name]).abs().max()))
-    return worst
+            largest = max(largest, float((value - own[name]).abs().max()))
+    return largest
 
 
-def _timm(encoder: Encoder, folder: Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], str]:
+def _write_timm(
+    encoder: Encoder, folder: Path
+) -> tuple[Callable[[Tensor], dict[str, Tensor]], str]:
     import timm
 
     b = encoder.backbone
     if isinstance(b, ResNet) and not b.maxpool:
         raise UsageError(
-            f"{b.name!r} has no pooling in front, which timm cannot say. Export it --to onnx."
+            f"{b.name!r} has no max pooling in its stem, which timm's config cannot express. Use "
+            "--to onnx."
         )
     if b.kwargs.get("swiglu"):
-        raise UsageError("timm's config cannot name gated MLPs. Export it --to hf or onnx.")
+        raise UsageError(
+            "timm's config cannot express gated MLPs (SwiGLU). Use --to hf or --to onnx."
+        )
     args = {k: v for k, v in b.kwargs.items() if k not in ("image_size", "maxpool")}
     save_file({k: v.contiguous() for k, v in b.net.state_dict().items()},
               folder / "model.safetensors", {"format": "pt"})  # fmt: skip
@@ -136,14 +153,14 @@ def _timm(encoder: Encoder, folder: Path) -> tuple[Callable[[Tensor], dict[str, 
     return read_back, 'timm.create_model("local-dir:{folder}", pretrained=True, num_classes=0)'
 
 
-def _hugging_face(
+def _write_transformers(
     encoder: Encoder, folder: Path
 ) -> tuple[Callable[[Tensor], dict[str, Tensor]], str]:
     try:
         import transformers
     except ImportError:
         raise UsageError(
-            "Writing for transformers needs it for the proof: pip install 'nolabel[transformers]'."
+            "--to hf needs transformers to verify the export: pip install 'nolabel[transformers]'."
         ) from None
     from nolabel.encoders.convert.huggingface import convert
 
@@ -160,16 +177,19 @@ def _hugging_face(
     }  # fmt: skip
     text = json.dumps(prepare, indent=2) + "\n"
     (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
-    model, report = _quietly(getattr(transformers, config["architectures"][0]), folder)
-    strange = [
+    model, report = _load_silently(getattr(transformers, config["architectures"][0]), folder)
+    unmatched = [
         k
         for which in ("missing_keys", "unexpected_keys", "mismatched_keys")
         for k in report[which]
-        # Poolers and indices are made anew: the first is not used, the others are computed.
+        # Not in the checkpoint: poolers are not used, indices are computed.
         if not any(s in str(k) for s in ("pooler", "relative_position_index", "position_ids"))
     ]
-    if strange:
-        raise DataError(f"transformers does not take these tensors as they are: {strange[:4]}.")
+    if unmatched:
+        raise DataError(
+            f"transformers does not load these tensors: {unmatched[:4]}. Please report this "
+            "network."
+        )
     model.eval()
     prefix = 1 + int(config.get("num_register_tokens", 0))
 
@@ -187,17 +207,17 @@ def _hugging_face(
     return read_back, 'transformers.AutoModel.from_pretrained("{folder}")'
 
 
-def _quietly(
-    kind: type[PreTrainedModel], folder: Path
+def _load_silently(
+    model_class: type[PreTrainedModel], folder: Path
 ) -> tuple[PreTrainedModel, dict[str, Sequence[str]]]:
-    """Loads without the library's bars and tables; what they say is checked by the caller."""
+    """Loads a model without transformers' progress bars and logs; the caller checks the report."""
     from transformers import logging as log
 
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
-        loaded = kind.from_pretrained(folder, output_loading_info=True)
+        loaded = model_class.from_pretrained(folder, output_loading_info=True)
         return cast("tuple[PreTrainedModel, dict[str, Sequence[str]]]", loaded)
     finally:
         log.set_verbosity(level)
@@ -205,13 +225,16 @@ def _quietly(
             log.enable_progress_bar()
 
 
-class _Graph(nn.Module):
-    """From pixels in 0..1 to the embedding and the patches."""
+class _OnnxModel(nn.Module):
+    """Maps pixels float32 [N, C, S, S] in 0..1 to embeddings [N, D] and patches [N, P, D]."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, encoder: Encoder):
         super().__init__()
         self.backbone = copy.deepcopy(encoder.backbone)
-        if isinstance(self.backbone, BEiT):  # fused attention with a bias cannot be traced
+        if isinstance(self.backbone, BEiT):  # torch.export cannot trace fused attention with a bias
             for module in self.backbone.modules():
                 if isinstance(module, Attention):
                     setattr(module, "fused_attn", False)  # noqa: B010 - timm declares it final
@@ -219,53 +242,62 @@ class _Graph(nn.Module):
         self.register_buffer("std", torch.tensor(encoder.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        t = self.backbone.tokens((images - self.mean) / self.std)  # type: ignore[operator]
+        t = self.backbone.tokens((images - self.mean) / self.std)
         return t.pooled, t.patches
 
 
-def _onnx(encoder: Encoder, folder: Path) -> tuple[Callable[[Tensor], dict[str, Tensor]], str]:
+def _write_onnx(
+    encoder: Encoder, folder: Path
+) -> tuple[Callable[[Tensor], dict[str, Tensor]], str]:
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401 - torch writes with it
+        import onnxscript  # noqa: F401 - torch.onnx.export needs it
     except ImportError:
-        raise UsageError("Writing ONNX needs its extra: pip install 'nolabel[onnx]'.") from None
+        raise UsageError("--to onnx needs onnx packages: pip install 'nolabel[onnx]'.") from None
     import logging
     import warnings
 
     path = folder / "model.onnx"
     x = torch.rand(2, encoder.channels, encoder.size, encoder.size)
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Graph(encoder).eval(), (x,), path, input_names=["images"],
+                _OnnxModel(encoder).eval(), (x,), path, input_names=["images"],
                 output_names=["embedding", "patches"], dynamic_shapes={"images": {0: batch}},
                 dynamo=True, external_data=False, verbose=False,
             )  # fmt: skip
     finally:
-        quiet.setLevel(level)
+        logger.setLevel(level)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (encoder.mean, encoder.std))
 
     def read_back(x: Tensor) -> dict[str, Tensor]:
         pixels = (x * std + mean).numpy()  # the graph normalises
         names = ("embedding", "patches")
-        found = session.run(list(names), {"images": pixels})
-        return {n: torch.from_numpy(v) for n, v in zip(names, found, strict=True)}
+        outputs = session.run(list(names), {"images": pixels})
+        return {n: torch.from_numpy(v) for n, v in zip(names, outputs, strict=True)}
 
     return read_back, 'onnxruntime.InferenceSession("{folder}/model.onnx"), pixels in 0..1'
 
 
-def card(encoder: Encoder, to: str, difference: float, loading: str) -> str:
-    """A model card in Markdown."""
+def model_card(encoder: Encoder, to: str, difference: float, loading: str) -> str:
+    """Model card in Markdown.
+
+    Args:
+        encoder: the encoder.
+        to: the format.
+        difference: largest absolute difference of features after reading back.
+        loading: code that loads the export.
+    """
     b, meta = encoder.backbone, encoder.meta
     run = meta.get("run") or {}
     settings = run.get("settings", run) if isinstance(run, dict) else {}
-    known = {
+    fields = {
         "method": meta.get("method") or meta.get("family"), "branch": meta.get("branch"),
         "data": settings.get("data"), "steps": settings.get("steps"),
         "network": b.name, "embedding": b.dim,
@@ -274,13 +306,13 @@ def card(encoder: Encoder, to: str, difference: float, loading: str) -> str:
         "deviation": ", ".join(f"{v:g}" for v in encoder.std),
         "licence": meta.get("licence") or meta.get("license"),
     }  # fmt: skip
-    rows = "\n".join(f"| {k} | {v} |" for k, v in known.items() if v)
-    inside = "ONNX takes pixels in 0..1 and normalises them itself." if to == "onnx" else (
+    rows = "\n".join(f"| {k} | {v} |" for k, v in fields.items() if v)
+    usage = "The graph takes pixels in 0..1 and normalises them itself." if to == "onnx" else (
         "Images have to be normalised as the table says."
     )  # fmt: skip
     return (
         f"# {Path(encoder.name).name}\n\nAn image encoder, pre-trained without labels with nolabel."
-        f"\n\n| | |\n|---|---|\n{rows}\n\nLoad it:\n\n```python\n{loading}\n```\n\n{inside}\n\n"
-        f"Read back and compared with the encoder it was made from, features differ by "
-        f"{difference:.1e} at most.\n"
+        f"\n\n| | |\n|---|---|\n{rows}\n\nLoad it:\n\n```python\n{loading}\n```\n\n{usage}\n\n"
+        f"Read back and compared with the original encoder, features differ by at most "
+        f"{difference:.1e}.\n"
     )

@@ -1,7 +1,7 @@
-"""From timm's names to those of transformers' checkpoints, for the networks that both have.
+"""Converts networks with timm's names to the configurations and names of transformers.
 
-Each function returns a configuration, as config.json holds it, and the tensors. The names are
-those of the published checkpoints, which every version of transformers reads.
+Each function returns the content of config.json and the tensors. The names are those of the
+published checkpoints, which every version of transformers reads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ State = dict[str, Tensor]
 
 
 def convert(backbone: Backbone) -> tuple[dict[str, Any], State]:
-    """Configuration and tensors of the network of transformers that computes the same.
+    """Configuration and tensors of the equivalent network in transformers.
+
+    Args:
+        backbone: the network.
+
+    Returns:
+        Content of config.json, and the tensors on the CPU by name.
 
     Raises:
         UsageError: transformers has no such network.
@@ -38,15 +44,15 @@ def convert(backbone: Backbone) -> tuple[dict[str, Any], State]:
         return _swin(backbone, state)
     if isinstance(backbone, ResNet):
         return _resnet(backbone, state)
-    raise UsageError(f"{backbone.name!r} is no network that transformers knows.")
+    raise UsageError(f"transformers has no network like {backbone.name!r}. Use --to onnx.")
 
 
-def _no(what: str) -> UsageError:
-    return UsageError(f"transformers has no network with {what}. Export it --to onnx.")
+def _unsupported(what: str) -> UsageError:
+    return UsageError(f"transformers has no network with {what}. Use --to onnx.")
 
 
-def _shared(backbone: ViT | BEiT) -> dict[str, Any]:
-    """What the configurations of transformers have in common."""
+def _common_config(backbone: ViT | BEiT) -> dict[str, Any]:
+    """Fields that the configurations of transformers have in common."""
     block = backbone.net.blocks[0]
     return {
         "hidden_size": backbone.dim, "num_hidden_layers": backbone.depth,
@@ -57,8 +63,8 @@ def _shared(backbone: ViT | BEiT) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _thirds(out: State, name: str, new: str, weight: Tensor, bias: Tensor | None) -> None:
-    """A fused qkv as query, key and value."""
+def _split_qkv(out: State, name: str, new: str, weight: Tensor, bias: Tensor | None) -> None:
+    """Splits a fused qkv layer into query, key and value; adds them to `out`."""
     for i, part in enumerate(("query", "key", "value")):
         out[f"{new}{part}.weight"] = weight.chunk(3)[i].contiguous()
         if bias is not None:
@@ -70,10 +76,10 @@ def _vit(backbone: ViT, state: State) -> tuple[dict[str, Any], State]:
     if type(net.norm_pre).__name__ != "Identity":
         return _clip(backbone, state)
     if net.fc_norm is not None and type(net.fc_norm).__name__ != "Identity":
-        raise _no("a norm behind the pooling instead of before it")
+        raise _unsupported("a norm behind the pooling instead of before it")
     if net.cls_token is None or net.pos_embed is None:
-        raise _no("no class token or no positions")
-    config = _shared(backbone)
+        raise _unsupported("no class token or no positions")
+    config = _common_config(backbone)
     hidden = net.blocks[0].mlp.fc1.out_features
     scaled, registers = "blocks.0.ls1.gamma" in state, net.reg_token is not None
     config["qkv_bias"] = "blocks.0.attn.qkv.bias" in state
@@ -82,7 +88,7 @@ def _vit(backbone: ViT, state: State) -> tuple[dict[str, Any], State]:
     if registers and net.no_embed_class:
         positions = torch.cat([torch.zeros_like(token), positions], 1)
     elif registers:
-        raise _no("registers that have positions")
+        raise _unsupported("registers that have positions")
     gated = isinstance(net.blocks[0].mlp, SwiGLU | GluMlp)
     out: State = {
         "embeddings.cls_token": token,
@@ -95,7 +101,7 @@ def _vit(backbone: ViT, state: State) -> tuple[dict[str, Any], State]:
         config |= {
             "model_type": "dinov2_with_registers" if registers else "dinov2",
             "architectures": ["Dinov2WithRegistersModel" if registers else "Dinov2Model"],
-            "mlp_ratio": _whole_ratio(hidden, backbone.dim, gated), "use_swiglu_ffn": gated,
+            "mlp_ratio": _integer_mlp_ratio(hidden, backbone.dim, gated), "use_swiglu_ffn": gated,
             "drop_path_rate": 0.0,
             "layerscale_value": 1.0,
         }  # fmt: skip
@@ -114,40 +120,40 @@ def _vit(backbone: ViT, state: State) -> tuple[dict[str, Any], State]:
         config |= {"model_type": "vit", "architectures": ["ViTModel"], "intermediate_size": hidden}
         names = {"norm1": "layernorm_before", "norm2": "layernorm_after",
                  "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}  # fmt: skip
-    _blocks(state, out, names | {"attn.proj": "attention.output.dense"})
+    _rename_blocks(state, out, names | {"attn.proj": "attention.output.dense"})
     return config, out
 
 
-def _whole_ratio(hidden: int, width: int, gated: bool) -> int:
-    """The whole number from which transformers computes the width of an MLP."""
+def _integer_mlp_ratio(hidden: int, width: int, gated: bool) -> int:
+    """The integer ratio from which transformers computes the width of an MLP."""
     for ratio in range(1, 17):
         inner = (int(width * ratio * 2 / 3) + 7) // 8 * 8
         if hidden == (2 * inner if gated else width * ratio):
             return ratio
-    raise _no(f"an MLP of {hidden} in a width of {width}")
+    raise _unsupported(f"an MLP of {hidden} in a width of {width}")
 
 
-def _blocks(state: State, out: State, names: dict[str, str]) -> None:
-    """Moves what is left of a plain transformer's blocks."""
+def _rename_blocks(state: State, out: State, names: dict[str, str]) -> None:
+    """Adds the remaining tensors, those of the blocks, to `out` by their new names."""
     for name, value in state.items():
         m = re.match(r"blocks\.(\d+)\.(.*)\.(weight|bias)$", name)
         if m is None:
-            raise _no(f"the tensor {name!r}")
+            raise _unsupported(f"the tensor {name!r}")
         i, part, kind = m.groups()
         if part == "attn.qkv":
             if kind == "weight":
                 bias = state.get(f"blocks.{i}.attn.qkv.bias")
-                _thirds(out, name, f"encoder.layer.{i}.attention.attention.", value, bias)
+                _split_qkv(out, name, f"encoder.layer.{i}.attention.attention.", value, bias)
         elif part in names:
             out[f"encoder.layer.{i}.{names[part]}.{kind}"] = value
         else:
-            raise _no(f"the tensor {name!r}")
+            raise _unsupported(f"the tensor {name!r}")
 
 
 def _clip(backbone: ViT, state: State) -> tuple[dict[str, Any], State]:
     net = backbone.net
     act = type(net.blocks[0].mlp.act).__name__
-    config = _shared(backbone) | {
+    config = _common_config(backbone) | {
         "model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"],
         "intermediate_size": net.blocks[0].mlp.fc1.out_features, "attention_dropout": 0.0,
         "hidden_act": "quick_gelu" if "Quick" in act else "gelu",
@@ -168,7 +174,7 @@ def _clip(backbone: ViT, state: State) -> tuple[dict[str, Any], State]:
             continue
         m = re.match(r"blocks\.(\d+)\.(.*)\.(weight|bias)$", name)
         if m is None or not (m.group(2) in names or m.group(2) == "attn.qkv"):
-            raise _no(f"the tensor {name!r}")
+            raise _unsupported(f"the tensor {name!r}")
         i, part, kind = m.groups()
         if part == "attn.qkv":
             for third, letter in zip(value.chunk(3), "qkv", strict=True):
@@ -182,8 +188,8 @@ def _clip(backbone: ViT, state: State) -> tuple[dict[str, Any], State]:
 def _beit(backbone: BEiT, state: State) -> tuple[dict[str, Any], State]:
     net = backbone.net
     if type(net.fc_norm).__name__ != "Identity":
-        raise _no("a norm behind the pooling instead of before it")
-    config = _shared(backbone) | {
+        raise _unsupported("a norm behind the pooling instead of before it")
+    config = _common_config(backbone) | {
         "model_type": "beit", "architectures": ["BeitModel"],
         "intermediate_size": net.blocks[0].mlp.fc1.out_features, "use_mean_pooling": False,
         "use_absolute_position_embeddings": net.pos_embed is not None,
@@ -192,7 +198,7 @@ def _beit(backbone: BEiT, state: State) -> tuple[dict[str, Any], State]:
         "layer_scale_init_value": 0.1 if net.blocks[0].gamma_1 is not None else 0.0,
         "use_mask_token": False, "drop_path_rate": 0.0,
     }  # fmt: skip
-    whole = {
+    embedding_names = {
         "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
         "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
         "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
@@ -214,14 +220,14 @@ def _beit(backbone: BEiT, state: State) -> tuple[dict[str, Any], State]:
     out: State = {}
     for name, value in state.items():
         m = re.match(r"blocks\.(\d+)\.(.*)$", name)
-        if name in whole:
-            out[whole[name]] = value
+        if name in embedding_names:
+            out[embedding_names[name]] = value
         elif m and m.group(2) == "attn.qkv.weight":
-            _thirds(out, name, f"encoder.layer.{m.group(1)}.{attention}", value, None)
+            _split_qkv(out, name, f"encoder.layer.{m.group(1)}.{attention}", value, None)
         elif m and m.group(2) in names:
             out[f"encoder.layer.{m.group(1)}.{names[m.group(2)]}"] = value
         else:
-            raise _no(f"the tensor {name!r}")
+            raise _unsupported(f"the tensor {name!r}")
     return config, out
 
 
@@ -260,7 +266,7 @@ def _swin(backbone: Swin, state: State) -> tuple[dict[str, Any], State]:
         elif block and block.group(3) in names:
             i, j, part = block.groups()
             out[f"encoder.layers.{i}.blocks.{j}.{names[part]}.{kind}"] = value
-        elif merge:  # timm's stage begins with the merging that ends the one before
+        elif merge:  # patch merging: begins a stage in timm, ends one here
             out[f"encoder.layers.{int(merge.group(1)) - 1}.downsample.{merge.group(2)}"] = value
         elif name.startswith("patch_embed.proj."):
             out[f"embeddings.patch_embeddings.projection.{kind}"] = value
@@ -269,29 +275,29 @@ def _swin(backbone: Swin, state: State) -> tuple[dict[str, Any], State]:
         elif name.startswith("norm."):
             out[f"layernorm.{kind}"] = value
         else:
-            raise _no(f"the tensor {name!r}")
+            raise _unsupported(f"the tensor {name!r}")
     return config, out
 
 
 def _resnet(backbone: ResNet, state: State) -> tuple[dict[str, Any], State]:
     net = backbone.net
     if not backbone.maxpool:
-        raise _no("no pooling in front")
+        raise _unsupported("no max pooling in its stem")
     if backbone.kwargs.get("output_stride", 32) != 32:
-        raise _no("an output stride other than 32")
+        raise _unsupported("an output stride other than 32")
     stages = [net.layer1, net.layer2, net.layer3, net.layer4]
-    three = "layer1.0.conv3.weight" in state
+    bottleneck = "layer1.0.conv3.weight" in state
     config = {
         "model_type": "resnet", "architectures": ["ResNetModel"],
         "num_channels": backbone.channels, "embedding_size": net.conv1.out_channels,
         "hidden_sizes": [
-            (s[0].conv3 if three else s[0].conv2).out_channels for s in stages
+            (s[0].conv3 if bottleneck else s[0].conv2).out_channels for s in stages
         ],
-        "depths": [len(s) for s in stages], "layer_type": "bottleneck" if three else "basic",
+        "depths": [len(s) for s in stages], "layer_type": "bottleneck" if bottleneck else "basic",
         "hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False,
         "torch_dtype": "float32",
     }  # fmt: skip
-    kinds = {"conv": "convolution", "bn": "normalization"}
+    layer_names = {"conv": "convolution", "bn": "normalization"}
     out: State = {}
     for name, value in state.items():
         end = name.rpartition(".")[2]
@@ -299,15 +305,15 @@ def _resnet(backbone: ResNet, state: State) -> tuple[dict[str, Any], State]:
         inner = re.match(r"layer(\d)\.(\d+)\.(conv|bn)(\d)\.", name)
         short = re.match(r"layer(\d)\.(\d+)\.downsample\.(\d)\.", name)
         if stem:
-            out[f"embedder.embedder.{kinds[stem.group(1)]}.{end}"] = value
+            out[f"embedder.embedder.{layer_names[stem.group(1)]}.{end}"] = value
         elif inner:
             s, b, what, n = inner.groups()
-            key = f"encoder.stages.{int(s) - 1}.layers.{b}.layer.{int(n) - 1}.{kinds[what]}"
+            key = f"encoder.stages.{int(s) - 1}.layers.{b}.layer.{int(n) - 1}.{layer_names[what]}"
             out[f"{key}.{end}"] = value
         elif short:
             s, b, n = short.groups()
             what = "convolution" if n == "0" else "normalization"
             out[f"encoder.stages.{int(s) - 1}.layers.{b}.shortcut.{what}.{end}"] = value
         else:
-            raise _no(f"the tensor {name!r}")
+            raise _unsupported(f"the tensor {name!r}")
     return config, out

@@ -1,7 +1,7 @@
-"""Shapes of official checkpoints: from the tensors' names and sizes to timm's network and names.
+"""Architectures of official checkpoints: from names and shapes of tensors to timm's.
 
-What a layout reads is already without prefixes and heads (see `official`). Sizes follow from the
-tensors; the number of heads does not, and comes from the family or the user.
+The tensors come without prefixes and projection heads (see `official`). Sizes follow from their
+shapes; the number of attention heads does not: it comes from the family or the user.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 from nolabel.errors import DataError, UsageError
 
 State = dict[str, Tensor]
-# Heads of the published widths; others must be given.
+# Width -> number of attention heads of published networks; for other widths it must be given.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24}
-_BLOCKS = {  # blocks of each stage, and whether a block has three convolutions
+_RESNETS = {  # blocks of each of the four stages, and whether they are bottlenecks
     (2, 2, 2, 2, False): "resnet18",
     (3, 4, 6, 3, False): "resnet34",
     (3, 4, 6, 3, True): "resnet50",
@@ -34,10 +34,11 @@ class Architecture:
     """An architecture and its weights.
 
     Attributes:
-        name, kwargs: what `nolabel.backbones.build` makes it from.
-        tensors: by timm's names.
-        image_size: side in pixels that it was made for.
-        text: arguments and weights of the text side (`SharedSpace`), if there is one.
+        name: name of the backbone for `nolabel.backbones.build`.
+        kwargs: keyword arguments for `nolabel.backbones.build`.
+        tensors: weights by timm's names.
+        image_size: side in pixels of the images that it was trained on.
+        text: arguments and weights of the text tower (`SharedSpace`), or None.
     """
 
     name: str
@@ -47,19 +48,24 @@ class Architecture:
     text: tuple[dict[str, Any], State] | None = None
 
 
-def count(state: Mapping[str, Tensor], pattern: str) -> int:
+def count_indices(state: Mapping[str, Tensor], pattern: str) -> int:
     """One more than the largest number that `pattern` captures at the start of a name."""
     numbers = [int(m.group(1)) for name in state if (m := re.match(pattern, name))]
     return max(numbers, default=-1) + 1
 
 
-def heads_of(width: int, given: int | None, special: Mapping[int, int] | None = None) -> int:
-    """The number of heads of a transformer of this width.
+def number_of_heads(width: int, heads: int | None, special: Mapping[int, int] | None = None) -> int:
+    """The number of attention heads of a transformer.
+
+    Args:
+        width: width of its tokens.
+        heads: the user's number; None takes the published one.
+        special: width -> heads where the family differs from `HEADS`.
 
     Raises:
         UsageError: not known, or no divisor of the width.
     """
-    heads = given or {**HEADS, **(special or {})}.get(width)
+    heads = heads or {**HEADS, **(special or {})}.get(width)
     if heads is None:
         raise UsageError(
             f"The number of attention heads does not follow from the tensors, and none is known "
@@ -77,38 +83,46 @@ def transformer(
     special: Mapping[int, int] | None = None,
     mean_pool: bool = False,
 ) -> Architecture:
-    """A plain ViT by DINO's and timm's names; also BEiT's and DINOv2's variants of it.
+    """Reads a ViT with DINO's and timm's names; also the variants of BEiT and DINOv2.
 
-    `mean_pool`: a BEiT's embedding is the mean of its patches, not its class token.
+    Args:
+        state: the tensors.
+        heads: number of attention heads; None takes the published one.
+        special: width -> heads where the family differs from `HEADS`.
+        mean_pool: whether the embedding of a BEiT is the mean of its patches, not its class token.
+
+    Raises:
+        UsageError: the number of heads is not known or does not fit.
+        DataError: not this layout.
     """
     state = dict(state)
-    weight = _needed(state, "patch_embed.proj.weight")
+    weight = _required(state, "patch_embed.proj.weight")
     width, channels, patch = weight.shape[0], weight.shape[1], weight.shape[-1]
-    depth = count(state, r"blocks\.(\d+)\.")
+    depth = count_indices(state, r"blocks\.(\d+)\.")
     kwargs: dict[str, Any] = {
         "patch_size": patch, "embed_dim": width, "depth": depth,
-        "num_heads": heads_of(width, heads, special),
+        "num_heads": number_of_heads(width, heads, special),
     }  # fmt: skip
     if channels != 3:
         kwargs["in_chans"] = channels
     relative = [n for n in state if n.endswith("relative_position_bias_table")]
     if relative:
         return _beit(state, kwargs, relative, mean_pool)
-    positions = _needed(state, "pos_embed")
+    positions = _required(state, "pos_embed")
     if (registers := state.pop("register_tokens", None)) is not None:
-        # Registers come after positions are added, so the class token takes its own along.
+        # timm adds no position embedding to the class token here, so it is added to its weights.
         state["reg_token"] = registers
         state["cls_token"] = state["cls_token"] + positions[:, :1]
         state["pos_embed"] = positions = positions[:, 1:]
         kwargs |= {"reg_tokens": registers.shape[1], "no_embed_class": True}
-    places = positions.shape[1] - (0 if registers is not None else 1)
-    kwargs["img_size"] = _side(places) * patch
-    _mlp(state, kwargs, depth)
+    patches = positions.shape[1] - (0 if registers is not None else 1)
+    kwargs["img_size"] = _grid_side(patches) * patch
+    _set_mlp_ratio(state, kwargs, depth)
     if "blocks.0.ls1.gamma" in state:
         kwargs["init_values"] = 1e-5
     for i in range(depth):
         a = f"blocks.{i}.attn."
-        if a + "q_bias" in state:  # keys have no bias
+        if a + "q_bias" in state:  # official ViTs of this form have no bias on the keys
             q, v = state.pop(a + "q_bias"), state.pop(a + "v_bias")
             state[a + "qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
     if "blocks.0.attn.qkv.bias" not in state:
@@ -118,8 +132,8 @@ def transformer(
     return Architecture("vit_base_patch16_224", kwargs, state, kwargs["img_size"])
 
 
-def _mlp(state: State, kwargs: dict[str, Any], depth: int) -> None:
-    """Width of the MLP; a gated one changes its names."""
+def _set_mlp_ratio(state: State, kwargs: dict[str, Any], depth: int) -> None:
+    """Sets the MLP ratio; renames the tensors of gated MLPs (SwiGLU)."""
     width = kwargs["embed_dim"]
     if "blocks.0.mlp.w12.weight" in state:
         for i in range(depth):
@@ -128,27 +142,29 @@ def _mlp(state: State, kwargs: dict[str, Any], depth: int) -> None:
                     name = f"blocks.{i}.mlp.{old}.{kind}"
                     if name in state:
                         state[f"blocks.{i}.mlp.{new}.{kind}"] = state.pop(name)
-        inner = state["blocks.0.mlp.fc1.weight"].shape[0] // 2  # about two thirds of the ratio
-        kwargs |= {"swiglu": True, "mlp_ratio": _ratio_of_gated(inner, width)}
+        inner = (
+            state["blocks.0.mlp.fc1.weight"].shape[0] // 2
+        )  # two thirds of width * ratio, rounded up
+        kwargs |= {"swiglu": True, "mlp_ratio": _gated_mlp_ratio(inner, width)}
     elif "blocks.0.mlp.fc1.weight" in state:
         kwargs["mlp_ratio"] = state["blocks.0.mlp.fc1.weight"].shape[0] / width
     else:
         raise DataError(
-            "The file's MLPs are of a kind that is not supported "
+            "The file's MLPs are neither plain (fc1, fc2) nor SwiGLU (w12, w3) "
             f"({', '.join(sorted(n for n in state if n.startswith('blocks.0.mlp.')))})."
         )
 
 
-def _ratio_of_gated(inner: int, width: int) -> float:
-    """A ratio whose two thirds, rounded up to a multiple of 8, are `inner`."""
+def _gated_mlp_ratio(inner: int, width: int) -> float:
+    """MLP ratio for which a SwiGLU has the width `inner` (2/3 of it, rounded up to 8)."""
     return 4.0 if (int(int(width * 4.0) * 2 / 3) + 7) // 8 * 8 == inner else 1.5 * inner / width
 
 
 def _beit(
     state: State, kwargs: dict[str, Any], relative: list[str], mean_pool: bool
 ) -> Architecture:
-    """timm's Beit has the official names, but for the index, which it computes."""
-    rows = state[relative[0]].shape[0] - 3  # places of the class token come last
+    """Reads a BEiT; timm has the official names and computes the relative position index."""
+    rows = state[relative[0]].shape[0] - 3  # the last three are for the class token
     grid = (math.isqrt(rows) + 1) // 2
     if (2 * grid - 1) ** 2 != rows:
         raise DataError(f"{relative[0]!r} has {rows + 3} rows, which fit no square grid.")
@@ -158,7 +174,7 @@ def _beit(
         "use_rel_pos_bias": any(n.startswith("blocks.") for n in relative),
         "use_shared_rel_pos_bias": "rel_pos_bias.relative_position_bias_table" in state,
     }
-    _mlp(state, kwargs, kwargs["depth"])
+    _set_mlp_ratio(state, kwargs, kwargs["depth"])
     if "blocks.0.gamma_1" in state:
         kwargs["init_values"] = 0.1
     if "blocks.0.attn.q_bias" not in state:
@@ -171,24 +187,29 @@ def _beit(
 
 
 def swin(state: State, image_size: int | None) -> Architecture:
-    """A Swin by the official names: timm's stage begins with the merging that ends the one before.
+    """Reads a Swin: patch merging ends a stage in the official names and begins one in timm's.
 
-    The size of images does not follow from the tensors: without one, 32 windows of pixels.
+    Args:
+        state: the tensors.
+        image_size: side in pixels; it does not follow from the tensors, and None takes 32 * window.
+
+    Raises:
+        DataError: not this layout.
     """
     out: State = {}
     for name, value in state.items():
         m = re.match(r"layers\.(\d+)\.downsample\.(.*)", name)
         out[f"layers.{int(m.group(1)) + 1}.downsample.{m.group(2)}" if m else name] = value
-    weight = _needed(state, "patch_embed.proj.weight")
-    stages = count(state, r"layers\.(\d+)\.")
-    depths = [count(state, rf"layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)]
+    weight = _required(state, "patch_embed.proj.weight")
+    stages = count_indices(state, r"layers\.(\d+)\.")
+    depths = [count_indices(state, rf"layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)]
     tables = [
-        _needed(state, f"layers.{i}.blocks.0.attn.relative_position_bias_table")
+        _required(state, f"layers.{i}.blocks.0.attn.relative_position_bias_table")
         for i in range(stages)
     ]
     window = (math.isqrt(tables[0].shape[0]) + 1) // 2
     width = weight.shape[0]
-    ratio = _needed(state, "layers.0.blocks.0.mlp.fc1.weight").shape[0] / width
+    ratio = _required(state, "layers.0.blocks.0.mlp.fc1.weight").shape[0] / width
     kwargs: dict[str, Any] = {
         "img_size": image_size or 32 * window, "patch_size": weight.shape[-1], "embed_dim": width,
         "depths": depths, "num_heads": [t.shape[1] for t in tables], "window_size": window,
@@ -200,15 +221,20 @@ def swin(state: State, image_size: int | None) -> Architecture:
 
 
 def resnet(state: State) -> Architecture:
-    """A ResNet by torchvision's names, which are timm's."""
-    stem = _needed(state, "conv1.weight")
-    a, b, c, d = blocks = [count(state, rf"layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)]
-    three = "layer1.0.conv3.weight" in state
-    name = _BLOCKS.get((a, b, c, d, three))
+    """Reads a ResNet with torchvision's names, which are timm's.
+
+    Raises:
+        DataError: not this layout, or not a known ResNet.
+    """
+    stem = _required(state, "conv1.weight")
+    a, b, c, d = blocks = [count_indices(state, rf"layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)]
+    bottleneck = "layer1.0.conv3.weight" in state
+    name = _RESNETS.get((a, b, c, d, bottleneck))
     if name is None:
-        kind = "three" if three else "two"
+        convolutions = "three" if bottleneck else "two"
         raise DataError(
-            f"No known ResNet has stages of {tuple(blocks)} blocks of {kind} convolutions each."
+            f"No known ResNet has stages of {tuple(blocks)} blocks of {convolutions} convolutions "
+            "each. Known are ResNet-18, 34, 50, 101 and 152."
         )
     if stem.shape[-1] != 7:
         raise DataError(
@@ -218,23 +244,32 @@ def resnet(state: State) -> Architecture:
     kwargs: dict[str, Any] = {}
     if stem.shape[1] != 3:
         kwargs["in_chans"] = stem.shape[1]
-    if stem.shape[0] != 64:  # a wide one
-        planes = [_needed(state, f"layer{i}.0.conv1.weight").shape[0] for i in (1, 2, 3, 4)]
-        kwargs |= {"stem_width": stem.shape[0], "channels": planes}
+    if stem.shape[0] != 64:  # a wide ResNet
+        widths = [_required(state, f"layer{i}.0.conv1.weight").shape[0] for i in (1, 2, 3, 4)]
+        kwargs |= {"stem_width": stem.shape[0], "channels": widths}
     return Architecture(name, kwargs, dict(state), 224)
 
 
 def clip(
     state: State, heads: int | None, text_heads: int | None, *, quick_gelu: bool
 ) -> Architecture:
-    """CLIP's two towers: the image's becomes timm's ViT, the text's our `SharedSpace`.
+    """Reads CLIP: the image tower becomes timm's ViT, the text tower `SharedSpace`.
 
-    Heads are 64 wide in both, as published, unless their numbers are given.
+    Args:
+        state: the tensors.
+        heads: attention heads of the image tower; None takes heads of width 64, as published.
+        text_heads: the same for the text tower.
+        quick_gelu: whether the activation is QuickGELU.
+
+    Raises:
+        DataError: not this layout, or CLIP's ResNet.
     """
     if "visual.layer1.0.conv1.weight" in state:
-        raise DataError("This CLIP has a ResNet with attention pooling; only its ViTs are read.")
+        raise DataError(
+            "This CLIP has a ResNet with attention pooling; only its ViTs are supported."
+        )
     vision = {n[7:]: v for n, v in state.items() if n.startswith("visual.")}
-    weight = _needed(vision, "conv1.weight")
+    weight = _required(vision, "conv1.weight")
     width, patch = weight.shape[0], weight.shape[-1]
     positions = vision.pop("positional_embedding")
     out: State = {
@@ -243,15 +278,15 @@ def clip(
         "pos_embed": positions[None],
     }
     project = vision.pop("proj", None)
-    depth = count(vision, r"transformer\.resblocks\.(\d+)\.")
+    depth = count_indices(vision, r"transformer\.resblocks\.(\d+)\.")
     kwargs: dict[str, Any] = {
         "patch_size": patch, "embed_dim": width, "depth": depth,
         "num_heads": heads or max(width // 64, 1),
-        "img_size": _side(positions.shape[0] - 1) * patch,
-        "mlp_ratio": _needed(vision, "transformer.resblocks.0.mlp.c_fc.weight").shape[0] / width,
+        "img_size": _grid_side(positions.shape[0] - 1) * patch,
+        "mlp_ratio": _required(vision, "transformer.resblocks.0.mlp.c_fc.weight").shape[0] / width,
     }  # fmt: skip
     for name, value in vision.items():
-        out[_renamed(name, {"ln_pre.": "norm_pre.", "ln_post.": "norm."})] = value
+        out[_rename(name, {"ln_pre.": "norm_pre.", "ln_post.": "norm."})] = value
     name = "vit_base_patch16_clip_quickgelu_224" if quick_gelu else "vit_base_patch16_clip_224"
     text = None
     if "token_embedding.weight" in state and project is not None:
@@ -263,32 +298,32 @@ def _clip_text(
     state: State, project: Tensor, heads: int | None, quick_gelu: bool
 ) -> tuple[dict[str, Any], State]:
     """Arguments and weights of `SharedSpace`."""
-    words, places = state["token_embedding.weight"], _needed(state, "positional_embedding")
-    last = _needed(state, "text_projection")
-    dim = words.shape[1]
+    tokens, positions = state["token_embedding.weight"], _required(state, "positional_embedding")
+    projection = _required(state, "text_projection")
+    dim = tokens.shape[1]
     kwargs = {
-        "image_dim": project.shape[0], "vocabulary": words.shape[0], "context": places.shape[0],
-        "dim": dim, "depth": count(state, r"transformer\.resblocks\.(\d+)\."),
-        "heads": heads or max(dim // 64, 1), "out": last.shape[1],
+        "image_dim": project.shape[0], "vocabulary": tokens.shape[0], "context": positions.shape[0],
+        "dim": dim, "depth": count_indices(state, r"transformer\.resblocks\.(\d+)\."),
+        "heads": heads or max(dim // 64, 1), "out": projection.shape[1],
         "quick_gelu": quick_gelu,
     }  # fmt: skip
     out: State = {
-        "tower.token_embedding.weight": words,
-        "tower.positional_embedding": places,
-        "tower.projection.weight": last.T.contiguous(),
+        "tower.token_embedding.weight": tokens,
+        "tower.positional_embedding": positions,
+        "tower.projection.weight": projection.T.contiguous(),
         "image.weight": project.T.contiguous(),
         "log_scale": state["logit_scale"],
     }
     for name, value in state.items():
         if name.startswith(("transformer.", "ln_final.")):
-            out["tower." + _renamed(name, {"ln_final.": "norm."})] = value
+            out["tower." + _rename(name, {"ln_final.": "norm."})] = value
     return kwargs, out
 
 
-def _renamed(name: str, ends: Mapping[str, str]) -> str:
-    """A name of CLIP's transformer as timm's, and ours, has it."""
+def _rename(name: str, norms: Mapping[str, str]) -> str:
+    """timm's name (and ours) of a tensor of CLIP's transformers; `norms` are the outer norms'."""
     for old, new in {
-        **ends, "transformer.resblocks.": "blocks.", ".attn.in_proj_": ".attn.qkv.",
+        **norms, "transformer.resblocks.": "blocks.", ".attn.in_proj_": ".attn.qkv.",
         ".attn.out_proj.": ".attn.proj.", ".ln_1.": ".norm1.", ".ln_2.": ".norm2.",
         ".mlp.c_fc.": ".mlp.fc1.", ".mlp.c_proj.": ".mlp.fc2.",
     }.items():  # fmt: skip
@@ -296,22 +331,22 @@ def _renamed(name: str, ends: Mapping[str, str]) -> str:
     return name
 
 
-def _side(places: int) -> int:
-    """Patches along one side of a square grid."""
-    side = math.isqrt(places)
-    if side * side != places:
+def _grid_side(patches: int) -> int:
+    """Number of patches along one side of a square grid."""
+    side = math.isqrt(patches)
+    if side * side != patches:
         raise DataError(
-            f"The position embeddings are of {places} patches, which are no square grid."
+            f"The position embeddings are of {patches} patches, which are no square grid."
         )
     return side
 
 
-def _needed(state: Mapping[str, Tensor], name: str) -> Tensor:
+def _required(state: Mapping[str, Tensor], name: str) -> Tensor:
     """A tensor that every file of this layout has."""
     if name not in state:
-        some = ", ".join(list(state)[:5])
+        present = ", ".join(list(state)[:5])
         raise DataError(
             f"The file has no tensor {name!r}, so it is of another layout. Its first names are: "
-            f"{some or 'none'}. Is --as right?"
+            f"{present or 'none'}. Is --as right?"
         )
     return state[name]

@@ -1,8 +1,8 @@
 """`nolabel import`: official checkpoints, in their own layouts, become encoder files.
 
-A family says which part of a file is the encoder, what is left out (heads, queues, decoders), and
-how the network expects its images. Whatever is neither taken nor known to be left out is an error
-that names it. Nothing is unpickled but tensors and plain values.
+A layout (`families`) says which tensors of a file are the encoder's, which are left out (heads,
+queues, decoders), and how the network expects its images. Any other tensor is an error that names
+it. Only tensors and plain values are unpickled.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from nolabel.encoders.convert import layouts
 from nolabel.encoders.convert.families import LAYOUTS, LayoutInfo
 from nolabel.encoders.convert.layouts import Architecture, State
 from nolabel.encoders.encoder import Encoder
-from nolabel.encoders.state_dict import misfits, some
+from nolabel.encoders.state_dict import describe_mismatches, first_names
 from nolabel.errors import DataError, FileDamaged, UsageError, unknown
 from nolabel.nn.random_state import preserve_rng
 
-_WRAPPERS = ("module.", "_orig_mod.")  # of parallel and compiled training
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 _CLASSIFIER = r"(head|fc)\.(weight|bias)"
 _SWIN_BUFFERS = r".*(attn_mask|relative_position_index)"
 POOLS = {"class": "token", "mean": "avg"}
@@ -37,13 +37,13 @@ POOLS = {"class": "token", "mean": "avg"}
 
 @dataclass(frozen=True)
 class Imported:
-    """An encoder from an official file.
+    """An encoder from an official checkpoint.
 
     Attributes:
-        encoder: it.
-        branch: which network of the file it is.
-        text: arguments and weights of CLIP's text side, or None.
-        left_out: names of tensors that are no part of the encoder, heads for instance.
+        encoder: the encoder.
+        branch: key of the checkpoint that was read, such as "teacher"; "" without branches.
+        text: arguments and weights of CLIP's text tower (`SharedSpace`), or None.
+        left_out: names of tensors that are not part of the encoder, such as heads.
     """
 
     encoder: Encoder
@@ -56,14 +56,14 @@ def import_file(path: str | os.PathLike[str], family: str, **options: Any) -> Im
     """Reads a checkpoint in the official layout of a family.
 
     Args:
-        path: the file: a pickle that holds tensors and plain values alone, or safetensors.
+        path: the file: a pickle of tensors and plain values only, or safetensors.
         family: a name in `LAYOUTS`.
-        **options: as for `import_state`.
+        **options: keyword arguments of `import_state`.
 
     Raises:
         UsageError: no such file or family, or sizes that do not fit.
         FileDamaged: the file is truncated or no checkpoint, or holds objects that could run code.
-        DataError: tensors are missing, left over, or of a layout that is not this family's.
+        DataError: tensors are missing, left over, or not in this layout.
     """
     if family not in LAYOUTS:
         raise unknown("layout", family, LAYOUTS)
@@ -85,21 +85,23 @@ def import_state(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Imported:
-    """As `import_file`, of what a file holds.
+    """As `import_file`, for the content of a checkpoint.
 
     Args:
-        value: what the file holds.
+        value: the content: tensors by name, possibly in nested dictionaries.
         family: a name in `LAYOUTS`.
-        name: for messages and tables.
-        branch: of a training checkpoint: "teacher" or "student"; "" takes what is published.
-        heads: attention heads; None takes the published number for that width.
-        text_heads: those of CLIP's text tower.
+        name: shown in messages and tables.
+        branch: of a training checkpoint: "teacher" or "student"; "" takes the layout's first.
+        heads: number of attention heads; None takes the published number for the width.
+        text_heads: the same for CLIP's text tower.
         image_size: side in pixels at which it will be used; None is its own.
-        positions: "dino", "mae" or "timm": how position embeddings are resized; "" is the family's.
-        pool: "class" or "mean" (of patches): the embedding; "" is the class token, and for BEiT,
-            whose class token learns nothing, the mean.
-        quick_gelu: of CLIP: OpenAI's weights want it, most of OpenCLIP's do not.
-        mean, std: of the images that it was trained on; None is the family's.
+        positions: "dino", "mae" or "timm": how position embeddings are interpolated; "" is the
+            family's.
+        pool: the embedding, "class" token or "mean" of the patches; "" is the class token, and for
+            BEiT, whose class token is not trained, the mean.
+        quick_gelu: CLIP's activation: OpenAI's weights need it, most of OpenCLIP's do not.
+        mean: mean of each channel of the training images; None is the family's.
+        std: standard deviation of each channel; None is the family's.
 
     Raises:
         UsageError, DataError: as `import_file`.
@@ -107,34 +109,39 @@ def import_state(
     path = name
     if pool and pool not in POOLS:
         raise unknown("pool", pool, POOLS)
-    f = LAYOUTS[family]
-    state, taken = _tensors(value, f, branch, path)
-    state, left = _encoder_of(state, f, path)
-    found = _architecture_of(state, family, f, heads, text_heads, image_size, quick_gelu)
-    kwargs = dict(found.kwargs)
+    layout = LAYOUTS[family]
+    state, branch_read = _select_branch(value, layout, branch, path)
+    state, left_out = _encoder_tensors(state, layout, path)
+    architecture = _read_architecture(
+        state, family, layout, heads, text_heads, image_size, quick_gelu
+    )
+    kwargs = dict(architecture.kwargs)
     if pool:
         kwargs["global_pool"] = POOLS[pool]
         kwargs["use_fc_norm" if "use_abs_pos_emb" in kwargs else "fc_norm"] = False
-    if "register_tokens" in state and f.positions == "dino":
-        f = dataclasses.replace(f, positions="timm")  # DINOv2 with registers samples exactly
+    if "register_tokens" in state and layout.positions == "dino":
+        # DINOv2 with registers interpolates to the exact size, without DINO's offset of 0.1.
+        layout = dataclasses.replace(layout, positions="timm")
     try:
-        with preserve_rng():  # the weights come from the file
-            backbone = build(found.name, kwargs=kwargs, positions=positions or f.positions)
+        with preserve_rng():  # the random weights are replaced below
+            backbone = build(
+                architecture.name, kwargs=kwargs, positions=positions or layout.positions
+            )
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"No network of the sizes in {str(path)!r} can be built: {error}") from None
-    _fill(backbone.net, found.tensors, path, family)
+    _load_weights(backbone.net, architecture.tensors, path, family)
     if image_size and "any_size" not in backbone.can:
         backbone = at_size(backbone, image_size)
     encoder = Encoder(
-        backbone.eval(), name=name, mean=mean or f.mean, std=std or f.std,
-        image_size=image_size or found.image_size,
+        backbone.eval(), name=name, mean=mean or layout.mean, std=std or layout.std,
+        image_size=image_size or architecture.image_size,
         meta={"source": str(path), "family": family},
     )  # fmt: skip
-    return Imported(encoder, taken, found.text, tuple(left))
+    return Imported(encoder, branch_read, architecture.text, tuple(left_out))
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a checkpoint holds: tensors and plain values, possibly nested.
+    """Reads a checkpoint: tensors and plain values by name, possibly nested.
 
     Raises:
         UsageError, FileDamaged: as `import_file`.
@@ -163,16 +170,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             "its tensors: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
         )
     try:
-        # Training checkpoints of the time keep their arguments as a Namespace, which is plain.
+        # Official training checkpoints store their arguments as a Namespace, which is only data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # reading what is damaged raises almost anything
+    except Exception as error:  # a damaged file can raise almost any type
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named and type(error).__name__ == "UnpicklingError":
             raise FileDamaged(
                 f"{str(path)!r} holds {named.group(1)}, an object that could run code when opened; "
-                "nolabel opens tensors and plain values alone. Ask its maker for the tensors by "
-                "themselves (a state dict, best as safetensors)."
+                "nolabel reads only tensors and plain values. Ask its author for a file with the "
+                "tensors only (a state_dict, best as safetensors)."
             ) from None
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FileDamaged(
@@ -180,13 +187,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     if not isinstance(value, Mapping):
         raise FileDamaged(
-            f"{str(path)!r} holds a {type(value).__name__}, where names with tensors are needed."
+            f"{str(path)!r} holds a {type(value).__name__}; a dictionary of tensors is needed."
         )
     return dict(value)
 
 
 def _has_code(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, which keeps its code in a folder of that name."""
+    """Whether a file is a TorchScript archive: a zip file with a folder `code`."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
@@ -194,11 +201,11 @@ def _has_code(path: Path) -> bool:
         return False
 
 
-def _tensors(
-    value: dict[str, Any], f: LayoutInfo, branch: str, path: str | os.PathLike[str]
+def _select_branch(
+    value: dict[str, Any], layout: LayoutInfo, branch: str, path: str | os.PathLike[str]
 ) -> tuple[State, str]:
-    """The tensors of one branch by their names, without wrappers, and the branch's name."""
-    branches = [k for k in f.inside if k in value]
+    """Tensors of one branch by name, without wrapper prefixes, and the branch's key."""
+    branches = [k for k in layout.branches if k in value]
     if branch:
         if branch not in value or not isinstance(value[branch], Mapping):
             raise UsageError(
@@ -206,9 +213,9 @@ def _tensors(
                 f"{', '.join(branches) or 'one network only, so leave --branch out'}."
             )
         branches = [branch]
-    taken = next((k for k in branches if isinstance(value[k], Mapping)), "")
-    inner = dict(value[taken]) if taken else value
-    if taken == "model" and isinstance(inner.get("module"), Mapping):
+    branch_read = next((k for k in branches if isinstance(value[k], Mapping)), "")
+    inner = dict(value[branch_read]) if branch_read else value
+    if branch_read == "model" and isinstance(inner.get("module"), Mapping):
         inner = dict(inner["module"])
     state = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
     if not state:
@@ -216,88 +223,93 @@ def _tensors(
             f"{str(path)!r} has no tensors where this layout keeps them. Its top level holds: "
             f"{', '.join(map(str, list(value)[:8])) or 'nothing'}. Is --as right?"
         )
-    for wrapper in _WRAPPERS:
+    for wrapper in _WRAPPER_PREFIXES:
         state = {k.removeprefix(wrapper): v for k, v in state.items()}
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, taken
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, branch_read
 
 
-def _encoder_of(
-    state: State, f: LayoutInfo, path: str | os.PathLike[str]
+def _encoder_tensors(
+    state: State, layout: LayoutInfo, path: str | os.PathLike[str]
 ) -> tuple[State, list[str]]:
-    """The encoder's tensors without their prefix, and the names of what was left out."""
-    root = next((r for r in f.roots if any(k.startswith(r) for k in state)), "")
-    # DINOv2 may keep its blocks in chunks: blocks.CHUNK.BLOCK.
+    """The encoder's tensors without their prefix, and the names of tensors left out."""
+    prefix = next((p for p in layout.prefixes if any(k.startswith(p) for k in state)), "")
+    # DINOv2 may nest its blocks in chunks: blocks.CHUNK.BLOCK.
     chunked = re.compile(r"^blocks\.\d+\.(?=\d+\.)")
-    kept: State = {}
-    left, strange = [], []
+    tensors: State = {}
+    left_out, unknown_names = [], []
     for name, value in state.items():
-        inside = name.startswith(root)
-        short = chunked.sub("blocks.", name.removeprefix(root)) if inside else name
-        patterns = (*f.drop, _CLASSIFIER, _SWIN_BUFFERS)
+        in_encoder = name.startswith(prefix)
+        short = chunked.sub("blocks.", name.removeprefix(prefix)) if in_encoder else name
+        patterns = (*layout.drop, _CLASSIFIER, _SWIN_BUFFERS)
         if any(re.fullmatch(p, short) for p in patterns):
-            left.append(name)
-        elif inside:
-            kept[short] = value
+            left_out.append(name)
+        elif in_encoder:
+            tensors[short] = value
         else:
-            strange.append(name)
-    if strange:
+            unknown_names.append(name)
+    if unknown_names:
         raise DataError(
             f"{str(path)!r} has tensors that belong to no known part of this layout: "
-            f"{some(strange, 6)}. Is --as right?"
+            f"{first_names(unknown_names, 6)}. Is --as right?"
         )
-    return kept, left
+    return tensors, left_out
 
 
-def _architecture_of(
-    state: State, family: str, f: LayoutInfo, heads: int | None, text_heads: int | None,
+def _read_architecture(
+    state: State, family: str, layout: LayoutInfo, heads: int | None, text_heads: int | None,
     image_size: int | None, quick_gelu: bool,
 ) -> Architecture:  # fmt: skip
-    """The layout by which the tensors are read."""
-    if "clip" in f.kinds:
+    """Architecture and timm's tensors, by the first reader of the layout that applies."""
+    if "clip" in layout.architectures:
         return layouts.clip(state, heads, text_heads, quick_gelu=quick_gelu)
-    if "conv1.weight" in state and "resnet" in f.kinds:
+    if "conv1.weight" in state and "resnet" in layout.architectures:
         return layouts.resnet(state)
-    if any(k.startswith("layers.") for k in state) and "swin" in f.kinds:
+    if any(k.startswith("layers.") for k in state) and "swin" in layout.architectures:
         return layouts.swin(state, image_size)
-    if "vit" in f.kinds:
-        return layouts.transformer(state, heads, special=f.heads, mean_pool=family == "beit")
-    kinds = {"vit": "a ViT", "swin": "a Swin", "resnet": "a ResNet of torchvision's names"}
+    if "vit" in layout.architectures:
+        return layouts.transformer(state, heads, special=layout.heads, mean_pool=family == "beit")
+    described = {"vit": "a ViT", "swin": "a Swin", "resnet": "a ResNet with torchvision's names"}
     raise DataError(
-        f"This is not {' or '.join(kinds[k] for k in f.kinds)}, as {family} has. The first names "
-        f"are: {some(list(state), 6)}. Is --as right?"
+        f"This is not {' or '.join(described[k] for k in layout.architectures)}, as {family} has. "
+        f"The first names are: {first_names(list(state), 6)}. Is --as right?"
     )
 
 
-def _fill(net: torch.nn.Module, tensors: State, path: str | os.PathLike[str], family: str) -> None:
-    """Puts the tensors into the network, all of them or none."""
+def _load_weights(
+    net: torch.nn.Module, tensors: State, path: str | os.PathLike[str], family: str
+) -> None:
+    """Loads the tensors into the network if all of them fit."""
     own = net.state_dict()
-    computed = {n: own[n] for n in own if n.endswith("num_batches_tracked") and n not in tensors}
-    shape = "{name} ({got} in the file, {own} expected)"
-    if problems := misfits(own, {**computed, **tensors}, "left over", shape, 6):
+    counters = {n: own[n] for n in own if n.endswith("num_batches_tracked") and n not in tensors}
+    shape = "{name} ({got} in the file, {expected} expected)"
+    if problems := describe_mismatches(own, {**counters, **tensors}, "left over", shape, 6):
         raise DataError(
             f"{str(path)!r} does not fit the layout of {family}; tensors {'; '.join(problems)}. "
             "Is --as right?"
         )
-    net.load_state_dict({**computed, **tensors})
+    net.load_state_dict({**counters, **tensors})
 
 
 def save_imported(
-    found: Imported,
+    imported: Imported,
     out: str | os.PathLike[str],
     *,
     family: str,
     tokenizer: str = "",
     overwrite: bool = False,
 ) -> list[Path]:
-    """Writes the encoder file, and CLIP's text side beside it, into a folder.
+    """Writes the encoder file, and CLIP's text tower beside it, into a folder.
 
     Args:
-        found: what `import_file` returned.
-        out: the folder; made where it is missing.
-        family: goes into the header as the method.
-        tokenizer: a tokenizer.json for CLIP's text side; "" is CLIP's own vocabulary (extra
-            `clip`) where the text side has its size, and else no text side is written.
-        overwrite: whether an encoder that is there may be replaced.
+        imported: what `import_file` returned.
+        out: the folder; created if it is missing.
+        family: written to the header as the method.
+        tokenizer: a tokenizer.json for CLIP's text tower; "" is CLIP's own vocabulary (extra
+            `clip`) if the text tower has its size; otherwise no text tower is written.
+        overwrite: whether an existing encoder may be replaced.
+
+    Returns:
+        Paths of the files written.
 
     Raises:
         UsageError: the folder holds an encoder already, or the tokenizer does not fit.
@@ -314,21 +326,27 @@ def save_imported(
             f"{str(folder)!r} holds an {ENCODER_FILE} already. Choose another --out, or say "
             "--overwrite."
         )
-    tower = words = None
-    if found.text and (tokenizer or found.text[0]["vocabulary"] == PUBLISHED):
-        kwargs, weights = found.text
-        words = Tokenizer.load(tokenizer) if tokenizer else Tokenizer.published(kwargs["context"])
-        if words.vocabulary > kwargs["vocabulary"] or words.context != kwargs["context"]:
+    tower = text_tokenizer = None
+    if imported.text and (tokenizer or imported.text[0]["vocabulary"] == PUBLISHED):
+        kwargs, weights = imported.text
+        text_tokenizer = (
+            Tokenizer.load(tokenizer) if tokenizer else Tokenizer.published(kwargs["context"])
+        )
+        if (
+            text_tokenizer.vocabulary > kwargs["vocabulary"]
+            or text_tokenizer.context != kwargs["context"]
+        ):
             raise UsageError(
-                f"The tokenizer has {words.vocabulary} ids and texts of {words.context} tokens, "
-                f"the text tower {kwargs['vocabulary']} and {kwargs['context']}."
+                f"The tokenizer has {text_tokenizer.vocabulary} ids and texts of "
+                f"{text_tokenizer.context} tokens, the text tower {kwargs['vocabulary']} and "
+                f"{kwargs['context']}. Give the tokenizer that the model was trained with."
             )
         with preserve_rng():
             tower = SharedSpace(**kwargs)
-        _fill(tower, weights, folder, family)
+        _load_weights(tower, weights, folder, family)
     folder.mkdir(parents=True, exist_ok=True)
-    e = found.encoder
-    branch = found.branch if found.branch in ("teacher", "student") else "encoder"
+    e = imported.encoder
+    branch = imported.branch if imported.branch in ("teacher", "student") else "encoder"
     written = [
         save_encoder(
             folder / ENCODER_FILE, e.backbone, branch=branch, method=family, mean=e.mean,
@@ -336,8 +354,8 @@ def save_imported(
             licence="Weights imported from a published file; its licence applies.",
         )
     ]  # fmt: skip
-    if tower is not None and words is not None:
-        words.save(folder / TOKENIZER_FILE)
+    if tower is not None and text_tokenizer is not None:
+        text_tokenizer.save(folder / TOKENIZER_FILE)
         written += [folder / TOKENIZER_FILE]
-        written += [save_text(folder / TEXT_FILE, tower, words, method=family)]
+        written += [save_text(folder / TEXT_FILE, tower, text_tokenizer, method=family)]
     return written

@@ -15,16 +15,16 @@ from nolabel.nn.random_state import preserve_rng
 
 
 def load_openclip(spec: str, image_size: int | None) -> Encoder:
-    """The image side as an encoder; its `meta["text"]` is the text side.
+    """Loads the image tower as an encoder; its `meta["text"]` is the text tower.
 
     Args:
-        spec: NAME/TAG, as open_clip lists them, or NAME/FILE with the weights.
+        spec: NAME/TAG, as open_clip lists them, or NAME/FILE with a file of weights.
         image_size: side in pixels at which it will be used; None is its own.
 
     Raises:
-        UsageError: the extra `clip` is missing; unknown names; or a network of another kind than
-            CLIP's ViTs.
-        NolabelError: the weights could not be fetched.
+        UsageError: the extra `clip` is missing; unknown names; or an image tower other than
+            CLIP's ViT.
+        NolabelError: the weights could not be downloaded.
     """
     try:
         import open_clip
@@ -42,37 +42,37 @@ def load_openclip(spec: str, image_size: int | None) -> Encoder:
     try:
         with preserve_rng():
             model: Any = open_clip.create_model(name, pretrained=tag)
-    except Exception as error:  # its hub and the network raise many kinds
+    except Exception as error:  # the hub and the network raise many types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise NolabelError(
-            f"The weights of openclip:{spec} could not be fetched ({reason}). Check the network "
-            "connection and try again; weights fetched once are kept and work offline."
+            f"The weights of openclip:{spec} could not be downloaded ({reason}). Check the "
+            "network connection and try again; downloaded weights are cached and work offline."
         ) from error
     visual = model.visual
     if not (hasattr(visual, "transformer") and hasattr(visual, "ln_post")):
         raise UsageError(
-            f"{name!r} is a {type(visual).__name__}; CLIP's own ViTs alone are supported. Use one "
+            f"{name!r} is a {type(visual).__name__}; only CLIP's own ViTs are supported. Use one "
             "such as ViT-B-32, or timm:NAME for the image side."
         )
     state = dict(model.state_dict())
-    if hasattr(model, "text"):  # a tower of its own, whose names begin with it
+    if hasattr(model, "text"):  # CustomTextCLIP: the text tower is a submodule
         state = {k.removeprefix("text."): v for k, v in state.items()}
-    quick = any(type(m).__name__ == "QuickGELU" for m in visual.modules())
-    found = import_state(
-        state, "clip", name=f"openclip:{spec}", quick_gelu=quick, image_size=image_size,
+    quick_gelu = any(type(m).__name__ == "QuickGELU" for m in visual.modules())
+    imported = import_state(
+        state, "clip", name=f"openclip:{spec}", quick_gelu=quick_gelu, image_size=image_size,
         heads=visual.transformer.resblocks[0].attn.num_heads,
         text_heads=_text_heads(model),
         mean=getattr(visual, "image_mean", None), std=getattr(visual, "image_std", None),
     )  # fmt: skip
-    if found.text and found.text[0]["vocabulary"] == PUBLISHED:
-        kwargs, weights = found.text
+    if imported.text and imported.text[0]["vocabulary"] == PUBLISHED:
+        kwargs, weights = imported.text
         with preserve_rng():
             shared = SharedSpace(**kwargs)
         shared.load_state_dict(weights)
-        words = Tokenizer.published(kwargs["context"])
-        text = TextEncoder(shared, words, name=found.encoder.name, meta={})
-        found.encoder.meta["text"] = text
-    return found.encoder
+        tokenizer = Tokenizer.published(kwargs["context"])
+        text = TextEncoder(shared, tokenizer, name=imported.encoder.name, meta={})
+        imported.encoder.meta["text"] = text
+    return imported.encoder
 
 
 def _text_heads(model: Any) -> int | None:
