@@ -11,7 +11,7 @@ from PIL import Image
 
 import nolabel as nl
 from nolabel.errors import DataError, UsageError
-from nolabel.protocols.attention import areas, ceiling, iou, open_test, prepared_mask, run_attention
+from nolabel.protocols.attention import areas, ceiling, iou, open_test, prepare_mask, run_attention
 
 
 def pixels(guess, cell):
@@ -47,7 +47,7 @@ def test_masks_are_cut_as_images_are():
     mask = ((yy - 60) ** 2 + (xx - 100) ** 2 < 40**2).astype(np.uint8)
     image = np.repeat(mask[..., None] * np.uint8(255), 3, -1)
     seen = encoder.prepare([image])[0].mean(0) > 0
-    cut = prepared_mask(mask, encoder)
+    cut = prepare_mask(mask, encoder)
     assert cut.shape == (96, 96)
     assert (seen.numpy() == (cut == 1)).mean() > 0.98
 
@@ -91,10 +91,12 @@ class Squares:
 
 
 def test_the_head_is_chosen_on_train_and_void_and_ceiling_are_right():
-    from nolabel.protocols.attention import Pair
+    from nolabel.protocols.attention import FigureSplits
 
     encoder = Looking(nl.load("random:vit_pico"), None)
-    report = run_attention(encoder, None, Pair("squares", Squares(8, 0), Squares(20, 1)), mass=0.9)
+    report = run_attention(
+        encoder, None, FigureSplits("squares", Squares(8, 0), Squares(20, 1)), mass=0.9
+    )
     rows = {r["setting"]: r["value"] for r in report.rows}
     assert "one head (1, chosen on train)" in rows
     assert rows["one head (1, chosen on train)"] > 0.7

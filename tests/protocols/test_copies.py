@@ -10,7 +10,7 @@ from PIL import Image
 import nolabel as nl
 from nolabel.data.creatures.world import Creatures
 from nolabel.errors import DataError, UsageError
-from nolabel.protocols.copies import altered, found, perceptual_hash, whitening
+from nolabel.protocols.copies import alter, average_precisions, perceptual_hash, whitening
 from nolabel.protocols.data.attacks import ATTACKS, attacked
 
 IMAGE = Creatures("test", size=64).read(0).image
@@ -35,10 +35,10 @@ def test_stronger_compression_changes_more():
 
 def test_scores_of_lists():
     similar = np.array([[0.9, 0.1, 0.2], [0.9, 0.5, 0.1]])
-    assert found(similar, np.array([0, 1])).tolist() == [1.0, (0 / 1 + 1 / 2) / 2]
+    assert average_precisions(similar, np.array([0, 1])).tolist() == [1.0, (0 / 1 + 1 / 2) / 2]
     late = np.zeros((1, 30))
     late[0, :25] = 1.0
-    assert found(late, np.array([27])).tolist() == [0.0]  # only the first twenty count
+    assert average_precisions(late, np.array([27])).tolist() == [0.0]  # only the first twenty count
 
 
 def test_whitened_features_have_no_direction_and_the_original_way_differs():
@@ -64,7 +64,7 @@ def test_the_hash_bears_compression_and_tells_pictures_apart():
 
 
 def test_originals_come_first_and_of_creatures_near_duplicates_follow():
-    data = altered(Creatures("test", count=120), seed=0)
+    data = alter(Creatures("test", count=120), seed=0)
     n = len(data.queries["blur"][1])
     assert n == 20 and len(data.database) == 2 * n + 40 and len(data.others) == 60
     assert np.array_equal(data.database[3], Creatures("test").read(3).image)

@@ -19,7 +19,7 @@ from nolabel.data.sources.arrays import Arrays
 from nolabel.data.sources.items import Items
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, FileDamaged, UsageError
-from nolabel.protocols._ranking import average_precision, bootstrap, places, precision_at
+from nolabel.protocols._ranking import average_precision, bootstrap, precision_at, relevant_ranks
 from nolabel.protocols.data.revisited import Revisited, open_revisited
 from nolabel.protocols.retrieval import judge_landmarks, run_retrieval
 
@@ -33,7 +33,7 @@ def test_average_precision_matches_the_official_numbers():
         ranked = o["ranks"][:, q]
         junk = np.isin(ranked, o[f"q{q}.junk"])
         if len(o[f"q{q}.ok"]):
-            found = places(np.isin(ranked, o[f"q{q}.ok"]) & ~junk, junk)
+            found = relevant_ranks(np.isin(ranked, o[f"q{q}.ok"]) & ~junk, junk)
             aps.append(average_precision(found))
             precisions.append(precision_at(found, (1, 5, 10)))
             np.testing.assert_allclose(aps[-1], o["aps"][q], rtol=1e-6)
@@ -126,7 +126,7 @@ def test_easy_ignores_hard_images_hard_ignores_easy_ones_and_medium_takes_both()
     assert scores["hard"][0].tolist() == [1.0]
     assert scores["medium"][0].tolist() == [1.0]
     late = judge_landmarks(np.array([[2, 0, 3, 1, 4, 5]]), test, (1,))
-    # Without junk: 2, 3, 1. The relevant ones are at places 1 and 2.
+    # Without junk: 2, 3, 1. The relevant ones are at relevant_ranks 1 and 2.
     assert late["medium"][0][0] == pytest.approx(((0 / 1 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
     assert late["easy"][0][0] == pytest.approx((0 / 1 + 1 / 2) / 2)
 

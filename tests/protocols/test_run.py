@@ -22,7 +22,7 @@ from nolabel.data.sources.items import Items
 from nolabel.encoders import Encoder
 from nolabel.encoders.features import extract
 from nolabel.errors import DataError, UsageError
-from nolabel.protocols._scores import matching, wilson
+from nolabel.protocols._scores import match_labels, wilson
 from nolabel.protocols.compare import compare
 from nolabel.protocols.knn import knn_predict, run_knn
 from nolabel.protocols.linear import fit_heads, run_linear, score_heads
@@ -186,7 +186,7 @@ def test_random_labels_score_at_chance(encoder):
 
 def test_classes_are_matched_by_name_and_not_by_number(encoder):
     train, test = colours("a"), colours("b", 8, 1, order=(2, 0))  # cat, ant
-    assert matching(train, test).tolist() == [2] * 8 + [0] * 8
+    assert match_labels(train, test).tolist() == [2] * 8 + [0] * 8
     assert run_knn(encoder, train, test, k=5).best["value"] == 1.0
 
 

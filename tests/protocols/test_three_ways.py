@@ -12,7 +12,7 @@ import nolabel as nl
 from nolabel.data.sources.arrays import Arrays
 from nolabel.encoders.features import Features
 from nolabel.protocols import attention, copies, robustness
-from nolabel.protocols.attention import Pair, run_attention
+from nolabel.protocols.attention import FigureSplits, run_attention
 from nolabel.protocols.copies import Copies, run_copies
 from nolabel.protocols.finetune import run_finetune
 from nolabel.protocols.robustness import run_robustness
@@ -51,7 +51,7 @@ def test_copies(knows, monkeypatch):
     if knows:
         assert report.best["value"] > 0.99
     else:
-        places = [1.0] + [0.5 / r for r in range(2, copies.FOUND + 1)]  # AP if found there
+        places = [1.0] + [0.5 / r for r in range(2, copies.LIST_LENGTH + 1)]  # AP if found there
         assert report.best["value"] == pytest.approx(sum(places) / 200, abs=0.035)
 
 
@@ -96,7 +96,9 @@ def test_attention(knows):
     else:
         table = torch.rand(80, 3, side * side, generator=g)
     table = table / table.sum(-1, keepdim=True)
-    report = run_attention(Given(table), None, Pair("set", Masks(masks[:40]), Masks(masks[40:])))
+    report = run_attention(
+        Given(table), None, FigureSplits("set", Masks(masks[:40]), Masks(masks[40:]))
+    )
     if knows:
         assert report.best["value"] > attention.Options().mass - 0.1
     else:

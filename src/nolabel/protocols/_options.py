@@ -1,4 +1,4 @@
-"""What the protocols' option classes share: single values become tuples, bounds are checked."""
+"""Helpers of the protocols' option classes: checks of bounds, single values as tuples."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from nolabel.errors import UsageError
 T = TypeVar("T")
 
 
-def build(kind: Callable[..., T], given: Mapping[str, object]) -> T:
-    """The options of a class `kind`, with some fields given.
+def build_options(cls: Callable[..., T], values: Mapping[str, object]) -> T:
+    """Makes the options of class `cls`; fields without a value have their default.
+
+    Args:
+        cls: the class of options.
+        values: field -> value.
 
     Raises:
         UsageError: a value that the class refuses.
     """
-    return kind(**given)
+    return cls(**values)
 
 
 def as_tuples(options: object, *names: str) -> None:
-    """Makes tuples of fields of a frozen dataclass; a single text or number is a tuple of one."""
+    """Makes fields of a frozen dataclass tuples; a single value becomes a tuple of one."""
     for name in names:
         value = vars(options)[name]
         single = isinstance(value, str | int | float)
@@ -28,11 +32,11 @@ def as_tuples(options: object, *names: str) -> None:
 
 
 def at_least(options: object, **bounds: float) -> None:
-    """Checks lower bounds of the fields of a dataclass; a field that is None has no bound.
+    """Checks lower bounds of fields of a dataclass; None is allowed.
 
     Args:
         options: the dataclass.
-        bounds: name of a field -> its least value.
+        bounds: field -> lowest value allowed.
 
     Raises:
         UsageError: a value below its bound.

@@ -1,14 +1,13 @@
-"""Scores of ranked lists: average precision as the retrieval benchmarks define it, and means with
-their uncertainty.
+"""Average precision as the retrieval benchmarks define it, and bootstrap confidence intervals.
 
 Radenovic et al., "Revisiting Oxford and Paris: Large-Scale Image Retrieval Benchmarking", 2018,
-arXiv 1803.11285. With r_j the place (from 0) of the j-th relevant image (from 0) in a list from
-which junk was taken out, and n relevant images,
+arXiv 1803.11285. With r_j the rank (from 0) of the j-th relevant image (from 0) in a list without
+junk images, and n relevant images,
 
-    AP = 1/n sum over j of  1/2 [ j / r_j + (j + 1) / (r_j + 1) ]      (first term 1 where r_j is 0)
+    AP = 1/n sum over j of  1/2 [ j / r_j + (j + 1) / (r_j + 1) ]      (first term 1 if r_j is 0)
 
-which is the area below the curve of precision over recall by trapezoids. Precision at k looks at
-the first min(k, place of the last relevant image) places.
+which is the area under the precision-recall curve by the trapezoidal rule. Precision at k is
+that of the first min(k, rank of the last relevant image from 1) images.
 """
 
 from __future__ import annotations
@@ -17,47 +16,73 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SAMPLES = 1000  # of the bootstrap
+RESAMPLES = 1000  # of the bootstrap
 
 
-def places(relevant: np.ndarray, junk: np.ndarray | None = None) -> np.ndarray:
-    """Places from 0 of the relevant images, ascending, when junk is taken out of the list.
+def relevant_ranks(relevant: np.ndarray, junk: np.ndarray | None = None) -> np.ndarray:
+    """Ranks of the relevant images in a list from which junk images are removed.
 
     Args:
-        relevant: bool [N] along the ranked list, best first.
-        junk: bool [N] likewise; None has none.
+        relevant: bool [N] in the order of the ranked list, best first.
+        junk: bool [N] in the same order; None is no junk.
+
+    Returns:
+        int64 [R], ranks from 0, ascending.
     """
-    where = np.flatnonzero(relevant)
-    return where if junk is None else where - np.cumsum(junk)[where]
+    positions = np.flatnonzero(relevant)
+    return positions if junk is None else positions - np.cumsum(junk)[positions]
 
 
-def average_precision(found: np.ndarray) -> float:
-    """AP of the places of a query's relevant images, which must not be empty."""
-    j = np.arange(len(found))
-    before = np.where(found == 0, 1.0, j / np.maximum(found, 1))
-    return float(np.mean((before + (j + 1) / (found + 1)) / 2))
+def average_precision(ranks: np.ndarray) -> float:
+    """Average precision of a query.
+
+    Args:
+        ranks: int64 [R], ranks from 0 of its relevant images, ascending; at least one.
+    """
+    j = np.arange(len(ranks))
+    left = np.where(ranks == 0, 1.0, j / np.maximum(ranks, 1))
+    return float(np.mean((left + (j + 1) / (ranks + 1)) / 2))
 
 
-def precision_at(found: np.ndarray, ks: Sequence[int]) -> np.ndarray:
-    """Precision at each k, float64 [len(ks)], of the places of a query's relevant images."""
-    reach = np.minimum(found.max() + 1, ks)
-    return np.array([(found < k).sum() / k for k in reach])
+def precision_at(ranks: np.ndarray, ks: Sequence[int]) -> np.ndarray:
+    """Precision of a query at each k.
+
+    Args:
+        ranks: int64 [R], ranks from 0 of its relevant images; at least one.
+        ks: numbers of first images.
+
+    Returns:
+        float64 [len(ks)].
+    """
+    limits = np.minimum(ranks.max() + 1, ks)
+    return np.array([(ranks < k).sum() / k for k in limits])
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of values [N] (queries, frames, objects), by drawing them anew.
+    """Bootstrap confidence interval (95 %, percentiles) of a mean.
 
-    It covers the chance of which were in the test set, not that of another training run.
+    It covers the sampling of the test set, not the variance between training runs.
+
+    Args:
+        values: float [N], one for each query, frame or object.
+        seed: seed of the resampling.
     """
     if len(values) < 2:
         return float(values.mean()), float(values.mean())
-    draws = np.random.default_rng(seed).integers(0, len(values), (SAMPLES, len(values)))
+    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(values[draws].mean(1), (0.025, 0.975))
     return float(low), float(high)
 
 
 def row(setting: str, metric: str, values: np.ndarray, **more: float) -> dict[str, object]:
-    """One row of a report: the mean of values [N] with its interval."""
+    """A row of a report: a mean with its bootstrap confidence interval.
+
+    Args:
+        setting: name of the setting.
+        metric: name of the metric.
+        values: float [N], one for each query, frame or object.
+        **more: further entries of the row.
+    """
     low, high = bootstrap(values)
     mean = float(values.mean())
     return {"setting": setting, "metric": metric, "value": mean, "low": low, "high": high, **more}

@@ -1,4 +1,4 @@
-"""Shared by protocols: labels that fit together, accuracies with their intervals."""
+"""Shared by protocols: accuracies with confidence intervals, labels matched by class name."""
 
 from __future__ import annotations
 
@@ -15,20 +15,31 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import DataError
 
-Z_95 = 1.959963984540054  # of a normal distribution, 95 % lie within this many deviations
-TOP = 5  # guesses that top5 allows
+Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal distribution
+TOP = 5  # k of the top-k accuracy beside top-1
 
 
-def wilson(right: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's interval for a share, in 0..1; holds near 0 and 1 too (Wilson, 1927).
+def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson confidence interval of a proportion, in 0..1 (Wilson, 1927).
 
-    It covers the chance of which images were in the test set, not that of another training run.
+    It covers the sampling of the test set, not the variance between training runs.
+
+    Args:
+        correct: number of successes.
+        total: number of trials; 0 gives 0..1.
+        z: quantile of the standard normal distribution; the default gives 95 %.
     """
-    return interval(right / total, total, z) if total > 0 else (0.0, 1.0)
+    return interval(correct / total, total, z) if total > 0 else (0.0, 1.0)
 
 
 def interval(share: float, total: float, z: float = Z_95) -> tuple[float, float]:
-    """Wilson's interval for a share of `total` images, which need be no whole number."""
+    """Wilson confidence interval of a proportion, for a number of trials that may be fractional.
+
+    Args:
+        share: the proportion, in 0..1.
+        total: number of trials, above 0.
+        z: quantile of the standard normal distribution; the default gives 95 %.
+    """
     scale = 1 + z**2 / total
     centre = (share + z**2 / (2 * total)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
@@ -38,11 +49,11 @@ def interval(share: float, total: float, z: float = Z_95) -> tuple[float, float]
 def accuracy_rows(
     setting: str, guesses: Tensor, labels: Tensor, classes: int
 ) -> list[dict[str, Any]]:
-    """One row for top1, and one for top5 when there are more than five classes.
+    """Rows of a report: top1, and top5 if there are more than five classes.
 
     Args:
-        setting: name of the rows.
-        guesses: int64 [N, G], best first; -1 is no guess.
+        setting: name of the setting.
+        guesses: int64 [N, G], predicted classes, best first; -1 is none.
         labels: int64 [N].
         classes: number of classes.
     """
@@ -50,9 +61,9 @@ def accuracy_rows(
     tops = (1, TOP) if classes > TOP else (1,)
     rows = []
     for top in tops:
-        right, total = int(hits[:, :top].any(1).sum()), len(labels)
-        low, high = wilson(right, total)
-        value = right / total
+        correct, total = int(hits[:, :top].any(1).sum()), len(labels)
+        low, high = wilson(correct, total)
+        value = correct / total
         rows.append(
             {"setting": setting, "metric": f"top{top}", "value": value, "low": low, "high": high}
         )
@@ -66,66 +77,94 @@ def labelled_features(
     features: tuple[Features, Features] | None,
     batch_size: int,
 ) -> tuple[Features, Features, tuple[str, ...], tuple[str, ...]]:
-    """Features of both sets, test labels numbered as in train; names of classes, and notes.
+    """Features of train and test, with the labels of both numbered as in train.
+
+    Args:
+        encoder: the encoder.
+        train: labelled images.
+        test: labelled images of the same classes.
+        features: features of train and test if they were computed before.
+        batch_size: images in a forward pass.
+
+    Returns:
+        Features of train, features of test, names of the classes, and notes on unreadable images.
 
     Raises:
         DataError: no labels, one class only, classes in test that train lacks, or features that
             are not finite.
     """
     require_labels(train)
-    numbers = matching(train, test)  # before the features are computed
-    found, judged = features or (
+    test_labels = match_labels(train, test)  # fail before the features are computed
+    train_features, test_features = features or (
         extract(encoder, train, batch_size=batch_size),
         extract(encoder, test, batch_size=batch_size),
     )
-    for part, source in ((found, train), (judged, test)):
+    for part, source in ((train_features, train), (test_features, test)):
         if not bool(torch.isfinite(part.values).all()):
-            raise DataError(f"{encoder.name} gives features of {source.name!r} that are not finite")
-    if found.labels is None or judged.labels is None:  # pragma: no cover - asked of both sources
+            raise DataError(
+                f"{encoder.name} gives features of {source.name!r} that are not finite (NaN or "
+                "infinite). Check the encoder's weights, or use another checkpoint."
+            )
+    if train_features.labels is None or test_features.labels is None:  # pragma: no cover
         raise DataError("The features have no labels.")
-    renumbered = torch.from_numpy(numbers)[judged.keys]
-    judged = Features(judged.values, renumbered, judged.skipped, judged.keys)
+    relabelled = torch.from_numpy(test_labels)[test_features.keys]
+    test_features = Features(
+        test_features.values, relabelled, test_features.skipped, test_features.keys
+    )
     notes = []
-    for part, source in ((found, train), (judged, test)):
+    for part, source in ((train_features, train), (test_features, test)):
         if part.skipped:
             path, reason = part.skipped[0]
             notes.append(
                 f"{len(part.skipped)} image(s) of {source.name} could not be read and were left "
                 f"out, first: {path}: {reason}"
             )
-    return found, judged, class_names(train), tuple(notes)
+    return train_features, test_features, class_names(train), tuple(notes)
 
 
 def class_names(source: Source) -> tuple[str, ...]:
-    """A name for every label; the number itself where the source has none."""
+    """Names of the classes by label; the numbers if the source has no names."""
     labels = require_labels(source)
     return source.classes or tuple(str(i) for i in range(int(labels.max()) + 1))
 
 
-def matching(train: Source, test: Source) -> np.ndarray:
-    """Test's labels, int64 [N], in train's numbering. Classes are matched by name.
+def match_labels(train: Source, test: Source) -> np.ndarray:
+    """Labels of test in the numbering of train; classes are matched by name.
+
+    Args:
+        train: labelled images.
+        test: labelled images, of classes that train has.
+
+    Returns:
+        int64 [N].
 
     Raises:
         DataError: test has no labels, or a class that no image of train has.
     """
     names, labels = class_names(train), require_labels(train)
     if test.labels is None:
-        require_labels(test)  # says what to do
-    own = np.asarray(test.labels)
-    if not len(own):
+        require_labels(test)  # raises, with a message on what to do
+    labels_of_test = np.asarray(test.labels)
+    if not len(labels_of_test):
         raise DataError(f"{test.name!r} has no images.")
-    own_names = test.classes or tuple(str(i) for i in range(int(own.max()) + 1))
-    trained = {names[int(i)]: int(i) for i in np.unique(labels)}
-    foreign = [own_names[int(i)] for i in np.unique(own) if own_names[int(i)] not in trained]
-    if foreign:
+    test_names = test.classes or tuple(str(i) for i in range(int(labels_of_test.max()) + 1))
+    train_index = {names[int(i)]: int(i) for i in np.unique(labels)}
+    missing = [
+        test_names[int(i)]
+        for i in np.unique(labels_of_test)
+        if test_names[int(i)] not in train_index
+    ]
+    if missing:
         raise DataError(
-            f"{test.name!r} has {len(foreign)} class(es) without an image in {train.name!r}: "
-            f"{_some(foreign)}. Train has: {_some(list(trained))}. Classes are matched by name."
+            f"{test.name!r} has {len(missing)} class(es) without an image in {train.name!r}: "
+            f"{_first_names(missing)}. Train has: {_first_names(list(train_index))}. Classes are "
+            "matched by name."
         )
-    table = np.array([trained.get(name, -1) for name in own_names], dtype=np.int64)
-    return table[own]
+    table = np.array([train_index.get(name, -1) for name in test_names], dtype=np.int64)
+    return table[labels_of_test]
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(repr(n) for n in names[:most]) + more
+def _first_names(names: Sequence[str], limit: int = 5) -> str:
+    """The first names in quotes, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(n) for n in names[:limit]) + more

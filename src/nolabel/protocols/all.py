@@ -1,4 +1,4 @@
-"""All protocols that apply to an encoder and the data."""
+"""`evaluate_all`: every protocol that applies to an encoder and the data."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ if TYPE_CHECKING:
     from nolabel.protocols.run import TestSet
 
 _LEFT_OUT = {
-    "transfer": "it takes several sets",
-    "finetune": "it takes a training of its own; ask for it by name",
+    "transfer": "it takes several sets; run it by name",
+    "finetune": "it trains the network, which takes long; run it by name",
 }
 
 
 @dataclass(frozen=True)
 class ReportSet:
-    """Reports of the protocols that apply, and why the others do not."""
+    """Reports of the protocols that apply, and why the others do not.
+
+    Attributes:
+        reports: one for each protocol.
+        left_out: (protocol, reason) of the others.
+    """
 
     reports: tuple[Report, ...]
-    left_out: tuple[tuple[str, str], ...]  # protocol, reason
+    left_out: tuple[tuple[str, str], ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionary for `--json`."""
@@ -55,25 +60,29 @@ def evaluate_all(
         test: as `evaluate` takes it.
 
     Raises:
-        UsageError, DataError: the sets cannot be opened, or no protocol suits.
+        UsageError, DataError: the sets cannot be opened, or no protocol applies.
     """
     e = encoder if isinstance(encoder, Encoder) else load(str(encoder))
-    learned, judged, notes = open_sets(train, test, image_size=e.image_size, channels=e.channels)
+    train_set, test_set, notes = open_sets(
+        train, test, image_size=e.image_size, channels=e.channels
+    )
     features: tuple[Features, Features] | None = None
     reports, left_out = [], [(n, r) for n, r in _LEFT_OUT.items() if n in PROTOCOLS]
     for name, p in PROTOCOLS.items():
         if name in _LEFT_OUT:
             continue
         try:
-            data: TestSet = judged
+            data: TestSet = test_set
             if p.test_set == "own":
                 data = open_test(name, e, train if test is None else test)
             if p.takes_features and features is None:
-                features = (extract(e, learned), extract(e, judged))
-            given = features if p.takes_features else None
-            reports.append(run(name, e, learned, data, features=given, notes=notes))
+                features = (extract(e, train_set), extract(e, test_set))
+            pair = features if p.takes_features else None
+            reports.append(run(name, e, train_set, data, features=pair, notes=notes))
         except (UsageError, DataError) as error:
             left_out.append((name, str(error).split("\n")[0]))
     if not reports:
-        raise DataError(f"No protocol suits {e.name!r} and these data; {left_out[-1][1]}")
+        raise DataError(
+            f"No protocol applies to {e.name!r} and these data. The last reason: {left_out[-1][1]}"
+        )
     return ReportSet(tuple(reports), tuple(left_out))

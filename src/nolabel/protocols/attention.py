@@ -1,17 +1,17 @@
-"""Attention segmentation: does the class token look at the figure?
+"""Attention segmentation: the class token's attention as a mask of the figure.
 
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021, §4.2.2. For each
-head, the fewest patches that hold `mass` of the class token's attention are the guess; its score is
-the intersection over union with the figure's mask, averaged over images.
+head, the smallest set of patches with `mass` of the class token's attention is the predicted mask;
+its score is the intersection over union with the figure's mask, averaged over images.
 
     best head of each image     the published number; the head is chosen with the ground truth
     one head                    the head that is best on the training split, used on all test images
     head mean                   the mean of all heads' attention
-    most that the grid allows   the best mask that could be made of whole patches
-    whole image                 everything is figure
+    most that the grid allows   the best mask of whole patches: an upper bound
+    whole image                 every pixel is predicted as figure
 
-Pixels of the mask that are void (255) are left out of both sides. Images and masks are resized and
-cut as the encoder prepares its images.
+Void pixels of the mask (255) are ignored. Images and masks are resized and cropped as the encoder
+prepares its images.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError
 from nolabel.nn.patches import mass_mask
-from nolabel.protocols._options import at_least, build
+from nolabel.protocols._options import at_least, build_options
 from nolabel.protocols._ranking import row
 from nolabel.protocols.data.figures import Figures, open_figures
 from nolabel.protocols.report import Report
@@ -41,8 +41,8 @@ from nolabel.protocols.report import Report
 class Options:
     """Options of the attention protocol."""
 
-    mass: float = 0.6  # share of the attention that the guess holds
-    layer: int = -1  # block whose attention is taken; -1 is the last
+    mass: float = 0.6  # share of the attention in the predicted mask
+    layer: int = -1  # block whose attention is used; -1 is the last
     batch_size: int = 64  # images at once
 
     def __post_init__(self) -> None:
@@ -51,49 +51,49 @@ class Options:
         at_least(self, batch_size=1)
 
 
-class Pair(NamedTuple):
-    """Images with masks: one split to choose a head on, one to judge."""
+class FigureSplits(NamedTuple):
+    """Images with masks: train to choose a head on, test to score."""
 
     name: str
     train: Figures
     test: Figures
 
 
-def open_test(test: str | os.PathLike[str] | Pair, encoder: Encoder) -> Pair:
-    """Both splits of a set with masks."""
-    if isinstance(test, Pair):
+def open_test(test: str | os.PathLike[str] | FigureSplits, encoder: Encoder) -> FigureSplits:
+    """Opens both splits of a set with masks; raises as `open_figures`."""
+    if isinstance(test, FigureSplits):
         return test
     parts = [open_figures(test, split, encoder.image_size) for split in ("train", "val")]
-    return Pair(parts[1].name, *parts)
+    return FigureSplits(parts[1].name, *parts)
 
 
 def run_attention(
     encoder: Encoder,
     train: Source | None,
-    test: Pair,
+    test: FigureSplits,
     *,
     features: tuple[Features, Features] | None = None,
     **options: object,
 ) -> Report:
-    """Judges the class token's attention by the figures' masks.
+    """Evaluates the class token's attention by the masks of the figures.
 
     Args:
         encoder: one with a class token.
         train: not used.
-        test: `Pair`.
+        test: the images with masks.
         features: not used.
         **options: fields of `Options`.
 
     Raises:
-        UsageError: the encoder has no attention to show.
+        UsageError: the encoder has no attention.
         DataError: no image has a figure.
     """
-    o = build(Options, options)
+    o = build_options(Options, options)
     require(encoder.backbone, ["attention"], "Attention segmentation")
-    chosen = int(head_scores(encoder, test.train, o)["heads"].mean(0).argmax())
+    head = int(head_scores(encoder, test.train, o)["heads"].mean(0).argmax())
     s = head_scores(encoder, test.test, o)
     rows = [
-        row(f"one head ({chosen}, chosen on train)", "IoU", s["heads"][:, chosen]),
+        row(f"one head ({head}, head on train)", "IoU", s["heads"][:, head]),
         row("head mean", "IoU", s["mean"]),
         row("best head of each image", "IoU", s["heads"].max(1)),
         row("most that the grid allows", "IoU", s["ceiling"]),
@@ -102,7 +102,7 @@ def run_attention(
     notes = (
         f"{len(s['mean'])} images, {o.mass:.0%} of the mass, layer {o.layer}, patches of "
         f"{encoder.backbone.patch_size} px at {encoder.image_size} px",
-        "the best head of each image is chosen with the truth, as published numbers are",
+        "the best head of each image is chosen with the ground truth, as in published numbers",
     )
     return Report(
         protocol="attention", encoder=encoder.name, train=test.train.name, test=test.test.name,
@@ -111,7 +111,19 @@ def run_attention(
 
 
 def head_scores(encoder: Encoder, figures: Figures, o: Options) -> dict[str, np.ndarray]:
-    """IoU of every image: heads [N, heads]; mean, ceiling and whole [N]."""
+    """IoU of every image that shows a figure.
+
+    Args:
+        encoder: one with a class token.
+        figures: images with masks.
+        o: the protocol's options.
+
+    Returns:
+        float64: "heads" [N, heads]; "mean", "ceiling" and "whole" [N].
+
+    Raises:
+        DataError: no image has a figure.
+    """
     out: dict[str, list[Any]] = {"heads": [], "mean": [], "ceiling": [], "whole": []}
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
@@ -121,9 +133,9 @@ def head_scores(encoder: Encoder, figures: Figures, o: Options) -> dict[str, np.
         a = encoder.attention(x, o.layer)  # [n, heads, P]
         cell = encoder.backbone.patch_size
         grid = (x.shape[-2] // cell, x.shape[-1] // cell)
-        both = torch.cat([a, a.mean(1, keepdim=True)], 1)
-        guess = mass_mask(both, o.mass).unflatten(-1, grid).numpy()
-        for g, mask in zip(guess, masks, strict=True):
+        maps = torch.cat([a, a.mean(1, keepdim=True)], 1)
+        guesses = mass_mask(maps, o.mass).unflatten(-1, grid).numpy()
+        for g, mask in zip(guesses, masks, strict=True):
             inside, outside = areas(mask, cell)
             ious = iou(g, inside, outside)
             out["heads"].append(ious[:-1])
@@ -136,10 +148,10 @@ def head_scores(encoder: Encoder, figures: Figures, o: Options) -> dict[str, np.
     with progress_bar(f"{encoder.name} on {figures.name}", len(figures), True) as advance:
         for image, mask in figures:
             advance(1)
-            cut = prepared_mask(mask, encoder)
-            if (cut == 1).any():
+            prepared = prepare_mask(mask, encoder)
+            if (prepared == 1).any():
                 images.append(image)
-                masks.append(cut)
+                masks.append(prepared)
             if len(images) == o.batch_size:
                 flush()
         if images:
@@ -149,8 +161,16 @@ def head_scores(encoder: Encoder, figures: Figures, o: Options) -> dict[str, np.
     return {k: np.stack(v).astype(float) for k, v in out.items()}
 
 
-def prepared_mask(mask: np.ndarray, encoder: Encoder) -> np.ndarray:
-    """A mask [H, W] as the encoder sees its image: the shorter side resized, the centre cut."""
+def prepare_mask(mask: np.ndarray, encoder: Encoder) -> np.ndarray:
+    """Resizes and crops a mask as the encoder prepares its image.
+
+    Args:
+        mask: uint8 [H, W].
+        encoder: the encoder.
+
+    Returns:
+        uint8 [S, S].
+    """
     h, w = mask.shape
     scale = encoder.resize / min(h, w)
     height, width = round(h * scale), round(w * scale)
@@ -162,28 +182,49 @@ def prepared_mask(mask: np.ndarray, encoder: Encoder) -> np.ndarray:
 
 
 def areas(mask: np.ndarray, cell: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of figure and of ground in each patch, int [h, w] each; void is in neither."""
+    """Numbers of figure and ground pixels in each patch; void pixels (255) count as neither.
 
-    def summed(x: np.ndarray) -> np.ndarray:
+    Args:
+        mask: uint8 [H, W], 1 figure, 0 ground.
+        cell: side of a patch in pixels.
+
+    Returns:
+        Figure and ground, int64 [h, w] each.
+    """
+
+    def sum_cells(x: np.ndarray) -> np.ndarray:
         h, w = x.shape[0] // cell, x.shape[1] // cell
         return x[: h * cell, : w * cell].reshape(h, cell, w, cell).sum((1, 3))
 
-    return summed(mask == 1), summed(mask == 0)
+    return sum_cells(mask == 1), sum_cells(mask == 0)
 
 
 def iou(guess: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    """Of guesses bool [..., h, w] of whole patches against the areas [h, w] of the truth."""
+    """Intersection over union of masks of whole patches with the true mask.
+
+    Args:
+        guess: bool [..., h, w].
+        inside: figure pixels of each patch, int [h, w].
+        outside: ground pixels of each patch, int [h, w].
+
+    Returns:
+        float64 [...].
+    """
     hit = (guess * inside).sum((-2, -1))
     union = inside.sum() + (guess * outside).sum((-2, -1))
     return np.where(union > 0, hit / np.maximum(union, 1), 1.0)
 
 
 def ceiling(inside: np.ndarray, outside: np.ndarray) -> float:
-    """The largest IoU of any set of patches.
+    """The largest IoU that a mask of whole patches can have.
 
-    With figure a_i and ground b_i in patch i, a set has sum(a) / (A + sum(b)). A patch is in the
-    best set of value v exactly if a_i > v b_i, so the best sets are the beginnings of the patches
-    sorted by a_i / b_i.
+    With a_i figure and b_i ground pixels in patch i and A = sum of all a_i, a set of patches has
+    IoU sum(a) / (A + sum(b)). A patch is in the best set of IoU v exactly if a_i > v b_i, so the
+    best set is a prefix of the patches sorted by descending a_i / b_i.
+
+    Args:
+        inside: figure pixels of each patch, int [h, w].
+        outside: ground pixels of each patch, int [h, w].
     """
     a, b = inside.ravel().astype(float), outside.ravel().astype(float)
     order = np.argsort(-(a / np.maximum(b, 1e-9)), kind="stable")

@@ -1,4 +1,4 @@
-"""Features of the last blocks of a network, of centre views or of random crops, in one pass."""
+"""Features of the last blocks of a network, of centre crops or random crops, in one pass."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class BlockFeatures:
     """Features of a set.
 
     Attributes:
-        pooled: float [M, D], the encoder's own embedding.
-        tokens: float [M, n, D], the class token (the mean of the patches, without one) after the
-            last norm of each of the last n blocks, shallow to deep.
-        patches: float [M, D], the mean of the last block's patches.
-        keys: int64 [M], numbers of the images in their source; a crop repeats its image's.
+        pooled: float32 [M, D], the encoder's embedding.
+        tokens: float32 [M, n, D], class tokens of the last n blocks after the final norm, in the
+            order of the blocks; without class token, means of the patches.
+        patches: float32 [M, D], mean of the last block's patch tokens.
+        keys: int64 [M], indices of the images in their source; each crop has its image's.
     """
 
     pooled: Tensor
@@ -37,9 +37,12 @@ class BlockFeatures:
     keys: Tensor
 
     def features(self, blocks: int, pool: str) -> Tensor:
-        """float [M, F]: the last `blocks` class tokens side by side, then what `pool` says.
+        """Features float32 [M, F] for a classifier.
 
-        "auto" is the encoder's own embedding (of one block), "mean" the mean patch alone.
+        Args:
+            blocks: number of last blocks whose class tokens are concatenated.
+            pool: "class" for these; "class+mean" appends the mean patch of the last block; "mean"
+                is this alone; "auto" is the encoder's embedding for one block, else "class".
         """
         if pool == "auto":
             return self.pooled if blocks == 1 else self.tokens[:, -blocks:].flatten(1)
@@ -52,16 +55,16 @@ class BlockFeatures:
 def extract_block_features(
     encoder: Encoder, source: Source, *, blocks: int, crops: int, seed: int, batch_size: int
 ) -> BlockFeatures:
-    """Runs the encoder over a source.
+    """Computes features of the last blocks for every image of a source.
 
     Args:
-        encoder: does the work on its own device.
+        encoder: the encoder, used on its own device.
         source: the images; those that cannot be read are left out.
-        blocks: last blocks whose tokens are kept.
-        crops: random crops (8 % to all of the area, mirrored by half) of each image; 0 is the
-            centre view alone.
-        seed: of the crops.
-        batch_size: images at once.
+        blocks: number of last blocks.
+        crops: random crops (8 % to 100 % of the area, flipped with probability 1/2) of each image;
+            0 takes the centre crop.
+        seed: seed of the crops.
+        batch_size: images in a forward pass.
 
     Raises:
         UsageError: more blocks than there are, or blocks of different widths.
@@ -88,16 +91,16 @@ def extract_block_features(
                         x = views(chunk.images, chunk.keys, epoch)["image"][0]
                     with encoder.evaluating():
                         t = b.layers(x, blocks)
-                        if len({part.pooled.shape[1] for part in t}) > 1:
+                        if len({p.pooled.shape[1] for p in t}) > 1:
                             raise UsageError(
                                 f"The last {blocks} layers of {encoder.name!r} have different "
                                 "widths; a ViT has blocks of one width. Use --blocks 1."
                             )
-                        first = [
+                        class_tokens = [
                             p.patches.mean(1) if p.prefix is None or not p.prefix.shape[1]
                             else p.prefix[:, 0] for p in t
                         ]  # fmt: skip
-                        tokens.append(torch.stack(first, 1).float().cpu())
+                        tokens.append(torch.stack(class_tokens, 1).float().cpu())
                         patches.append(t[-1].patches.mean(1).float().cpu())
                         pooled.append(t[-1].pooled.float().cpu())
                     keys.append(np.asarray(chunk.keys))

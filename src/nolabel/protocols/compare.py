@@ -20,16 +20,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Reports of several encoders on the same data."""
+    """Reports of several encoders on the same data.
+
+    Attributes:
+        train: name of the training set; "" for none.
+        test: name of the test set.
+        reports: sorted by encoder, then by protocol.
+        notes: remarks on the data.
+    """
 
     train: str
     test: str
-    reports: tuple[Report, ...]  # encoder by encoder, and within it protocol by protocol
+    reports: tuple[Report, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """All rows; `best` marks the setting that stands for the encoder in its protocol."""
+        """Rows of all reports; `best` marks the setting that represents the encoder."""
         return [
             {
                 "encoder": report.encoder,
@@ -42,7 +49,7 @@ class Comparison:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary as documented for `--json`: fractions of one."""
+        """Dictionary for `--json`; accuracies are in 0..1."""
         return {
             "train": self.train,
             "test": self.test,
@@ -73,7 +80,7 @@ class Comparison:
                 for i, (c, w) in enumerate(zip(line, widths, strict=True))
             )
             lines.append("  ".join(cells).rstrip())
-        legend = "* stands for the encoder; intervals cover the chance of the test images only"
+        legend = "* represents the encoder; intervals cover the sampling of the test images only"
         return "\n".join([*lines, *(f"note: {n}" for n in (*self.notes, legend))])
 
 
@@ -88,18 +95,18 @@ def compare(
     device: str = "auto",
     batch_size: int = 256,
 ) -> Comparison:
-    """Judges several encoders on the same images.
+    """Evaluates several encoders on the same images.
 
     Args:
         encoders: encoders, or what `nolabel.encoders.load` takes.
-        train: labelled images, as `evaluate` takes them; None for protocols that learn nothing.
+        train: labelled images, as `evaluate` takes them; None for protocols without training.
         test: as `evaluate` takes it.
-        protocols: names in `PROTOCOLS`; by default knn, and labelfree where nothing is learnt from.
-        options: protocol -> its options.
+        protocols: names in `PROTOCOLS`; by default knn, or labelfree without `train`.
+        options: protocol -> {option: value}.
         image_size: side in pixels for `pixels` and `random:NAME`, and at which `creatures` are
             drawn. None is the side of the first encoder that has one of its own.
-        device: for encoders that are loaded here.
-        batch_size: images embedded at once.
+        device: device of the encoders that are loaded here.
+        batch_size: images in a forward pass.
 
     Raises:
         UsageError: no encoder or protocol; or as `evaluate`.
@@ -111,13 +118,13 @@ def compare(
     if not protocols:
         protocols = ["labelfree" if train is None else "knn"]
     learning = [name for name in protocols if find(name).learns]
-    tested = train if test is None else test
-    if tested is None or (train is None and learning):
+    test_spec = train if test is None else test
+    if test_spec is None or (train is None and learning):
         raise UsageError(
             f"{' and '.join(learning) or 'A comparison'} needs --train, labelled images to learn "
             "from. Without labels: --test SRC --protocols labelfree."
         )
-    chosen = {name: make_options(name, (options or {}).get(name, {})) for name in protocols}
+    checked = {name: make_options(name, (options or {}).get(name, {})) for name in protocols}
     size, loaded = image_size, {}
     for i, spec in enumerate(encoders):
         if not _is_baseline(spec):
@@ -126,18 +133,22 @@ def compare(
     channels = {e.channels for e in loaded.values()} or {3}
     if len(channels) > 1:
         raise UsageError(
-            f"These encoders take images of different channels ({sorted(channels)}), so no data "
-            "suit all of them. Compare those of one kind."
+            f"These encoders take images of different numbers of channels ({sorted(channels)}), so "
+            "no data fit all of them. Compare encoders of the same number of channels."
         )
-    c = channels.pop()
+    channel_count = channels.pop()
     train_set, notes = None, ()
     if train is None:
-        test_set = open_source(tested, image_size=size, split_default="test", channels=c)
+        test_set = open_source(
+            test_spec, image_size=size, split_default="test", channels=channel_count
+        )
     else:
-        train_set, test_set, notes = open_sets(train, test, image_size=size, channels=c)
+        train_set, test_set, notes = open_sets(train, test, image_size=size, channels=channel_count)
     reports: list[Report] = []
     for i, spec in enumerate(encoders):
-        encoder = loaded.pop(i, None) or load(spec, image_size=size, device=device, channels=c)
+        encoder = loaded.pop(i, None) or load(
+            spec, image_size=size, device=device, channels=channel_count
+        )
         features: tuple[Features, Features] | None = None
         for name in protocols:
             if train_set is not None and features is None and find(name).takes_features:
@@ -145,18 +156,18 @@ def compare(
                     extract(encoder, train_set, batch_size=batch_size),
                     extract(encoder, test_set, batch_size=batch_size),
                 )
-            own = find(name).test_set == "own"  # the set is opened in the protocol's own way
-            judged = open_test(name, encoder, tested) if own else None
+            own_layout = find(name).test_set == "own"  # data that only this protocol can open
+            own_test = open_test(name, encoder, test_spec) if own_layout else None
             reports.append(
-                run(name, encoder, train_set, judged or test_set, options=chosen[name],
+                run(name, encoder, train_set, own_test or test_set, options=checked[name],
                     features=features)
             )  # fmt: skip
-    learnt = "" if train_set is None else train_set.name
-    return Comparison(train=learnt, test=test_set.name, reports=tuple(reports), notes=notes)
+    train_name = "" if train_set is None else train_set.name
+    return Comparison(train=train_name, test=test_set.name, reports=tuple(reports), notes=notes)
 
 
 def _is_baseline(spec: str | os.PathLike[str] | Encoder) -> bool:
-    """Whether an encoder has no image size of its own."""
+    """Whether an encoder has no image size of its own: `pixels` and `random:NAME`."""
     if isinstance(spec, Encoder):
         return False
     text = os.fspath(spec)

@@ -1,21 +1,21 @@
-"""Copy detection: does an altered copy find its original among many images?
+"""Copy detection: an altered copy of an image is the query, its original the only right answer.
 
 Douze et al., "Evaluation of GIST descriptors for web-scale image search", 2009 (Copydays), by the
-protocol of Caron et al., 2021: the class token beside the generalised mean (power 4) of the patches
-of the image squeezed to a square, whitened on other images, cosine similarity; average precision
-by trapezoids over the first 20 found.
+protocol of Caron et al., 2021: the image is resized to a square; the class token and the
+generalised mean (GeM, power 4) of the patches are concatenated and whitened on other images; cosine
+similarity; average precision by the trapezoidal rule over the first 20 of the list.
 
 Two kinds of data: a folder in the layout of Copydays (`original`, and folders of copies whose
 names begin with the same four digits), with --distractors; or any set, whose images are altered
-here: cut, compressed (JPEG 75 to 3), blurred, pasted into another picture, written upon. Then the
-other images of the set are the distractors; of creatures, each original also has a near-duplicate
-that is no copy: the same creature a moment later.
+here: cropped, compressed (JPEG 75 to 3), blurred, pasted onto a background, covered with text. Then
+the other images of the set are the distractors; with creatures, each original also has a
+near-duplicate that is not a copy: a later frame of the same creature.
 
-Beside the encoder stands a perceptual hash (the signs of the 8 x 8 lowest frequencies of the grey
-picture at 32 x 32, but for the constant, against their median), which needs no training.
+A perceptual hash is the baseline: signs of the 8 x 8 lowest DCT frequencies of the grey image at
+32 x 32, without the constant one, relative to their median.
 
-Differs from the original: whitening subtracts the mean before the covariance, which the original
-forgets; `--centred False` does as it does.
+Differs from the original: the covariance of the whitening is that of centred features, while the
+original does not subtract the mean; `--centred False` is the original's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from nolabel.data.sources.items import Items
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import BadImage, DataError, UsageError
-from nolabel.protocols._options import at_least, build
+from nolabel.protocols._options import at_least, build_options
 from nolabel.protocols._ranking import average_precision, row
 from nolabel.protocols.data.attacks import ATTACKS, attacked
 from nolabel.protocols.report import Report
@@ -49,21 +49,21 @@ from nolabel.protocols.report import Report
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec
 
-FOUND = 20  # images of the list that count
-ORIGINALS, DISTRACTORS, WHITENING = 100, 1000, 1000  # images of a set that are used, at most
+LIST_LENGTH = 20  # of the ranked list; ranks beyond it score 0
+ORIGINALS, DISTRACTORS, WHITENING = 100, 1000, 1000  # largest numbers of images used
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of the copies protocol."""
 
-    side: int | None = None  # images are squeezed to this square; default 320, below 96 px twice
+    side: int | None = None  # of the square in pixels; default 320, below 96 px twice the encoder's
     power: float = 4.0  # of the generalised mean of the patches
-    whiten: bool = True  # by the mean and covariance of images that are neither copy nor original
+    whiten: bool = True  # by statistics of images that are neither copy nor original
     centred: bool = True  # the covariance is that of centred features
     distractors: str = ""  # SRC of more images in the database, for Copydays' layout
     seed: int = 0  # of the attacks
-    batch_size: int = 64  # images embedded at once
+    batch_size: int = 64  # images in a forward pass
 
     def __post_init__(self) -> None:
         at_least(self, side=16, power=1, batch_size=1)
@@ -71,13 +71,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Copies:
-    """Queries by kind of attack, the database, and images to whiten on.
+    """Queries by attack, the database, and images for the whitening.
 
     Attributes:
-        name: of the set.
-        queries: attack -> images uint8 [H, W, 3] and the numbers of their originals.
-        database: images; the originals come first.
-        others: images of neither.
+        name: name of the set.
+        queries: attack -> images uint8 [H, W, 3], and int64 [Q], the index in the database of each
+            one's original.
+        database: images uint8 [H, W, 3]; the originals come first.
+        others: images uint8 [H, W, 3] for the whitening.
     """
 
     name: str
@@ -87,7 +88,7 @@ class Copies:
 
 
 def open_test(test: SourceSpec | Copies, encoder: Encoder) -> Copies | Path | Source:
-    """A folder in Copydays' layout as its path, or a source."""
+    """Returns the path of a folder in the layout of Copydays, or opens a source."""
     if isinstance(test, Copies):
         return test
     if isinstance(test, str | os.PathLike) and (Path(test) / "original").is_dir():
@@ -103,7 +104,7 @@ def run_copies(
     features: tuple[Features, Features] | None = None,
     **options: object,
 ) -> Report:
-    """Judges an encoder by the originals that altered copies find.
+    """Evaluates an encoder by retrieval of the originals of altered copies.
 
     Args:
         encoder: one that takes images of any size.
@@ -116,7 +117,7 @@ def run_copies(
         DataError: too few images, or one that cannot be read.
         UsageError: the encoder takes images of one size only.
     """
-    o = build(Options, options)
+    o = build_options(Options, options)
     require(encoder.backbone, ["any_size"], "Copy detection")
     side = o.side or (320 if encoder.image_size >= 96 else 2 * encoder.image_size)
     if isinstance(test, Copies):
@@ -124,33 +125,35 @@ def run_copies(
     elif isinstance(test, Path):
         data = copydays(test, o.distractors)
     else:
-        data = altered(test, o.seed)
+        data = alter(test, o.seed)
     total = len(data.database) + len(data.others) + sum(len(q) for q, _ in data.queries.values())
     with progress_bar(f"{encoder.name} on {data.name}", total, True) as advance:
 
-        def described(images: list[np.ndarray]) -> Tensor:
+        def embed_images(images: list[np.ndarray]) -> Tensor:
             return describe(encoder, images, side, o.power, o.batch_size, advance)
 
-        prepare = whitening(described(data.others), o.centred) if o.whiten else _unit
-        base = prepare(described(data.database))
-        hashes = np.stack([perceptual_hash(x) for x in data.database])
+        prepare = whitening(embed_images(data.others), o.centred) if o.whiten else _normalise
+        database = prepare(embed_images(data.database))
+        database_hashes = np.stack([perceptual_hash(x) for x in data.database])
         scores: dict[str, np.ndarray] = {}
-        hashed: dict[str, np.ndarray] = {}
-        for name, (images, own) in data.queries.items():
-            scores[name] = found((prepare(described(images)) @ base.T).numpy(), own)
-            asked = np.stack([perceptual_hash(x) for x in images])
-            # The more equal signs the more alike; ties in the order of the database.
-            hashed[name] = found(asked @ hashes.T, own)
+        hash_scores: dict[str, np.ndarray] = {}
+        for name, (images, targets) in data.queries.items():
+            scores[name] = average_precisions(
+                (prepare(embed_images(images)) @ database.T).numpy(), targets
+            )
+            query_hashes = np.stack([perceptual_hash(x) for x in images])
+            # Product of signs = 63 - 2 * Hamming distance; ties keep the order of the database.
+            hash_scores[name] = average_precisions(query_hashes @ database_hashes.T, targets)
     rows = [row(name, "mAP", values) for name, values in scores.items()]
-    every = np.concatenate(list(scores.values()))
-    rows.append(row("all", "mAP", every))
-    rows.append(row("all, perceptual hash", "mAP", np.concatenate(list(hashed.values()))))
-    rows += [row(f"{name}, perceptual hash", "mAP", values) for name, values in hashed.items()]
+    all_scores = np.concatenate(list(scores.values()))
+    rows.append(row("all", "mAP", all_scores))
+    rows.append(row("all, perceptual hash", "mAP", np.concatenate(list(hash_scores.values()))))
+    rows += [row(f"{name}, perceptual hash", "mAP", values) for name, values in hash_scores.items()]
     best = next(r for r in rows if r["setting"] == ("strong" if "strong" in scores else "all"))
-    white = f"whitened on {len(data.others):,} other images" if o.whiten else "not whitened"
+    whitened = f"whitened on {len(data.others):,} other images" if o.whiten else "not whitened"
     note = (
-        f"{len(data.database):,} images in the database, the first {FOUND} of the list count, "
-        f"squeezed to {side} px, {white}"
+        f"{len(data.database):,} images in the database, first {LIST_LENGTH} of the list, "
+        f"resized to a square of {side} px, {whitened}"
     )
     return Report(
         protocol="copies", encoder=encoder.name, train="", test=data.name, rows=tuple(rows),
@@ -158,36 +161,56 @@ def run_copies(
     )  # fmt: skip
 
 
-def found(similar: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """AP [Q] of similarities [Q, N] when image own[q] is the only right one; 0 beyond `FOUND`."""
-    order = np.argsort(-similar, axis=1, kind="stable")[:, :FOUND]
-    at = [np.flatnonzero(ranked == right) for ranked, right in zip(order, own, strict=True)]
-    return np.array([average_precision(a) if len(a) else 0.0 for a in at])
+def average_precisions(similarity: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Average precision of queries with a single right image; 0 beyond `LIST_LENGTH`.
+
+    Args:
+        similarity: float [Q, N], to the images of the database.
+        targets: int64 [Q], index of the right image.
+
+    Returns:
+        float64 [Q].
+    """
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :LIST_LENGTH]
+    ranks = [
+        np.flatnonzero(ranked == target) for ranked, target in zip(order, targets, strict=True)
+    ]
+    return np.array([average_precision(a) if len(a) else 0.0 for a in ranks])
 
 
-def altered(source: Source, seed: int) -> Copies:
-    """Originals from a set, altered, among its other images."""
+def alter(source: Source, seed: int) -> Copies:
+    """Makes queries from images of a set by every attack; its other images are distractors.
+
+    Args:
+        source: the images.
+        seed: seed of the attacks.
+
+    Raises:
+        DataError: fewer than 60 images, or one that cannot be read.
+    """
     n = len(source)
     if n < 60:
-        raise DataError(f"{source.name!r} has {n} images; copies need 60 or more.")
-    first = min(ORIGINALS, n // 6)
-    second = min(DISTRACTORS, n // 3)
-    third = min(WHITENING, n - first - second)
-    images = [_read(source, i) for i in range(first + second + third)]
-    originals = images[:first]
-    near = _moments_later(source, first)
+        raise DataError(f"{source.name!r} has {n} images; copy detection needs 60 or more.")
+    original_count = min(ORIGINALS, n // 6)
+    distractor_count = min(DISTRACTORS, n // 3)
+    whitening_count = min(WHITENING, n - original_count - distractor_count)
+    images = [_read(source, i) for i in range(original_count + distractor_count + whitening_count)]
+    originals = images[:original_count]
+    near_duplicates = _later_frames(source, original_count)
     queries = {
-        name: ([attacked(x, name, (seed, k, i)) for i, x in enumerate(originals)], np.arange(first))
+        name: (
+            [attacked(x, name, (seed, k, i)) for i, x in enumerate(originals)],
+            np.arange(original_count),
+        )
         for k, name in enumerate(ATTACKS)
     }
-    return Copies(
-        f"{source.name} (altered)", queries, originals + near + images[first : first + second],
-        images[first + second :],
-    )  # fmt: skip
+    rest = images[original_count:]
+    database = originals + near_duplicates + rest[:distractor_count]
+    return Copies(f"{source.name} (altered)", queries, database, rest[distractor_count:])
 
 
-def _moments_later(source: Source, count: int) -> list[np.ndarray]:
-    """Of creatures: the same ones, moved a little. Others have none."""
+def _later_frames(source: Source, count: int) -> list[np.ndarray]:
+    """Later frames of the first `count` creatures; none for other sources."""
     from nolabel.data.creatures.videos import draw_video
     from nolabel.data.creatures.world import Creatures
 
@@ -201,38 +224,54 @@ def _moments_later(source: Source, count: int) -> list[np.ndarray]:
 
 
 def copydays(folder: Path, distractors: str) -> Copies:
-    """A folder with `original` and folders of copies, which may have folders of strengths."""
+    """Opens a folder in the layout of Copydays.
+
+    Args:
+        folder: has the folder `original`, and folders of copies, which may have a folder for each
+            strength.
+        distractors: SRC of other images: half of them for the database, half for the whitening.
+
+    Raises:
+        DataError: no copies, copies without original, or an image that cannot be read.
+        UsageError: no distractors.
+    """
     originals = sorted(p for p in (folder / "original").iterdir() if p.is_file())
     numbers = {p.stem[:4]: i for i, p in enumerate(originals)}
     queries: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}
-    for kind in sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "original"):
-        groups = sorted(p for p in kind.iterdir() if p.is_dir()) or [kind]
+    for attack_folder in sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "original"):
+        groups = sorted(p for p in attack_folder.iterdir() if p.is_dir()) or [attack_folder]
         for group in groups:
             files = sorted(p for p in group.iterdir() if p.is_file())
-            strange = [p.name for p in files if p.stem[:4] not in numbers]
-            if strange:
+            unmatched = [p.name for p in files if p.stem[:4] not in numbers]
+            if unmatched:
                 raise DataError(
-                    f"{str(group)!r} has {len(strange)} images whose first four digits no original "
-                    f"has, first {strange[0]!r}."
+                    f"{str(group)!r} has {len(unmatched)} images whose first four digits no "
+                    f"original has, first {unmatched[0]!r}. Copies are named after their originals."
                 )
-            name = kind.name if group == kind else f"{kind.name} {group.name}"
+            name = (
+                attack_folder.name
+                if group == attack_folder
+                else f"{attack_folder.name} {group.name}"
+            )
             source = Items([str(p) for p in files], name)
-            own = np.array([numbers[p.stem[:4]] for p in files])
+            targets = np.array([numbers[p.stem[:4]] for p in files])
             if len(files):
-                queries[name] = ([_read(source, i) for i in range(len(files))], own)
+                queries[name] = ([_read(source, i) for i in range(len(files))], targets)
     if not queries or not originals:
         raise DataError(f"{str(folder)!r} has no copies beside its folder 'original'.")
     source = Items([str(p) for p in originals], "original")
-    base = [_read(source, i) for i in range(len(originals))]
-    more = open_source(distractors) if distractors else None
-    rest = [_read(more, i) for i in range(len(more))] if more is not None else []
-    half = len(rest) // 2
+    database = [_read(source, i) for i in range(len(originals))]
+    others: list[np.ndarray] = []
+    if distractors:
+        distractor_source = open_source(distractors)
+        others = [_read(distractor_source, i) for i in range(len(distractor_source))]
+    half = len(others) // 2
     if not half:
         raise UsageError(
-            "Copydays needs --distractors, a SRC of other images: half of them fill the database, "
-            "the other half serve to whiten."
+            "Copydays needs --distractors, a SRC of other images: half of them are added to the "
+            "database, the other half is for the whitening."
         )
-    return Copies(str(folder), queries, base + rest[:half], rest[half:])
+    return Copies(str(folder), queries, database + others[:half], others[half:])
 
 
 def _read(source: Source, i: int) -> np.ndarray:
@@ -250,34 +289,54 @@ def describe(
     batch: int,
     advance: Callable[[int], None],
 ) -> Tensor:
-    """Class token (if there is one) and generalised mean of the patches, float32 [N, D or 2 D]."""
+    """Descriptors: class token (if there is one) and generalised mean (GeM) of the patches.
+
+    Args:
+        encoder: one that takes images of any size.
+        images: N images uint8 [H, W, 3].
+        side: side in pixels of the square to which they are resized, rounded down to whole patches.
+        power: power of the mean.
+        batch: images in a forward pass.
+        advance: called with the number of images of each batch.
+
+    Returns:
+        float32 [N, D] or [N, 2 D] on the CPU.
+    """
     p = encoder.backbone.patch_size
     side = max(side // p, 1) * p
     out = []
     for start in range(0, len(images), batch):
-        some = [
+        resized = [
             np.array(Image.fromarray(x).resize((side, side), Image.Resampling.BICUBIC))
             for x in images[start : start + batch]
         ]
-        x = encoder.normalise(np.stack(some))
+        x = encoder.normalise(np.stack(resized))
         with encoder.evaluating():
             t = encoder.backbone.tokens(x)
             pooled = t.patches.float().clamp_min(1e-6).pow(power).mean(1).pow(1 / power)
-            has = t.prefix is not None and t.prefix.shape[1]
-            parts = [t.prefix[:, 0].float(), pooled] if has and t.prefix is not None else [pooled]
-            out.append(torch.cat(parts, 1).cpu())
-        advance(len(some))
+            if t.prefix is not None and t.prefix.shape[1]:
+                pooled = torch.cat([t.prefix[:, 0].float(), pooled], 1)
+            out.append(pooled.cpu())
+        advance(len(resized))
     return torch.cat(out).clone()
 
 
 def whitening(z: Tensor, centred: bool) -> Callable[[Tensor], Tensor]:
-    """From features of other images [N, D]: a function that subtracts their mean, turns and scales
-    by their covariance (directions below 1e-5 of the strongest count as that), and makes unit
-    length."""
+    """Fits a PCA whitening.
+
+    Args:
+        z: float [N, D], features of other images.
+        centred: whether to subtract their mean before the covariance.
+
+    Returns:
+        Function that subtracts the mean, rotates to the eigenvectors of the covariance, divides by
+        the roots of the eigenvalues (at least 1e-5 of the largest) and normalises to unit length:
+        float [M, D] to float32 [M, D].
+    """
     z = z.double()
     mean = z.mean(0)
-    own = z - mean if centred else z
-    values, vectors = torch.linalg.eigh(own.T @ own / len(z))
+    features = z - mean if centred else z
+    values, vectors = torch.linalg.eigh(features.T @ features / len(z))
     scale = values.clamp_min(1e-5 * float(values.max())).rsqrt()
 
     def prepare(x: Tensor) -> Tensor:
@@ -286,12 +345,12 @@ def whitening(z: Tensor, centred: bool) -> Callable[[Tensor], Tensor]:
     return prepare
 
 
-def _unit(x: Tensor) -> Tensor:
+def _normalise(x: Tensor) -> Tensor:
     return F.normalize(x, dim=1)
 
 
 def perceptual_hash(image: np.ndarray) -> np.ndarray:
-    """63 signs, float32 of +1 and -1, of an image uint8 [H, W, 3]."""
+    """Perceptual hash of an image uint8 [H, W, 3]: float32 [63] of +1 and -1."""
     grey = Image.fromarray(image).convert("L").resize((32, 32), Image.Resampling.LANCZOS)
     low = dctn(np.asarray(grey, dtype=np.float64), norm="ortho")[:8, :8].ravel()[1:]
     return np.where(low > np.median(low), 1.0, -1.0).astype(np.float32)

@@ -45,8 +45,8 @@ from nolabel.encoders.file import (
 from nolabel.errors import BadImage, DataError, UsageError, unknown
 from nolabel.nn.random_state import preserve_rng
 from nolabel.nn.schedules import warmup_cosine
-from nolabel.protocols._options import at_least, build
-from nolabel.protocols._scores import TOP, accuracy_rows, class_names, matching
+from nolabel.protocols._options import at_least, build_options
+from nolabel.protocols._scores import TOP, accuracy_rows, class_names, match_labels
 from nolabel.protocols.report import Report
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -132,8 +132,8 @@ def run_finetune(
         DataError: no labels, classes in test that train lacks, or images that cannot be read.
         UsageError: images of other channels than three, or a folder that is in use.
     """
-    o = build(Options, options)
-    labels, truth = require_labels(train), matching(train, test)
+    o = build_options(Options, options)
+    labels, truth = require_labels(train), match_labels(train, test)
     names = class_names(train)
     if encoder.channels != 3:
         raise UsageError("Fine-tuning augments images of three channels alone.")

@@ -31,8 +31,14 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError, unknown
 from nolabel.protocols._heads import CHUNK_FLOATS, Heads, fit_heads, score_heads
-from nolabel.protocols._options import as_tuples, at_least, build
-from nolabel.protocols._scores import TOP, accuracy_rows, class_names, labelled_features, matching
+from nolabel.protocols._options import as_tuples, at_least, build_options
+from nolabel.protocols._scores import (
+    TOP,
+    accuracy_rows,
+    class_names,
+    labelled_features,
+    match_labels,
+)
 from nolabel.protocols.block_features import POOLS, BlockFeatures, extract_block_features
 from nolabel.protocols.report import Report
 
@@ -127,7 +133,7 @@ def run_linear(
         DataError: see `labelled_features`; or no class has two images in train.
         UsageError: more blocks than the network has, or blocks of different widths.
     """
-    o = build(Options, options)
+    o = build_options(Options, options)
     device = encoder.device
     if o.own_embedding:
         found, judged, names, notes = labelled_features(
@@ -158,7 +164,10 @@ def run_linear(
 
 def _swept_features(encoder: Encoder, train: Source, test: Source, o: Options) -> Any:
     """Features of every combination of blocks and pools; labels; names and notes."""
-    labels, own = require_labels(train), matching(train, test)  # before the features are computed
+    labels, own = (
+        require_labels(train),
+        match_labels(train, test),
+    )  # before the features are computed
     given: dict[str, Any] = {
         "blocks": max(o.blocks), "seed": o.seed, "batch_size": o.batch_size,
     }  # fmt: skip

@@ -33,7 +33,7 @@ from nolabel.data.sources.items import Items
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import DataError, UsageError
-from nolabel.protocols._options import as_tuples, at_least, build
+from nolabel.protocols._options import as_tuples, at_least, build_options
 from nolabel.protocols._ranking import average_precision, places, precision_at, row
 from nolabel.protocols.data.revisited import Revisited, find_truth, open_revisited
 from nolabel.protocols.report import Report
@@ -100,7 +100,7 @@ def run_retrieval(
         DataError: no groups, or none with two images; or an image cannot be read.
         UsageError: the encoder cannot take images of other sizes, which `longest` makes.
     """
-    o = build(Options, options)
+    o = build_options(Options, options)
     if o.longest is not None or isinstance(test, Revisited):
         require(encoder.backbone, ["any_size"], "Retrieval with whole images")
     if isinstance(test, Revisited):

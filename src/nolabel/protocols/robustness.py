@@ -30,8 +30,8 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import DataError, UsageError, unknown
 from nolabel.protocols import linear
-from nolabel.protocols._options import as_tuples, at_least, build
-from nolabel.protocols._scores import accuracy_rows, labelled_features, matching
+from nolabel.protocols._options import as_tuples, at_least, build_options
+from nolabel.protocols._scores import accuracy_rows, labelled_features, match_labels
 from nolabel.protocols.data.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from nolabel.protocols.report import Report
 from nolabel.types import Sample
@@ -107,7 +107,7 @@ def run_robustness(
         DataError: see `labelled_features`; or a domain has classes that train lacks.
         UsageError: encoders and images of other channels than three, for corruptions.
     """
-    o = build(Options, options)
+    o = build_options(Options, options)
     sets = _sets(test, o, encoder)
     shares, rows, notes = _judge(encoder, train, test, sets, features, o)
     clean = shares["test"]
@@ -160,7 +160,7 @@ def _judge(
     )
     rows = accuracy_rows("test", _ranked(head, judged.values, None), judged.labels, len(names))[:1]
     for name, source in sets.items():
-        labels = matching(train, source)  # before the features are computed
+        labels = match_labels(train, source)  # before the features are computed
         allowed = np.unique(labels)
         z = extract(encoder, source, batch_size=o.batch_size)
         truth = torch.from_numpy(labels)[z.keys]

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from nolabel.data.source import Source
     from nolabel.encoders.encoder import Encoder
     from nolabel.encoders.features import Features
-    from nolabel.protocols.attention import Pair
+    from nolabel.protocols.attention import FigureSplits
     from nolabel.protocols.copies import Copies
     from nolabel.protocols.data.davis import Clips
     from nolabel.protocols.data.revisited import Revisited
     from nolabel.protocols.report import Report
 
     # What a protocol is tested on once it is opened; and what users give for it.
-    TestSet = Source | Revisited | Clips | Pair | Copies | Path | tuple[SourceSpec, ...]
+    TestSet = Source | Revisited | Clips | FigureSplits | Copies | Path | tuple[SourceSpec, ...]
     TestSpec = SourceSpec | TestSet
 
 __all__ = [

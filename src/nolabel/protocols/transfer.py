@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError, unknown
-from nolabel.protocols._options import as_tuples, at_least, build
+from nolabel.protocols._options import as_tuples, at_least, build_options
 from nolabel.protocols.report import Report
 from nolabel.protocols.run import open_sets, run
 
@@ -70,7 +70,7 @@ def run_transfer(
     Raises:
         DataError, UsageError: as `nolabel.protocols.run.evaluate`, for any of the sets.
     """
-    o = build(Options, options)
+    o = build_options(Options, options)
     size, channels = encoder.image_size, encoder.channels
     opened = [open_sets(s, image_size=size, channels=channels) for s in test]  # before the work
     rows: list[dict[str, Any]] = []

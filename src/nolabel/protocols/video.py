@@ -31,7 +31,7 @@ from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError
-from nolabel.protocols._options import at_least, build
+from nolabel.protocols._options import at_least, build_options
 from nolabel.protocols._propagation import boundary_score, jaccard, propagate
 from nolabel.protocols._ranking import row
 from nolabel.protocols.data.davis import VOID, Clip, Clips, open_clips
@@ -84,7 +84,7 @@ def run_video(
         UsageError: the encoder takes images of one size only, or gives no features of places.
         DataError: a video has no object in its first frame, or fewer than three frames.
     """
-    o = build(Options, options)
+    o = build_options(Options, options)
     require(encoder.backbone, ["any_size", "patches"], "Video segmentation")
     side = _side(encoder, o.side)
     scores: dict[str, list[float]] = {"J": [], "F": [], "still J": [], "still F": []}

@@ -35,7 +35,7 @@ from nolabel.encoders.features import Features, extract
 from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import DataError, UsageError
 from nolabel.nn.knn import nearest
-from nolabel.protocols._options import as_tuples, at_least, build
+from nolabel.protocols._options import as_tuples, at_least, build_options
 from nolabel.protocols._scores import TOP, interval, wilson
 from nolabel.protocols.prompts import names_of, templates_of
 from nolabel.protocols.report import Report
@@ -109,7 +109,7 @@ def run_zeroshot(
         UsageError: the encoder has no text tower.
         DataError: the test set has neither labels nor texts, or an image without its text.
     """
-    o = build(Options, options)
+    o = build_options(Options, options)
     text = text_of(encoder)
     captioned = has_texts(test)
     if test.labels is None and not captioned:
