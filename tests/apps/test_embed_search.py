@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import nolabel as nl
-from nolabel.apps.embed import Options, embed, open_index, part
+from nolabel.apps.embed import Options, embed, open_index, shard_range
 from nolabel.apps.search import draw, search
 from nolabel.cli import main
 from nolabel.data.creatures.world import Creatures
@@ -116,7 +116,11 @@ def test_an_interrupted_embedding_goes_on_and_ends_the_same(encoder, tmp_path):
 
 
 def test_parts_together_are_the_whole(encoder, tmp_path):
-    assert [list(part(f"{i}/3", 10)) for i in (1, 2, 3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+    assert [list(shard_range(f"{i}/3", 10)) for i in (1, 2, 3)] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6, 7, 8, 9],
+    ]
     parts = [
         embed(encoder, SOURCE, tmp_path / f"{i}.npy", options=Options(shard=f"{i}/3")).values
         for i in (1, 2, 3)

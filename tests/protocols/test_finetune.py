@@ -13,7 +13,8 @@ from nolabel.backbones import build
 from nolabel.data.creatures.world import Creatures
 from nolabel.data.sources.arrays import Arrays
 from nolabel.errors import DataError, UsageError
-from nolabel.protocols.finetune import Classifier, Options, groups, load_classifier, mixing, rate
+from nolabel.protocols.classifier import Classifier, load_classifier
+from nolabel.protocols.finetune import Options, lr_factor, make_mixing, parameter_groups
 
 FAST = {"epochs": 3, "batch": 32}
 
@@ -29,7 +30,7 @@ def shades(n, seed):
 @pytest.mark.parametrize("name", ["vit_pico", "swin_nano", "resnet_nano"])
 def test_early_layers_learn_more_slowly_and_every_parameter_is_in_one_group(name):
     model = Classifier(build(name, image_size=32), 3, "auto")
-    found = groups(model, 1.0, 0.5, 0.05)
+    found = parameter_groups(model, 1.0, 0.5, 0.05)
     listed = [p for g in found for p in g["params"]]
     assert len(listed) == len({id(p) for p in listed}) == len(list(model.parameters()))
     peak = {id(p): g["peak"] for g in found for p in g["params"]}
@@ -46,7 +47,7 @@ def test_early_layers_learn_more_slowly_and_every_parameter_is_in_one_group(name
 
 
 def test_the_rate_rises_to_one_and_falls_to_zero():
-    values = [rate(s, 100, 10) for s in range(100)]
+    values = [lr_factor(s, 100, 10) for s in range(100)]
     assert values[0] == 0.1 and values[9] == pytest.approx(1.0) and values[10] == 1.0
     assert values[55] == pytest.approx(0.5) and values[99] < 0.001
     assert values[10:] == sorted(values[10:], reverse=True)
@@ -55,11 +56,11 @@ def test_the_rate_rises_to_one_and_falls_to_zero():
 def test_mixed_targets_are_shares_of_two_classes_smoothed():
     o = Options(mixup=0.8, cutmix=1.0, smoothing=0.1)
     torch.manual_seed(0)
-    x, y = mixing(o, 4)(torch.randn(8, 3, 16, 16), torch.arange(8) % 4)
+    x, y = make_mixing(o, 4)(torch.randn(8, 3, 16, 16), torch.arange(8) % 4)
     assert y.shape == (8, 4)
     torch.testing.assert_close(y.sum(1), torch.ones(8))
     assert float(y.min()) == pytest.approx(0.025) and ((y > 0.03).sum(1) <= 2).all()
-    x, y = mixing(Options(), 4)(torch.randn(8, 3, 16, 16), torch.arange(8) % 4)
+    x, y = make_mixing(Options(), 4)(torch.randn(8, 3, 16, 16), torch.arange(8) % 4)
     assert y.shape == (8,)
 
 

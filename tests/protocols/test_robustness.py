@@ -16,7 +16,7 @@ from nolabel.data.sources.arrays import Arrays
 from nolabel.errors import DataError, UsageError
 from nolabel.protocols.all import evaluate_all
 from nolabel.protocols.data.corruptions import CORRUPTIONS, corrupted
-from nolabel.protocols.robustness import expected
+from nolabel.protocols.robustness import expected_accuracy
 from nolabel.protocols.run import PROTOCOLS
 
 IMAGE = Creatures("test", size=64).read(2).image
@@ -42,10 +42,12 @@ def test_brightness_raises_the_largest_channel_and_contrast_keeps_the_mean():
 
 
 def test_a_line_through_baselines_gives_what_is_to_be_expected():
-    assert expected(0.5, [(0.4, 0.4), (0.8, 0.8)]) == pytest.approx(0.5)
+    assert expected_accuracy(0.5, [(0.4, 0.4), (0.8, 0.8)]) == pytest.approx(0.5)
     logit = lambda p: np.log(p / (1 - p))  # noqa: E731
     line = lambda p: 1 / (1 + np.exp(-(0.7 * logit(p) - 0.3)))  # noqa: E731
-    assert expected(0.6, [(p, line(p)) for p in (0.3, 0.7, 0.9)]) == pytest.approx(line(0.6))
+    assert expected_accuracy(0.6, [(p, line(p)) for p in (0.3, 0.7, 0.9)]) == pytest.approx(
+        line(0.6)
+    )
 
 
 def table(tmp_path, rows):

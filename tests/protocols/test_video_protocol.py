@@ -16,7 +16,7 @@ from nolabel.data.creatures.videos import draw_video
 from nolabel.errors import DataError, UsageError
 from nolabel.protocols._propagation import boundary, boundary_score, jaccard, propagate
 from nolabel.protocols.data.davis import open_clips
-from nolabel.protocols.video import Options, enlarged, segment
+from nolabel.protocols.video import Options, segment, upsample_labels
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 
@@ -131,7 +131,7 @@ def test_masks_are_enlarged_object_by_object():
     soft = torch.zeros(3, 4, 4)
     soft[0] = 0.6
     soft[1, :2, :2] = 0.5  # the strongest of its object, though below the ground's value
-    mask = enlarged(soft, (16, 16), (8, 8))
+    mask = upsample_labels(soft, (16, 16), (8, 8))
     assert mask.shape == (8, 8) and mask[1, 1] == 1 and mask[7, 7] == 0
 
 

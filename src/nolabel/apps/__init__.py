@@ -1,1 +1,1 @@
-"""Uses of a trained encoder."""
+"""Applications of a trained encoder: features of a data set, and search among them."""

@@ -1,11 +1,11 @@
-"""`nolabel embed`: the features of a data set in one file, written in pieces, resumable.
+"""`nolabel embed`: features of a data set in one file; an interrupted run is resumed.
 
-Beside FILE there are FILE.json (what the features are, and which images could not be read) and
-FILE.paths (a name for each row, one a line). While it is written, FILE is named FILE.partial, a
-plain array on disk, and FILE.partial.json holds the number of images that are done; the same
-command continues from there. The features are never held in memory as a whole.
+FILE.json describes the features and lists images that could not be read; FILE.paths has one name
+per line for each row. Until it is complete, the features are in FILE.partial, a memory-mapped
+array, and FILE.partial.json has the number of images that are done; the same command resumes from
+there. The features are never in memory all at once.
 
-Row i belongs to image i of the set; a row whose image could not be read is NaN.
+Row i belongs to image i of the set; the row of an image that could not be read is NaN.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from nolabel.data.progress import progress_bar
@@ -32,19 +32,19 @@ from nolabel.errors import DataError, FileDamaged, UsageError, printable, unknow
 FORMATS = (".npy", ".safetensors", ".parquet")
 POOLS = ("auto", "class", "mean", "both")
 SAVE_SECONDS = 10.0
-_ROWS = 8192  # of a Parquet row group, and of a piece that is read at once
+_BLOCK_ROWS = 8192  # of a Parquet row group, and of a block in memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the features are."""
+    """Options of the features."""
 
-    pool: str = "auto"  # the encoder's own; class token; mean of patches; both side by side
-    normalize: bool = False  # rows of unit length
+    pool: str = "auto"  # the encoder's embedding; or class token, mean of patches, or both
+    normalize: bool = False  # L2-normalise the rows
     half: bool = False  # store float16 instead of float32
-    precision: str = "fp32"  # or bf16, faster on most GPUs and some CPUs, and a little coarser
-    batch_size: int = 256  # images at once
-    shard: str = ""  # I/N: the I-th of N parts of the set, counted from 1, for several machines
+    precision: str = "fp32"  # or bf16: faster on most GPUs and some CPUs, less exact
+    batch_size: int = 256  # images in a forward pass
+    shard: str = ""  # I/N: the I-th of N parts of the set (from 1), for several machines
 
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
@@ -53,7 +53,7 @@ class Options:
             raise unknown("precision", self.precision, ("fp32", "bf16"))
         if self.batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {self.batch_size}.")
-        part(self.shard, 1)
+        shard_range(self.shard, 1)
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ class Index:
     """Features on disk.
 
     Attributes:
-        path: of the file.
-        values: float [N, D], read as they are asked for; rows of NaN have no image.
-        about: the content of FILE.json.
+        path: path of the file.
+        values: float16 or float32 [N, D], memory-mapped where the format allows; rows of images
+            that could not be read are NaN.
+        about: content of FILE.json.
     """
 
     path: Path
@@ -71,18 +72,28 @@ class Index:
     about: dict[str, Any]
 
     def names(self) -> list[str]:
-        """A path or name for each row."""
-        return [json.loads(line) for line in _beside(self.path, ".paths").read_text().splitlines()]
+        """Paths or names of the N images."""
+        return [
+            json.loads(line) for line in _with_suffix(self.path, ".paths").read_text().splitlines()
+        ]
 
 
-def part(shard: str, count: int) -> range:
-    """The numbers of the images in part I/N of `count`; "" is all."""
+def shard_range(shard: str, count: int) -> range:
+    """Indices of the images of a shard.
+
+    Args:
+        shard: I/N, the I-th of N parts, from 1; "" is all images.
+        count: number of images.
+
+    Raises:
+        UsageError: not of this form.
+    """
     if not shard:
         return range(count)
-    one, slash, of = shard.partition("/")
-    if not (slash and one.isdigit() and of.isdigit() and 1 <= int(one) <= int(of)):
+    index, slash, total = shard.partition("/")
+    if not (slash and index.isdigit() and total.isdigit() and 1 <= int(index) <= int(total)):
         raise UsageError(f"shard must be I/N with I from 1 to N, such as 3/8, got {shard!r}.")
-    i, n = int(one), int(of)
+    i, n = int(index), int(total)
     return range(count * (i - 1) // n, count * i // n)
 
 
@@ -94,18 +105,21 @@ def embed(
     options: Options | None = None,
     overwrite: bool = False,
 ) -> Index:
-    """Writes the features of every image of a source, continuing where it stopped.
+    """Writes the features of every image of a source, or resumes an interrupted run.
 
     Args:
-        encoder: does the work on its own device.
+        encoder: the encoder, used on its own device.
         source: the images.
         out: .npy, .safetensors (tensor `features`) or .parquet (columns path and features).
-        options: what the features are.
+        options: options of the features.
         overwrite: whether a finished file, or one begun with other settings, may be replaced.
 
+    Returns:
+        The features on disk.
+
     Raises:
-        UsageError: an unknown ending; the file is there, or was begun with other settings; or the
-            encoder has no class token to give.
+        UsageError: an unknown ending; the file exists, or was begun with other settings; or the
+            encoder has no class token.
         DataError: no image could be read.
     """
     o = options or Options()
@@ -114,63 +128,68 @@ def embed(
         raise unknown("ending of the file", path.suffix or path.name, FORMATS)
     if path.exists() and not overwrite:
         raise UsageError(f"{str(path)!r} exists already. Say --overwrite to replace it.")
-    numbers = part(o.shard, len(source))
-    if not numbers:
+    indices = shard_range(o.shard, len(source))
+    if not indices:
         raise UsageError(f"Part {o.shard} of {len(source)} images is empty. Use fewer parts.")
     encoder.precision = o.precision
     pooled = pooling(encoder, o.pool)
     width = width_of(encoder, o.pool)
     about: dict[str, Any] = {
         "format": 1, "encoder": encoder.name, "checksum": encoder.meta.get("checksum"),
-        "image_size": encoder.image_size, "data": source.name, "first": numbers.start,
-        "count": len(numbers), "dim": width, "dtype": "float16" if o.half else "float32",
+        "image_size": encoder.image_size, "data": source.name, "first": indices.start,
+        "count": len(indices), "dim": width, "dtype": "float16" if o.half else "float32",
         "pool": o.pool, "normalized": o.normalize, "precision": o.precision,
     }  # fmt: skip
-    partial, state_file = _beside(path, ".partial"), _beside(path, ".partial.json")
+    partial, state_file = _with_suffix(path, ".partial"), _with_suffix(path, ".partial.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    done, skipped = _begun(partial, state_file, about, overwrite)
-    shape = (len(numbers), width)
+    done, skipped = _read_progress(partial, state_file, about, overwrite)
+    shape = (len(indices), width)
     rows = np.memmap(partial, dtype=about["dtype"], mode="r+" if done else "w+", shape=shape)
-    saved, started = time.monotonic(), done
+    saved, done_before = time.monotonic(), done
 
     def save() -> None:
         rows.flush()
-        _write(state_file, {**about, "done": done, "skipped": skipped})
+        _write_json(state_file, {**about, "done": done, "skipped": skipped})
 
-    rest = Subset(source, np.arange(numbers.start + done, numbers.stop), source.name)
+    remaining = Subset(source, np.arange(indices.start + done, indices.stop), source.name)
     title = f"{encoder.name} on {source.name}"
     try:
-        with progress_bar(title, len(rest), True) as advance:
-            for chunk in chunks(rest, o.batch_size):
+        with progress_bar(title, len(remaining), True) as advance:
+            for chunk in chunks(remaining, o.batch_size):
                 count = len(chunk.keys) + len(chunk.skipped)
                 rows[done : done + count] = np.nan
                 if len(chunk.keys):
                     z = pooled(encoder.prepare_pixels(chunk.images))
-                    at = np.asarray(chunk.keys, dtype=np.int64) + started
-                    rows[at] = (F.normalize(z, dim=1) if o.normalize else z).numpy()
+                    rows_of_batch = np.asarray(chunk.keys, dtype=np.int64) + done_before
+                    rows[rows_of_batch] = (F.normalize(z, dim=1) if o.normalize else z).numpy()
                 skipped += [[printable(p), reason] for p, reason in chunk.skipped]
                 done += count
                 advance(count)
                 if time.monotonic() - saved > SAVE_SECONDS:
                     save()
                     saved = time.monotonic()
-    finally:  # also when it is stopped: the next call continues after the last whole batch
+    finally:  # also on an interrupt: the next call resumes after the last complete batch
         save()
-    if len(skipped) == len(numbers):
+    if len(skipped) == len(indices):
         raise DataError(f"No image of {source.name!r} can be read. First: {': '.join(skipped[0])}.")
-    with _beside(path, ".paths").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(printable(source.path(i))) + "\n" for i in numbers)
-    _finish(path, partial, rows, about)
-    _write(_beside(path, ".json"), {**about, "skipped": skipped})
+    with _with_suffix(path, ".paths").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(printable(source.path(i))) + "\n" for i in indices)
+    _write_final(path, partial, rows, about)
+    _write_json(_with_suffix(path, ".json"), {**about, "skipped": skipped})
     state_file.unlink()
     return open_index(path)
 
 
 def pooling(encoder: Encoder, pool: str) -> Callable[[Tensor], Tensor]:
-    """From prepared images to features float32 [N, D or 2 D] on the CPU.
+    """Makes the function that computes features.
 
-    Raises:
-        UsageError: the encoder has no class token.
+    Args:
+        encoder: the encoder.
+        pool: one of `POOLS`.
+
+    Returns:
+        Function of prepared images float32 [N, C, S, S] that returns features float32 [N, D], or
+        [N, 2 D] for "both", on the CPU. It raises UsageError if there is no class token.
     """
 
     def pooled(x: Tensor) -> Tensor:
@@ -187,32 +206,35 @@ def pooling(encoder: Encoder, pool: str) -> Callable[[Tensor], Tensor]:
 
 
 def open_index(path: str | os.PathLike[str]) -> Index:
-    """Features that `embed` wrote.
+    """Opens features that `embed` wrote.
 
     Raises:
         UsageError: no such file, or one that is not finished.
-        FileDamaged: its description is missing or does not fit.
+        FileDamaged: FILE.json is missing or does not match.
     """
     path = Path(path)
     if not path.is_file():
-        begun = _beside(path, ".partial").exists()
-        more = "it is not finished: run the same embed again" if begun else "no such file"
+        unfinished = _with_suffix(path, ".partial").exists()
+        more = "it is not finished: run the same embed again" if unfinished else "no such file"
         raise UsageError(f"No features at {str(path)!r}: {more}.")
     try:
-        about = json.loads(_beside(path, ".json").read_text(encoding="utf-8"))
+        about = json.loads(_with_suffix(path, ".json").read_text(encoding="utf-8"))
         shape = (int(about["count"]), int(about["dim"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileDamaged(
             f"{str(path)!r} has no description beside it ({path.name}.json) that can be read "
             f"({error}). Make it with nolabel embed."
         ) from None
-    values = _opened(path, about["dtype"], shape)
+    values = _open_values(path, about["dtype"], shape)
     if values.shape != shape:
-        raise FileDamaged(f"{str(path)!r} holds {values.shape} numbers, its description {shape}.")
+        raise FileDamaged(
+            f"{str(path)!r} holds features of shape {values.shape}, its description says "
+            f"{shape}. Make it again with nolabel embed."
+        )
     return Index(path, values, about)
 
 
-def _opened(path: Path, dtype: str, shape: tuple[int, int]) -> np.ndarray:
+def _open_values(path: Path, dtype: str, shape: tuple[int, int]) -> np.ndarray:
     try:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -229,35 +251,35 @@ def _opened(path: Path, dtype: str, shape: tuple[int, int]) -> np.ndarray:
         raise FileDamaged(f"{str(path)!r} cannot be read ({error}).") from None
 
 
-def _begun(
+def _read_progress(
     partial: Path, state_file: Path, about: dict[str, Any], overwrite: bool
 ) -> tuple[int, list[list[str]]]:
-    """Images done by an earlier call with the same settings, and those that it could not read."""
+    """Progress of an interrupted run with the same settings: images done, and unreadable ones."""
     if not (partial.exists() and state_file.exists()):
         return 0, []
     try:
         state = json.loads(state_file.read_text(encoding="utf-8"))
     except ValueError:
         return 0, []
-    same = {k: state.get(k) for k in about} == about
+    same_settings = {k: state.get(k) for k in about} == about
     if (
-        same
+        same_settings
         and partial.stat().st_size
         == about["count"] * about["dim"] * np.dtype(about["dtype"]).itemsize
     ):
         return int(state["done"]), list(state["skipped"])
     if overwrite:
         return 0, []
-    other = next((k for k in about if state.get(k) != about[k]), "size")
+    changed = next((k for k in about if state.get(k) != about[k]), "size")
     raise UsageError(
-        f"{str(partial)!r} was begun with another {other} ({state.get(other)!r}, now "
-        f"{about.get(other)!r}). Give the same settings to continue, or --overwrite."
+        f"{str(partial)!r} was begun with another {changed} ({state.get(changed)!r}, now "
+        f"{about.get(changed)!r}). Give the same settings to continue, or --overwrite."
     )
 
 
-def _finish(path: Path, partial: Path, rows: np.memmap, about: dict[str, Any]) -> None:
-    """Turns the plain array into the wanted format, streaming, and takes it away."""
-    temporary = _beside(path, ".tmp")
+def _write_final(path: Path, partial: Path, rows: np.memmap, about: dict[str, Any]) -> None:
+    """Converts the memory-mapped array to the final format, block by block, and removes it."""
+    temporary = _with_suffix(path, ".tmp")
     if path.suffix == ".parquet":
         _parquet(temporary, path, rows)
     else:
@@ -271,8 +293,8 @@ def _finish(path: Path, partial: Path, rows: np.memmap, about: dict[str, Any]) -
                 text = json.dumps({"features": entry}).encode()
                 text += b" " * (-len(text) % 8)
                 file.write(len(text).to_bytes(8, "little") + text)
-            for start in range(0, len(rows), _ROWS):
-                file.write(np.ascontiguousarray(rows[start : start + _ROWS]).data)
+            for start in range(0, len(rows), _BLOCK_ROWS):
+                file.write(np.ascontiguousarray(rows[start : start + _BLOCK_ROWS]).data)
             file.flush()
             os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -285,34 +307,38 @@ def _parquet(temporary: Path, path: Path, rows: np.memmap) -> None:
         from pyarrow import parquet
     except ImportError:
         raise UsageError(
-            "Writing Parquet needs pyarrow: pip install 'nolabel[parquet]', or choose .npy. What "
-            "is done is kept."
+            "Writing Parquet needs pyarrow: pip install 'nolabel[parquet]', or choose .npy. The "
+            "features computed so far are kept."
         ) from None
     kind = pyarrow.list_(pyarrow.from_numpy_dtype(rows.dtype), rows.shape[1])
     schema = pyarrow.schema([("path", pyarrow.string()), ("features", kind)])
     with (
-        _beside(path, ".paths").open(encoding="utf-8") as names,
+        _with_suffix(path, ".paths").open(encoding="utf-8") as names,
         parquet.ParquetWriter(temporary, schema) as writer,
     ):
-        for start in range(0, len(rows), _ROWS):
-            some = np.ascontiguousarray(rows[start : start + _ROWS])
-            paths = [json.loads(next(names)) for _ in range(len(some))]
-            flat = pyarrow.array(some.ravel())
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            block = np.ascontiguousarray(rows[start : start + _BLOCK_ROWS])
+            paths = [json.loads(next(names)) for _ in range(len(block))]
+            flat = pyarrow.array(block.ravel())
             features = pyarrow.FixedSizeListArray.from_arrays(flat, rows.shape[1])
             writer.write_table(pyarrow.table([pyarrow.array(paths), features], schema=schema))
 
 
 def width_of(encoder: Encoder, pool: str) -> int:
-    """Width of a feature, measured on a black image. Raises UsageError as `pooling`."""
+    """Width of a feature, measured on a black image.
+
+    Raises:
+        UsageError: the encoder has no class token, for `pool` "class" or "both".
+    """
     blank = np.zeros((encoder.image_size, encoder.image_size, encoder.channels), np.uint8)
     return pooling(encoder, pool)(encoder.prepare_pixels([blank])).shape[1]
 
 
-def _beside(path: Path, ending: str) -> Path:
+def _with_suffix(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
-def _write(path: Path, value: object) -> None:
-    temporary = _beside(path, ".tmp")
+def _write_json(path: Path, value: object) -> None:
+    temporary = _with_suffix(path, ".tmp")
     temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)

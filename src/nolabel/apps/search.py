@@ -1,8 +1,8 @@
 """`nolabel search`: the images most similar to an image or a text, among features on disk.
 
-Exact: cosine similarity to every row, read piece by piece. For millions of rows there is an
-approximate way by faiss (extra `search`): rows are sorted once into cells around k-means centres,
-kept in FILE.faiss, and a query looks into the nearest cells alone.
+Exact search computes the cosine similarity to every row, block by block. For millions of rows there
+is approximate search by faiss (extra `search`): an inverted file index (IVF) assigns rows to cells
+around k-means centres, is cached in FILE.faiss, and a query searches only the nearest cells.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from nolabel.apps.embed import Index, open_index, pooling, width_of
@@ -27,19 +27,19 @@ from nolabel.pictures.picture import Picture
 if TYPE_CHECKING:
     import faiss
 
-_ROWS = 65536  # compared at once
-PROBED = 32  # cells that an approximate search looks into
+_ROWS_AT_ONCE = 65536  # of a block in memory
+PROBED_CELLS = 32  # faiss's nprobe: cells searched for a query
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        query: the path or text that was asked.
-        rows: numbers of the rows, most similar first.
-        similarity: cosines, float [K].
-        names: paths or names of the images.
+        query: path or text of the query.
+        rows: indices of the K rows, most similar first.
+        similarity: their cosine similarities.
+        names: paths or names of their images.
     """
 
     query: str
@@ -61,15 +61,15 @@ def search(
     k: int = 10,
     approximate: bool = False,
 ) -> Hits:
-    """The k rows most similar to a query.
+    """Finds the k rows most similar to a query.
 
     Args:
         index: what `embed` wrote.
-        encoder: the one that made it.
-        query: a path, Pillow image or array; or a text, which no file has as its name, for an
-            encoder with a text tower.
-        k: how many.
-        approximate: whether to look into the nearest cells alone; for images.
+        encoder: the encoder of the index.
+        query: a path, Pillow image or uint8 array [H, W, C]; or, for an encoder with a text tower,
+            a text (any string that is not the path of a file).
+        k: number of rows.
+        approximate: whether to search only the nearest cells; for images.
 
     Raises:
         UsageError: another encoder than the index's, k below 1, a text without a text tower, or
@@ -78,43 +78,47 @@ def search(
     """
     if k < 1:
         raise UsageError(f"k must be at least 1, got {k}.")
-    found = index if isinstance(index, Index) else open_index(index)
-    _check(found, encoder)
+    opened = index if isinstance(index, Index) else open_index(index)
+    _check_encoder(opened, encoder)
     text = None
     if isinstance(query, str) and not os.path.exists(query):
         text = _text_tower(encoder, query)
         vector = text.embed(query)[0]
     else:
         x = encoder.prepare([query])
-        vector = F.normalize(pooling(encoder, found.about["pool"])(x), dim=1)[0]
+        vector = F.normalize(pooling(encoder, opened.about["pool"])(x), dim=1)[0]
     if approximate and text is not None:
-        raise UsageError("Words are compared with every row. Leave --approximate out.")
-    best = _by_cells(found, vector, k) if approximate else _nearest(found.values, vector, k, text)
-    names = found.names()
-    said = query if isinstance(query, str) else type(query).__name__
+        raise UsageError("A text is always compared with every row. Leave --approximate out.")
+    best = (
+        _nearest_approximate(opened, vector, k)
+        if approximate
+        else _nearest(opened.values, vector, k, text)
+    )
+    names = opened.names()
+    shown = query if isinstance(query, str) else type(query).__name__
     rows = tuple(int(i) for i in best[1])
-    return Hits(said, rows, tuple(float(s) for s in best[0]), tuple(names[i] for i in rows))
+    return Hits(shown, rows, tuple(float(s) for s in best[0]), tuple(names[i] for i in rows))
 
 
 def _nearest(
     values: np.ndarray, vector: Tensor, k: int, text: TextEncoder | None
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and numbers of the k nearest rows; rows of NaN are passed over."""
+    """Cosine similarities and indices of the k nearest rows; rows of NaN are skipped."""
     scores, rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
-    for start in range(0, len(values), _ROWS):
-        some = torch.from_numpy(np.array(values[start : start + _ROWS], dtype=np.float32))
-        z = text.project(some) if text else F.normalize(some, dim=1)
-        similar = (z @ vector).nan_to_num(-torch.inf)
-        scores = torch.cat([scores, similar])
-        rows = torch.cat([rows, torch.arange(start, start + len(some))])
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        block = torch.from_numpy(np.array(values[start : start + _ROWS_AT_ONCE], dtype=np.float32))
+        z = text.project(block) if text else F.normalize(block, dim=1)
+        similarity = (z @ vector).nan_to_num(-torch.inf)
+        scores = torch.cat([scores, similarity])
+        rows = torch.cat([rows, torch.arange(start, start + len(block))])
         keep = scores.topk(min(k, len(scores)))
         scores, rows = keep.values, rows[keep.indices]
-    real = scores > -torch.inf
-    return scores[real], rows[real]
+    valid = scores > -torch.inf
+    return scores[valid], rows[valid]
 
 
-def _by_cells(index: Index, vector: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The same by faiss: the nearest among the cells that are nearest to the query."""
+def _nearest_approximate(index: Index, vector: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `_nearest`, by faiss among the cells nearest to the query."""
     try:
         import faiss
     except ImportError:
@@ -124,44 +128,44 @@ def _by_cells(index: Index, vector: Tensor, k: int) -> tuple[Tensor, Tensor]:
         ) from None
     file = index.path.with_name(index.path.name + ".faiss")
     if file.is_file() and file.stat().st_mtime >= index.path.stat().st_mtime:
-        cells = cast("faiss.IndexIVFFlat", faiss.read_index(str(file)))
+        ivf = cast("faiss.IndexIVFFlat", faiss.read_index(str(file)))
     else:
-        cells = _cells(index.values)
+        ivf = _build_ivf_index(index.values)
         temporary = file.with_name(file.name + ".tmp")
-        faiss.write_index(cells, str(temporary))
+        faiss.write_index(ivf, str(temporary))
         os.replace(temporary, file)
-    cells.nprobe = PROBED
-    scores, rows = cells.search(vector.numpy()[None].astype(np.float32), k)
-    real = rows[0] >= 0
-    return torch.from_numpy(scores[0][real]), torch.from_numpy(rows[0][real])
+    ivf.nprobe = PROBED_CELLS
+    scores, rows = ivf.search(vector.numpy()[None].astype(np.float32), k)
+    valid = rows[0] >= 0
+    return torch.from_numpy(scores[0][valid]), torch.from_numpy(rows[0][valid])
 
 
-def _cells(values: np.ndarray) -> faiss.IndexIVFFlat:
-    """An index of unit rows in about 4 sqrt(N) cells; rows of NaN are left out."""
+def _build_ivf_index(values: np.ndarray) -> faiss.IndexIVFFlat:
+    """Builds an IVF index of L2-normalised rows in about 4 sqrt(N) cells, without rows of NaN."""
     import faiss
 
     n, width = values.shape
     count = max(min(int(4 * n**0.5), n // 40), 1)
     chosen = np.random.default_rng(0).choice(n, min(n, 256 * count), replace=False)
-    cells = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, count, faiss.METRIC_INNER_PRODUCT)
+    ivf = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, count, faiss.METRIC_INNER_PRODUCT)
 
-    def unit(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x = np.array(some, dtype=np.float32)
-        good = np.asarray(np.isfinite(x).all(1))
-        x = x[good]
-        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12), good
+    def unit(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = np.array(block, dtype=np.float32)
+        finite = np.asarray(np.isfinite(x).all(1))
+        x = x[finite]
+        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12), finite
 
-    cells.train(unit(values[np.sort(chosen)])[0])
-    for start in range(0, n, _ROWS):
-        x, good = unit(values[start : start + _ROWS])
-        cells.add_with_ids(x, (start + np.flatnonzero(good)).astype(np.int64))
-    return cells
+    ivf.train(unit(values[np.sort(chosen)])[0])
+    for start in range(0, n, _ROWS_AT_ONCE):
+        x, finite = unit(values[start : start + _ROWS_AT_ONCE])
+        ivf.add_with_ids(x, (start + np.flatnonzero(finite)).astype(np.int64))
+    return ivf
 
 
-def _check(index: Index, encoder: Encoder) -> None:
-    made, own = index.about.get("checksum"), encoder.meta.get("checksum")
+def _check_encoder(index: Index, encoder: Encoder) -> None:
+    index_checksum, own = index.about.get("checksum"), encoder.meta.get("checksum")
     width = width_of(encoder, index.about["pool"])
-    if (made and own and made != own) or width != index.about["dim"]:
+    if (index_checksum and own and index_checksum != own) or width != index.about["dim"]:
         raise UsageError(
             f"{str(index.path)!r} was made by {index.about['encoder']!r}, not by {encoder.name!r}; "
             "features of different encoders cannot be compared. Give that encoder, or embed again."
@@ -172,11 +176,11 @@ def _text_tower(encoder: Encoder, query: str) -> TextEncoder:
     try:
         return text_of(encoder)
     except UsageError as error:
-        raise UsageError(f"There is no file {query!r}, and as words: {error}") from None
+        raise UsageError(f"There is no file {query!r}, and as a text query: {error}") from None
 
 
 def draw(hits: Hits, source: Source, query: np.ndarray | None = None) -> Pictures:
-    """The hits as a row of pictures, the query first where it is an image.
+    """Draws the hits in a row, after the query if it is an image.
 
     Args:
         hits: what `search` returned.
@@ -184,12 +188,14 @@ def draw(hits: Hits, source: Source, query: np.ndarray | None = None) -> Picture
         query: uint8 [H, W, 3], or None.
 
     Raises:
-        DataError: the images are not there any more.
+        DataError: an image cannot be read any more.
     """
     try:
         tiles = [source.read(i).image[..., :3] for i in hits.rows]
     except (BadImage, IndexError) as error:
-        raise DataError(f"The images of the index are not there any more: {error}.") from None
+        raise DataError(
+            f"The images of the index cannot be read any more: {error}. Embed them again."
+        ) from None
     titles = [f"{s:.3f}" for s in hits.similarity]
     if query is not None:
         tiles, titles = [query, *tiles], ["query", *titles]

@@ -1,1 +1,1 @@
-"""Protocols: how good is an encoder? One a file; `run` has the table."""
+"""Evaluation protocols, one per file; `run` has their table."""

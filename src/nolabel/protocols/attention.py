@@ -93,7 +93,7 @@ def run_attention(
     head = int(head_scores(encoder, test.train, o)["heads"].mean(0).argmax())
     s = head_scores(encoder, test.test, o)
     rows = [
-        row(f"one head ({head}, head on train)", "IoU", s["heads"][:, head]),
+        row(f"one head ({head}, chosen on train)", "IoU", s["heads"][:, head]),
         row("head mean", "IoU", s["mean"]),
         row("best head of each image", "IoU", s["heads"].max(1)),
         row("most that the grid allows", "IoU", s["ceiling"]),

@@ -84,8 +84,8 @@ def run_fewshot(
     ks = [k for k in o.k if k <= smallest]
     if not ks:
         raise DataError(
-            f"The smallest class of {train.name!r} has {smallest} image(s), fewer than the smallest "
-            f"k ({o.k[0]}). Give a smaller --k."
+            f"The smallest class of {train.name!r} has {smallest} image(s), fewer than the "
+            f"smallest k ({o.k[0]}). Give a smaller --k."
         )
     rows = []
     with progress_bar(f"few-shot, {encoder.name}", len(ks) * o.draws, True) as advance:

@@ -1,24 +1,24 @@
-"""Fine-tuning: the whole network learns the labels, its early layers more slowly.
+"""Fine-tuning: the network is trained on the labels, with lower learning rates in early layers.
 
 He et al., "Masked Autoencoders Are Scalable Vision Learners", 2021, table 9; Bao et al., "BEiT",
 2021. AdamW on a linear head and the network, whose layer l of L (0: the patch embedding) has the
-rate lr * decay^(L + 1 - l); warm-up and cosine by step; random crops, flips, RandAugment, erasing,
-mixup or cutmix of each batch, label smoothing, stochastic depth.
+learning rate lr * decay^(L + 1 - l); warm-up and cosine by step; random crops, flips, RandAugment,
+random erasing, mixup or CutMix of each batch, label smoothing, stochastic depth.
 
 The recipe "small" (ours) is for thousands of images: no mixing, mild crops, few epochs. "paper" is
-MAE's for ViT-B: 100 epochs of batches of 1024.
+MAE's for ViT-B: 100 epochs with batches of 1024.
 
-The network of the last epoch is judged, once: test never chooses anything.
+The network of the last epoch is evaluated once: nothing is chosen by the test set.
 
-Differs from the original: the embedding is the encoder's own, or the mean of its patches after its
-last norm, where MAE puts a new norm behind the mean.
+Differs from the original: the embedding is the encoder's own, or the mean of its patches after the
+final norm, where MAE adds a new norm after the mean.
 """
 
 from __future__ import annotations
 
 import copy
-import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,58 +28,71 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from nolabel.backbones.base import Backbone
 from nolabel.backbones.depth import layer_numbers, skips_weight_decay
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source, require_labels
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, chunks
-from nolabel.encoders.file import (
-    ENCODER_FILE,
-    FORMAT,
-    read_tensors,
-    save_encoder,
-    versions,
-    write_tensors,
-)
+from nolabel.encoders.file import ENCODER_FILE
 from nolabel.errors import BadImage, DataError, UsageError, unknown
 from nolabel.nn.random_state import preserve_rng
 from nolabel.nn.schedules import warmup_cosine
 from nolabel.protocols._options import at_least, build_options
 from nolabel.protocols._scores import TOP, accuracy_rows, class_names, match_labels
+from nolabel.protocols.classifier import POOLS, Classifier, save_classifier
 from nolabel.protocols.report import Report
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "small": {"epochs": 20, "lr": 1e-3, "batch": 64, "layer_decay": 0.75, "drop_path": 0.0,
-              "mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0, "randaugment": 0, "erase": 0.0,
-              "scale": (0.5, 1.0), "warmup_epochs": 2.0},
-    "paper": {"epochs": 100, "lr": 2e-3, "batch": 1024, "layer_decay": 0.65, "drop_path": 0.1,
-              "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "randaugment": 9, "erase": 0.25,
-              "scale": (0.08, 1.0), "warmup_epochs": 5.0},
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Values of the options that a recipe sets; `Options` describes them."""
+
+    epochs: int
+    lr: float
+    batch: int
+    layer_decay: float
+    drop_path: float
+    mixup: float
+    cutmix: float
+    smoothing: float
+    randaugment: int
+    erase: float
+    scale: tuple[float, float]
+    warmup_epochs: float
+
+
+RECIPES = {
+    "small": Recipe(
+        epochs=20, lr=1e-3, batch=64, layer_decay=0.75, drop_path=0.0, mixup=0.0, cutmix=0.0,
+        smoothing=0.0, randaugment=0, erase=0.0, scale=(0.5, 1.0), warmup_epochs=2.0,
+    ),
+    "paper": Recipe(
+        epochs=100, lr=2e-3, batch=1024, layer_decay=0.65, drop_path=0.1, mixup=0.8, cutmix=1.0,
+        smoothing=0.1, randaugment=9, erase=0.25, scale=(0.08, 1.0), warmup_epochs=5.0,
+    ),
 }  # fmt: skip
-POOLS = ("auto", "mean")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of fine-tuning; None is the recipe's."""
+    """Options of fine-tuning; None takes the recipe's value."""
 
     recipe: str = "small"  # or paper: MAE's for ViT-B
     epochs: int | None = None  # passes over train
-    lr: float | None = None  # peak rate of the head; layers have lr * layer_decay^depth
-    batch: int | None = None  # images of a step
-    layer_decay: float | None = None  # factor from layer to layer, towards the front
-    weight_decay: float = 0.05  # of matrices
-    warmup_epochs: float | None = None  # of the rate, linear from zero
-    drop_path: float | None = None  # stochastic depth
-    mixup: float | None = None  # alpha of mixing two images; 0 does not
-    cutmix: float | None = None  # alpha of pasting a piece of another image; 0 does not
-    smoothing: float | None = None  # share of the target spread over all classes
-    randaugment: int | None = None  # magnitude of two random operations; 0 none
-    erase: float | None = None  # probability of a rectangle of noise
-    scale: tuple[float, float] | None = None  # area of the random crop
-    flip: bool = True  # mirror half of the images
-    pool: str = "auto"  # the encoder's embedding, or mean of its patches
+    lr: float | None = None  # peak learning rate of the head; layers have lr * layer_decay^depth
+    batch: int | None = None  # images in a step
+    layer_decay: float | None = None  # factor of the learning rate from a layer to the one before
+    weight_decay: float = 0.05  # of weight matrices, not of biases and norms
+    warmup_epochs: float | None = None  # of the learning rate, linear from zero
+    drop_path: float | None = None  # largest rate of stochastic depth
+    mixup: float | None = None  # alpha of mixup; 0 is off
+    cutmix: float | None = None  # alpha of CutMix; 0 is off
+    smoothing: float | None = None  # label smoothing
+    randaugment: int | None = None  # magnitude of RandAugment's two operations; 0 is off
+    erase: float | None = None  # probability of random erasing
+    scale: tuple[float, float] | None = None  # range of the random crop's share of the area
+    flip: bool = True  # horizontal flip of half of the images
+    pool: str = "auto"  # the encoder's embedding, or mean: the mean of its patches
     seed: int = 0  # of the head, order and augmentation
     save: str = ""  # folder for the fine-tuned encoder and the classifier
 
@@ -88,27 +101,20 @@ class Options:
             raise unknown("recipe", self.recipe, RECIPES)
         if self.pool not in POOLS:
             raise unknown("pool", self.pool, POOLS)
-        for name, value in RECIPES[self.recipe].items():
+        for name, value in vars(RECIPES[self.recipe]).items():
             if vars(self)[name] is None:
                 object.__setattr__(self, name, value)
         at_least(self, epochs=1, batch=1)
         if not self.lr or self.lr <= 0 or not 0 < (self.layer_decay or 0) <= 1:
-            raise UsageError("lr must be above 0 and layer_decay between 0 and 1.")
+            raise UsageError(
+                f"lr must be above 0 and layer_decay above 0 and at most 1, got {self.lr} and "
+                f"{self.layer_decay}."
+            )
 
-
-class Classifier(nn.Module):
-    """A backbone and a linear head [D -> K]."""
-
-    def __init__(self, backbone: Backbone, classes: int, pool: str):
-        super().__init__()
-        self.backbone, self.pool = backbone, pool
-        self.head = nn.Linear(backbone.dim, classes)
-        nn.init.trunc_normal_(self.head.weight, std=2e-5)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        auto = self.pool == "auto"
-        return self.head(self.backbone(x) if auto else self.backbone.tokens(x).patches.mean(1))
+    @property
+    def resolved(self) -> Recipe:
+        """The recipe with the user's values in place of its own."""
+        return Recipe(**{f.name: vars(self)[f.name] for f in fields(Recipe)})
 
 
 def run_finetune(
@@ -119,35 +125,37 @@ def run_finetune(
     features: tuple[Features, Features] | None = None,
     **options: object,
 ) -> Report:
-    """Fine-tunes a copy of an encoder and judges it; the encoder itself stays as it is.
+    """Fine-tunes a copy of an encoder and evaluates it; the encoder itself is not changed.
 
     Args:
         encoder: the encoder.
-        train: labelled images, to learn from.
-        test: labelled images of the same classes, judged once, at the end.
+        train: labelled images to train on.
+        test: labelled images of the same classes, used once, at the end.
         features: not used.
         **options: fields of `Options`.
 
     Raises:
         DataError: no labels, classes in test that train lacks, or images that cannot be read.
-        UsageError: images of other channels than three, or a folder that is in use.
+        UsageError: images with other than three channels, or a folder that holds an encoder.
     """
     o = build_options(Options, options)
     labels, truth = require_labels(train), match_labels(train, test)
     names = class_names(train)
     if encoder.channels != 3:
-        raise UsageError("Fine-tuning augments images of three channels alone.")
+        raise UsageError(
+            f"Fine-tuning augments images with three channels, {encoder.name!r} takes "
+            f"{encoder.channels}. Use the linear protocol."
+        )
     folder = Path(o.save) if o.save else None
     if folder is not None and (folder / ENCODER_FILE).exists():
         raise UsageError(f"{o.save!r} holds an encoder already. Choose another --save.")
     model = fit_classifier(encoder, train, labels, len(names), o)
-    guesses, kept = _guess(model, encoder, test)
-    own = torch.from_numpy(truth)[kept]
-    rows = accuracy_rows(f"epoch {o.epochs}", guesses, own, len(names))
-    used = {k: vars(o)[k] for k in RECIPES["small"]}
-    note = f"recipe {o.recipe}: " + ", ".join(f"{k} {_shown(v)}" for k, v in used.items())
+    guesses, keys = _predict(model, encoder, test)
+    rows = accuracy_rows(f"epoch {o.epochs}", guesses, torch.from_numpy(truth)[keys], len(names))
+    settings = vars(o.resolved)
+    note = f"recipe {o.recipe}: " + ", ".join(f"{k} {_format(v)}" for k, v in settings.items())
     if folder is not None:
-        save(model, encoder, names, folder)
+        save_classifier(model, encoder, names, folder)
         note += f"; saved in {o.save}"
     return Report(
         protocol="finetune", encoder=encoder.name, train=train.name, test=test.name,
@@ -155,7 +163,7 @@ def run_finetune(
     )  # fmt: skip
 
 
-def _shown(value: float | tuple[float, float]) -> str:
+def _format(value: float | tuple[float, float]) -> str:
     if isinstance(value, tuple):
         return f"{value[0]:g} to {value[1]:g}"
     return f"{value:g}"
@@ -164,8 +172,22 @@ def _shown(value: float | tuple[float, float]) -> str:
 def fit_classifier(
     encoder: Encoder, train: Source, labels: np.ndarray, classes: int, o: Options
 ) -> Classifier:
-    """Fine-tunes a copy of the encoder's backbone; on its device."""
-    r: Any = o  # its fields are filled from the recipe
+    """Fine-tunes a copy of the encoder's backbone on its device.
+
+    Args:
+        encoder: the encoder; it is not changed.
+        train: the images.
+        labels: int64 [N] in [0, classes).
+        classes: number of classes.
+        o: the protocol's options.
+
+    Returns:
+        The classifier in evaluation mode.
+
+    Raises:
+        DataError: no image of a batch can be read.
+    """
+    r = o.resolved
     device = encoder.device
     with preserve_rng():
         torch.manual_seed(o.seed)
@@ -173,22 +195,22 @@ def fit_classifier(
         if r.drop_path:
             backbone.set_drop_path(r.drop_path)
         model = Classifier(backbone, classes, o.pool).to(device)
-        optimiser = torch.optim.AdamW(groups(model, r.lr, r.layer_decay, o.weight_decay))
-        augment, mix = augmentation(encoder, r), mixing(r, classes)
+        optimiser = torch.optim.AdamW(parameter_groups(model, r.lr, r.layer_decay, o.weight_decay))
+        augment, mix = augmentation(encoder, o), make_mixing(o, classes)
         n, batch = len(train), min(r.batch, len(train))
-        per_epoch = max(n // batch, 1)
-        total = per_epoch * r.epochs
-        warmup = min(round(r.warmup_epochs * per_epoch), total - 1)
+        steps_per_epoch = max(n // batch, 1)
+        total = steps_per_epoch * r.epochs
+        warmup = min(round(r.warmup_epochs * steps_per_epoch), total - 1)
         rng = np.random.default_rng(o.seed)
         order = rng.permutation(n)
         with progress_bar(f"fine-tuning {encoder.name}", total, True) as advance:
             for step in range(total):
-                if step and step % per_epoch == 0:
+                if step and step % steps_per_epoch == 0:
                     order = rng.permutation(n)
-                some = order[step % per_epoch * batch :][:batch]
-                x, y = _batch(train, labels, some, augment)
+                indices = order[step % steps_per_epoch * batch :][:batch]
+                x, y = _read_batch(train, labels, indices, augment)
                 x, y = mix(x.to(device), y.to(device))
-                factor = rate(step, total, warmup)
+                factor = lr_factor(step, total, warmup)
                 for g in optimiser.param_groups:
                     g["lr"] = g["peak"] * factor
                 model.train()
@@ -203,32 +225,45 @@ def fit_classifier(
         return model.eval()
 
 
-def rate(step: int, total: int, warmup: int) -> float:
-    """Factor of the rate: linear up to 1, then half a cosine down to 0."""
+def lr_factor(step: int, total: int, warmup: int) -> float:
+    """Factor of the learning rate: linear warm-up to 1, then half a cosine to 0."""
     return warmup_cosine(1 / max(warmup, 1), 1.0, 0.0, step, warmup, total)
 
 
-def groups(model: Classifier, lr: float, decay: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups of parameters by layer and by whether they decay; `peak` is a group's rate."""
+def parameter_groups(
+    model: Classifier, lr: float, decay: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Parameter groups of the optimiser: by layer, and by whether they have weight decay.
+
+    Args:
+        model: the classifier.
+        lr: peak learning rate of the head.
+        decay: factor of the learning rate from a layer to the one before.
+        weight_decay: weight decay of matrices.
+
+    Returns:
+        Groups with "params", "lr", "weight_decay", and "peak", the peak learning rate.
+    """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     layers, last = layer_numbers(n for n, _ in named)
     out: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, p in named:
-        peak, plain = lr * decay ** (last - layers[name]), skips_weight_decay(name, p)
-        new: dict[str, Any] = {"params": [], "peak": peak, "lr": peak,
-                               "weight_decay": 0.0 if plain else weight_decay}  # fmt: skip
-        out.setdefault((peak, plain), new)["params"].append(p)
+        peak, undecayed = lr * decay ** (last - layers[name]), skips_weight_decay(name, p)
+        group = {"params": [], "peak": peak, "lr": peak,
+                 "weight_decay": 0.0 if undecayed else weight_decay}  # fmt: skip
+        out.setdefault((peak, undecayed), group)["params"].append(p)
     return list(out.values())
 
 
-def augmentation(encoder: Encoder, r: Any) -> v2.Compose:
-    """From uint8 [3, H, W] to a normalised float [3, S, S]."""
-    steps: list[Any] = [
+def augmentation(encoder: Encoder, o: Options) -> v2.Compose:
+    """Augmentation of an image: uint8 [3, H, W] to normalised float32 [3, S, S]."""
+    r = o.resolved
+    steps: list[nn.Module] = [
         v2.RandomResizedCrop(
             encoder.size, scale=r.scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
         )
     ]
-    if r.flip:
+    if o.flip:
         steps.append(v2.RandomHorizontalFlip())
     if r.randaugment:
         steps.append(v2.RandAugment(num_ops=2, magnitude=r.randaugment))
@@ -239,85 +274,61 @@ def augmentation(encoder: Encoder, r: Any) -> v2.Compose:
     return v2.Compose(steps)
 
 
-def mixing(r: Any, classes: int) -> Any:
-    """(images, labels) -> the same, mixed, with targets [B, K] where anything is mixed."""
-    kinds: list[Any] = []
+def make_mixing(o: Options, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Makes the function that applies mixup or CutMix, chosen at random, to a batch.
+
+    Args:
+        o: the protocol's options.
+        classes: number K of classes.
+
+    Returns:
+        Function of images float [B, C, S, S] and labels int64 [B], that returns mixed images and
+        smoothed targets float [B, K], or both unchanged without mixup and CutMix.
+    """
+    r = o.resolved
+    transforms: list[nn.Module] = []
     if r.mixup:
-        kinds.append(v2.MixUp(alpha=r.mixup, num_classes=classes))
+        transforms.append(v2.MixUp(alpha=r.mixup, num_classes=classes))
     if r.cutmix:
-        kinds.append(v2.CutMix(alpha=r.cutmix, num_classes=classes))
+        transforms.append(v2.CutMix(alpha=r.cutmix, num_classes=classes))
 
     def mix(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        if not kinds or len(x) < 2:
+        if not transforms or len(x) < 2:
             return x, y
-        chosen = kinds[int(torch.randint(len(kinds), ()))]
-        x, y = chosen(x, y)
+        x, y = transforms[int(torch.randint(len(transforms), ()))](x, y)
         return x, y * (1 - r.smoothing) + r.smoothing / classes
 
     return mix
 
 
-def _batch(
-    train: Source, labels: np.ndarray, some: np.ndarray, augment: Any
+def _read_batch(
+    train: Source, labels: np.ndarray, indices: np.ndarray, augment: v2.Compose
 ) -> tuple[Tensor, Tensor]:
-    """Augmented images and their labels; one that cannot be read is left out."""
-    images, own = [], []
-    for i in some:
+    """Augmented images [B, C, S, S] and labels [B]; images that cannot be read are left out."""
+    images, classes = [], []
+    for i in indices:
         try:
             image = train.read(int(i)).image
         except BadImage:
             continue
         images.append(augment(torch.from_numpy(image).permute(2, 0, 1)))
-        own.append(int(labels[i]))
+        classes.append(int(labels[i]))
     if not images:
-        raise DataError(f"None of {len(some)} images of {train.name!r} can be read.")
-    return torch.stack(images), torch.tensor(own)
+        raise DataError(f"None of {len(indices)} images of {train.name!r} can be read.")
+    return torch.stack(images), torch.tensor(classes)
 
 
-def _guess(model: Classifier, encoder: Encoder, test: Source) -> tuple[Tensor, Tensor]:
-    """Best classes int64 [N, G] of the images that can be read, and their numbers."""
-    guesses, kept = [], []
-    with progress_bar(f"judging on {test.name}", len(test), True) as advance:
+def _predict(model: Classifier, encoder: Encoder, test: Source) -> tuple[Tensor, Tensor]:
+    """Best classes int64 [N, G] of the images that can be read, and their indices int64 [N]."""
+    guesses, keys = [], []
+    with progress_bar(f"evaluating on {test.name}", len(test), True) as advance:
         for chunk in chunks(test, 256):
             if len(chunk.keys):
                 with torch.inference_mode():
                     logits = model(encoder.prepare_pixels(chunk.images))
                 guesses.append(logits.topk(min(TOP, logits.shape[1]), dim=1).indices.cpu())
-                kept.append(torch.from_numpy(np.asarray(chunk.keys)))
+                keys.append(torch.from_numpy(np.asarray(chunk.keys)))
             advance(len(chunk.keys) + len(chunk.skipped))
     if not guesses:
         raise DataError(f"{test.name!r} has no image that can be read.")
-    return torch.cat(guesses), torch.cat(kept)
-
-
-def save(model: Classifier, encoder: Encoder, names: tuple[str, ...], folder: Path) -> None:
-    """Writes the fine-tuned encoder, and the head as classifier.safetensors with its classes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_encoder(
-        folder / ENCODER_FILE, model.backbone, branch="encoder", method="finetune",
-        mean=encoder.mean, std=encoder.std, image_size=encoder.image_size, run=None,
-    )  # fmt: skip
-    header = {"format": FORMAT, "kind": "classifier", "classes": list(names), "pool": model.pool,
-              "encoder": os.fspath(encoder.name), **versions()}  # fmt: skip
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.head.state_dict().items()}
-    write_tensors(folder / "classifier.safetensors", header, tensors, "the classifier")
-
-
-def load_classifier(folder: str | os.PathLike[str]) -> tuple[Classifier, Encoder, tuple[str, ...]]:
-    """A classifier that `save` wrote, its encoder, and the names of its classes.
-
-    Raises:
-        UsageError, FileDamaged: as `load_encoder_file`.
-    """
-    from nolabel.encoders import load
-
-    fields = {"classes": list, "pool": str, "checksum": str}
-    header, tensors = read_tensors(
-        Path(folder) / "classifier.safetensors", fields=fields, tensors=True
-    )
-    encoder = load(folder)
-    names = tuple(header["classes"])
-    with preserve_rng():
-        model = Classifier(encoder.backbone, len(names), header["pool"])
-    model.head.load_state_dict(tensors)
-    return model.eval(), encoder, names
+    return torch.cat(guesses), torch.cat(keys)

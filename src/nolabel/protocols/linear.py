@@ -1,18 +1,17 @@
-"""A linear classifier on frozen features: everything swept in one frozen pass, chosen on held-out
-images of train.
+"""A linear classifier on frozen features; settings are swept and chosen on held-out images.
 
-    classifier sgd       cross-entropy, momentum 0.9, cosine, all learning rates side by side
+    classifier sgd       cross-entropy, momentum 0.9, cosine, all learning rates in parallel
                          (Oquab et al., DINOv2, 2023; Caron et al., DINO, 2021)
-    classifier lars      the same with LARS behind BatchNorm without affine parameters (He et al.,
+    classifier lars      the same with LARS, after BatchNorm without affine parameters (He et al.,
                          Masked Autoencoders, 2022)
     classifier logistic  logistic regression, its penalty swept (DINOv2's other protocol)
 
     --blocks 1 4 --pools class class+mean   also sweeps what the features are, as DINOv2 does
 
-Differs from all: features are computed once, of centre views or of --augmented random crops and
-flips of each training image, where the papers draw one crop in every epoch; BatchNorm uses the
-whole training set's statistics; the setting is chosen on a tenth of train and the classifier fitted
-again on all of it, where DINOv2 picks on the validation set that it reports.
+Differs from all: features are computed once, of centre crops or of --augmented random crops and
+flips of each training image, while the papers draw a new crop in every epoch; BatchNorm uses the
+statistics of the training set; the setting is chosen on a tenth of train and the classifier is
+trained again on all of it, while DINOv2 chooses on the validation set that it reports.
 """
 
 from __future__ import annotations
@@ -58,17 +57,19 @@ class Options:
 
     classifier: str = "sgd"  # or lars, logistic
     # Learning rates to try, not scaled by the batch size; of logistic, strengths C (1 / penalty).
-    # None is a range that suits the classifier.
+    # None is a default range for the classifier.
     lr: tuple[float, ...] | None = None
-    blocks: tuple[int, ...] = (1,)  # last blocks whose class tokens stand side by side, swept
-    pools: tuple[str, ...] = ("auto",)  # auto, class, class+mean, mean: swept as well
-    augmented: int = 0  # random crops and flips of each training image; 0: its centre view
+    blocks: tuple[int, ...] = (
+        1,
+    )  # numbers of last blocks whose class tokens are concatenated, swept
+    pools: tuple[str, ...] = ("auto",)  # auto, class, class+mean, mean; swept
+    augmented: int = 0  # random crops and flips of each training image; 0: the centre crop
     epochs: int = 100  # passes over the features
     features_per_step: int = 256  # batch size of the classifier
-    batchnorm: bool = True  # bring every feature to mean 0 and deviation 1 first (MAE)
-    held_out: float = 0.1  # share of every class of train that chooses the setting
-    seed: int = 0  # of initial weights, order, division and crops
-    batch_size: int = 256  # images embedded at once
+    batchnorm: bool = True  # standardise every feature first (MAE)
+    held_out: float = 0.1  # share of every class of train on which the setting is chosen
+    seed: int = 0  # of initial weights, order, split and crops
+    batch_size: int = 256  # images in a forward pass
 
     def __post_init__(self) -> None:
         if self.classifier not in CLASSIFIERS:
@@ -83,26 +84,30 @@ class Options:
             if pool not in POOLS:
                 raise unknown("pool", pool, POOLS)
         if not self.blocks or not self.pools:
-            raise UsageError("Give one of blocks and one of pools at least.")
+            raise UsageError(
+                f"blocks and pools need one value or more each, got {self.blocks!r} and "
+                f"{self.pools!r}."
+            )
         at_least(self, epochs=1, features_per_step=1, batch_size=1)
-        if not 0 < self.held_out < 1 or self.augmented < 0:
+        at_least(self, augmented=0)
+        if not 0 < self.held_out < 1:
             raise UsageError(f"held_out must lie between 0 and 1, got {self.held_out}.")
 
     @property
     def own_embedding(self) -> bool:
-        """Whether the features are the encoder's own embeddings of centre views."""
+        """Whether the features are the encoder's own embeddings of centre crops."""
         return self.blocks == (1,) and self.pools == ("auto",) and not self.augmented
 
 
 class Setting(NamedTuple):
-    """One combination of the sweep."""
+    """One combination of the sweep: features and learning rate (or C)."""
 
     blocks: int
     pool: str
     lr: float
 
     def label(self, o: Options) -> str:
-        """Its name in the table."""
+        """Name of the setting in the report."""
         name = "C" if o.classifier == "logistic" else "lr"
         parts = [f"{name}={self.lr:g}"]
         if len(o.blocks) > 1 or o.blocks != (1,):
@@ -110,6 +115,28 @@ class Setting(NamedTuple):
         if o.pools != ("auto",):
             parts.append(self.pool)
         return ", ".join(parts)
+
+
+class _SweptFeatures(NamedTuple):
+    """Features of every combination of blocks and pools.
+
+    Attributes:
+        train: (blocks, pool) -> float32 [M, F], crop by crop.
+        test: (blocks, pool) -> float32 [N, F].
+        keys: int64 [M], indices of the training images.
+        labels: int64 [M], of train.
+        truth: int64 [N], of test.
+        names: names of the classes.
+        notes: on images that could not be read.
+    """
+
+    train: dict[tuple[int, str], Tensor]
+    test: dict[tuple[int, str], Tensor]
+    keys: Tensor
+    labels: Tensor
+    truth: Tensor
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def run_linear(
@@ -120,13 +147,13 @@ def run_linear(
     features: tuple[Features, Features] | None = None,
     **options: object,
 ) -> Report:
-    """Judges an encoder by a linear classifier on its frozen features.
+    """Evaluates an encoder by a linear classifier on its frozen features.
 
     Args:
         encoder: the encoder.
-        train: labelled images, to fit on.
+        train: labelled images to train on.
         test: labelled images of the same classes; used once, at the end.
-        features: features of train and test, where they were computed before.
+        features: features of train and test if they were computed before.
         **options: fields of `Options`.
 
     Raises:
@@ -136,136 +163,135 @@ def run_linear(
     o = build_options(Options, options)
     device = encoder.device
     if o.own_embedding:
-        found, judged, names, notes = labelled_features(
-            encoder, train, test, features, o.batch_size
-        )
-        assert found.labels is not None and judged.labels is not None  # noqa: S101
-        x = {(1, "auto"): found.values}
-        z = {(1, "auto"): judged.values}
-        keys, y, truth = found.keys, found.labels, judged.labels
+        a, b, names, notes = labelled_features(encoder, train, test, features, o.batch_size)
+        assert a.labels is not None and b.labels is not None  # noqa: S101
+        swept = _SweptFeatures(
+            {(1, "auto"): a.values}, {(1, "auto"): b.values}, a.keys, a.labels, b.labels, names,
+            notes,
+        )  # fmt: skip
     else:
-        x, z, keys, y, truth, names, notes = _swept_features(encoder, train, test, o)
-    sweep = {k: v.to(device) for k, v in x.items()}
-    best, chosen = _best(sweep, y.to(device), keys, train, o, len(names))
-    wide = sweep[best.blocks, best.pool]
-    ranked = _ranked(wide, y, z[best.blocks, best.pool].to(device), best.lr, o, len(names))
-    rows = accuracy_rows(best.label(o), ranked, truth, len(names))
+        swept = _swept_features(encoder, train, test, o)
+    classes, labels = len(swept.names), swept.labels.to(device)
+    x = {k: v.to(device) for k, v in swept.train.items()}
+    best, choice = _choose_setting(x, labels, swept.keys, train, o, classes)
+    z = swept.test[best.blocks, best.pool].to(device)
+    predicted = _predict(x[best.blocks, best.pool], labels, z, best.lr, o, classes)
+    rows = accuracy_rows(best.label(o), predicted, swept.truth, classes)
     crops = f"{o.augmented} random crops of each training image"
-    how = crops if o.augmented else "centre views, without augmentation"
+    views = crops if o.augmented else "centre crops, without augmentation"
     deviation = (
-        f"features of {how}, computed once: the papers draw a crop in every epoch, so their "
-        "figures are not quite comparable"
+        f"features of {views}, computed once: the papers draw a crop in every epoch, so their "
+        "figures are not directly comparable"
     )
     return Report(
         protocol="linear", encoder=encoder.name, train=train.name, test=test.name,
-        rows=tuple(rows), best=rows[0], notes=(*notes, *chosen, deviation),
+        rows=tuple(rows), best=rows[0], notes=(*swept.notes, *choice, deviation),
     )  # fmt: skip
 
 
-def _swept_features(encoder: Encoder, train: Source, test: Source, o: Options) -> Any:
-    """Features of every combination of blocks and pools; labels; names and notes."""
-    labels, own = (
-        require_labels(train),
-        match_labels(train, test),
-    )  # before the features are computed
-    given: dict[str, Any] = {
-        "blocks": max(o.blocks), "seed": o.seed, "batch_size": o.batch_size,
-    }  # fmt: skip
-    a = extract_block_features(encoder, train, crops=o.augmented, **given)
-    b = extract_block_features(encoder, test, crops=0, **given)
+def _swept_features(encoder: Encoder, train: Source, test: Source, o: Options) -> _SweptFeatures:
+    # Labels first: fail before the features are computed.
+    labels, test_labels = require_labels(train), match_labels(train, test)
 
-    def swept(d: BlockFeatures) -> dict[tuple[int, str], Tensor]:
-        return {(n, p): d.features(n, p) for n in o.blocks for p in o.pools}
+    def extract(source: Source, crops: int) -> BlockFeatures:
+        return extract_block_features(
+            encoder, source, blocks=max(o.blocks), crops=crops, seed=o.seed, batch_size=o.batch_size
+        )
 
-    y = torch.from_numpy(labels.astype("i8"))[a.keys]
-    truth = torch.from_numpy(own)[b.keys]
-    return swept(a), swept(b), a.keys, y, truth, class_names(train), ()
+    def combinations(features: BlockFeatures) -> dict[tuple[int, str], Tensor]:
+        return {(n, p): features.features(n, p) for n in o.blocks for p in o.pools}
+
+    a, b = extract(train, o.augmented), extract(test, 0)
+    return _SweptFeatures(
+        combinations(a), combinations(b), a.keys, torch.from_numpy(labels.astype("i8"))[a.keys],
+        torch.from_numpy(test_labels)[b.keys], class_names(train), (),
+    )  # fmt: skip
 
 
 def fit_best_rate(
-    found: Features, kept: Subset, classes: int, o: Options, device: torch.device
+    features: Features, images: Subset, classes: int, o: Options, device: torch.device
 ) -> tuple[Heads, float, tuple[str, ...]]:
-    """One classifier on features with labels: the rate chosen on held-out ones, then all of them.
+    """Chooses the learning rate on held-out images, then trains a classifier on all of them.
 
     Args:
-        found: of train.
-        kept: their images, for the division.
+        features: labelled features of train.
+        images: their images, to split off the held-out ones.
         classes: number of classes K.
-        o: the protocol's options, with a classifier of gradient steps.
-        device: where it is fitted.
+        o: the protocol's options, with classifier "sgd" or "lars".
+        device: where it is trained.
 
     Returns:
-        The classifier (H = 1), its rate, and notes.
+        The classifier (H = 1), its learning rate, and notes.
     """
-    assert found.labels is not None  # noqa: S101 - asked of the source
-    x, y = found.values.to(device), found.labels.to(device)
-    best, notes = _best({(1, "auto"): x}, y, torch.arange(len(x)), kept, o, classes)
-    return fit_heads(x, y, [best.lr], **_settings(o, classes)), best.lr, notes
+    assert features.labels is not None  # noqa: S101 - the caller checked the source
+    x, y = features.values.to(device), features.labels.to(device)
+    best, notes = _choose_setting({(1, "auto"): x}, y, torch.arange(len(x)), images, o, classes)
+    return fit_heads(x, y, [best.lr], **_fit_arguments(o, classes)), best.lr, notes
 
 
-def _settings(o: Options, classes: int) -> dict[str, Any]:
+def _fit_arguments(o: Options, classes: int) -> dict[str, Any]:
+    """Keyword arguments of `fit_heads`."""
     return {
         "classes": classes, "epochs": o.epochs, "batch_size": o.features_per_step,
         "batchnorm": o.batchnorm, "seed": o.seed, "lars": o.classifier == "lars",
     }  # fmt: skip
 
 
-def _best(
+def _choose_setting(
     x: dict[tuple[int, str], Tensor], y: Tensor, keys: Tensor, train: Source, o: Options,
     classes: int,
 ) -> tuple[Setting, tuple[str, ...]]:  # fmt: skip
-    """The setting that does best on held-out images of train, and a note about it."""
+    """The setting with the best accuracy on held-out images of train, and a note about it."""
     rates = o.lr or ()
     settings = [Setting(*key, lr) for key in x for lr in rates]
     if len(settings) == 1:
         return settings[0], ()
-    kept = Subset(train, np.unique(keys.numpy()))
-    held_images = split(kept, o.held_out, o.seed)[1].indices
-    held = torch.from_numpy(np.isin(keys.numpy(), held_images)).to(y.device)
-    if not bool(held.any()):
+    readable = Subset(train, np.unique(keys.numpy()))
+    held_out_keys = split(readable, o.held_out, o.seed)[1].indices
+    held_out = torch.from_numpy(np.isin(keys.numpy(), held_out_keys)).to(y.device)
+    if not bool(held_out.any()):
         raise DataError(
             f"{train.name!r} has one image a class, so none can be held out to choose the learning "
             "rate. Give one rate, such as --lr 0.1, or more images."
         )
     scores: dict[Setting, tuple[float, float]] = {}
     for key, values in x.items():
-        a, b = values[~held], values[held]
+        a, b = values[~held_out], values[held_out]
         if o.classifier == "logistic":
             for lr in rates:
-                share = float(
-                    (_logistic(a, y[~held], b, lr, o)[:, 0] == y[held].cpu()).float().mean()
-                )
-                scores[Setting(*key, lr)] = (-share, lr)
+                guess = _logistic(a, y[~held_out], b, lr, o)[:, 0]
+                accuracy = float((guess == y[held_out].cpu()).float().mean())
+                scores[Setting(*key, lr)] = (-accuracy, lr)
         else:
-            heads = fit_heads(a, y[~held], rates, **_settings(o, classes))
-            right, loss = score_heads(heads, b, y[held])
+            heads = fit_heads(a, y[~held_out], rates, **_fit_arguments(o, classes))
+            accuracies, losses = score_heads(heads, b, y[held_out])
             for i, lr in enumerate(rates):
-                scores[Setting(*key, lr)] = (-float(right[i]), float(loss[i]))
+                scores[Setting(*key, lr)] = (-float(accuracies[i]), float(losses[i]))
     best = min(scores, key=lambda s: scores[s])
-    what = "strength" if o.classifier == "logistic" else "learning rate"
+    swept = "strength" if o.classifier == "logistic" else "learning rate"
     more = f" and {len(x)} kinds of features" if len(x) > 1 else ""
     note = (
-        f"{what} {best.lr:g} chosen of {len(rates)}{more} on {int(held.sum())} held-out images of "
-        f"train ({-scores[best][0]:.1%} right there), then fitted on all of train"
+        f"{swept} {best.lr:g} chosen of {len(rates)}{more} on {int(held_out.sum())} held-out "
+        f"images of train (accuracy {-scores[best][0]:.1%}), then trained on all of train"
     )
     if len(rates) > 1 and best.lr in (rates[0], rates[-1]):
-        note += "; it lies at the edge of the rates tried, so a better one may lie beyond"
+        note += "; it is at the edge of the range tried, so a better one may be outside"
     return best, (note,)
 
 
-def _ranked(x: Tensor, y: Tensor, z: Tensor, lr: float, o: Options, classes: int) -> Tensor:
-    """Classes of z by the classifier fitted on x, int64 [M, G], best first."""
+def _predict(x: Tensor, y: Tensor, z: Tensor, lr: float, o: Options, classes: int) -> Tensor:
+    """Trains on x and predicts the classes of z: int64 [M, G] on the CPU, best first."""
     if o.classifier == "logistic":
         return _logistic(x, y, z, lr, o)
-    head = fit_heads(x, y.to(x.device), [lr], **_settings(o, classes))
-    step = max(1, CHUNK_FLOATS // classes)
+    head = fit_heads(x, y, [lr], **_fit_arguments(o, classes))
+    rows_at_once = max(1, CHUNK_FLOATS // classes)
     return torch.cat([
-        head(rows)[0].topk(min(TOP, classes), dim=1).indices.cpu() for rows in z.split(step)
+        head(rows)[0].topk(min(TOP, classes), dim=1).indices.cpu() for rows in z.split(rows_at_once)
     ])  # fmt: skip
 
 
 def _logistic(x: Tensor, y: Tensor, z: Tensor, strength: float, o: Options) -> Tensor:
-    """The same by scikit-learn's logistic regression, features standardised where asked."""
+    """As `_predict`, by scikit-learn's logistic regression."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

@@ -1,4 +1,4 @@
-"""Published names of classes and templates, as the package open_clip brings them."""
+"""Class names and prompt templates, own ones or the published ones in open_clip."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 
 from nolabel.errors import DataError, UsageError
 
-# Radford et al. 2021: the ensemble of 80 for ImageNet, and the seven of it that do most.
+# Radford et al. 2021: the 80 templates for ImageNet, and the seven most useful of them.
 PRESETS = {"imagenet80": "OPENAI_IMAGENET_TEMPLATES", "imagenet7": "SIMPLE_IMAGENET_TEMPLATES"}
 
 
 def templates_of(given: Sequence[str]) -> tuple[str, ...]:
-    """Templates with one {} each; the name of a preset stands for all of its own.
+    """Expands names of published sets of templates.
+
+    Args:
+        given: templates with one {} each, or names in `PRESETS`.
 
     Raises:
         UsageError: a preset without the extra `clip`.
@@ -29,16 +32,16 @@ def templates_of(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def names_of(given: str, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """What the classes are called in the texts.
+    """Names of the classes for the prompts.
 
     Args:
-        given: "" takes the classes' own names; "imagenet" the curated names of ImageNet's 1,000
-            classes in their order; else a file with a name a line, in the order of the classes.
-        classes: the data's names.
+        given: "" takes the data's names; "imagenet" the curated names of ImageNet's 1,000 classes
+            in their order; otherwise a file with one name per line, in the order of the classes.
+        classes: the data's names of the classes.
 
     Raises:
         UsageError: no such file, or `imagenet` without the extra `clip`.
-        DataError: another number of names than of classes.
+        DataError: the number of names differs from that of classes.
     """
     if not given:
         return classes
@@ -47,13 +50,15 @@ def names_of(given: str, classes: tuple[str, ...]) -> tuple[str, ...]:
     else:
         file = Path(given)
         if not file.is_file():
-            raise UsageError(f"No file {given!r} with names. Give one, or imagenet.")
+            raise UsageError(
+                f"No file {given!r}. names is a file with one class name per line, or imagenet."
+            )
         lines = file.read_text(encoding="utf-8").splitlines()
         names = tuple(line.strip() for line in lines if line.strip())
     if len(names) != len(classes):
         raise DataError(
             f"{given!r} has {len(names)} names, the test set {len(classes)} classes (first: "
-            f"{', '.join(classes[:3])}). One name a class is needed, in the same order."
+            f"{', '.join(classes[:3])}). Give one name per class, in the same order."
         )
     return names
 

@@ -1,7 +1,7 @@
-"""Protocols: how good is an encoder? The table, and `evaluate`, which runs one of them.
+"""Evaluation protocols: their table, and `evaluate`, which runs one of them.
 
-`nolabel.protocols.compare.compare` puts several encoders into one table.
-Nothing heavy is imported until a protocol runs, so that `nolabel list protocols` is quick.
+`nolabel.protocols.compare.compare` evaluates several encoders on the same data. Torch and the
+protocols are imported when one runs, so `nolabel list protocols` is quick.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nolabel.protocols.data.revisited import Revisited
     from nolabel.protocols.report import Report
 
-    # What a protocol is tested on once it is opened; and what users give for it.
+    # The test data of a protocol: opened, and as the user names it.
     TestSet = Source | Revisited | Clips | FigureSplits | Copies | Path | tuple[SourceSpec, ...]
     TestSpec = SourceSpec | TestSet
 
@@ -49,15 +49,15 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolInfo(Entry):
-    """One line of `PROTOCOLS`.
+    """An entry of `PROTOCOLS`.
 
     Attributes:
         function: module:function(encoder, train, test, *, features=None, **options) -> Report. The
             module has a frozen dataclass `Options` with a default for every field.
-        learns: whether it takes a labelled set to learn from.
-        takes_features: whether it judges frozen features alone, so that they can be computed once.
-        test_set: what it is tested on: "source", images as `open_source` takes them; "own", a
-            layout of its own, which `open_test(test, encoder)` of its module opens; "either".
+        learns: whether it needs a labelled training set.
+        takes_features: whether it only needs frozen features, which can be shared by protocols.
+        test_set: its test data: "source", images as `open_source` takes them; "own", a layout of
+            its own, which `open_test(test, encoder)` of its module opens; or "either".
     """
 
     function: str
@@ -195,7 +195,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         test_set="own",
     ),
 )
-_SHARE, _SEED = 0.2, 0  # of the split made when there is no test set
+_TEST_SHARE, _SPLIT_SEED = 0.2, 0  # of the split if there is no test set
 
 
 def evaluate(
@@ -205,15 +205,15 @@ def evaluate(
     test: TestSpec | None = None,
     **options: object,
 ) -> Report:
-    """Judges an encoder.
+    """Evaluates an encoder.
 
     Args:
         protocol: a name in `PROTOCOLS`.
         encoder: an encoder, or what `nolabel.encoders.load` takes.
-        train: labelled images, as `open_source` takes them. A protocol that learns nothing
-            (`zeroshot`) takes none.
-        test: labelled images of the same classes. None takes the `:test` split of a named set;
-            of anything else, a fifth of every class is split off, the same every time.
+        train: labelled images, as `open_source` takes them; None for protocols without training,
+            such as `zeroshot`.
+        test: labelled images of the same classes. None takes the `:test` split of a named set; for
+            other sets, a fifth of every class of train is split off (fixed seed).
         **options: fields of the protocol's `Options`.
 
     Raises:
@@ -223,22 +223,22 @@ def evaluate(
     checked = make_options(protocol, options)
     from nolabel.encoders import Encoder, load
 
-    chosen = encoder if isinstance(encoder, Encoder) else load(str(encoder))
+    loaded = encoder if isinstance(encoder, Encoder) else load(str(encoder))
     if not find(protocol).learns:
         if train is not None or test is None:
             raise UsageError(
-                f"The protocol {protocol!r} learns nothing: give --test and no --train."
+                f"The protocol {protocol!r} has no training: give --test and no --train."
             )
-        return run(protocol, chosen, None, open_test(protocol, chosen, test), options=checked)
+        return run(protocol, loaded, None, open_test(protocol, loaded, test), options=checked)
     if train is None:
-        raise UsageError(f"The protocol {protocol!r} needs --train: labelled images to learn from.")
+        raise UsageError(f"The protocol {protocol!r} needs --train: labelled images to train on.")
     train_set, test_set, notes = open_sets(
         train,
         cast("SourceSpec | None", test),
-        image_size=chosen.image_size,
-        channels=chosen.channels,
+        image_size=loaded.image_size,
+        channels=loaded.channels,
     )
-    return run(protocol, chosen, train_set, test_set, options=checked, notes=notes)
+    return run(protocol, loaded, train_set, test_set, options=checked, notes=notes)
 
 
 def run(
@@ -251,25 +251,34 @@ def run(
     features: tuple[Features, Features] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Report:
-    """Runs a protocol on opened sources.
+    """Runs a protocol on opened data.
 
     Args:
         protocol: a name in `PROTOCOLS`.
         encoder: the encoder.
-        train: labelled images; None for a protocol that needs none.
-        test: labelled images of the same classes.
-        options: the protocol's `Options`; None is its defaults.
-        features: features of train and test, where they were computed before.
-        notes: put before the protocol's own.
+        train: labelled images; None for protocols without training.
+        test: what `open_test` returns, or labelled images of the same classes.
+        options: the protocol's `Options`; None takes the defaults.
+        features: features of train and test if they were computed before.
+        notes: notes for the report, before the protocol's own.
     """
-    chosen = {} if options is None else vars(options)
-    judge = vars(_module_of(protocol))[find(protocol).function.partition(":")[2]]
-    report: Report = judge(encoder, train, test, features=features, **chosen)
+    values = {} if options is None else vars(options)
+    function = vars(_module_of(protocol))[find(protocol).function.partition(":")[2]]
+    report: Report = function(encoder, train, test, features=features, **values)
     return dataclasses.replace(report, notes=(*notes, *report.notes))
 
 
 def open_test(protocol: str, encoder: Encoder, test: TestSpec) -> TestSet:
-    """The test set of a protocol that learns nothing; some have data of a layout of their own."""
+    """Opens the test data of a protocol without training, some of which have their own layout.
+
+    Args:
+        protocol: a name in `PROTOCOLS`.
+        encoder: the encoder, for its image size and channels.
+        test: the test data as the user names them.
+
+    Raises:
+        UsageError, DataError: the data cannot be opened.
+    """
     from nolabel.data.open import open_source
 
     if find(protocol).test_set != "source":
@@ -283,33 +292,49 @@ def open_test(protocol: str, encoder: Encoder, test: TestSpec) -> TestSet:
 
 
 def find(protocol: str) -> ProtocolInfo:
-    """The line of the table. Raises UsageError for an unknown name."""
+    """The protocol's entry in `PROTOCOLS`.
+
+    Raises:
+        UsageError: unknown name.
+    """
     if protocol not in PROTOCOLS:
         raise unknown("protocol", str(protocol), PROTOCOLS)
     return PROTOCOLS[protocol]
 
 
 def _module_of(protocol: str) -> ModuleType:
-    """The protocol's file, imported when it is first used."""
+    """The protocol's module, imported when it is first used."""
     return importlib.import_module(find(protocol).function.partition(":")[0])
 
 
 def options_of(protocol: str) -> type:
-    """The protocol's class of options, a frozen dataclass with a default for every field."""
+    """The protocol's option class, a frozen dataclass with a default for every field.
+
+    Raises:
+        UsageError: unknown name.
+    """
     return _module_of(protocol).Options
 
 
-def make_options(protocol: str, given: Mapping[str, object]) -> object:
-    """The protocol's options with some fields given. Raises UsageError for unknown ones."""
-    kind = options_of(protocol)
-    fields = [f.name for f in dataclasses.fields(kind)]
-    for name in given:
+def make_options(protocol: str, values: Mapping[str, object]) -> object:
+    """Makes the options of a protocol.
+
+    Args:
+        protocol: a name in `PROTOCOLS`.
+        values: option -> value; others have their default.
+
+    Raises:
+        UsageError: unknown protocol or option, or a value that is not allowed.
+    """
+    cls = options_of(protocol)
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for name in values:
         if name not in fields:
             raise UsageError(
                 f"The protocol {protocol!r} has no option {name!r}."
                 f"{did_you_mean(name, fields)} Allowed: {', '.join(fields)}."
             )
-    return kind(**given)
+    return cls(**values)
 
 
 def open_sets(
@@ -319,7 +344,16 @@ def open_sets(
     image_size: int | None = None,
     channels: int = 3,
 ) -> tuple[Source, Source, tuple[str, ...]]:
-    """Opens train and test, or makes a test set (see `evaluate`); returns notes on how.
+    """Opens train and test; splits train if there is no test set (see `evaluate`).
+
+    Args:
+        train: labelled images.
+        test: labelled images of the same classes, or None.
+        image_size: side in pixels at which `creatures` are drawn.
+        channels: number of channels of the images.
+
+    Returns:
+        Train, test, and notes on the split.
 
     Raises:
         UsageError: train and test are the same images, or cannot be opened.
@@ -329,32 +363,34 @@ def open_sets(
     from nolabel.data.source import split
 
     if test is None and isinstance(train, str):
-        name, colon, part = train.partition(":")
-        named = DATASETS.get(name)
-        if named and "test" in named.splits and part in ("", "train") and (part or not colon):
+        name, colon, split_name = train.partition(":")
+        dataset = DATASETS.get(name)
+        whole_or_train = split_name == "train" or not colon
+        if dataset and "test" in dataset.splits and whole_or_train:
             train, test = f"{name}:train", f"{name}:test"
-    opened = open_source(train, image_size=image_size, channels=channels)
+    train_set = open_source(train, image_size=image_size, channels=channels)
     if test is None:
-        first, second = split(opened, _SHARE, _SEED)
-        first.name, second.name = f"{opened.name} (80 %)", f"{opened.name} (other 20 %)"
+        train_part, test_part = split(train_set, _TEST_SHARE, _SPLIT_SEED)
+        train_part.name = f"{train_set.name} (80 %)"
+        test_part.name = f"{train_set.name} (other 20 %)"
         note = (
-            f"no test set was given: {len(second)} of the {len(opened)} images were split off, "
-            f"class by class (seed {_SEED})"
+            f"no test set was given: {len(test_part)} of the {len(train_set)} images were split "
+            f"off, class by class (seed {_SPLIT_SEED})"
         )
-        return first, second, (note,)
-    other = open_source(test, image_size=image_size, split_default="test", channels=channels)
-    if other is opened or _same_place(train, test, (opened.name, other.name)):
+        return train_part, test_part, (note,)
+    test_set = open_source(test, image_size=image_size, split_default="test", channels=channels)
+    if test_set is train_set or _same_images(train, test, (train_set.name, test_set.name)):
         raise UsageError(
-            f"Train and test are the same images ({opened.name!r}), which would flatter any "
-            "encoder. Give another test set, or none: a fifth of train is then split off."
+            f"Train and test are the same images ({train_set.name!r}), so accuracies would be far "
+            "too high. Give another test set, or none: a fifth of train is then split off."
         )
-    return opened, other, ()
+    return train_set, test_set, ()
 
 
-def _same_place(train: SourceSpec, test: SourceSpec, names: tuple[str, str]) -> bool:
+def _same_images(train: SourceSpec, test: SourceSpec, names: tuple[str, str]) -> bool:
     if not (isinstance(train, str | os.PathLike) and isinstance(test, str | os.PathLike)):
         return False
     a, b = os.fspath(train), os.fspath(test)
     if os.path.isdir(a) and os.path.isdir(b):
         return os.path.samefile(a, b)
-    return names[0] == names[1]  # named sets carry their split in the name
+    return names[0] == names[1]  # names of sets include the split

@@ -1,8 +1,8 @@
 """Transfer: one encoder on several labelled sets, each with its own training split.
 
-The table of papers that compare encoders over many sets (Kornblith et al., "Do Better ImageNet
-Models Transfer Better?", 2018, arXiv 1805.08974): accuracy on every set and the plain mean over
-sets, which has no interval, since sets are no sample of anything.
+The usual comparison of encoders over many sets (Kornblith et al., "Do Better ImageNet Models
+Transfer Better?", 2018, arXiv 1805.08974): accuracy on every set and the unweighted mean over sets.
+The mean has no confidence interval, because the sets are not a random sample.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Options:
     """Options of the transfer protocol."""
 
     judges: tuple[str, ...] = ("knn", "linear")  # of knn, linear, fewshot
-    batch_size: int = 256  # images embedded at once
+    batch_size: int = 256  # images in a forward pass
 
     def __post_init__(self) -> None:
         as_tuples(self, "judges")
@@ -38,15 +38,26 @@ class Options:
             if name not in JUDGES:
                 raise unknown("judge", name, JUDGES)
         if not self.judges:
-            raise UsageError("Give one judge or more.")
+            raise UsageError(f"judges is empty; give one or more of {', '.join(JUDGES)}.")
         at_least(self, batch_size=1)
 
 
 def open_test(test: str | Sequence[SourceSpec], encoder: Encoder) -> tuple[SourceSpec, ...]:
-    """The sets: a list of SRC, or one text with commas between them."""
+    """Splits the names of the sets.
+
+    Args:
+        test: a list of SRC, or one text with commas between them.
+        encoder: not used.
+
+    Raises:
+        UsageError: no set, or an empty name.
+    """
     sets = [s.strip() for s in test.split(",")] if isinstance(test, str) else list(test)
     if not sets or any(isinstance(s, str) and not s for s in sets):
-        raise UsageError("Give the sets with commas between them: --test digits,fashion-mnist.")
+        raise UsageError(
+            f"The test sets are SRC with commas between them, such as --test digits,fashion-mnist; "
+            f"got {test!r}."
+        )
     return tuple(sets)
 
 
@@ -58,7 +69,7 @@ def run_transfer(
     features: tuple[Features, Features] | None = None,
     **options: object,
 ) -> Report:
-    """Judges an encoder on every set.
+    """Evaluates an encoder on every set.
 
     Args:
         encoder: the encoder.
@@ -72,20 +83,22 @@ def run_transfer(
     """
     o = build_options(Options, options)
     size, channels = encoder.image_size, encoder.channels
-    opened = [open_sets(s, image_size=size, channels=channels) for s in test]  # before the work
+    opened = [
+        open_sets(s, image_size=size, channels=channels) for s in test
+    ]  # fail before features are computed
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    for learned, judged, said in opened:
-        pair = (
-            extract(encoder, learned, batch_size=o.batch_size),
-            extract(encoder, judged, batch_size=o.batch_size),
+    for train_set, test_set, split_notes in opened:
+        features_of_set = (
+            extract(encoder, train_set, batch_size=o.batch_size),
+            extract(encoder, test_set, batch_size=o.batch_size),
         )
         for name in o.judges:
-            report = run(name, encoder, learned, judged, features=pair)
+            report = run(name, encoder, train_set, test_set, features=features_of_set)
             row = dict(report.best)
             row["metric"] = f"{name} {row['setting']}"
-            rows.append({**row, "setting": judged.name})
-        notes += [f"{learned.name}: {n}" for n in said]
+            rows.append({**row, "setting": test_set.name})
+        notes += [f"{train_set.name}: {n}" for n in split_notes]
     for name in o.judges:
         values = [r["value"] for r in rows if r["metric"].startswith(name)]
         rows.append({"setting": "mean over sets", "metric": name, "low": None, "high": None,

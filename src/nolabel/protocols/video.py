@@ -1,16 +1,15 @@
-"""Video segmentation: the first frame's mask is carried through a video by similar patches.
+"""Video object segmentation: propagates the first frame's mask by patch similarity.
 
 The protocol of Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021,
-after Jabri et al., 2020; nothing is trained. Patch tokens of the last layer, of unit length; the
-first frame and the `context` frames before vote (see `propagate`); soft labels are handed on; at
-the end they are enlarged bilinearly, stretched to 0..1 object by object, and the strongest wins.
+after Jabri et al., 2020; nothing is trained. Patch tokens of the last layer, L2-normalised; labels
+come from the first frame and the `context` frames before (see `propagate`) and stay soft; for the
+mask they are upsampled bilinearly and stretched to 0..1 for each object, and the argmax is taken.
 
-J is the intersection over union, F the score of the boundary, both without the first and the last
-frame, averaged over frames and then over objects (DAVIS-2017).
+J is the intersection over union, F the score of the boundary, both averaged over frames, without
+the first and the last one, and then over objects (DAVIS-2017).
 
-Differs from the original: masks of any size of images and patches; the mean and deviation are the
-encoder's (the original's third deviation has a slip of the pen); pixels of no object (255) count
-for neither side.
+Differs from the original: images and patches may have any size; mean and standard deviation are the
+encoder's (the original has a typing error in the third deviation); void pixels (255) are ignored.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ class Options:
     """Options of the video protocol; defaults are DINO's."""
 
     side: int | None = None  # shorter side in pixels; default 480, twice the encoder's below 96 px
-    context: int = 7  # frames before that vote, besides the first
-    window: int = 12  # reach of a patch in patches; 0 is everywhere
-    topk: int = 5  # patches that vote for a patch
-    temperature: float = 0.1  # of the similarities
+    context: int = 7  # preceding frames used besides the first
+    window: int = 12  # largest offset of a neighbour in patches; 0 is no limit
+    topk: int = 5  # nearest neighbours of a patch
+    temperature: float = 0.1  # of the softmax over similarities
 
     def __post_init__(self) -> None:
         at_least(self, context=0, window=0, topk=1, side=1)
@@ -55,12 +54,15 @@ class Options:
 
 
 def open_test(test: str | os.PathLike[str] | Clips, encoder: Encoder) -> Clips:
-    """Videos with masks; creatures are drawn at twice the encoder's size below 96 px."""
-    return open_clips(test, _side(encoder, None) if encoder.image_size < 96 else 2 * 224)
+    """Opens videos with masks; raises as `open_clips`.
+
+    Creatures are drawn at 448 px, or twice the encoder's image size below 96 px.
+    """
+    return open_clips(test, _shorter_side(encoder, None) if encoder.image_size < 96 else 2 * 224)
 
 
-def _side(encoder: Encoder, given: int | None) -> int:
-    return given or (2 * encoder.image_size if encoder.image_size < 96 else 480)
+def _shorter_side(encoder: Encoder, side: int | None) -> int:
+    return side or (2 * encoder.image_size if encoder.image_size < 96 else 480)
 
 
 def run_video(
@@ -71,27 +73,27 @@ def run_video(
     features: tuple[Features, Features] | None = None,
     **options: object,
 ) -> Report:
-    """Judges an encoder by how well its patches follow objects.
+    """Evaluates an encoder by mask propagation through videos.
 
     Args:
         encoder: one that takes images of any size.
         train: not used.
-        test: `Clips`.
+        test: videos with masks.
         features: not used.
         **options: fields of `Options`.
 
     Raises:
-        UsageError: the encoder takes images of one size only, or gives no features of places.
+        UsageError: the encoder takes images of one size only, or has no patch tokens.
         DataError: a video has no object in its first frame, or fewer than three frames.
     """
     o = build_options(Options, options)
     require(encoder.backbone, ["any_size", "patches"], "Video segmentation")
-    side = _side(encoder, o.side)
+    side = _shorter_side(encoder, o.side)
     scores: dict[str, list[float]] = {"J": [], "F": [], "still J": [], "still F": []}
     total = sum(clip.length for clip in test.clips)
     with progress_bar(f"{encoder.name} on {test.name}", total, True) as advance:
         for clip in test.clips:
-            for name, values in _one(encoder, clip, side, o, advance).items():
+            for name, values in _score_clip(encoder, clip, side, o, advance).items():
                 scores[name] += values
     j, f = (np.array(scores[k]) for k in ("J", "F"))
     still = (np.array(scores["still J"]) + np.array(scores["still F"])) / 2
@@ -109,10 +111,10 @@ def run_video(
     )  # fmt: skip
 
 
-def _one(
+def _score_clip(
     encoder: Encoder, clip: Clip, side: int, o: Options, advance: Callable[[int], None]
 ) -> dict[str, list[float]]:
-    """Scores of each object of a video: means over its frames."""
+    """Scores of each object of a video, averaged over frames: "J", "F", "still J", "still F"."""
     first = clip.mask(0)
     objects = [int(i) for i in np.unique(first) if i not in (0, VOID)]
     if not objects or clip.length < 3:
@@ -129,25 +131,35 @@ def _one(
         truth = clip.mask(t)
         void = truth == VOID if (truth == VOID).any() else None
         for name, mask in (("", guess), ("still ", first)):
-            for i, number in enumerate(objects):
-                pair = (mask == number, truth == number)
+            for i, object_id in enumerate(objects):
+                pair = (mask == object_id, truth == object_id)
                 out[f"{name}J"][i].append(jaccard(*pair, void))
                 out[f"{name}F"][i].append(boundary_score(*pair, void))
     return {name: [float(np.mean(v)) for v in values] for name, values in out.items()}
 
 
 def segment(encoder: Encoder, clip: Clip, side: int, o: Options) -> Iterator[np.ndarray]:
-    """Yields the guessed mask uint8 [H, W] of every frame; the first is the truth."""
+    """Propagates the first mask through a video.
+
+    Args:
+        encoder: one that takes images of any size.
+        clip: the video.
+        side: shorter side in pixels at which frames are embedded.
+        o: the protocol's options.
+
+    Yields:
+        Mask uint8 [H, W] of every frame; the first is the given one.
+    """
     truth = clip.mask(0)
     yield truth
     patches, size = frame_patches(encoder, clip.frame(0), side)
     h, w, _ = patches.shape
     small = np.array(Image.fromarray(truth).resize((w, h), Image.Resampling.NEAREST))
     classes = int(truth[truth != VOID].max(initial=0)) + 1
-    label = torch.from_numpy(np.stack([small == c for c in range(classes)]).astype(np.float32)).to(
-        patches.device
-    )  # [C, h, w]
-    memory: list[tuple[Tensor, Tensor]] = [(patches, label)]
+    first_labels = torch.from_numpy(
+        np.stack([small == c for c in range(classes)]).astype(np.float32)
+    ).to(patches.device)  # [C, h, w]
+    memory: list[tuple[Tensor, Tensor]] = [(patches, first_labels)]
     for t in range(1, clip.length):
         new, _ = frame_patches(encoder, clip.frame(t), side)
         guess = propagate(
@@ -156,35 +168,51 @@ def segment(encoder: Encoder, clip: Clip, side: int, o: Options) -> Iterator[np.
         )  # fmt: skip
         memory.append((new, guess))
         if len(memory) > 1 + o.context:
-            del memory[1]  # the oldest but the first
-        yield enlarged(guess, size, (truth.shape[0], truth.shape[1]))
+            del memory[1]  # the oldest frame except the first
+        yield upsample_labels(guess, size, (truth.shape[0], truth.shape[1]))
 
 
-def enlarged(soft: Tensor, size: tuple[int, int], native: tuple[int, int]) -> np.ndarray:
-    """Soft labels [C, h, w] as a mask uint8 of the native size, by way of the network's input."""
-    big = F.interpolate(soft[None], size=size, mode="bilinear", align_corners=False)[0]
-    flat = big.flatten(1)
+def upsample_labels(soft: Tensor, size: tuple[int, int], native: tuple[int, int]) -> np.ndarray:
+    """Upsamples soft labels to a mask, first to the size of the network's input.
+
+    Args:
+        soft: float [C, h, w].
+        size: height and width of the network's input.
+        native: height and width of the mask.
+
+    Returns:
+        uint8 [H, W], the class with the highest label after stretching each to 0..1.
+    """
+    upsampled = F.interpolate(soft[None], size=size, mode="bilinear", align_corners=False)[0]
+    flat = upsampled.flatten(1)
     low, high = flat.min(1).values, flat.max(1).values
     stretched = (flat - low[:, None]) / (high - low).clamp_min(1e-12)[:, None]
     stretched = torch.where(high[:, None] > 0, stretched, flat)
-    mask = stretched.reshape(big.shape).argmax(0).to(torch.uint8).cpu().numpy()
-    wide = Image.fromarray(mask).resize((native[1], native[0]), Image.Resampling.NEAREST)
-    return np.array(wide)
+    mask = stretched.reshape(upsampled.shape).argmax(0).to(torch.uint8).cpu().numpy()
+    resized = Image.fromarray(mask).resize((native[1], native[0]), Image.Resampling.NEAREST)
+    return np.array(resized)
 
 
 def frame_patches(encoder: Encoder, frame: np.ndarray, side: int) -> tuple[Tensor, tuple[int, int]]:
-    """Unit patch tokens [h, w, D] of a frame, and the size in pixels at which it was embedded.
+    """L2-normalised patch tokens of a frame.
 
-    The shorter side becomes `side`, the longer one as it follows, rounded down to a multiple of 64
-    (of the patch where that is no divisor of 64, or images are small).
+    The shorter side is resized to `side`, the longer one in proportion, rounded down to a multiple
+    of 64 (of the patch size if that does not divide 64 or `side` is below 256).
+
+    Args:
+        encoder: one that takes images of any size.
+        frame: uint8 [H, W, 3].
+        side: shorter side in pixels.
+
+    Returns:
+        float32 [h, w, D] on the encoder's device, and height and width of the resized frame.
     """
     p = encoder.backbone.patch_size
     step = 64 if 64 % p == 0 and side >= 256 else p
     h, w = frame.shape[:2]
-    short, long = min(h, w), max(h, w)
-    a = max(side // p, 1) * p
-    b = max(int(long * a / short) // step * step, a)
-    height, width = (a, b) if h <= w else (b, a)
+    shorter = max(side // p, 1) * p
+    longer = max(int(max(h, w) * shorter / min(h, w)) // step * step, shorter)
+    height, width = (shorter, longer) if h <= w else (longer, shorter)
     image = Image.fromarray(frame)
     if (height, width) != (h, w):
         image = image.resize((width, height), Image.Resampling.BICUBIC)

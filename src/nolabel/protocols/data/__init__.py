@@ -1,1 +1,1 @@
-"""Data of published protocols, in their own layouts."""
+"""Data of published benchmarks, in their own layouts."""

@@ -1,4 +1,4 @@
-"""Copies of images as people make them: cut, compressed, blurred, pasted, written upon."""
+"""Alterations of images for copy detection: crop, JPEG, blur, paste on a background, text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from PIL import Image, ImageDraw, ImageFilter
 
 Attack = Callable[[Image.Image, np.random.Generator], Image.Image]
 QUALITIES = (75, 50, 20, 10, 5, 3)  # of JPEG
-SHARES = (0.8, 0.5, 0.3)  # of the area that a cut leaves
+SHARES = (0.8, 0.5, 0.3)  # of the area that a crop keeps
 
 
-def _cut(share: float) -> Attack:
+def _crop(share: float) -> Attack:
     def attack(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         w, h = (max(int(s * share**0.5), 1) for s in image.size)
         left = int(rng.integers(0, image.width - w + 1))
@@ -37,39 +37,51 @@ def _blur(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _paste(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Seven tenths of the size, somewhere on a ground of two colours."""
+    """Resizes to 70 % and pastes at a random position on a gradient of two colours."""
     low, high = rng.integers(0, 256, (2, 3))
     ramp = np.linspace(0, 1, image.width)[None, :, None]
-    ground = (low + (high - low) * ramp).repeat(image.height, 0).astype(np.uint8)
-    out = Image.fromarray(ground)
+    background = (low + (high - low) * ramp).repeat(image.height, 0).astype(np.uint8)
+    out = Image.fromarray(background)
     w, h = max(int(0.7 * image.width), 1), max(int(0.7 * image.height), 1)
-    place = (int(rng.integers(0, image.width - w + 1)), int(rng.integers(0, image.height - h + 1)))
-    out.paste(image.resize((w, h), Image.Resampling.BICUBIC), place)
+    position = (
+        int(rng.integers(0, image.width - w + 1)),
+        int(rng.integers(0, image.height - h + 1)),
+    )
+    out.paste(image.resize((w, h), Image.Resampling.BICUBIC), position)
     return out
 
 
 def _text(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Two lines of letters across, white with a black rim."""
+    """Draws two lines of random letters, white with a black outline."""
     out = image.copy()
     draw = ImageDraw.Draw(out)
     size = max(image.height // 5, 6)
     words = ["".join(chr(int(c)) for c in rng.integers(65, 91, 7)) for _ in range(2)]
-    for word, place in zip(words, (0.05, 0.7), strict=True):
+    for word, position in zip(words, (0.05, 0.7), strict=True):
         draw.text(
-            (0.06 * image.width, place * image.height), word, fill="white", stroke_fill="black",
+            (0.06 * image.width, position * image.height), word, fill="white", stroke_fill="black",
             stroke_width=max(size // 12, 1), font_size=size,
         )  # fmt: skip
     return out
 
 
 ATTACKS: dict[str, Attack] = {
-    **{f"cut {share:.0%}": _cut(share) for share in SHARES},
+    **{f"cut {share:.0%}": _crop(share) for share in SHARES},
     **{f"jpeg {quality}": _jpeg(quality) for quality in QUALITIES},
     "blur": _blur, "paste": _paste, "text": _text,
 }  # fmt: skip
 
 
 def attacked(image: np.ndarray, name: str, seed: tuple[int, ...]) -> np.ndarray:
-    """A copy of an image uint8 [H, W, 3], the same for the same seed; its size may differ."""
+    """Alters an image, deterministically for a seed.
+
+    Args:
+        image: uint8 [H, W, 3].
+        name: one of `ATTACKS`.
+        seed: seed of the random values.
+
+    Returns:
+        uint8 [H', W', 3]; a crop is smaller.
+    """
     rng = np.random.default_rng(seed)
     return np.array(ATTACKS[name](Image.fromarray(image), rng).convert("RGB"))

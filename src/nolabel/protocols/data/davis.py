@@ -1,4 +1,4 @@
-"""Videos with the masks of their objects: DAVIS-2017's layout, and moving creatures."""
+"""Videos with object masks: the layout of DAVIS-2017, and videos of creatures."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from nolabel.errors import BadImage, DataError, UsageError
 
-VIDEOS = 20  # of creatures
-VOID = 255  # of a mask: belongs to nothing
+VIDEOS = 20  # number of videos of creatures
+VOID = 255  # label of mask pixels to ignore
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Clip:
     """One video.
 
     Attributes:
-        name: of it.
-        length: frames T.
-        frame: number -> uint8 [H, W, 3].
-        mask: number -> uint8 [H, W]: 0 ground, 1.. objects, 255 void.
+        name: name of the video.
+        length: number of frames.
+        frame: index of a frame -> uint8 [H, W, 3].
+        mask: index of a frame -> uint8 [H, W]: 0 background, 1.. objects, 255 void.
     """
 
     name: str
@@ -49,7 +49,7 @@ def open_clips(spec: str | os.PathLike[str] | Clips, image_size: int) -> Clips:
 
     Raises:
         UsageError: neither.
-        DataError: a video of the list is missing, or its frames and masks do not go together.
+        DataError: a video of the list is missing, or its frames and masks do not match.
     """
     if isinstance(spec, Clips):
         return spec
@@ -60,29 +60,31 @@ def open_clips(spec: str | os.PathLike[str] | Clips, image_size: int) -> Clips:
             f"creatures:{split or 'test'} (videos)",
             tuple(_creatures(i, image_size, split or "test") for i in range(VIDEOS)),
         )
-    lists = Path(text) / "ImageSets" / "2017" / "val.txt"
-    if not lists.is_file():
+    list_file = Path(text) / "ImageSets" / "2017" / "val.txt"
+    if not list_file.is_file():
         raise UsageError(
             f"No videos with masks in {text!r}. Give creatures, or a folder in the layout of "
             "DAVIS-2017: ImageSets/2017/val.txt, JPEGImages/480p/VIDEO, Annotations/480p/VIDEO."
         )
-    names = [line.strip() for line in lists.read_text().splitlines() if line.strip()]
+    names = [line.strip() for line in list_file.read_text().splitlines() if line.strip()]
     if not names:
-        raise DataError(f"{str(lists)!r} lists no video.")
+        raise DataError(f"{str(list_file)!r} lists no video. Write one name per line.")
     return Clips(text, tuple(_davis(Path(text), n) for n in names))
 
 
 def _creatures(index: int, size: int, split: str) -> Clip:
     from nolabel.data.creatures.videos import FRAMES, draw_video
 
-    kept: list[tuple[np.ndarray, np.ndarray]] = []
+    cache: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def drawn() -> tuple[np.ndarray, np.ndarray]:
-        if not kept:
-            kept.append(draw_video(index, size=size, split=split))
-        return kept[0]
+    def draw_once() -> tuple[np.ndarray, np.ndarray]:
+        if not cache:
+            cache.append(draw_video(index, size=size, split=split))
+        return cache[0]
 
-    return Clip(f"creatures {index}", FRAMES, lambda t: drawn()[0][t], lambda t: drawn()[1][t])
+    return Clip(
+        f"creatures {index}", FRAMES, lambda t: draw_once()[0][t], lambda t: draw_once()[1][t]
+    )
 
 
 def _davis(root: Path, name: str) -> Clip:
@@ -103,7 +105,18 @@ def _davis(root: Path, name: str) -> Clip:
 
 
 def read_picture(path: str | os.PathLike[str], what: str) -> np.ndarray:
-    """uint8 [H, W, 3] of a file that must be readable; `what` names it in the DataError."""
+    """Reads an image file.
+
+    Args:
+        path: the file.
+        what: description of the image, for the error message.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        DataError: it cannot be read.
+    """
     from nolabel.data.sources._decode import read_image
 
     try:
@@ -113,10 +126,16 @@ def read_picture(path: str | os.PathLike[str], what: str) -> np.ndarray:
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Numbers of objects uint8 [H, W] of a PNG with a palette (or grey).
+    """Reads a mask: a PNG with a palette, or grey, whose values are object numbers.
+
+    Args:
+        path: the file.
+
+    Returns:
+        uint8 [H, W].
 
     Raises:
-        DataError: it cannot be read, or has colours in place of numbers.
+        DataError: it cannot be read, or has colours instead of numbers.
     """
     from PIL import Image
 
@@ -124,8 +143,8 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode not in ("P", "L", "1"):
                 raise DataError(
-                    f"The mask {os.fspath(path)!r} has colours ({image.mode}); numbers of objects "
-                    "are needed: a PNG with a palette, or grey."
+                    f"The mask {os.fspath(path)!r} has colours ({image.mode}); object numbers "
+                    "are needed. Give a PNG with a palette, or grey."
                 )
             return np.array(image, dtype=np.uint8)
     except (OSError, ValueError, SyntaxError) as error:

@@ -1,4 +1,4 @@
-"""Images with the mask of what they show: PASCAL VOC's layout, and creatures."""
+"""Images with masks of their figure: the layout of PASCAL VOC, and creatures."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from nolabel.errors import DataError, UsageError
 from nolabel.protocols.data.davis import VOID, read_mask, read_picture
 
-CREATURES = 500  # of each split
+CREATURES = 500  # number of images of each split
 
 
 class Pairs(ABC):
-    """Numbered pairs of an image uint8 [H, W, 3] and its mask uint8 [H, W]."""
+    """Sequence of images uint8 [H, W, 3] with masks uint8 [H, W]: 0 ground, 1 figure, 255 void."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -28,11 +28,11 @@ class Pairs(ABC):
 
 @dataclass(frozen=True)
 class Figures:
-    """Pairs of images and masks.
+    """A named set of images with masks.
 
     Attributes:
-        name: of the set.
-        pairs: number -> image uint8 [H, W, 3] and mask uint8 [H, W]: 1 figure, 255 void.
+        name: name of the set.
+        pairs: the images and masks.
     """
 
     name: str
@@ -59,31 +59,34 @@ def open_figures(spec: str | os.PathLike[str], split: str, image_size: int) -> F
     """
     text = os.fspath(spec)
     if text.partition(":")[0] == "creatures":
-        part = "test" if split == "val" else split
-        return Figures(f"creatures:{part}", _Drawn(part, image_size))
-    lists = Path(text) / "ImageSets" / "Segmentation" / f"{split}.txt"
-    if not lists.is_file():
+        creature_split = "test" if split == "val" else split
+        return Figures(f"creatures:{creature_split}", _CreaturePairs(creature_split, image_size))
+    list_file = Path(text) / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not list_file.is_file():
         raise UsageError(
-            f"No images with masks in {text!r}: {str(lists)!r} is missing. Give creatures, or a "
-            "folder in the layout of PASCAL VOC: ImageSets/Segmentation/train.txt and val.txt, "
+            f"No images with masks in {text!r}: {str(list_file)!r} is missing. Give creatures, or "
+            "a folder in the layout of PASCAL VOC: ImageSets/Segmentation/train.txt and val.txt, "
             "JPEGImages, SegmentationClass."
         )
-    names = [line.strip() for line in lists.read_text().splitlines() if line.strip()]
+    names = [line.strip() for line in list_file.read_text().splitlines() if line.strip()]
     pairs = [
         (Path(text) / "JPEGImages" / f"{n}.jpg", Path(text) / "SegmentationClass" / f"{n}.png")
         for n in names
     ]
     missing = [str(p) for pair in pairs for p in pair if not p.is_file()]
     if missing or not pairs:
-        what = (
+        problem = (
             f"{len(missing)} files are missing, first {missing[0]!r}" if missing else "it is empty"
         )
-        raise DataError(f"The list {str(lists)!r} cannot be used: {what}.")
-    return Figures(f"{text} ({split})", _Files(pairs))
+        raise DataError(
+            f"The list {str(list_file)!r} cannot be used: {problem}. Each line names a file in "
+            "JPEGImages and in SegmentationClass."
+        )
+    return Figures(f"{text} ({split})", _VocPairs(pairs))
 
 
-class _Drawn(Pairs):
-    """Creatures with their masks."""
+class _CreaturePairs(Pairs):
+    """Creatures with their masks, drawn when they are read."""
 
     def __init__(self, split: str, size: int):
         from nolabel.data.creatures.world import Creatures
@@ -99,8 +102,8 @@ class _Drawn(Pairs):
         return sample.image, sample.mask
 
 
-class _Files(Pairs):
-    """Images with masks by class; every class counts as figure."""
+class _VocPairs(Pairs):
+    """Files in the layout of PASCAL VOC; every class is figure."""
 
     def __init__(self, pairs: list[tuple[Path, Path]]):
         self.pairs = pairs

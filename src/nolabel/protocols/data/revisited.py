@@ -2,9 +2,9 @@
 
 A folder holds `jpg/` and `gnd_roxford5k.pkl`, `gnd_rparis6k.pkl`, or the same as JSON
 (`gnd_NAME.json`): `imlist` and `qimlist`, names without suffix, and `gnd`, for each query `easy`,
-`hard` and `junk`, numbers of database images, and `bbx`, the box of the query in pixels.
+`hard` and `junk`, indices of database images, and `bbx`, the box of the query in pixels.
 
-The second form is read without being opened as what it is (see `plain_values`).
+Pickles are parsed without being unpickled (see `plain_values`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ class Revisited:
     """Queries and a database.
 
     Attributes:
-        name: of the folder.
-        queries, database: the images.
-        boxes: float [Q, 4]: left, top, right, bottom of what each query shows, in pixels.
-        easy, hard, junk: for each query, int64 numbers of database images.
+        name: path of the folder.
+        queries: the Q query images.
+        database: the database images.
+        boxes: float64 [Q, 4]: left, top, right, bottom in pixels of each query's landmark.
+        easy: for each query, int64 [n], indices of easy images in the database.
+        hard: the same for hard images.
+        junk: the same for junk images, which are removed from the ranking.
     """
 
     name: str
@@ -44,50 +47,55 @@ class Revisited:
 
 
 def find_truth(folder: str | os.PathLike[str]) -> Path | None:
-    """The file with the ground truth in a folder of this layout, or None."""
+    """The ground truth file of a folder in this layout, or None."""
     path = Path(folder)
     if not path.is_dir():
         return None
-    found = sorted((*path.glob("gnd_*.json"), *path.glob("gnd_*.pkl")))
-    return found[0] if found else None
+    files = sorted((*path.glob("gnd_*.json"), *path.glob("gnd_*.pkl")))
+    return files[0] if files else None
 
 
 def open_revisited(folder: str | os.PathLike[str]) -> Revisited:
-    """Reads the ground truth of a folder.
+    """Opens a folder in the layout of the benchmarks.
+
+    Args:
+        folder: the folder.
 
     Raises:
         DataError: no ground truth, or images that it names are missing.
-        FileDamaged: it cannot be read, or holds more than plain values.
+        FileDamaged: the ground truth cannot be read, or holds more than plain values.
     """
     file = find_truth(folder)
     if file is None:
         raise DataError(
-            f"{os.fspath(folder)!r} has no gnd_NAME.json or gnd_NAME.pkl with the ground truth."
+            f"{os.fspath(folder)!r} has no ground truth, gnd_NAME.json or gnd_NAME.pkl. Copy the "
+            "benchmark's file into it."
         )
     truth = _read(file)
-    lacks = [k for k in ("imlist", "qimlist", "gnd") if k not in truth]
-    if lacks or len(truth["gnd"]) != len(truth["qimlist"]):
+    absent = [k for k in ("imlist", "qimlist", "gnd") if k not in truth]
+    if absent or len(truth["gnd"]) != len(truth["qimlist"]):
         raise FileDamaged(
             f"{str(file)!r} is no ground truth of this layout: "
-            + (f"no {lacks[0]!r}." if lacks else "as many queries as entries of gnd are needed.")
+            + (f"no {absent[0]!r}." if absent else "as many queries as entries of gnd are needed.")
         )
-    known = {p.stem: p for p in sorted((Path(folder) / "jpg").glob("*.*"))}
-    missing = [n for k in ("qimlist", "imlist") for n in truth[k] if n not in known]
+    paths = {p.stem: p for p in sorted((Path(folder) / "jpg").glob("*.*"))}
+    missing = [n for k in ("qimlist", "imlist") for n in truth[k] if n not in paths]
     if missing:
         raise DataError(
             f"{len(missing)} of the images of {str(file)!r} are not in {os.fspath(folder)!r}/jpg, "
             f"first: {missing[0]!r}."
         )
 
-    def numbers(kind: str) -> tuple[np.ndarray, ...]:
-        return tuple(np.asarray(g.get(kind, ()), dtype=np.int64).reshape(-1) for g in truth["gnd"])
+    def indices(difficulty: str) -> tuple[np.ndarray, ...]:
+        rows = (np.asarray(g.get(difficulty, ()), dtype=np.int64) for g in truth["gnd"])
+        return tuple(row.reshape(-1) for row in rows)
 
     boxes = [np.asarray(g.get("bbx", (0, 0, 0, 0)), dtype=float).reshape(4) for g in truth["gnd"]]
     return Revisited(
         os.fspath(folder),
-        Items([known[n] for n in truth["qimlist"]], "queries"),
-        Items([known[n] for n in truth["imlist"]], "database"),
-        np.stack(boxes), numbers("easy"), numbers("hard"), numbers("junk"),
+        Items([paths[n] for n in truth["qimlist"]], "queries"),
+        Items([paths[n] for n in truth["imlist"]], "database"),
+        np.stack(boxes), indices("easy"), indices("hard"), indices("junk"),
     )  # fmt: skip
 
 

@@ -1,0 +1,93 @@
+"""An image classifier: a fine-tuned backbone with a linear head, and its files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from nolabel.backbones.base import Backbone
+from nolabel.encoders.encoder import Encoder
+from nolabel.encoders.file import (
+    ENCODER_FILE,
+    FORMAT,
+    read_tensors,
+    save_encoder,
+    versions,
+    write_tensors,
+)
+from nolabel.nn.random_state import preserve_rng
+
+POOLS = ("auto", "mean")
+CLASSIFIER_FILE = "classifier.safetensors"
+
+
+class Classifier(nn.Module):
+    """A backbone with a linear head: images float [B, C, S, S] to logits [B, K].
+
+    Args:
+        backbone: the network.
+        classes: number K of classes.
+        pool: one of `POOLS`.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int, pool: str):
+        super().__init__()
+        self.backbone, self.pool = backbone, pool
+        self.head = nn.Linear(backbone.dim, classes)
+        nn.init.trunc_normal_(self.head.weight, std=2e-5)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pool == "auto":
+            return self.head(self.backbone(x))
+        return self.head(self.backbone.tokens(x).patches.mean(1))
+
+
+def save_classifier(
+    model: Classifier, encoder: Encoder, names: tuple[str, ...], folder: Path
+) -> None:
+    """Writes the fine-tuned encoder, and the head as `CLASSIFIER_FILE`.
+
+    Args:
+        model: the classifier.
+        encoder: the encoder that was fine-tuned, for its normalisation and image size.
+        names: names of the classes, written to the header.
+        folder: where to; created if it is missing.
+
+    Raises:
+        DataError: a file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_encoder(
+        folder / ENCODER_FILE, model.backbone, branch="encoder", method="finetune",
+        mean=encoder.mean, std=encoder.std, image_size=encoder.image_size, run=None,
+    )  # fmt: skip
+    header = {"format": FORMAT, "kind": "classifier", "classes": list(names), "pool": model.pool,
+              "encoder": os.fspath(encoder.name), **versions()}  # fmt: skip
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.head.state_dict().items()}
+    write_tensors(folder / CLASSIFIER_FILE, header, tensors, "the classifier")
+
+
+def load_classifier(folder: str | os.PathLike[str]) -> tuple[Classifier, Encoder, tuple[str, ...]]:
+    """Loads a classifier that `save_classifier` wrote.
+
+    Returns:
+        The classifier in evaluation mode, its encoder, and the names of its classes.
+
+    Raises:
+        UsageError, FileDamaged: as `load_encoder_file`.
+    """
+    from nolabel.encoders import load
+
+    header_fields = {"classes": list, "pool": str, "checksum": str}
+    header, tensors = read_tensors(
+        Path(folder) / CLASSIFIER_FILE, fields=header_fields, tensors=True
+    )
+    encoder = load(folder)
+    names = tuple(header["classes"])
+    with preserve_rng():
+        model = Classifier(encoder.backbone, len(names), header["pool"])
+    model.head.load_state_dict(tensors)
+    return model.eval(), encoder, names
