@@ -10,8 +10,18 @@ import torch
 from PIL import Image
 
 import nolabel as nl
+from nolabel.encoders import Encoder
 from nolabel.errors import DataError, UsageError
-from nolabel.protocols.attention import areas, ceiling, iou, open_test, prepare_mask, run_attention
+from nolabel.protocols.attention import (
+    FigureSplits,
+    areas,
+    ceiling,
+    iou,
+    open_test,
+    prepare_mask,
+    run_attention,
+)
+from nolabel.protocols.data.figures import Figures, Pairs
 
 
 def pixels(guess, cell):
@@ -52,11 +62,8 @@ def test_masks_are_cut_as_images_are():
     assert (seen.numpy() == (cut == 1)).mean() > 0.98
 
 
-class Looking:
-    """Attention of which head 1 looks at the figure, head 0 away from it."""
-
-    def __init__(self, encoder, figures):
-        self.encoder, self.figures = encoder, figures
+class TwoHeads(Encoder):
+    """An encoder with the attention of head 1 on the figure and of head 0 on the ground."""
 
     def attention(self, x, layer=-1, **_):
         out = []
@@ -66,37 +73,27 @@ class Looking:
             out.append(torch.stack([(share.max() - share), share]) + 1e-6)
         return torch.stack(out)
 
-    def __getattr__(self, name):
-        return getattr(self.encoder, name)
 
-
-class Squares:
-    """Bright squares on dark ground, with void around some."""
-
-    name = "squares"
+class Squares(Pairs):
+    """Bright squares on dark ground."""
 
     def __init__(self, n, seed):
-        self.n, self.seed = n, seed
+        self.corners = np.random.default_rng(seed).integers(0, 5, (n, 2)) * 4
 
     def __len__(self):
-        return self.n
+        return len(self.corners)
 
-    def __iter__(self):
-        rng = np.random.default_rng(self.seed)
-        for _ in range(self.n):
-            top, left = rng.integers(0, 5, 2) * 4
-            mask = np.zeros((32, 32), np.uint8)
-            mask[top : top + 12, left : left + 12] = 1
-            yield np.repeat(mask[..., None] * np.uint8(200), 3, -1) + np.uint8(20), mask
+    def __getitem__(self, i):
+        top, left = self.corners[i]
+        mask = np.zeros((32, 32), np.uint8)
+        mask[top : top + 12, left : left + 12] = 1
+        return np.repeat(mask[..., None] * np.uint8(200), 3, -1) + np.uint8(20), mask
 
 
 def test_the_head_is_chosen_on_train_and_void_and_ceiling_are_right():
-    from nolabel.protocols.attention import FigureSplits
-
-    encoder = Looking(nl.load("random:vit_pico"), None)
-    report = run_attention(
-        encoder, None, FigureSplits("squares", Squares(8, 0), Squares(20, 1)), mass=0.9
-    )
+    encoder = TwoHeads(nl.load("random:vit_pico").backbone)
+    splits = (Figures("squares", Squares(8, 0)), Figures("squares", Squares(20, 1)))
+    report = run_attention(encoder, None, FigureSplits("squares", *splits), mass=0.9)
     rows = {r["setting"]: r["value"] for r in report.rows}
     assert "one head (1, chosen on train)" in rows
     assert rows["one head (1, chosen on train)"] > 0.7

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 
 import nolabel as nl
 from nolabel.data.sources.arrays import Arrays
+from nolabel.encoders import Encoder
 from nolabel.encoders.features import Features
 from nolabel.protocols import attention, copies, robustness
 from nolabel.protocols.attention import FigureSplits, run_attention
 from nolabel.protocols.copies import Copies, run_copies
+from nolabel.protocols.data.figures import Figures, Pairs
 from nolabel.protocols.finetune import run_finetune
 from nolabel.protocols.robustness import run_robustness
 from nolabel.protocols.zeroshot import retrieval_rows
@@ -55,22 +57,20 @@ def test_copies(knows, monkeypatch):
         assert report.best["value"] == pytest.approx(sum(places) / 200, abs=0.035)
 
 
-class Given:
-    """An encoder whose attention is a table, image by image."""
+class WithAttention(Encoder):
+    """An encoder whose attention is the next rows of a table [N, heads, P]."""
 
     def __init__(self, table):
+        super().__init__(VIT.backbone, name=VIT.name)
         self.table, self.at = table, 0
 
     def attention(self, x, layer=-1, **_):
         self.at += len(x)
         return self.table[self.at - len(x) : self.at]
 
-    def __getattr__(self, name):
-        return getattr(VIT, name)
 
-
-class Masks:
-    name = "masks"
+class Masks(Pairs):
+    """Black images with the given masks."""
 
     def __init__(self, masks):
         self.masks = masks
@@ -78,9 +78,8 @@ class Masks:
     def __len__(self):
         return len(self.masks)
 
-    def __iter__(self):
-        for mask in self.masks:
-            yield np.zeros((32, 32, 3), np.uint8), mask
+    def __getitem__(self, i):
+        return np.zeros((32, 32, 3), np.uint8), self.masks[i]
 
 
 @pytest.mark.parametrize("knows", [True, False])
@@ -97,7 +96,9 @@ def test_attention(knows):
         table = torch.rand(80, 3, side * side, generator=g)
     table = table / table.sum(-1, keepdim=True)
     report = run_attention(
-        Given(table), None, FigureSplits("set", Masks(masks[:40]), Masks(masks[40:]))
+        WithAttention(table),
+        None,
+        FigureSplits("set", *(Figures("masks", Masks(m)) for m in (masks[:40], masks[40:]))),
     )
     if knows:
         assert report.best["value"] > attention.Options().mass - 0.1

@@ -75,5 +75,5 @@ _LAZY_IMPORTS = {
 
 def __getattr__(name: str) -> object:
     if name in _LAZY_IMPORTS:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS[name]}"), name)
+        return vars(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS[name]}"))[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The outcome of a protocol."""
+"""`Report`: the result of a protocol, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -9,20 +9,29 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The outcome of a protocol: one row a setting, with the best one named."""
+    """The result of a protocol.
+
+    Attributes:
+        protocol: name of the protocol.
+        encoder: name of the encoder.
+        train: name of the training set; "" for none.
+        test: name of the test set.
+        rows: "setting", "metric", "value", "low" and "high" (95 % confidence interval or None), and
+            "chance" where it is known.
+        best: the row that represents the encoder.
+        notes: remarks on data and settings.
+    """
 
     protocol: str
     encoder: str
     train: str
     test: str
-    rows: tuple[
-        Mapping[str, Any], ...
-    ]  # setting, metric, value, low, high, chance where it is known
+    rows: tuple[Mapping[str, Any], ...]
     best: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dictionary as documented for `--json`: fractions of one, seconds, bytes."""
+        """Dictionary for `--json`; accuracies are in 0..1."""
         out: dict[str, Any] = {
             "protocol": self.protocol,
             "encoder": self.encoder,
@@ -40,10 +49,10 @@ class Report:
         lines = [f"{self.protocol}  {self.encoder}  ({train}test {self.test})"]
         for r in self.rows:
             mark = " *" if r["setting"] == self.best.get("setting") else ""
-            span = f"  [{r['low']:.1%}, {r['high']:.1%}]" if r.get("low") is not None else ""
+            interval = f"  [{r['low']:.1%}, {r['high']:.1%}]" if r.get("low") is not None else ""
             chance = f"  chance {r['chance']:.2%}" if "chance" in r else ""
             lines.append(
-                f"  {r['setting']:<28} {r['metric']:<6} {r['value']:7.2%}{span}{chance}{mark}"
+                f"  {r['setting']:<28} {r['metric']:<6} {r['value']:7.2%}{interval}{chance}{mark}"
             )
         lines += [f"  note: {n}" for n in self.notes]
         return "\n".join(lines)
