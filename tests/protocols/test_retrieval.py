@@ -164,7 +164,7 @@ def test_landmarks_are_read_as_json_and_as_a_pickle_of_plain_values(landmarks, c
     arrays = {**value, "gnd": [{**g, "easy": np.array(g["easy"])} for g in value["gnd"]]}
     (root / "gnd_toy.pkl").write_bytes(pickle.dumps(arrays))
     assert main([*given, "--longest", "32", "--box", "--scales", "1.0", "0.7071", "0.5"]) == 0
-    assert "cut to their box" in capsys.readouterr().out
+    assert "cropped to their box" in capsys.readouterr().out
     found = open_revisited(root)
     assert found.easy[0].tolist() == [0] and found.hard[1].tolist() == [1]
 
