@@ -1,4 +1,4 @@
-"""Files as they are found in the wild: nothing crashes, and everything bad is listed."""
+"""Damaged and odd files: nothing crashes, and every bad file is listed."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ BAD = {
 
 
 def good_but_odd() -> dict[str, bytes]:
-    """Files that a person can see, though not every program."""
+    """Unusual files that are valid images."""
     exif = Image.Exif()
     exif[0x0112] = 6
     frames = [Image.new("RGB", (20, 20), (i * 80, 0, 0)) for i in range(3)]
@@ -150,7 +150,7 @@ def test_an_odd_file_is_read(name):
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
 
 
-# In a process of its own, whose memory is its own. `resource` counts kilobytes.
+# In a separate process, to measure its peak memory. `resource` counts kilobytes.
 READER = """
 import json, resource, sys
 from nolabel.data.loader import make_loader
@@ -186,7 +186,7 @@ def test_an_epoch_over_the_corpus_lists_every_bad_file_and_stays_small(corpus):
     assert len(source) == len(BAD) + len(good_but_odd()) + 3 and len(BAD) >= 30
     listed, grown = read_all(str(corpus))
     names = {Path(path).name for path in listed}
-    dropped = len(source) % 4  # the last batch is not whole
+    dropped = len(source) % 4  # the last, incomplete batch
     assert len((set(BAD) | {"pipe.jpg", "nowhere.jpg", "circle.jpg"}) - names) <= dropped
     assert not names & set(good_but_odd())
     assert grown < GROWTH

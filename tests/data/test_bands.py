@@ -1,4 +1,4 @@
-"""Images of other than three channels, and of 16 bits, come as they are."""
+"""Images of any number of channels, of 8 or 16 bits, are read without conversion."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_sixteen_bit_grey_keeps_every_bit(kind):
     assert pixels.dtype == np.uint16 and np.array_equal(pixels[..., 0], DEEP)
 
 
-def test_one_channel_of_colour_is_its_grey():
+def test_colour_is_converted_to_grey_for_one_channel():
     rgb = RNG.integers(0, 256, (8, 9, 3), np.uint8)
     grey = np.asarray(Image.fromarray(rgb).convert("L"))
     assert np.array_equal(read_bands(encoded(rgb), 1)[..., 0], grey)
     assert np.array_equal(read_bands(encoded(grey), 1)[..., 0], grey)
 
 
-def test_four_channels_come_as_they_are():
+def test_four_channels_are_read_unchanged():
     rgba = RNG.integers(0, 256, (8, 9, 4), np.uint8)
     assert np.array_equal(read_bands(encoded(rgba), 4), rgba)
     assert read_bands(encoded(rgba[..., :3]), 3).shape == (8, 9, 3)
@@ -68,7 +68,7 @@ def test_arrays_hold_any_number_of_channels(dtype, channels):
         (b"<html>", 1, "HTML"),
     ],
 )
-def test_what_does_not_fit_says_what_it_is(data, channels, reason):
+def test_unsuitable_files_are_refused_with_what_they_are(data, channels, reason):
     with pytest.raises(BadImage, match=reason):
         read_bands(data, channels)
 
@@ -94,7 +94,7 @@ def test_bad_paths_are_bad_images(tmp_path):
             read_bands(path, 2)
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+def test_a_pipe_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(BadImage, match="not a regular file"):
         read_bands(tmp_path / "pipe.png", 1)
@@ -108,7 +108,7 @@ def test_a_damaged_picture_is_refused_whatever_its_channels():
         read_bands(whole, 4, max_pixels=100)
 
 
-def test_a_folder_lists_arrays_only_when_they_are_asked_for(tmp_path):
+def test_a_folder_lists_arrays_only_for_other_than_three_channels(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((4, 5, 2), np.uint16))
     Image.fromarray(DEEP).save(tmp_path / "b.png")
     assert len(open_source(tmp_path)) == 1
@@ -119,7 +119,7 @@ def test_a_folder_lists_arrays_only_when_they_are_asked_for(tmp_path):
         source.read(1)
 
 
-def test_sets_in_memory_give_their_own_channels():
+def test_sets_in_memory_have_their_own_channels():
     digits = open_source("digits", channels=1)
     assert digits.images(np.arange(3)).shape == (3, 8, 8, 1)
     assert digits.read(0).image.shape == (8, 8, 1)
@@ -149,7 +149,7 @@ def test_statistics_are_those_of_all_pixels(tmp_path):
         measure_statistics(open_source(tmp_path, channels=2))
 
 
-def test_what_is_shown_is_rgb_and_uses_the_whole_range():
+def test_pixels_for_display_are_rgb_and_use_the_full_range():
     assert np.array_equal(to_rgb8(DEEP[..., None])[..., 0], to_rgb8(DEEP[..., None])[..., 2])
     dim = (DEEP // 100)[..., None]
     assert to_rgb8(dim).min() == 0 and to_rgb8(dim).max() == 255 and to_rgb8(dim).dtype == np.uint8

@@ -1,4 +1,4 @@
-"""The order in blocks holds each image once and keeps neighbours near."""
+"""The block order has each image once and keeps neighbours within a window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_each_index_comes_once_an_epoch(n, block, window):
         np.testing.assert_array_equal(np.sort(order), np.arange(n))
 
 
-def test_any_positions_can_be_asked_alone():
+def test_positions_have_random_access():
     whole = block_index_at(3, 2, np.arange(4099), 4099, 64, 5)
     some = np.array([4098, 0, 17, 2000, 2001, 17])
     np.testing.assert_array_equal(block_index_at(3, 2, some, 4099, 64, 5), whole[some])

@@ -1,4 +1,4 @@
-"""A run on images that are no photographs: trained, saved, resumed, measured, shown."""
+"""Runs on images of other than three channels: trained, saved, resumed, evaluated, shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHORT = ["--steps", "3", "--batch-size", "8", "--precision", "fp32", "--workers"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two kinds of 16-bit images with five channels."""
+    """Two classes of 16-bit images with five channels."""
     where = tmp_path_factory.mktemp("five")
     rng = np.random.default_rng(0)
     for kind in ("a", "b"):
@@ -79,7 +79,7 @@ def test_a_source_or_a_list_of_ones_own_tells_its_channels(tmp_path):
         assert load(run.folder).embed(arrays).shape[0] == 8
 
 
-def test_what_does_not_fit_together_is_said(folder, tmp_path, capsys):
+def test_mismatched_channels_are_refused(folder, tmp_path, capsys):
     def says(*args):
         assert cli.main(["pretrain", "simclr", *args, "--out", str(tmp_path / "x"), *SHORT]) == 2
         return capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The drawn world: one scene for one (seed, index), and truth that fits the pixels."""
+"""Creatures: one scene for one (seed, index), and ground truth that fits the pixels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_image_does_not_depend_on_its_batch_or_on_the_order() -> None:
     assert np.array_equal(Creatures(count=60).read(41).image, whole[41])
 
 
-def test_another_seed_gives_another_world() -> None:
+def test_another_seed_gives_other_images() -> None:
     assert not np.array_equal(Creatures(count=5).images(), Creatures(count=5, seed=1).images())
 
 
@@ -47,14 +47,14 @@ def test_train_and_test_share_no_image() -> None:
     assert not {i.tobytes() for i in train} & {i.tobytes() for i in test}
 
 
-def test_labels_are_balanced_and_known_before_anything_is_drawn() -> None:
+def test_labels_are_balanced_and_known_before_rendering() -> None:
     for split, number in (("train", 10_000), ("test", 2_000)):
         source = Creatures(split)
         assert len(source) == number
         assert source.labels.dtype == np.int64
         counts = np.bincount(source.labels, minlength=len(KINDS))
         assert counts.min() == counts.max() == number // len(KINDS)
-    assert len(set(Creatures().labels[:: len(KINDS)])) > 1  # no kind sits at every tenth place
+    assert len(set(Creatures().labels[:: len(KINDS)])) > 1  # no kind is at every tenth index
 
 
 def test_labels_are_the_kinds_that_are_drawn() -> None:
@@ -64,7 +64,7 @@ def test_labels_are_the_kinds_that_are_drawn() -> None:
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 96, 224])
-def test_every_size_gives_images_and_truth_of_that_size(size: int) -> None:
+def test_every_size_gives_images_and_ground_truth_of_that_size(size: int) -> None:
     sample = Creatures(size=size).read(7)
     assert sample.image.shape == (size, size, 3)
     assert sample.image.dtype == np.uint8
@@ -135,7 +135,7 @@ def test_the_caption_names_colour_kind_and_ground() -> None:
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
-def test_a_scene_of_several_names_their_number_and_relation(number: int) -> None:
+def test_the_caption_of_several_creatures_has_their_number_and_relation(number: int) -> None:
     for i in range(20):
         scene = draw_scene(i, creatures=number)
         sample = render(scene, 64)
@@ -182,7 +182,7 @@ def test_the_callers_changes_do_not_reach_the_cache() -> None:
     assert source.images().any()
 
 
-def test_a_set_that_is_opened_again_is_not_drawn_again(worlds, monkeypatch) -> None:
+def test_a_set_that_is_opened_again_is_not_rendered_again(worlds, monkeypatch) -> None:
     monkeypatch.setattr(creatures, "SHARED_BYTES", 10**6)
     drawn, real = [], Creatures._render
     monkeypatch.setattr(
@@ -209,7 +209,7 @@ def test_a_set_that_is_opened_again_is_not_drawn_again(worlds, monkeypatch) -> N
     assert list(worlds)[-1] == (Creatures, "train", 32, 39)
 
 
-def test_wrong_requests_are_explained() -> None:
+def test_wrong_arguments_are_explained() -> None:
     with pytest.raises(UsageError, match="Did you mean 'train'"):
         Creatures("trian")
     with pytest.raises(UsageError, match="16 or more"):

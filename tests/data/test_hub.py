@@ -1,4 +1,4 @@
-"""Sets in the Hub's own layout, read from a local folder: no test needs the network."""
+"""Data sets in the Hub's layout, read from a local folder without network access."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOURS = [(i * 20, 5, 9) for i in range(8)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two splits, the first with an image that is none and one that is missing."""
+    """Two splits; the first has a damaged image and an empty cell."""
     where = tmp_path_factory.mktemp("set") / "data"
     where.mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +85,7 @@ def test_workers_read_it_too(folder, same_in_workers):
     assert {p for b in here for p, _ in b.skipped} == {source.path(3), source.path(4)}
 
 
-def test_what_has_no_images_or_is_not_there_says_so(folder, tmp_path, monkeypatch):
+def test_sets_without_images_and_missing_sets_are_named(folder, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     words = datasets.Dataset.from_dict({"words": ["a", "b"]})
     words.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
@@ -100,7 +100,7 @@ def test_what_has_no_images_or_is_not_there_says_so(folder, tmp_path, monkeypatc
         open_source("hf:owner/name")
 
 
-def test_without_the_extra_it_is_named(monkeypatch):
+def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match=r"nolabel\[hf\]"):
         open_source("hf:owner/name")

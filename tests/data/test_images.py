@@ -1,4 +1,4 @@
-"""Images are read as a person sees them, and bad files are refused with a reason."""
+"""Images are decoded to upright RGB, and bad files are refused with a reason."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_lossy_rgb_comes_back_nearly(upright, kind):
     assert np.abs(pixels.astype(int) - upright).mean() < 4
 
 
-def test_a_path_its_bytes_and_a_pillow_image_read_alike(upright, tmp_path):
+def test_a_path_its_bytes_and_a_pillow_image_give_the_same_pixels(upright, tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(upright).save(path)
     for source in (path, str(path), path.read_bytes(), Image.fromarray(upright)):
@@ -122,7 +122,7 @@ def test_a_rotated_jpeg_is_turned_upright(upright):
     assert np.abs(pixels.astype(int) - upright).mean() < 4
 
 
-def test_an_orientation_that_is_nonsense_is_ignored(upright):
+def test_an_invalid_orientation_is_ignored(upright):
     exif = Image.Exif()
     exif[0x0112] = 77
     data = _encoded(Image.fromarray(upright), "PNG", exif=exif)
@@ -154,16 +154,16 @@ def test_half_transparent_palette_entries_are_mixed_with_white():
     assert np.abs(pixels[0, 1].astype(int) - [127, 127, 255]).max() <= 1
 
 
-def test_alpha_is_laid_on_white():
+def test_alpha_is_composited_onto_white():
     image = Image.new("RGBA", (3, 1))
     image.putdata([(0, 0, 0, 0), (10, 20, 30, 255), (0, 0, 0, 128)])
     pixels = read_image(_encoded(image, "PNG"))
-    assert pixels[0, 0].tolist() == [255, 255, 255]  # a hidden black is not black
+    assert pixels[0, 0].tolist() == [255, 255, 255]  # the hidden black does not show
     assert pixels[0, 1].tolist() == [10, 20, 30]
     assert abs(int(pixels[0, 2, 0]) - 127) <= 1
 
 
-def test_grey_with_alpha_is_laid_on_white():
+def test_grey_with_alpha_is_composited_onto_white():
     image = Image.new("LA", (2, 1))
     image.putdata([(0, 0), (77, 255)])
     pixels = read_image(_encoded(image, "PNG"))
@@ -206,7 +206,7 @@ def test_thirty_two_bit_grey_is_stretched(dtype):
     assert pixels[0, :, 0].tolist() == [0, 127, 255]
 
 
-def test_values_that_are_not_finite_do_not_spoil_the_stretch():
+def test_infinite_values_do_not_affect_the_stretch():
     values = np.array([[0, 1, np.nan, np.inf, -np.inf]], np.float32)
     pixels = read_image(_encoded(Image.fromarray(values), "TIFF"))
     assert pixels[0, :, 0].tolist() == [0, 255, 0, 255, 0]
@@ -307,10 +307,10 @@ def test_a_truncated_file_is_refused_even_when_another_library_asked_for_lenienc
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     data = _encoded(_photo(), "JPEG")
     assert "truncated" in _reason(data[: len(data) // 2])
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is True  # theirs again
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True  # restored
 
 
-def test_reasons_are_in_plain_words(tmp_path: Path):
+def test_reasons_name_the_content(tmp_path: Path):
     def file(name: str, content: bytes) -> Path:
         path = tmp_path / name
         path.write_bytes(content)
@@ -377,7 +377,7 @@ def test_random_damage_gives_an_image_or_a_bad_image_and_nothing_else(upright):
                 assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
 
 
-def test_nothing_is_said_on_the_terminal(tmp_path, capfd):
+def test_nothing_is_printed_on_the_terminal(tmp_path, capfd):
     odd = Image.new("P", (4, 4), 0)
     odd.putpalette([255, 0, 0, 0, 0, 255])
     files = [
@@ -412,18 +412,18 @@ def jpeg(size: tuple[int, int], mode: str = "RGB", **options) -> bytes:
 @pytest.mark.parametrize("size", [(1, 1), (37, 29), (501, 377)])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("enough", [None, 2000])
+@pytest.mark.parametrize("sufficient", [None, 2000])
 def test_with_and_without_simplejpeg_the_pixels_are_the_same(
-    mode, size, subsampling, progressive, enough, monkeypatch
+    mode, size, subsampling, progressive, sufficient, monkeypatch
 ):
     data = jpeg(size, mode, subsampling=subsampling, progressive=progressive)
-    fast = read_image(data, sufficient_pixels=enough)
+    fast = read_image(data, sufficient_pixels=sufficient)
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
-    assert np.array_equal(fast, read_image(data, sufficient_pixels=enough))
+    assert np.array_equal(fast, read_image(data, sufficient_pixels=sufficient))
 
 
 @pytest.mark.parametrize(
-    ("enough", "shape"),
+    ("sufficient", "shape"),
     [
         (None, (377, 501, 3)),
         (10**9, (377, 501, 3)),
@@ -433,11 +433,11 @@ def test_with_and_without_simplejpeg_the_pixels_are_the_same(
         (1, (48, 63, 3)),
     ],
 )
-def test_a_jpeg_is_reduced_as_far_as_enough_pixels_are_left(enough, shape):
-    assert read_image(jpeg((501, 377)), sufficient_pixels=enough).shape == shape
+def test_a_jpeg_is_reduced_while_sufficient_pixels_remain(sufficient, shape):
+    assert read_image(jpeg((501, 377)), sufficient_pixels=sufficient).shape == shape
 
 
-def test_a_reduced_jpeg_looks_like_the_whole_one_reduced():
+def test_a_reduced_jpeg_looks_like_the_full_one_reduced():
     data = jpeg((400, 320), quality=95)
     whole = Image.fromarray(read_image(data)).reduce(4)
     assert (
@@ -459,5 +459,5 @@ def test_only_jpeg_is_reduced():
 
 def test_an_odd_jpeg_that_pillow_accepts_is_accepted():
     data = jpeg((64, 48))
-    odd = data[:-2] + b"\x00\x00\x00" + data[-2:]  # bytes before the end that belong to nothing
+    odd = data[:-2] + b"\x00\x00\x00" + data[-2:]  # stray bytes before the end marker
     assert np.array_equal(read_image(odd), read_image(data))

@@ -1,4 +1,4 @@
-"""The loader's whole state is the step: same batches for any workers, processes and restart."""
+"""The step is the loader's only state: the same batches for any workers, ranks and restarts."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ def folder(tmp_path):
     return open_source(tmp_path)
 
 
-def test_a_batch_is_views_and_keys_and_nothing_that_names_the_class():
+def test_a_batch_has_views_and_keys_and_no_labels():
     batch = _batches(total_steps=1)[0]
     assert batch.views["global"].shape == (2, 6, 3, 4, 4)
     assert batch.size == 6 and batch.keys.dtype == torch.int64
     assert batch.labels is None and batch.skipped == ()
 
 
-def test_labels_come_only_when_asked_for():
+def test_batches_have_labels_only_on_request():
     source = _toy()
     for batch in _batches(source, with_labels=True):
         assert batch.labels.tolist() == [source.labels[k] for k in batch.keys]
@@ -126,14 +126,14 @@ def test_any_number_of_processes_and_workers_sees_the_same_images_in_the_same_or
     seen = torch.cat([torch.stack([b.keys for b in part]) for part in parts], dim=1)
     assert torch.equal(seen, whole)
     for epoch in (seen[:4], seen[4:]):
-        assert len(epoch.unique()) == 96  # each once; one is left over
+        assert len(epoch.unique()) == 96  # each once; one image is dropped
     assert not torch.equal(seen[:4], seen[4:])
     others = [b.keys for b in _batches(source, batch_size=24, seed=6)]
     assert not torch.equal(torch.stack(others), whole)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_resumes_sees_what_it_would_have_seen(workers):
+def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(workers):
     assert _same(_batches()[5:], _batches(start_step=5, workers=workers))
     assert _batches(start_step=8, workers=workers) == []
 
@@ -150,14 +150,14 @@ def test_processes_and_accumulation_share_one_global_batch(world, accumulate):
         assert torch.equal(views, batch.views["global"])
 
 
-def test_the_random_state_of_the_program_is_left_alone():
+def test_the_global_random_state_does_not_change():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     _batches(workers=1)
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_images_in_memory_are_read_all_at_once():
+def test_images_in_memory_are_read_as_one_batch():
     class Counted(Arrays):
         calls = 0
 
@@ -174,7 +174,7 @@ def test_images_in_memory_are_read_all_at_once():
     assert source.calls == 8
 
 
-def test_a_subset_is_loaded_by_its_own_numbers():
+def test_keys_of_a_subset_are_indices_into_the_subset():
     source = Subset(_toy(), np.arange(10, 23))
     for batch in _batches(source, with_labels=True):
         assert batch.labels.tolist() == [source.labels[k] for k in batch.keys]
@@ -200,8 +200,8 @@ def test_bad_files_are_replaced_and_reported(folder):
     assert "web page" in reasons["03.png"] and reasons["02.png"]
 
 
-def test_a_stand_in_gets_views_of_its_own(folder):
-    """Otherwise it would appear twice in an epoch with the very same crops."""
+def test_a_replacement_gets_views_of_its_own(folder):
+    """Otherwise it would appear twice in an epoch with the same crops."""
     seen = []
 
     class Spy(Crops):
@@ -211,11 +211,11 @@ def test_a_stand_in_gets_views_of_its_own(folder):
 
     batches = _batches(folder, executor=Spy(), total_steps=2)
     assert sorted(itertools.chain(*seen)) == list(range(12))  # keyed by the scheduled image
-    assert sorted(_keys(batches)) != list(range(12))  # but named by the image that is there
+    assert sorted(_keys(batches)) != list(range(12))  # but `keys` has the image that was read
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_source_full_of_bad_files_is_one_clear_error(tmp_path, workers):
+def test_too_many_bad_files_are_one_clear_error(tmp_path, workers):
     for i in range(20):
         (tmp_path / f"{i}.jpg").touch()
     with pytest.raises(DataError) as caught:
@@ -225,7 +225,7 @@ def test_a_source_full_of_bad_files_is_one_clear_error(tmp_path, workers):
     assert "Traceback" not in text and "\n" not in text
 
 
-def test_a_name_that_is_no_text_can_still_be_reported():
+def test_a_file_name_that_is_not_utf8_is_reported():
     class Odd(Source):
         name = "odd"
 
@@ -253,7 +253,7 @@ def test_an_executor_on_a_device_is_run_in_this_process(workers, folder):
 
     for source in (_toy(), folder):
         calls: list[int] = []
-        # "meta" stands in for a GPU: only the name of the device is looked at.
+        # "meta" stands in for a GPU: only the device type is used.
         assert _same(_batches(source), _batches(source, executor=Here("meta"), workers=workers))
         assert calls == [os.getpid()] * 8
 
@@ -270,9 +270,7 @@ def test_a_worker_that_dies_is_a_clear_error():
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_workers_that_die_are_started_again_and_no_batch_is_lost_or_comes_twice(
-    accumulate, tmp_path
-):
+def test_dead_workers_are_restarted_and_no_batch_is_lost_or_repeated(accumulate, tmp_path):
     class Mortal(Crops):
         def __call__(self, images, keys, epoch):
             number = len(list(tmp_path.iterdir()))
@@ -281,15 +279,15 @@ def test_workers_that_die_are_started_again_and_no_batch_is_lost_or_comes_twice(
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__call__(images, keys, epoch)
 
-    said: list[str] = []
+    warnings: list[str] = []
     whole = _batches(accumulate=accumulate)
     assert _same(whole, _batches(executor=Mortal(), workers=2, accumulate=accumulate,
-                                 warn=said.append))  # fmt: skip
-    assert 1 <= len(said) <= 3  # both workers may die at once
-    assert "Restarting the workers (1 of 3 times)" in said[0]
+                                 warn=warnings.append))  # fmt: skip
+    assert 1 <= len(warnings) <= 3  # both workers may die at once
+    assert "Restarting the workers (1 of 3 times)" in warnings[0]
 
 
-def test_a_mistake_in_the_code_keeps_its_own_kind():
+def test_a_programming_error_in_a_worker_keeps_its_type():
     class Wrong(Crops):
         def __call__(self, images, keys, epoch):
             raise ZeroDivisionError("mine")
@@ -300,7 +298,7 @@ def test_a_mistake_in_the_code_keeps_its_own_kind():
     assert not multiprocessing.active_children()
 
 
-def test_workers_leave_when_the_loader_is_dropped():
+def test_workers_exit_when_the_loader_is_deleted():
     loader = make_loader(
         _toy(), Crops(), seed=0, batch_size=4, start_step=0, total_steps=10_000, workers=2
     )
@@ -310,7 +308,7 @@ def test_workers_leave_when_the_loader_is_dropped():
     assert not multiprocessing.active_children()
 
 
-def test_workers_start_without_a_word():
+def test_workers_start_without_output():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         _batches(workers=4)
@@ -326,7 +324,7 @@ def test_a_batch_larger_than_the_data_names_the_largest():
         BatchDataset(_toy(3), Crops(), seed=0, batch_size=4, world=4)
 
 
-def test_a_batch_that_cannot_be_cut_evenly_names_the_nearest():
+def test_a_batch_that_cannot_be_divided_evenly_names_the_nearest_sizes():
     with pytest.raises(UsageError, match="4 equal parts.*Use 8 or 12"):
         BatchDataset(_toy(), Crops(), seed=0, batch_size=10, world=2, accumulate=2)
 

@@ -1,4 +1,4 @@
-"""Lists and tables of images: what a row says is what a sample has."""
+"""Lists and tables of images are read as they are written."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from nolabel.errors import BadImage, DataError, UsageError
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def separate_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Five grey squares: picture i has the value 40 i."""
+    """Five grey images; image i has the value 40 i."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(5):
@@ -33,7 +33,7 @@ def value(source, i):
     return int(source.read(i).image[0, 0, 0])
 
 
-def test_a_list_gives_its_images_in_its_order_from_its_own_folder(pictures, monkeypatch):
+def test_a_list_keeps_its_order_and_paths_are_relative_to_its_folder(pictures, monkeypatch):
     file = pictures / "list.txt"
     file.write_text("3.png\n\n 0.png \n../pictures/4.png\n" + str(pictures / "1.png") + "\n")
     monkeypatch.chdir(pictures.parent)
@@ -42,7 +42,7 @@ def test_a_list_gives_its_images_in_its_order_from_its_own_folder(pictures, monk
     assert source.labels is None
 
 
-def test_a_table_brings_labels_texts_and_groups(pictures):
+def test_a_table_has_labels_texts_and_groups(pictures):
     file = pictures / "table.csv"
     file.write_text(
         'path,other,label,text,group\n2.png,x,dog,"a dog, black",p2\n0.png,x,cat,a cat,p1\n'
@@ -56,19 +56,19 @@ def test_a_table_brings_labels_texts_and_groups(pictures):
     assert source.read(0).label == 1
 
 
-def test_whole_numbers_are_classes_in_the_order_of_numbers(pictures):
+def test_integer_classes_are_in_numeric_order(pictures):
     file = pictures / "table.csv"
     file.write_text("path,label\n0.png,10\n1.png,9\n2.png,-1\n")
     assert Manifest(file).classes == ("-1", "9", "10")
 
 
-def test_labels_count_only_when_every_row_has_one(pictures):
+def test_labels_are_used_only_when_every_row_has_one(pictures):
     file = pictures / "table.csv"
     file.write_text("path,label\n0.png,a\n1.png,\n")
     assert Manifest(file).labels is None
 
 
-def test_tabs_and_parquet_say_the_same_as_commas(pictures):
+def test_tsv_and_parquet_are_read_like_csv(pictures):
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet
 
@@ -89,7 +89,7 @@ def test_a_missing_file_is_a_bad_image_with_its_path(pictures):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "error", "said"),
+    ("name", "content", "error", "message"),
     [
         ("t.csv", "paths,label\n0.png,1\n", UsageError, "Did you mean 'paths'"),
         ("t.csv", "path,label\n0.png\n", DataError, "row 2: 1 fields"),
@@ -99,14 +99,14 @@ def test_a_missing_file_is_a_bad_image_with_its_path(pictures):
         ("t.csv", b"path\n\xff\xfe.png\n", DataError, "UTF-8"),
     ],
 )
-def test_a_list_that_is_not_whole_is_refused_with_what_to_do(name, content, error, said, tmp_path):
+def test_an_incomplete_list_is_refused_with_a_hint(name, content, error, message, tmp_path):
     raw = content if isinstance(content, bytes) else content.encode()
     (tmp_path / name).write_bytes(raw)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         Manifest(tmp_path / name)
 
 
-def test_what_was_read_is_kept_until_the_file_changes(pictures, monkeypatch):
+def test_a_list_is_cached_until_the_file_changes(pictures, monkeypatch):
     from nolabel.data.sources import manifest
 
     file = pictures / "table.csv"
@@ -123,7 +123,7 @@ def test_what_was_read_is_kept_until_the_file_changes(pictures, monkeypatch):
     assert len(Manifest(file)) == 3
 
 
-def test_a_damaged_cache_is_read_past(pictures):
+def test_a_damaged_cache_is_ignored(pictures):
     file = pictures / "list.txt"
     file.write_text("0.png\n")
     Manifest(file)
@@ -133,14 +133,14 @@ def test_a_damaged_cache_is_read_past(pictures):
         assert list(Manifest(file).paths) == ["0.png"]
 
 
-def test_without_a_place_to_write_nothing_is_kept_and_nothing_fails(pictures, monkeypatch):
+def test_an_unwritable_cache_folder_is_no_error(pictures, monkeypatch):
     (pictures / "file").write_text("")
     monkeypatch.setenv("NOLABEL_CACHE", str(pictures / "file" / "below"))
     (pictures / "list.txt").write_text("0.png\n")
     assert len(Manifest(pictures / "list.txt")) == 1
 
 
-def test_packed_strings_are_what_went_in():
+def test_a_string_table_returns_its_strings():
     given = ["", "a", "später/ß.png", "\udcff raw byte", "x" * 1000, ""]
     packed = StringTable.from_strings(given)
     assert list(packed) == given

@@ -1,4 +1,4 @@
-"""The order of images is a permutation that nobody stores."""
+"""The order of images is a stateless permutation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_each_index_comes_once_an_epoch(n):
         np.testing.assert_array_equal(np.sort(order), np.arange(n))
 
 
-def test_a_position_can_be_asked_alone_in_any_order_and_shape():
+def test_positions_have_random_access_in_any_shape():
     whole = index_at(3, 5, np.arange(1009), 1009)
     assert int(index_at(3, 5, 700, 1009)) == whole[700]
     some = np.array([[5, 4], [1000, 5]])
@@ -46,7 +46,7 @@ def test_swapping_seed_and_epoch_gives_another_order():
 
 
 def test_the_order_never_changes_between_releases():
-    # A run that resumes under a newer version must go on with the same images.
+    # A run resumed with a newer version must continue with the same images.
     assert index_at(0, 0, np.arange(8), 1000).tolist() == [3, 166, 433, 541, 853, 760, 457, 212]
     assert index_at(7, 3, np.arange(5), 5).tolist() == [0, 3, 2, 1, 4]
     assert replacement(0, 0, 3, 1, 50) == 39
@@ -77,10 +77,10 @@ def test_the_order_is_not_correlated_with_the_source_or_with_another_epoch():
     assert abs(np.corrcoef(k, first)[0, 1]) < 5 / np.sqrt(n)
     assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(n)
     assert abs(np.corrcoef(first[1:], first[:-1])[0, 1]) < 5 / np.sqrt(n)
-    assert (np.diff(first) == 1).sum() < 10  # neighbours in the source are parted
+    assert (np.diff(first) == 1).sum() < 10  # neighbours in the source are separated
 
 
-def test_a_million_images_cost_no_memory_and_little_time():
+def test_a_million_images_take_no_memory_and_little_time():
     start = time.perf_counter()
     for step in range(20):
         batch_indices(0, step, 1024, 1_281_167)
@@ -95,7 +95,7 @@ def test_positions_outside_the_data_are_refused():
 
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 3), (10, 10), (97, 8), (5, 1)])
-def test_batches_walk_through_the_epochs_and_drop_the_rest(n, batch):
+def test_batches_go_through_the_epochs_and_drop_the_rest(n, batch):
     per_epoch = steps_per_epoch(batch, n)
     for epoch in range(3):
         seen = []
@@ -113,13 +113,13 @@ def test_no_batch_is_larger_than_the_data():
 
 
 @pytest.mark.parametrize("n", [2, 3, 11])
-def test_stand_ins_are_all_different_and_never_the_image_itself(n):
+def test_replacements_are_distinct_and_never_the_image_itself(n):
     for index in range(n):
         standins = [replacement(0, 2, index, attempt, n) for attempt in range(n - 1)]
         assert sorted([*standins, index]) == list(range(n))
 
 
-def test_stand_ins_depend_on_the_image_and_the_epoch():
+def test_replacements_depend_on_the_image_and_the_epoch():
     of_images = {replacement(0, 0, index, 0, 1000) for index in range(100)}
     of_epochs = {replacement(0, epoch, 0, 0, 1000) for epoch in range(100)}
     assert len(of_images) > 80 and len(of_epochs) > 80

@@ -1,4 +1,4 @@
-"""A source of the user's own: a subclass with two methods, given as an object or by its file."""
+"""A user's own source: a subclass with two methods, passed as an object or as a file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Half(Source):
 
 
 class Plain(Source):
-    """No more than what has to be there."""
+    """The minimum: only the abstract methods."""
 
     def __len__(self):
         return 12
@@ -54,11 +54,13 @@ class Plain(Source):
 def file(tmp_path, monkeypatch):
     monkeypatch.setenv("NOLABEL_STATE", str(tmp_path / "state"))
     path = tmp_path / "my_source.py"
-    path.write_text(f"{CODE}# {tmp_path}\n")  # bytes of its own: equal ones are executed once
+    path.write_text(
+        f"{CODE}# {tmp_path}\n"
+    )  # unique content: files with the same hash are executed once
     return path
 
 
-def test_two_methods_are_enough_and_the_rest_has_defaults():
+def test_two_methods_suffice_and_the_rest_has_defaults():
     source = open_source(Plain())
     assert (source.name, source.path(3), source.channels, source.block) == (
         "Plain", "Plain[3]", 3, 0,
@@ -67,13 +69,13 @@ def test_two_methods_are_enough_and_the_rest_has_defaults():
     assert source.groups is None and source.domains is None
     assert not (source.in_memory or source.supports_draft or source.has_files)
     assert not has_texts(source) and texts_of(source, [0, 5]) == (None, None)
-    prerender(source)  # leaves what is not in memory alone
+    prerender(source)  # does nothing for sources that are not in memory
     for call in (source.images, source.read_bytes):
         with pytest.raises(TypeError, match="read\\(i\\)"):
             call(np.array([0]))
 
 
-def test_what_a_source_adds_is_used():
+def test_optional_members_of_a_source_are_used():
     class Told(Plain):
         labels, classes = np.arange(12) % 2, ("even", "odd")
 
@@ -90,7 +92,7 @@ def test_what_a_source_adds_is_used():
     assert Subset(source, [8, 4]).read_text(0) == "number 8"
 
 
-def test_what_only_looks_like_a_source_is_refused_with_what_to_do():
+def test_objects_that_do_not_inherit_source_are_refused_with_a_hint():
     class Duck:
         name, labels, classes = "duck", None, ()
 
@@ -103,7 +105,7 @@ def test_what_only_looks_like_a_source_is_refused_with_what_to_do():
         def read(self, i):
             return Sample(image=np.zeros((4, 4, 3), np.uint8))
 
-    for data in (Duck(), Plain):  # a class is no instance
+    for data in (Duck(), Plain):  # a class is not an instance
         with pytest.raises(UsageError, match="subclass of nolabel.data.source.Source"):
             open_source(data)
     with pytest.raises(UsageError, match="got Duck"):
@@ -119,7 +121,7 @@ def test_a_source_in_a_file_is_named_by_its_path_and_recorded_by_its_hash(file):
     assert record_source("creatures:test") == "creatures:test"
 
 
-def test_a_folder_named_like_a_file_of_code_is_a_folder(tmp_path):
+def test_a_folder_named_like_a_source_file_is_a_folder(tmp_path):
     from PIL import Image
 
     (tmp_path / "odd.py").mkdir()
@@ -128,7 +130,7 @@ def test_a_folder_named_like_a_file_of_code_is_a_folder(tmp_path):
     assert record_source(str(tmp_path / "odd.py")) == str(tmp_path / "odd.py")
 
 
-def test_classes_that_cannot_be_made_say_why(file, tmp_path):
+def test_classes_that_cannot_be_instantiated_say_why(file, tmp_path):
     with pytest.raises(UsageError, match="Sized .*without arguments.*size"):
         open_source(f"{file}:Sized")
     with pytest.raises(UsageError, match="Half .*lacks read"):
@@ -141,15 +143,15 @@ def test_classes_that_cannot_be_made_say_why(file, tmp_path):
         open_source(f"{file}:Mine", channels=5)
 
 
-def test_a_run_remembers_the_source_by_its_hash(file, tmp_path):
+def test_a_run_records_the_source_by_its_hash(file, tmp_path):
     short = {"steps": 1, "batch_size": 8, "image_size": 32, "device": "cpu", "workers": 0,
              "backbone": "vit_pico", "precision": "fp32", "quiet": True}  # fmt: skip
     run = nl.pretrain("simclr", data=f"{file}:Mine", out=str(tmp_path / "run"), **short)
     assert run.settings.data == record_source(f"{file}:Mine") and run.images == 40
 
 
-def test_a_stopped_run_goes_on_with_the_copy_of_its_source(file, tmp_path):
-    """From another process, of this user, where the original has changed in between."""
+def test_a_resumed_run_uses_its_copy_of_the_source(file, tmp_path):
+    """In another process of the same user, after the original file has changed."""
     short = {"steps": 4, "batch_size": 8, "image_size": 32, "device": "cpu", "workers": 0,
              "backbone": "vit_pico", "precision": "fp32", "quiet": True}  # fmt: skip
     whole = nl.pretrain("simclr", data=f"{file}:Mine", out=str(tmp_path / "whole"), **short)

@@ -1,4 +1,4 @@
-"""Scenes of several creatures: numbers, captions and pictures agree."""
+"""Scenes of several creatures: numbers, captions and images agree."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ WORDS = ("", "two", "three", "four")
 
 
 @pytest.fixture(autouse=True)
-def nothing_drawn(monkeypatch):
-    """Every set draws its own images."""
+def no_shared_cache(monkeypatch):
+    """Disables the cache that sets share."""
     monkeypatch.setattr(creatures, "SHARED_BYTES", 0)
     monkeypatch.setattr(creatures, "_CACHES", {})
 

@@ -1,4 +1,4 @@
-"""Tar shards: every sample at random, nothing executed, nothing outside its file."""
+"""Tar shards: random access, nothing is executed, nothing outside the file is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nolabel.errors import BadImage, DataError, UsageError
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def separate_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path / "cache"))
 
 
@@ -62,7 +62,7 @@ def test_labels_and_texts_belong_to_their_sample(tmp_path):
     ]  # fmt: skip
 
 
-def test_one_sample_without_a_label_leaves_all_without(tmp_path):
+def test_labels_are_dropped_when_one_sample_has_none(tmp_path):
     write(tmp_path / "a.tar", [*sample(1), ("b.png", png(7))])
     assert Shards(tmp_path / "a.tar").labels is None
 
@@ -108,7 +108,7 @@ def test_deep_names_are_read_in_every_dialect(form, tmp_path):
     assert int(source.read(1).image[0, 0, 0]) == 6
 
 
-def test_a_shard_cut_short_gives_what_is_whole_and_lists_the_rest(tmp_path):
+def test_a_truncated_shard_gives_intact_samples_and_lists_the_rest(tmp_path):
     write(tmp_path / "a.tar", [(f"{i}.png", png(i)) for i in range(5)])
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: 4 * 1024 + 512 + 20])  # in the middle of the fifth
@@ -148,7 +148,7 @@ def test_workers_give_the_same_batches(tmp_path, same_in_workers):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "error", "said"),
+    ("name", "content", "error", "message"),
     [
         ("a.tar.gz", b"", UsageError, "compressed"),
         ("missing.tar", None, UsageError, "missing"),
@@ -157,14 +157,14 @@ def test_workers_give_the_same_batches(tmp_path, same_in_workers):
         ("a.tar", b"", DataError, "not a readable tar file|No images"),
     ],
 )
-def test_what_is_no_shard_is_refused_with_what_to_do(name, content, error, said, tmp_path):
+def test_files_that_are_not_shards_are_refused_with_a_hint(name, content, error, message, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         Shards(tmp_path / name)
 
 
-def test_braces_count_and_choose():
+def test_braces_expand_ranges_and_alternatives():
     assert expand_braces("a{08..10}.tar") == ["a08.tar", "a09.tar", "a10.tar"]
     assert expand_braces("{x,y}{1..2}") == ["x1", "x2", "y1", "y2"]
     assert expand_braces("plain.tar") == ["plain.tar"]

@@ -1,4 +1,4 @@
-"""What a user names becomes a source, or an error that says what to do."""
+"""Sources are opened by name, or an error says what to do."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ def test_one_image_outside_the_subfolders_means_no_labels(tmp_path):
         require_labels(source)
 
 
-def test_a_folder_of_one_class_has_no_use_as_labels(tmp_path):
+def test_labels_of_one_class_are_refused(tmp_path):
     _picture(tmp_path / "images" / "1.png")
     with pytest.raises(DataError, match="one class only \\('images'\\).*folder above or below"):
         require_labels(open_source(tmp_path))
 
 
-def test_links_are_followed_and_circles_are_not(tmp_path):
+def test_links_are_followed_but_cycles_end(tmp_path):
     _picture(tmp_path / "real" / "1.png")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "linked").symlink_to(tmp_path / "real")
@@ -132,7 +132,7 @@ def test_an_unknown_split_lists_the_splits():
         open_source("digits:val")
 
 
-def test_a_folder_without_images_says_what_it_saw(tmp_path):
+def test_a_folder_without_images_says_what_it_holds(tmp_path):
     with pytest.raises(DataError, match="no files at all.*\\.jpg"):
         open_source(tmp_path)
     (tmp_path / "a.txt").touch()
@@ -147,7 +147,7 @@ def test_a_file_is_not_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [None, 5, ""])
-def test_what_is_no_data_is_refused(wrong):
+def test_other_types_of_data_are_refused(wrong):
     with pytest.raises(UsageError, match="a named set"):
         open_source(wrong)
 
@@ -199,7 +199,7 @@ def test_an_array_of_images_is_a_source_and_a_source_stays_itself():
         open_source(np.zeros((3, 4, 5, 3)))
 
 
-def test_one_by_one_and_all_at_once_read_alike():
+def test_single_reads_and_batches_are_the_same():
     source = _labelled()
     indices = np.array([5, 0, 5, 39])
     together = source.images(indices)
@@ -207,7 +207,7 @@ def test_one_by_one_and_all_at_once_read_alike():
         np.testing.assert_array_equal(row, source.read(int(i)).image)
 
 
-def test_a_subset_is_a_view():
+def test_a_subset_has_the_images_of_its_source():
     source = _labelled()
     part = Subset(source, [7, 3, 3])
     assert len(part) == 3 and part.labels.tolist() == [3, 3, 3] and part.path(0) == "toy[7]"
@@ -254,7 +254,7 @@ def test_the_table_of_names_needs_no_heavy_import():
     assert done.stdout.strip() == ""
 
 
-def test_every_name_in_the_table_has_words_and_splits():
+def test_every_named_set_has_a_description_and_splits():
     for named in DATASETS.values():
         assert named.description and set(named.splits) == {"train", "test"}
 
@@ -270,7 +270,7 @@ def test_digits_have_their_sizes_and_both_splits_all_classes():
     assert open_source("digits", split_default="test").name == "digits:test"
 
 
-def test_creatures_are_drawn_at_the_size_asked_for():
+def test_creatures_are_rendered_at_the_requested_size():
     assert open_source("creatures").read(0).image.shape == (32, 32, 3)
     source = open_source("creatures:test", image_size=48)
     assert source.images(np.arange(2)).shape == (2, 48, 48, 3)
@@ -319,12 +319,12 @@ def test_damaged_idx_files_are_refused(tmp_path):
 def test_missing_fashion_mnist_names_the_package_and_the_flag(tmp_path, monkeypatch):
     monkeypatch.setattr(builtin, "SYSTEM_FOLDER", tmp_path / "none")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("sys.stdin", None)  # as in a service: nobody can be asked
+    monkeypatch.setattr("sys.stdin", None)  # as in a service without a terminal
     with pytest.raises(UsageError, match="dataset-fashion-mnist, or add --download"):
         open_source("fashion-mnist")
 
 
-def test_an_earlier_download_is_used_again(tmp_path, monkeypatch):
+def test_an_earlier_download_is_reused(tmp_path, monkeypatch):
     monkeypatch.setattr(builtin, "SYSTEM_FOLDER", tmp_path / "none")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     raw = tmp_path / "nolabel" / "FashionMNIST" / "raw"

@@ -1,4 +1,4 @@
-"""Where the time of a batch goes is measured stage by stage, and the advice names the worst."""
+"""The stages of data loading are timed, and the advice names the slowest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLAN = ViewPlan(views=(View(name="v", size=32, count=2, jitter=(0.4, 0.4, 0.2, 0
 
 
 class Slow(Source):
-    """A source one of whose stages sleeps."""
+    """A source whose reading or decoding sleeps."""
 
     name, has_files = "slow", True
 
@@ -53,14 +53,14 @@ def test_the_slow_stage_is_found(source, stage):
     assert 0.019 < found[stage] < 0.04
 
 
-def test_what_a_plan_does_not_do_costs_nothing():
+def test_operations_that_a_plan_does_not_use_cost_nothing():
     source = Arrays("a", np.zeros((64, 32, 32, 3), np.uint8))
     found = stages.measure_stages(source, PLAN)
     assert found["decode"] == found["transfer"] == found["collate"] == 0
     assert found["crop"] > 0 and found["read"] > 0
 
 
-def test_bad_files_are_passed_over_and_only_bad_files_are_an_error(tmp_path):
+def test_bad_files_are_skipped_and_only_bad_files_are_an_error(tmp_path):
     for i in range(4):
         Image.new("RGB", (40, 40)).save(tmp_path / f"{i}.png")
     (tmp_path / "bad.png").write_bytes(b"no")
@@ -77,6 +77,6 @@ def test_bad_files_are_passed_over_and_only_bad_files_are_an_error(tmp_path):
 @pytest.mark.parametrize("worst", stages.STAGES)
 def test_the_advice_names_the_worst_stage_and_what_to_do(worst):
     times = dict.fromkeys(stages.STAGES, 0.001) | {worst: 0.009}
-    said = stages.advice(times, workers=2, cores=8, cpu=False)
-    assert f"60% of it for {worst}." in said and "--workers 8" in said
+    advice = stages.advice(times, workers=2, cores=8, cpu=False)
+    assert f"60% of it for {worst}." in advice and "--workers 8" in advice
     assert "--workers" not in stages.advice(times, workers=8, cores=8, cpu=False)

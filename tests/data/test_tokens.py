@@ -1,4 +1,4 @@
-"""Texts to ids: the published tokenizer's own figures, and what learning one must keep."""
+"""The tokenizer: official ids of the published one, and properties of trained ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_published_vocabulary_gives_the_official_ids():
 
 
 @has_clip
-def test_the_published_tokenizer_survives_its_file_with_its_mending(tmp_path):
+def test_the_published_tokenizer_is_saved_and_still_repairs_texts(tmp_path):
     tokenizer = Tokenizer.published(77)
     tokenizer.save(tmp_path / "tokenizer.json")
     again = Tokenizer.load(tmp_path / "tokenizer.json")
@@ -71,20 +71,20 @@ def test_words_that_occur_often_become_one_token():
     assert (t(["unseen"])[0] != 0).sum() > 4
 
 
-def test_any_text_has_ids_even_in_signs_never_seen():
+def test_any_text_has_ids_even_with_unseen_characters():
     t = Tokenizer.learn(["a"], 515, 64)
     rows = t(["猫が好き", "\x00\x7f", "🦉"])
     assert ((rows >= 0) & (rows < t.vocabulary)).all()
     assert len({tuple(r.tolist()) for r in rows}) == 3
 
 
-def test_vocabulary_is_never_larger_than_asked():
+def test_the_vocabulary_is_at_most_the_requested_size():
     for size in (515, 520, 530):
         assert Tokenizer.learn(TEXTS * 50, size, 16).vocabulary <= size
     assert Tokenizer.learn(TEXTS * 50, 520, 16).vocabulary == 520
 
 
-def test_learning_is_the_same_in_every_process():
+def test_training_is_deterministic_across_processes():
     code = (
         "from nolabel.data.creatures.world import Creatures;"
         "from nolabel.data.text.tokenizer import Tokenizer;"
@@ -101,7 +101,7 @@ def test_learning_is_the_same_in_every_process():
     assert len(found) == 1
 
 
-def test_what_was_learnt_survives_its_file_and_is_readable_by_the_library(tmp_path):
+def test_a_trained_tokenizer_is_saved_and_readable_by_the_library(tmp_path):
     from tokenizers import Tokenizer as Core
 
     t = Tokenizer.learn(TEXTS, 600, 12)
@@ -122,12 +122,12 @@ def test_damaged_and_missing_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(("size", "context"), [(514, 16), (600, 2)])
-def test_sizes_that_cannot_be_are_refused(size, context):
+def test_impossible_sizes_are_refused(size, context):
     with pytest.raises(UsageError, match="must be"):
         Tokenizer.learn(TEXTS, size, context)
 
 
-def test_cleaning_undoes_entities_and_space_and_case():
+def test_cleaning_normalises_entities_space_and_case():
     assert clean("  A &amp;amp; B\n\tc ") == "a & b c"
     assert clean("Owl’s") == "owl’s"
 

@@ -1,4 +1,4 @@
-"""Frames of videos are found by their time, in any order and in any process."""
+"""Frames of videos are read by time stamp, in any order and in any process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def clip(tmp_path, monkeypatch) -> Path:
     return tmp_path / "clip.mp4"
 
 
-def test_one_frame_a_second_unless_told_otherwise(clip):
+def test_one_frame_per_second_by_default(clip):
     assert numbers(open_source(str(clip))) == [0, 10, 20, 30]
     assert numbers(open_source(f"{clip}@5")) == list(range(0, 40, 2))
     assert numbers(open_source(f"{clip}@0.5")) == [0, 20]
@@ -104,7 +104,7 @@ def test_frames_can_be_packed(clip, tmp_path):
     assert numbers(packed) == list(range(0, 40, 2))
 
 
-def test_the_index_is_kept_until_the_file_changes(clip, monkeypatch):
+def test_the_index_is_cached_until_the_file_changes(clip, monkeypatch):
     from nolabel.data.sources import video
 
     open_source(str(clip))
@@ -117,7 +117,7 @@ def test_the_index_is_kept_until_the_file_changes(clip, monkeypatch):
     assert len(open_source(f"{clip}@all")) == 15 and calls
 
 
-def test_what_is_wrong_is_said(clip, monkeypatch):
+def test_errors_say_what_is_wrong(clip, monkeypatch):
     with pytest.raises(UsageError, match="above 0"):
         open_source(f"{clip}@0")
     (clip.parent / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""Chance is keyed: what is drawn depends on seed, epoch, sample, view and copy, and no more."""
+"""Random parameters depend on seed, epoch, sample, view and copy only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision.transforms import RandomResizedCrop
 from nolabel.views import View, ViewPlan, uniform
 from nolabel.views.draw import Params, draw
 
-GOLDEN = [  # uniform(7, 3, [0, 12345, -1], 5, 2), when it was written
+GOLDEN = [  # recorded values of uniform(7, 3, [0, 12345, -1], 5, 2)
     [0.9648493498941558, 0.15228554289257634],
     [0.045326479973551326, 0.4893100904410771],
     [0.43085449351084093, 0.3638452027472482],
@@ -67,7 +67,7 @@ def test_uniform_numbers_do_not_change_between_releases():
     assert got == pytest.approx(np.array(GOLDEN), abs=1e-15)
 
 
-def test_a_sample_is_drawn_alike_in_any_batch_and_order():
+def test_a_sample_has_the_same_parameters_in_any_batch_and_order():
     whole = drawn(np.arange(100))
     order = np.random.default_rng(0).permutation(100)
     shuffled, alone = drawn(order), drawn([42])
@@ -76,7 +76,7 @@ def test_a_sample_is_drawn_alike_in_any_batch_and_order():
         assert equal(params[42:43], alone[key])
 
 
-def test_another_seed_epoch_key_view_or_copy_draws_otherwise():
+def test_another_seed_epoch_key_view_or_copy_gives_other_parameters():
     base = drawn(np.arange(50))
     for other in (
         drawn(np.arange(50), seed=1),
@@ -91,7 +91,7 @@ def test_another_seed_epoch_key_view_or_copy_draws_otherwise():
             assert np.mean(a == b) < 0.01
 
 
-def test_a_view_more_in_the_plan_does_not_move_the_others():
+def test_adding_a_view_to_the_plan_does_not_change_the_others():
     less = drawn(np.arange(20), plan=ViewPlan(views=PLAN.views[:1]))
     more = drawn(np.arange(20))
     assert all(equal(params, more[key]) for key, params in less.items())
@@ -125,7 +125,7 @@ def test_an_image_too_thin_for_any_crop_gets_the_centred_fallback():
     assert (thin.height == 1).all() and (thin.width == 1).all()
 
 
-def test_events_happen_as_often_as_asked():
+def test_operations_have_their_probabilities():
     n = 20_000
     params = drawn(np.arange(n))
     wanted = {"flip": 0.5, "jitter": 0.8, "grey": 0.2}

@@ -1,4 +1,4 @@
-"""The fast executor makes what the reference makes; the reference makes what torchvision makes."""
+"""The fast executor agrees with the reference, and the reference with torchvision."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_crop_resize_and_flip_equal_the_reference_within_rounding(
 ):
     p = plan(size, interpolation=interpolation)
     took = FastViews(p)._matrices_are_cheaper(np.array([h]), np.array([w]), size)
-    assert bool(took[0]) is matrix  # the cases do cover both paths
+    assert bool(took[0]) is matrix  # the cases cover both paths
     a, b = both(pictures(12, h, w), p)
     most, mean, bias = levels(a, b)
     # torchvision rounds after each axis; the crop path is the same resize.
@@ -141,7 +141,7 @@ def test_ragged_lists_mix_both_paths():
     images = [pictures(1, h, w, seed=h)[0] for h, w in sizes]
     a, b = both(images, plan(32, blur=(0.5,)))
     assert levels(a, b)[0] < 1.5
-    for i, image in enumerate(images):  # each as if it were alone
+    for i, image in enumerate(images):  # each as in a batch of one
         alone = FastViews(plan(32, blur=(0.5,)), 3)([image], [i + 7], 0)["v"]
         assert torch.allclose(alone[:, 0], b[:, i], atol=1e-5)
 
@@ -159,7 +159,7 @@ def test_blur_equals_the_reference_within_rounding(size, h, w, matrix, sigma):
     assert levels(a, b)[0] < 1.6
 
 
-@pytest.mark.parametrize("size", [5, 33, 97, 131, 160])  # by whole matrices; by a band
+@pytest.mark.parametrize("size", [5, 33, 97, 131, 160])  # full matrices; band matrices
 def test_the_blur_is_torchvisions(size):
     radius, sigmas = min(size - 1, 9), np.array([0.1, 0.4, 1.3, 0.0, 3.0])
     x = torch.rand(len(sigmas), 3, size, size)
@@ -179,12 +179,12 @@ def test_the_taps_of_the_blur_hold_no_subnormal_numbers():
     assert not ((taps > 0) & (taps < np.finfo(np.float32).tiny)).any()
 
 
-def test_memory_is_used_again_only_when_nobody_holds_a_result():
+def test_buffers_are_reused_only_when_no_result_refers_to_them():
     make = FastViews(ViewPlan(views=(View(name="v", size=64, count=2),)))
     photos = pictures(2, 200, 150)
     first = make(photos, [0, 1], 0)["v"]
     kept, part = first.clone(), first[1, 0]
-    del first  # a view of it lives on
+    del first  # a view of it still exists
     second = make(photos, [0, 1], 1)["v"]
     assert torch.equal(part, kept[1, 0])
     place = part.untyped_storage().data_ptr()
@@ -211,7 +211,9 @@ def test_colour_equals_the_reference_but_for_its_truncation(
     largest, mean, bias = levels(a, b)
     assert largest < most
     assert mean < 0.6 * truncations + 0.1
-    assert 0.3 * truncations < bias < 0.6 * truncations  # half a level each, always darker there
+    assert (
+        0.3 * truncations < bias < 0.6 * truncations
+    )  # half a level each, always darker in the reference
 
 
 @pytest.mark.parametrize(("size", "h", "w", "matrix"), [PATHS[0], PATHS[3]])
@@ -239,8 +241,8 @@ def test_hue_turns_the_same_way_by_a_similar_amount():
     p = plan(32, jitter=(0, 0, 0, 0.1), jitter_p=1.0, count=1)
     a, b = both(images, p)
     plain, _ = both(images, plan(32, count=1))
-    # Not the same map, so the pixels differ; but the mean colour does not drift, and the turn
-    # (of the mean chroma in the plane across the grey axis) follows the reference's.
+    # The maps differ, so the pixels do. But the mean colour has no bias, and the rotation of the
+    # mean chroma, in the plane orthogonal to the grey axis, follows the reference.
     assert (a - b).abs().mean() < 8 * LEVEL and (a - b).mean(dim=(0, 1, 3, 4)).abs().max() < LEVEL
 
     def chroma(x):
@@ -313,12 +315,14 @@ def test_a_sample_gets_the_same_views_in_any_batch_and_order(executor):
     shuffled = make(images[order], order, 2)
     part = make(list(images[10:13]), torch.arange(10, 13), 2)
     for name, views in whole.items():
-        assert torch.equal(views, make(images, range(40), 2)[name])  # the same batch: the same bits
+        assert torch.equal(
+            views, make(images, range(40), 2)[name]
+        )  # the same batch gives the same bits
         assert torch.allclose(views[:, order], shuffled[name], atol=2e-5)
         assert torch.allclose(views[:, 10:13], part[name], atol=2e-5)
 
 
-def test_chunks_of_the_batch_change_nothing(monkeypatch):
+def test_chunking_the_batch_changes_nothing(monkeypatch):
     images = pictures(30, 32, 32)
     whole = FastViews(DINO)(images, range(30), 0)
     monkeypatch.setattr(fast, "_CPU_FLOATS", 1)
@@ -367,7 +371,9 @@ def test_every_field_of_a_view_changes_the_output(executor, side):
     for k in range(4):
         strengths = tuple(0.5 if j == k else 0.2 for j in range(4))
         assert differ(before, make(dataclasses.replace(base, jitter=strengths))), f"jitter {k}"
-    assert differ(before, make(dataclasses.replace(base, name="b")))  # names key the draws
+    assert differ(
+        before, make(dataclasses.replace(base, name="b"))
+    )  # the name keys the random numbers
     centre = dataclasses.replace(base, scale=None)
     assert differ(before, make(centre))
     assert differ(make(centre), make(dataclasses.replace(centre, resize=40)))
@@ -377,13 +383,13 @@ def test_every_field_of_a_view_changes_the_output(executor, side):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("side", [32, 200])
-def test_a_device_makes_the_same_views_as_the_processor(side):
+def test_a_device_makes_the_same_views_as_the_cpu(side):
     images = [*pictures(6, side, side), pictures(1, side - 9, side + 7)[0]]
     here = FastViews(DINO, 5)(images, range(7), 1)
     there = FastViews(DINO, 5, device="cuda")(images, range(7), 1)
     for name, views in here.items():
         assert there[name].is_cuda
-        # Large images are resized by torch's 8-bit operator here and by matrices there.
+        # Large images: torch's 8-bit resize on the CPU, matrices on the device.
         apart = (views - there[name].cpu()).abs()
         assert apart.mean() < (1e-4 if side == 32 else LEVEL * 2)
 

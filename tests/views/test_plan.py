@@ -1,4 +1,4 @@
-"""The plan of the views is checked when it is made, and says what it will do."""
+"""View plans are validated when constructed, and describe themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nolabel.views import IMAGENET_MEAN, View, ViewPlan, evaluation_plan
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"name": ""}, "name is ''"),
         ({"size": 0}, "size is 0"),
@@ -37,8 +37,8 @@ from nolabel.views import IMAGENET_MEAN, View, ViewPlan, evaluation_plan
         ({"resize": 16, "scale": None}, "at least size=32"),
     ],
 )
-def test_a_wrong_view_is_refused_with_its_name_and_what_is_allowed(wrong, said):
-    with pytest.raises(UsageError, match=said):
+def test_a_wrong_view_is_refused_with_its_name_and_what_is_allowed(wrong, message):
+    with pytest.raises(UsageError, match=message):
         View(**{"name": "global", "size": 32, **wrong})
 
 
@@ -67,7 +67,7 @@ def test_one_probability_serves_all_copies_and_several_serve_their_own():
     assert [view.solarise_of(0), view.solarise_of(1)] == [0.3, 0.3]
 
 
-def test_the_description_names_what_is_on_and_is_silent_about_what_is_off():
+def test_the_description_names_only_what_is_on():
     plan = ViewPlan(
         views=(
             View(
@@ -108,7 +108,7 @@ def test_every_field_that_matters_shows_in_the_description():
     assert dataclasses.replace(centre, resize=40).describe() != centre.describe()
 
 
-def test_the_evaluation_plan_is_one_view_without_chance():
+def test_the_evaluation_plan_is_one_deterministic_view():
     plan = evaluation_plan(224, 256)
     (view,) = plan.views
     assert (view.name, view.size, view.resize, view.scale, view.flip) == (
@@ -129,7 +129,7 @@ def test_planning_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_enough_pixels_leave_the_smallest_crop_twice_the_view():
+def test_sufficient_pixels_leave_the_smallest_crop_twice_the_view():
     wide = View(name="a", size=96, scale=(0.05, 0.4))
     p = ViewPlan(views=(wide, View(name="b", size=100, scale=(0.4, 1.0))))
     side = math.sqrt(p.sufficient_pixels * 0.05 * 3 / 4)  # the shorter side of its smallest crop
