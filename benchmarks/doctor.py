@@ -1,11 +1,10 @@
-"""Does the doctor tell failing runs from healthy ones?
+"""False alarms of the doctor on healthy runs, and its alarms on runs that are made to fail.
 
     python benchmarks/doctor.py --runs DIR [--seeds N]
     python benchmarks/doctor.py --render
 
-Healthy runs are those of `methods.py --out DIR`: whatever alarm their lines give is false.
-Failures are forced here, on creatures, and have 500 steps to be noticed; the step of the alarm is
-kept.
+Healthy runs are those of `methods.py --out DIR`: every alarm of theirs is a false one. Failing runs
+are trained here on creatures for 500 steps; the step of their first alarm is recorded.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ STEPS = 500
 
 
 def healthy(runs: Path) -> dict[str, str]:
-    """Verdict of every run."""
+    """Run -> the doctor's verdict on its metrics."""
     from nolabel.engine.monitor.doctor import examine
     from nolabel.engine.monitor.metrics import read_metrics
 
@@ -49,7 +48,7 @@ def healthy(runs: Path) -> dict[str, str]:
 
 
 def forced(method: str, options: dict[str, Any], backbone: str, seed: int) -> dict[str, Any]:
-    """Step and kind of the first alarm, None if there was none."""
+    """Trains a run that must fail; step and state of its first alarm, None if there was none."""
     import nolabel as nl
     from nolabel.engine.monitor.metrics import read_metrics
     from nolabel.errors import GuardStop
@@ -69,7 +68,9 @@ def forced(method: str, options: dict[str, Any], backbone: str, seed: int) -> di
     alarm = next((line for line in lines if "verdict" in line), None)
     if alarm:
         found = {"step": alarm["step"], "state": alarm["verdict"]}
-    elif "not finite" in stopped:  # by the guard, a few steps behind the last line
+    elif (
+        "not finite" in stopped
+    ):  # stopped by NonFiniteGuard, a few steps after the last line of metrics
         found = {"step": lines[-1]["step"] if lines else 0, "state": "not finite, stopped"}
     else:
         last = lines[-1]
@@ -97,7 +98,7 @@ def render(found: dict[str, Any]) -> None:
         span = f"{min(steps)} to {max(steps)}" if steps else ""
         kinds = ", ".join(sorted({r["state"] for r in rows if r["state"]}))
         missed = [r for r in rows if r["step"] is None]
-        if missed:  # it may well be learning all the same
+        if missed:  # it may still have learnt something
             kinds += "not: at the end a loss of " + ", ".join(f"{r['loss']:.2f}" for r in missed)
             kinds += " and a spread of " + ", ".join(f"{r['feature_std']:.2f}" for r in missed)
         lines.append(f"| {name} | `{backbone}` | {len(steps)} of {len(rows)} | {span} | {kinds} |")

@@ -1,13 +1,14 @@
-"""What a run survives, and what that costs.
+"""Endurance of training: memory leaks, kill and resume, cost of checkpoints.
 
     python benchmarks/endurance.py [--what soak kills saves] [--steps N] [--kills N]
     python benchmarks/endurance.py --render
 
-soak   ten thousand steps with two workers and a save every 500: memory and open files from outside
-kills  a run killed (-9) at random moments and resumed, against one that was left alone: the bytes
-       of the encoder; without workers, with two, and in two processes
-saves  seconds of a save at the papers' sizes, as a share of half an hour; and of `nolabel resume`
-       until the first batch of the step that follows
+soak   ten thousand steps with two workers and a checkpoint every 500: memory and open files of the
+       processes over time
+kills  a run killed (SIGKILL) at random steps and resumed, compared with an uninterrupted run: bytes
+       of the encoder file; without workers, with two, and on two ranks
+saves  seconds of a checkpoint at the papers' model sizes, as a share of half an hour; and seconds
+       from `nolabel resume` to the first batch of the next step
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ WHAT = ("soak", "kills", "saves")
 SMALL = ["--data", "creatures", "--backbone", "vit_pico", "--batch-size", "8", "--hidden", "32",
          "--projection", "8", "--precision", "fp32", "--device", "cpu"]  # fmt: skip
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
-TOGETHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 HALF_HOUR = 1800.0
-EVERY = 50  # steps between looks at memory
+EVERY = 50  # steps between measurements of memory
 
 
 def start(*args: str, processes: int = 1) -> subprocess.Popen[str]:
-    many = TOGETHER if processes > 1 else []
+    many = TORCHRUN if processes > 1 else []
     return subprocess.Popen(
         [sys.executable, *many, "-m", "nolabel", *args], stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True,
@@ -53,7 +54,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Kills it (-9) and all that it has started."""
+    """Kills a process and all its descendants (SIGKILL)."""
     for pid in [process.pid, *children(process.pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -67,14 +68,16 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def step_of(folder: Path) -> int:
-    """Steps of which there is a line."""
+    """Number of steps in the run's metrics."""
     found = lines(folder)
     return found[-1]["step"] if found else 0
 
 
 def soak(place: Path, steps: int) -> dict[str, Any]:
-    """Memory and open files of all of a run's processes, every 50 steps: they sway with what the
-    workers have just made, so it takes many looks to see a trend."""
+    """Memory and open files of all processes of a run, every 50 steps.
+
+    They fluctuate with the batches that workers hold, so that a trend needs many measurements.
+    """
     out = place / "soak"
     given = ["--steps", str(steps), "--workers", "2", "--checkpoint-every", "500",
              "--log-every", "50", "--out", str(out)]  # fmt: skip
@@ -83,7 +86,7 @@ def soak(place: Path, steps: int) -> dict[str, Any]:
         time.sleep(0.2)
         done = step_of(out)
         if EVERY * (len(seen) + 1) <= done < steps:
-            with contextlib.suppress(OSError):  # a worker that leaves while it is looked at
+            with contextlib.suppress(OSError):  # a worker that exits during the measurement
                 family = [process.pid, *children(process.pid)]
                 seen.append(
                     {
@@ -111,8 +114,11 @@ def soak(place: Path, steps: int) -> dict[str, Any]:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that are a process's own: what forked workers share counts once, and files
-    that are mapped do not, for other programs may come and share them."""
+    """Proportional set size of a process's anonymous and shared memory, in bytes.
+
+    Memory that forked workers share is counted once. Mapped files are not counted, since other
+    programs may share them.
+    """
     fields = dict(
         line.split(":", 1)
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
@@ -138,7 +144,7 @@ def kills(place: Path, number: int) -> list[dict[str, Any]]:
         whole, killed = place / f"{name}-whole", place / f"{name}-killed"
         finish(start("pretrain", "simclr", *SMALL, *given, "--out", str(whole),
                      processes=processes))  # fmt: skip
-        # Where the run is already beyond a moment when it starts again, it is killed at its start.
+        # If the run has passed a moment already when it resumes, it is killed at once.
         moments = sorted(rng.randrange(1, 198) for _ in range(number))
         at = []
         for i, moment in enumerate(moments):
@@ -172,7 +178,9 @@ def saves(place: Path) -> list[dict[str, Any]]:
 
     photos, out = place / "photos", []
     photos.mkdir()
-    for i in range(100):  # `creatures` would be drawn anew at each start, which takes a minute
+    for i in range(
+        100
+    ):  # files, because `creatures` would be rendered again at each start: a minute
         Image.new("RGB", (256, 256), (i, 2 * i, 255 - i)).save(photos / f"{i}.jpg")
     for method, backbone in SIZES:
         folder = place / f"{method}-{backbone}"
@@ -193,7 +201,7 @@ def saves(place: Path) -> list[dict[str, Any]]:
 
 
 def resume_seconds(folder: Path) -> float:
-    """From the command to the first batch of the third step."""
+    """Seconds from the resume command to the first batch of the third step."""
     for late in (folder / "checkpoints").glob("*"):
         if late.name != "step-00000002.ckpt":
             late.unlink()
@@ -209,7 +217,7 @@ def resume_seconds(folder: Path) -> float:
 
 
 def save_seconds(folder: Path) -> dict[str, Any]:
-    """The middle of three saves of what a run's newest checkpoint holds, encoder included."""
+    """Size, and median time of three saves, of a run's newest checkpoint and encoder."""
     from nolabel.engine.build import load_method, plan_of
     from nolabel.engine.checkpoint import load_checkpoint, save_checkpoint
     from nolabel.engine.run_folder import export
@@ -227,7 +235,7 @@ def save_seconds(folder: Path) -> dict[str, Any]:
 
 
 def render(found: dict[str, Any]) -> None:
-    """Writes what was found between the marks of docs/distributed.md."""
+    """Writes the results between the marks in docs/distributed.md."""
     machine = found["environment"]["cpu"]
     body = [f"On two cores of a CPU ({machine}), as `benchmarks/endurance.py` found:", ""]
     if long := found.get("soak"):

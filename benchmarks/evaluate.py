@@ -1,13 +1,13 @@
-"""How fast are k-NN and feature extraction, against the simplest honest alternatives?
+"""Speed of k-NN and of feature extraction, compared with simple alternatives.
 
     python benchmarks/evaluate.py [--threads N] [--images N]
 
 k-NN: 10,000 queries among 60,000 rows of 384 numbers, k = 20, against scikit-learn's brute-force
-classifier with the same votes, alternating in one run, the middle of three; the answers are
-compared. Peak memory is that of a process of its own.
+classifier with the same votes; alternating in one run, median of three; the predictions are
+compared. Peak memory is measured in a separate process.
 
-Extraction: images per second through `extract`, from pixels in memory to features, against the bare
-network's forward pass on one prepared batch, alternating in one run, in fp32 and bf16.
+Extraction: images per second of `extract`, from pixels in memory to features, against the forward
+pass of the network alone on a prepared batch; alternating in one run, in fp32 and bf16.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def features() -> Any:
     centres = torch.randn(CLASSES, WIDTH, generator=g)
     y, t = (torch.randint(CLASSES, (n,), generator=g) for n in (TRAIN, TEST))
     made = []
-    for n, own in ((TRAIN, y), (TEST, t)):  # in place, so that the peak is not that of the making
+    for n, own in ((TRAIN, y), (TEST, t)):  # in place, to keep peak memory low
         rows = torch.randn(n, WIDTH, generator=g).mul_(4.0)
         for some, label in zip(rows.split(1000), own.split(1000), strict=True):
             some += centres[label]
@@ -43,7 +43,7 @@ def features() -> Any:
 
 
 def ours() -> dict[str, Any]:
-    """A process of its own, so that the peak is its own."""
+    """Runs in a separate process, to measure its peak memory."""
     import torch
 
     from nolabel.protocols.knn import knn_predict
@@ -55,7 +55,7 @@ def ours() -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     out = x.new_empty(512, TRAIN)
     began = time.perf_counter()
-    for rows in z.split(512):  # what no exact search goes without
+    for rows in z.split(512):  # the products that every exact search needs
         torch.mm(rows, x.T, out=out[: len(rows)])
     products = time.perf_counter() - began
     return {"seconds": seconds, "products_alone": products, "peak_bytes": peak,
@@ -63,7 +63,7 @@ def ours() -> dict[str, Any]:
 
 
 def peer() -> dict[str, Any]:
-    """scikit-learn, with the votes as weights of the cosine distance."""
+    """scikit-learn's classifier, with the votes as weights of the cosine distance."""
     import numpy as np
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -95,7 +95,7 @@ def extraction(name: str, images: int, rounds: int = 9) -> list[dict[str, Any]]:
         batch = min(256, images)
         x = encoder.prepare_pixels(source.images(np.arange(batch)))
         bare, whole = [], []
-        for _ in range(rounds + 1):  # the first round fills caches
+        for _ in range(rounds + 1):  # the first round is a warm-up
             began = time.perf_counter()
             with encoder.evaluating(), torch.inference_mode():
                 for _ in range(images // batch):
@@ -104,7 +104,7 @@ def extraction(name: str, images: int, rounds: int = 9) -> list[dict[str, Any]]:
             began = time.perf_counter()
             extract(encoder, source, batch_size=batch)
             whole.append(images / (time.perf_counter() - began))
-        # Of each round's share, because the machine's own speed changes from round to round.
+        # The share is computed per round, because the machine's speed changes between rounds.
         shares = [w / b for w, b in zip(whole, bare, strict=True)]
         a, b, share = (sorted(v[1:])[rounds // 2] for v in (bare, whole, shares))
         rows.append({"encoder": name, "image_size": side, "precision": precision, "images": images,

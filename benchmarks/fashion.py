@@ -1,11 +1,11 @@
-"""DINO, MAE and SimCLR for some minutes each on a folder of 60,000 PNG files, then measured.
+"""Trains DINO, MAE and SimCLR for some minutes on a folder of 60,000 PNG files and evaluates them.
 
     python benchmarks/fashion.py [--minutes M] [--work DIR] [--json FILE]
 
-The training images of Fashion-MNIST are written out as a plain folder, without their labels; each
-method trains on it with its automatic settings.  k-NN and a linear probe on the 10,000 test images
-then judge the three encoders, the same networks with random weights, and raw pixels. Needs the
-data (Debian's package `dataset-fashion-mnist`).
+The training images of Fashion-MNIST are written to a folder without labels; each method trains on
+it with its automatic recipe. k-NN and a linear probe on the 10,000 test images then evaluate the
+three encoders, the same networks with random weights, and raw pixels. Needs the data (Debian's
+package `dataset-fashion-mnist`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def nolabel(*args: str) -> None:
 
 
 def write_folder(folder: Path) -> None:
-    """One PNG file an image, in the order of the set; nothing in a name tells the label."""
+    """Writes one PNG file per image, in the order of the set; file names do not contain labels."""
     from nolabel.data.open import open_source
 
     source = open_source("fashion-mnist:train")
@@ -55,7 +55,7 @@ def main() -> None:
                 "--minutes", str(args.minutes), "--overwrite")  # fmt: skip
     runs = [str(args.work / m) for m in METHODS]
     table = args.work / "table.json"
-    # SimCLR's network is DINO's, so that random weights of it are the same.
+    # SimCLR and DINO have the same network, so that one row of random weights suffices.
     nolabel("compare", *runs, f"random:{runs[0]}", f"random:{runs[1]}", "pixels",
             "--train", "fashion-mnist:train", "--test", "fashion-mnist:test",
             "--protocols", "knn", "linear", "--json", str(table))  # fmt: skip

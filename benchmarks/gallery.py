@@ -1,9 +1,9 @@
-"""The gallery of the documentation: trains small networks, draws every picture, writes the page.
+"""The gallery of the documentation: trains small networks, makes every picture, writes the page.
 
     python benchmarks/gallery.py --out DIR [--only NAME ...]
 
-Runs that are in the folder already are used as they are. Pictures go to docs/gallery as WebP, with
-the captions that the pictures give themselves, so that the numbers are those of the same networks.
+Runs that exist in the folder already are reused. Pictures are saved to docs/gallery as WebP with
+their own captions, so that the numbers come from the same networks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 DOCS = Path(__file__).parents[1] / "docs"
 CAPTIONS = DOCS / "gallery" / "captions.json"
-WIDTH = 1000  # pixels at most
+WIDTH = 1000  # largest width in pixels
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr": ("simclr", {"data": "creatures", "backbone": "vit_pico", "steps": 600}),
     "mae": ("mae", {"data": "creatures", "backbone": "vit_pico", "steps": 2000}),
@@ -29,7 +29,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Shown(NamedTuple):
-    """One picture of the page."""
+    """One picture on the page."""
 
     what: str
     of: tuple[str, ...]
@@ -94,7 +94,7 @@ def draw(out: Path, only: list[str]) -> None:
         if only and shown.what not in only:
             continue
         encoder = list(shown.of) if len(shown.of) > 1 else shown.of[0]
-        with contextlib.chdir(out):  # so that names in pictures are those of the runs
+        with contextlib.chdir(out):  # so that captions name the runs without a path
             made = nl.show(shown.what, encoder, shown.data, **shown.options)
         captions[shown.what] = {}
         for picture in made:

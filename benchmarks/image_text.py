@@ -1,11 +1,11 @@
-"""CLIP and SigLIP on captions of creatures and on names of emoji: zero-shot and retrieval.
+"""CLIP and SigLIP, trained on captions of creatures and names of emoji: zero-shot and retrieval.
 
     python benchmarks/image_text.py [--minutes M] [--methods ...] [--data ...] [--out DIR]
     python benchmarks/image_text.py --render     # the table of docs/methods.md
 
-Every run is a small ResNet with the automatic recipe. Judged on held-out pictures and texts: the
-class that a creature's picture is nearest to, with the default templates and with ones that read
-like the captions; and whether a picture finds its text among all (recall at 1 and 5).
+Every run is a small ResNet with the automatic recipe. Evaluated on held-out images and texts:
+zero-shot classification of creatures, with the default templates and with templates like the
+captions; and image-to-text retrieval among all texts (recall at 1 and 5).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from page import write_between_marks
 
 RESULTS = Path(__file__).parent / "results" / "image_text.json"
-LIKE_CAPTIONS = {  # "a blue octopus on a light pink ground" is one of the training set's
+LIKE_CAPTIONS = {  # as the captions of the training set: "a blue octopus on a light pink ground"
     "creatures": ("a red {} on a light blue ground", "a white {} on a dark yellow ground",
                   "a yellow {} on a dark purple ground", "a purple {} on a light green ground",
                   "a blue {} on a light pink ground"),
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def render(found: dict[str, Any]) -> None:
-    """Writes the table between the marks of docs/methods.md."""
+    """Writes the table between the marks in docs/methods.md."""
     lines = [
         "In per cent, chance in brackets:", "",
         "| method, data | minutes, threads, steps | class, default templates "
@@ -91,7 +91,7 @@ def render(found: dict[str, Any]) -> None:
 
 
 def cell(rows: list[dict[str, Any]], metric: str, setting: str = "") -> str:
-    """The value and its chance, in per cent."""
+    """The value and the chance level, in per cent."""
     row = next(r for r in rows if r["metric"] == metric and r["setting"].startswith(setting))
     return f"{100 * row['value']:.1f} ({100 * row['chance']:.2f})"
 

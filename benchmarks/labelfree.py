@@ -1,11 +1,11 @@
-"""How far do measures without labels agree with k-NN? Over the runs of the methods' table.
+"""Rank correlation of label-free measures with k-NN, over the runs of the methods' table.
 
     python benchmarks/labelfree.py --runs DIR [--images N]
     python benchmarks/labelfree.py --render
 
 Spearman's rank correlation with k-NN (k = 20, from results/methods.json), over all methods of one
-network and one set; the runs are those of `methods.py --out DIR`.  alpha-ReQ counts by its nearness
-to 1.
+network and one data set; the runs are those of `methods.py --out DIR`. For alpha-ReQ, the distance
+to 1 is ranked.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
-"""Every method, the same small networks, the same data, the same minutes, several seeds.
+"""Compares all methods: same small networks, same data, same training time, several seeds.
 
     python benchmarks/methods.py --measure [--minutes M]   # how many steps fit into the minutes
     python benchmarks/methods.py [--minutes M] [--seeds N] [--data ...] [--methods ...] [--out DIR]
     python benchmarks/methods.py --render        # the table of docs/methods.md from the result file
 
-First a few steps of every method are measured (--measure, on a machine that does nothing else):
-how many fit into the minutes, and how many images a second that is. Then each run takes so many
-steps, whatever else the machine does meanwhile, and all seeds take the same number.
+First, --measure times a few steps of every method, on an otherwise idle machine: how many steps fit
+into the minutes, and how many images per second that is. Then each run takes that number of steps,
+whatever the load of the machine, the same number for all seeds.
 
-Each run is a process of its own, so that its peak memory is its own; --jobs of them go at a time,
-each with its share of the cores. Labels only measure: k-NN (k = 20) and a linear probe on unseen
-images, the effective rank of their embeddings (RankMe), and how that compares with the same network
-at random. The result file is written after every run; a stopped table goes on where it stood.
+Each run is a separate process, so that its peak memory can be measured; --jobs of them run at a
+time, each with its share of the cores. Labels are used for evaluation only: k-NN (k = 20) and a
+linear probe on unseen images, the effective rank of their embeddings (RankMe), and k-NN of the same
+network with random weights. The result file is written after every run; a stopped table can be
+continued.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 DATA = ("creatures", "fashion-mnist")
-CONV = (  # methods that the field trains on ResNets too
+CONV = (  # methods that are usually trained on ResNets too
     "autoencoder", "vqvae", "dvae", "triplet", "simclr", "mocov2", "mocov3", "clip", "siglip",
     "swav", "deepclusterv2", "obow", "barlow", "distill", "byol", "dino",
 )  # fmt: skip
-GALLERY = 10_000  # labelled images at most, so that judging takes no longer than training
+GALLERY = 10_000  # most labelled images used, so that evaluation takes no longer than training
 K = {"knn": {"k": (20,)}}
-MEASURED, SKIPPED = 12, 4  # steps of a measurement, and those at its beginning that do not count
-NEAR = 0.12  # a row whose steps differ from the budget by less stands for it
-CAPTIONS = ("clip", "siglip")  # Fashion-MNIST has none
+MEASURED, SKIPPED = 12, 4  # steps of a measurement; warm-up steps among them
+NEAR = 0.12  # largest relative difference of a run's steps from the budget
+CAPTIONS = ("clip", "siglip")  # Fashion-MNIST has no captions
 
 
 def one(method: str, backbone: str, data: str, seed: int, steps: int, out: Path) -> dict:
-    """Trains and measures one run; peak memory is this process's. A few steps are only timed."""
+    """Trains and evaluates one run, in this process; with MEASURED steps, only times it."""
     import numpy as np
 
     import nolabel as nl
@@ -87,7 +88,7 @@ def one(method: str, backbone: str, data: str, seed: int, steps: int, out: Path)
 def train(
     method: str, backbone: str, data: str, seed: int, steps: int, out: Path, **more: Any
 ) -> Run:
-    """One run of the table; the others' teachers are beside it."""
+    """Trains one run of the table. Teachers are runs in the same folder."""
     import nolabel as nl
 
     given: dict[str, Any] = {"patch_size": 4} if "vit" in backbone else {}
@@ -100,7 +101,7 @@ def train(
 
 
 def teacher(method: str) -> tuple[str, str] | None:
-    """Method and backbone of the table's own run that distill, eva and beit learn from."""
+    """Method and backbone of the run that is the teacher of distill, eva or beit; or None."""
     return {"distill": ("simclr", "resnet_nano"), "eva": ("simclr", "resnet_nano"),
             "beit": ("vqvae", "vit_pico")}.get(method)  # fmt: skip
 
@@ -109,7 +110,7 @@ def cells(methods: list[str], data: list[str], seeds: int) -> list[tuple[str, st
     rows = [(m, "vit_pico") for m in methods] + [(m, "resnet_nano") for m in methods if m in CONV]
     return [
         (m, b, d, s)
-        for s in range(seeds)  # a whole table of one seed first
+        for s in range(seeds)  # complete the table for one seed first
         for d in data
         for m, b in rows
         if not (m in CAPTIONS and d == "fashion-mnist")
@@ -190,7 +191,7 @@ def run_all(args: argparse.Namespace) -> None:
     if args.measure:
         first = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(work, first))  # the others learn from these
+        list(pool.map(work, first))  # teachers first
         list(pool.map(work, [c for c in todo if c not in first]))
 
 
@@ -199,7 +200,7 @@ def budget_key(cell: tuple[str, str, str, int]) -> str:
 
 
 def done_already(row: dict[str, Any] | None, budget: dict[str, Any]) -> bool:
-    """Whether a run took about as many steps as its budget says."""
+    """Whether a run took about as many steps as its budget."""
     return row is not None and abs(row["steps"] / budget["steps"] - 1) <= NEAR
 
 
@@ -212,7 +213,7 @@ def folder(out: Path, cell: tuple[str, str, str, int]) -> Path:
 
 
 def render(found: dict[str, Any]) -> None:
-    """Writes the tables between the marks of docs/methods.md."""
+    """Writes the tables between the marks in docs/methods.md."""
     rows: dict[tuple[str, str], dict[str, list[dict]]] = {}
     for name, row in found["rows"].items():
         method, backbone, data, _ = name.split()
@@ -252,7 +253,7 @@ def mean(runs: list[dict], what: str) -> float:
 
 
 def spread(runs: list[dict], what: str) -> str:
-    """Mean and, over several seeds, the standard deviation, in points."""
+    """Mean and, over several seeds, the standard deviation, in percentage points."""
     m = mean(runs, what)
     if len(runs) < 2:
         return f"{m:.1%}"

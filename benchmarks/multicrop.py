@@ -1,16 +1,16 @@
-"""DINO's views from a folder of JPEG files, images per second of one core: ours and the usual ways.
+"""Images per second and core from JPEG files to DINO's views: nolabel and two alternatives.
 
     python benchmarks/multicrop.py [--data DIR] [--json FILE] [--seconds S]
 
-Everything from the file to the batch is counted: reading, decoding, 2 crops of 224 px and 8 of 96,
-colour, blur, normalising, collating. The contestants take turns on the same files; the median of
-the rounds counts.
+The time from file to batch is measured: reading, decoding, 2 crops of 224 px and 8 of 96 px,
+colour, blur, normalisation, collation. All candidates alternate on the same files; the median of
+the rounds is reported.
 
-    nolabel      what training uses (`nolabel bench data` measures the same)
-    torchvision  PIL and torchvision's transforms, as the official code of DINO has them
-    lightly      lightly's DINOTransform with 8 local views (`pip install lightly`; left out else)
+    nolabel      the loader of training (`nolabel bench data` measures the same)
+    torchvision  PIL and torchvision's transforms, as in the official code of DINO
+    lightly      lightly's DINOTransform with 8 local views (if lightly is installed)
 
-Without --data, 256 JPEG files of 500 x 375 px are cut from the two photographs that come with
+Without --data, 256 JPEG files of 500 x 375 px are cropped from the two photographs that come with
 scikit-learn.
 """
 
@@ -44,7 +44,7 @@ SIZE = (500, 375)
 
 
 def write_photographs(folder: Path, count: int = 256) -> None:
-    """Crops of two photographs, of several qualities."""
+    """Writes crops of two photographs as JPEG files of several qualities."""
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(image) for image in load_sample_images().images]
     for k in range(count):
@@ -58,7 +58,7 @@ def write_photographs(folder: Path, count: int = 256) -> None:
 
 
 def ours(source: Source, batch: int) -> Callable[[int], int]:
-    """One step of the loader that training uses, without workers."""
+    """One step of the loader of training, without workers."""
     views = FastViews(dino(224, 96, 8))
 
     def run(step: int) -> int:
@@ -108,19 +108,19 @@ def lightly_way(source: Source, batch: int) -> Callable[[int], int] | None:
 
 
 def measure(source: Source, seconds: float, batch: int) -> dict[str, float]:
-    """Images per second of each contestant."""
-    contestants = {
+    """Images per second of each candidate."""
+    candidates = {
         "nolabel": ours(source, batch),
         "torchvision": torchvision_way(source, batch),
         "lightly": lightly_way(source, batch),
     }
-    there = {name: run for name, run in contestants.items() if run is not None}
-    rates: dict[str, list[float]] = {name: [] for name in there}
-    for run in there.values():
+    available = {name: run for name, run in candidates.items() if run is not None}
+    rates: dict[str, list[float]] = {name: [] for name in available}
+    for run in available.values():
         run(0)
     end, step = time.perf_counter() + seconds, 1
     while time.perf_counter() < end or step < 4:
-        for name, run in there.items():
+        for name, run in available.items():
             tick = time.perf_counter()
             count = run(step % max(len(source) // batch, 1))
             rates[name].append(count / (time.perf_counter() - tick))

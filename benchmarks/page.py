@@ -1,4 +1,4 @@
-"""What the benchmarks write into the documentation."""
+"""Writes results of the benchmarks into the documentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def write_between_marks(name: str, body: str, page: str = "methods.md") -> None:
-    """Replaces what a page has between `<!-- NAME -->` and `<!-- end of NAME -->`."""
+    """Replaces the text of a page between `<!-- NAME -->` and `<!-- end of NAME -->`."""
     file = DOCS / page
     first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, found, rest = file.read_text(encoding="utf-8").partition(first)

@@ -1,13 +1,13 @@
-"""Pictures measured: what networks trained here see beside their own random start, and the cost.
+"""Scores of pictures for trained networks, compared with random weights; cost of pictures.
 
     python benchmarks/pictures.py --runs DIR [--methods dino ...] [--seeds N] [--name SUFFIX]
     python benchmarks/pictures.py --cost
     python benchmarks/pictures.py --render
 
-The runs are those of `methods.py --out DIR` (vit_pico, creatures), one for each seed. Every
-picture is drawn of the same images for the trained network, for the same network with random
-weights, and for colour alone; over the seeds, a difference counts from two standard errors on. The
-cost is that of attention, and of components, against one forward pass of the same prepared images.
+The runs are those of `methods.py --out DIR` (vit_pico, creatures), one for each seed. Every picture
+is made from the same images for the trained network, for the same network with random weights, and
+for colour alone; a difference over the seeds is significant from two standard errors. The cost is
+that of attention and of principal components, relative to one forward pass on the same images.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ SCORES = (
     ("correspond", "pck", "pck_colour", "correspond, PCK at 0.1"),
 )
 CLASSES, EACH = 10, 10  # images of each class, drawn class by class
-PROBED = 200  # images from which place and part are read
+PROBED = 200  # images of the probes of position and part
 COSTS = (("vit_pico", 32, 256), ("vit_tiny", 224, 8), ("vit_small", 224, 8))
 
 
 def scores(encoder: Any) -> dict[str, float]:
-    """Mean over the classes of every number in `SCORES`, and what can be read from each layer."""
+    """Mean over the classes of every number in `SCORES`, and the probes of each layer."""
     import nolabel as nl
     from nolabel.data.creatures.world import KINDS
 
@@ -80,7 +80,7 @@ def measure(
 
 
 def untrained(folder: str, seed: int) -> Any:
-    """The network of a run with fresh weights from a seed of its own."""
+    """The network of a run with random weights from another seed."""
     import torch
 
     from nolabel.backbones import build
@@ -93,7 +93,7 @@ def untrained(folder: str, seed: int) -> Any:
 
 
 def cost(found: dict[str, Any], repeats: int = 15) -> None:
-    """Times of attention and components in units of one forward pass, alternating."""
+    """Times of attention and components relative to one forward pass, alternating."""
     import torch
 
     from nolabel.encoders import load
@@ -167,7 +167,7 @@ def render(found: dict[str, Any]) -> None:
                 clear = mean - chance[0] > 2 * np.hypot(error, chance[1]) and n != "random"
                 text = f"{100 * mean:.1f} ± {100 * error:.1f}"
                 cells.append(f"**{text}**" if clear else text)
-            first = table["random"]  # whose saliency takes part where colours need one
+            first = table["random"]  # its saliency is used where colours need one
             colour = f"{100 * _spread(first, f'{picture}.{base}')[0]:.1f}" if base else ""
             top = f"{picture}.iou_ceiling" if own.startswith("iou") else f"{picture}.pck_ceiling"
             most = ""

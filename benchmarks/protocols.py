@@ -1,12 +1,12 @@
-"""Every protocol on several encoders: the table of docs/protocols.md.
+"""Evaluates several encoders with every protocol: the tables of docs/protocols.md.
 
     python benchmarks/protocols.py --runs DIR [--seeds N] [--data ...] [--jobs N]
     python benchmarks/protocols.py --render
 
 The encoders are the ViTs that `methods.py --out DIR` trained (those whose folder is missing are
-trained first, with the same budget), the same network at random (as DINO starts), with labels
-(fine-tuned from random weights), and raw pixels. One process a line; a line that is in the result
-file is not done again.
+trained first, with the same budget), the same network with random weights (DINO's initialisation)
+and trained with labels (fine-tuned from random weights), and raw pixels. One process per row; rows
+that the result file has already are skipped.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ RESULTS = Path(__file__).parent / "results" / "protocols.json"
 DATA = ("creatures", "fashion-mnist")
 TRAINED = ("dino", "ibot", "dinov2", "mae", "simclr", "clip")
 ENCODERS = ("pixels", "random", *TRAINED, "supervised")
-GALLERY, JUDGED = 10_000, 2_000  # labelled images to learn from, and to judge on, at most
+GALLERY, JUDGED = 10_000, 2_000  # most labelled images for training, and for evaluation
 TUNED = {"epochs": 3, "batch": 64}  # of fine-tuning, on a fifth of the gallery
-# Protocol, its options, and which row stands for it.
+# Protocol, its options, and the setting that is reported.
 COLUMNS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("knn", {"k": (20,)}, "k-NN"),
     ("linear", {}, "linear"),
@@ -44,8 +44,8 @@ COLUMNS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("video", {}, "video J&F"),
     ("zeroshot", {"templates": ("a {}",)}, "zero-shot"),
 )
-DONE = "encoder.safetensors"  # what a finished run's folder has
-MASKS = ("attention", "video")  # which need masks: creatures alone
+DONE = "encoder.safetensors"  # a finished run's folder has it
+MASKS = ("attention", "video")  # they need masks, which only creatures have
 
 
 def one(name: str, data: str, seed: int, runs: Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def folder(runs: Path, name: str, data: str, seed: int) -> Path:
 
 
 def train(name: str, data: str, seed: int, runs: Path) -> None:
-    """The run of the methods' table that is missing."""
+    """Trains a missing run of the methods' table."""
     budgets = json.loads(table.RESULTS.read_text())["budgets"]
     steps = budgets[f"{name} vit_pico {data}"]["steps"]
     table.train(name, "vit_pico", data, seed, steps, folder(runs, name, data, seed))
@@ -139,7 +139,7 @@ def run_all(args: argparse.Namespace, found: dict[str, Any]) -> None:
         for seed in range(args.seeds) for data in args.data for name in ENCODERS
         if f"{name} {data} {seed}" not in rows and not (name == "clip" and data != "creatures")
     ]  # fmt: skip
-    # Random weights and those with labels start as DINO's do.
+    # Random weights, and those trained with labels, have DINO's initialisation.
     needed = [(n if n in TRAINED else "dino", d, s) for n, d, s in todo if n != "pixels"]
     missing = [c for c in dict.fromkeys(needed) if not (folder(args.runs, *c) / DONE).exists()]
     write = threading.Lock()
@@ -174,7 +174,7 @@ def run_all(args: argparse.Namespace, found: dict[str, Any]) -> None:
 
 
 def render(found: dict[str, Any]) -> None:
-    """Writes the tables between the marks of docs/protocols.md."""
+    """Writes the tables between the marks in docs/protocols.md."""
     lines: list[str] = []
     for data in DATA:
         table = {

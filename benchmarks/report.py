@@ -1,10 +1,10 @@
-"""How fast a report opens and answers, in a real browser.
+"""Speed of a report in a browser: time to open, and response to the pointer.
 
     python benchmarks/report.py [--run DIR] [--browser PATH]
 
-Opens the report of a run, and the same with a film of 28 x 28 patches (a ViT-S/8 at 224 px), and
-moves the pointer over its images. Prints and keeps the time until everything is drawn and the
-slowest answer to a move, from the event to the last pixel.
+Opens the report of a run, and one with feature snapshots of 28 x 28 patches (a ViT-S/8 at 224 px),
+and moves the pointer over the images. Records the time until everything is drawn, and the slowest
+response to a move, from the event to the last pixel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOVES = 300
 
 
 def large(run: Path) -> Path:
-    """A copy of the run whose film has 28 x 28 patches of 64 numbers and 224-pixel images."""
+    """A copy of the run whose snapshots have 28 x 28 patches of 64 numbers and 224-pixel images."""
     copy = Path(tempfile.mkdtemp()) / "large"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("checkpoints", "*.safetensors"))
     chance = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""How fast is a step, against the simplest honest alternatives?
+"""Speed of a training step, compared with a plain implementation and with lightly.
 
     python benchmarks/step.py [--what dino mae] [--batch B] [--rounds N] [--threads N]
     python benchmarks/step.py --render
@@ -6,11 +6,11 @@
 dino  ViT-S/16, two crops of 224 px and eight of 96, 65,536 prototypes, teacher and update included
 mae   ViT-B/16 at 224 px, the paper's decoder, update included
 
-"plain" is what a first implementation looks like: fp32, attention written out, one loop over the
-crops' sizes and one over the pairs of views, torch's default AdamW, a loop over the parameters for
-the teacher. "lightly" is the same step of lightly's own modules and loss (where it is installed),
-as its documentation shows it. All alternate in one run, on the same noise; the middle of several
-rounds counts. Each runs in fp32 and in bf16 autocast where it knows it, and its better one counts.
+"plain" is a straightforward implementation: fp32, explicit attention, one loop over the crop sizes
+and one over the pairs of views, torch's default AdamW, and a loop over the parameters for the EMA
+teacher. "lightly" is the same step from lightly's modules and loss (if it is installed), as in its
+documentation. All alternate in one run on the same random inputs; the median of several rounds is
+reported. Each runs in fp32 and, if it supports it, in bf16 autocast; the faster one is reported.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def ours(name: str, backbone: str, batch: int, precision: str) -> Work:
 
 
 def plain_vit(name: str, **kwargs: Any) -> Any:
-    """timm's network with its attention written out."""
+    """timm's network with explicit attention instead of the fused kernel."""
     import timm
 
     net = timm.create_model(name, num_classes=0, **kwargs)
@@ -205,7 +205,7 @@ def works(what: str, batch: int) -> dict[str, Work]:
 
 
 def measure(what: str, batch: int, rounds: int) -> dict[str, Any]:
-    """Images per second of each, alternating; the first round fills caches."""
+    """Images per second of each candidate, alternating; the first round is a warm-up."""
     times: dict[str, list[float]] = {}
     some = works(what, batch)
     for i in range(rounds + 1):

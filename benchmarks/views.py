@@ -1,10 +1,10 @@
-"""Images per second of the view executors on one core, beside the plain torchvision pipeline.
+"""Images per second and core of the view executors, compared with a torchvision pipeline.
 
     python benchmarks/views.py [--json FILE] [--seconds S] [--deviations]
 
-Rates are of source images: each gives all views of its plan. Pixels are decoded before the clock
-starts. The contestants take turns, so that a busy machine slows all of them; the median counts.
-`--deviations` also measures how far the fast executor is from the reference, operation by
+Rates count source images; each gives all views of its plan. Images are decoded beforehand. The
+candidates alternate, so that other load slows all of them alike; the median is reported.
+`--deviations` also measures the differences of the fast executor from the reference, for each
 operation, in levels of 255, on the two photographs that come with scikit-learn.
 """
 
@@ -61,7 +61,7 @@ def dino(size: int, local: int, locals_: int) -> ViewPlan:
 
 
 class PilBlur:
-    """The blur of the papers' own code: PIL's, approximated by box filters."""
+    """The blur of the official implementations: PIL's, which approximates it by box filters."""
 
     def __init__(self, sigma: tuple[float, float]):
         self.sigma = sigma
@@ -101,12 +101,12 @@ def plain(plan: ViewPlan) -> Callable[[list[Any]], object]:
 
 
 def photographs() -> np.ndarray:
-    """Two photographs, uint8 [2, 375, 500, 3]."""
+    """Two photographs: uint8 [2, 375, 500, 3]."""
     return np.stack([image[:375, :500] for image in load_sample_images().images])
 
 
 def tiles(count: int, side: int = 32) -> np.ndarray:
-    """Small pictures cut from the photographs at half size, uint8 [count, side, side, 3]."""
+    """Small crops of the photographs at half size: uint8 [count, side, side, 3]."""
     half = photographs()[:, :374].reshape(2, 187, 2, 250, 2, 3).mean((2, 4)).astype(np.uint8)
     rng = np.random.default_rng(0)
     corners = zip(
@@ -119,25 +119,25 @@ def tiles(count: int, side: int = 32) -> np.ndarray:
 
 
 def rates(plan: ViewPlan, images: np.ndarray, seconds: float) -> dict[str, float]:
-    """Images per second of each contestant."""
+    """Images per second of each candidate."""
     keys, some = np.arange(len(images)), min(len(images), 32)
     listed = list(images[:some])
     usual, slow, quick = plain(plan), ReferenceViews(plan), FastViews(plan)
-    contestants: dict[str, tuple[int, Callable[[int], object]]] = {
+    candidates: dict[str, tuple[int, Callable[[int], object]]] = {
         "fast": (len(images), lambda epoch: quick(images, keys, epoch)),
         "reference": (some, lambda epoch: slow(images[:some], keys[:some], epoch)),
         "torchvision": (some, lambda _: usual(listed)),
     }
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _, run in contestants.values():
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _, run in candidates.values():
         run(0)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["fast"]) < 3:
-        for name, (_, run) in contestants.items():
+        for name, (_, run) in candidates.items():
             start = time.perf_counter()
             run(len(times[name]))
             times[name].append(time.perf_counter() - start)
-    return {name: contestants[name][0] / statistics.median(t) for name, t in times.items()}
+    return {name: candidates[name][0] / statistics.median(t) for name, t in times.items()}
 
 
 def deviations() -> list[dict[str, Any]]:

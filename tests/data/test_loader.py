@@ -279,12 +279,12 @@ def test_dead_workers_are_restarted_and_no_batch_is_lost_or_repeated(accumulate,
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().__call__(images, keys, epoch)
 
-    warnings: list[str] = []
+    messages: list[str] = []
     whole = _batches(accumulate=accumulate)
     assert _same(whole, _batches(executor=Mortal(), workers=2, accumulate=accumulate,
-                                 warn=warnings.append))  # fmt: skip
-    assert 1 <= len(warnings) <= 3  # both workers may die at once
-    assert "Restarting the workers (1 of 3 times)" in warnings[0]
+                                 warn=messages.append))  # fmt: skip
+    assert 1 <= len(messages) <= 3  # both workers may die at once
+    assert "Restarting the workers (1 of 3 times)" in messages[0]
 
 
 def test_a_programming_error_in_a_worker_keeps_its_type():

@@ -159,7 +159,9 @@ def _time_transfer(views: dict[str, torch.Tensor], device: torch.device) -> floa
     return min(times)
 
 
-def why_starved(source: Source, plan: ViewPlan, *, device: torch.device, workers: int = 0) -> str:
+def explain_slow_loading(
+    source: Source, plan: ViewPlan, *, device: torch.device, workers: int = 0
+) -> str:
     """Advice for a training loop that waits for data, from a quick measurement of the stages.
 
     Args:

@@ -152,7 +152,7 @@ def test_a_line_that_cannot_be_written_is_reported_and_the_run_goes_on(watched, 
 def test_starvation_is_explained_once(watched, monkeypatch):
     _, monitor = watched()
     monkeypatch.setattr(monitor.progress, "starving", lambda: True)
-    monkeypatch.setattr(module, "why_starved", lambda *a, **k: "Decoding is slow.")
+    monkeypatch.setattr(module, "explain_slow_loading", lambda *a, **k: "Decoding is slow.")
     with monitor:
         monitor.after_step(clock(0), result())
         monitor.after_step(clock(1), result())

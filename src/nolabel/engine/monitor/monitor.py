@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nolabel import distributed
-from nolabel.data.stages import why_starved
+from nolabel.data.stages import explain_slow_loading
 from nolabel.engine import parallel, run_folder
 from nolabel.engine.compiled import without_compile
 from nolabel.engine.log import say
@@ -121,7 +121,7 @@ class Monitor:
             return
         t, self.starving = self.trainer, True
         workers = self.run.settings.workers
-        why = why_starved(t.source, t.plan, device=t.device, workers=workers)
+        why = explain_slow_loading(t.source, t.plan, device=t.device, workers=workers)
         share = self.progress.data_wait
         self.progress.note(f"Waiting for data takes {share:.0%} of the time. {why}")
 
