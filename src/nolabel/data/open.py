@@ -135,7 +135,7 @@ def record_source(spec: str) -> str:
     """The name under which a run records its data; executes a user's own source file.
 
     Args:
-        spec: what the user typed.
+        spec: path or name from the command line.
 
     Returns:
         `file.py:Class@hash` for a user's own source; any other name unchanged.

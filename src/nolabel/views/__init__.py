@@ -1,4 +1,4 @@
-"""Views: what they are (`plan`), what chance decides (`draw`), and two executors that make them.
+"""Views: plans as data (`plan`), random parameters (`draw`), and two executors that make them.
 
 The plan is imported at once and needs no torch; the rest is imported where it is first used.
 `nolabel.views.draw` is the module; its function is `nolabel.views.draw.draw`.

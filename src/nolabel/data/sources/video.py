@@ -184,7 +184,7 @@ class _Reader:
             frame = self._decode_until(time)
         if frame is None:
             raise ValueError(f"no frame at {time / second:.2f} s")
-        quarter_turns = int(getattr(frame, "rotation", 0)) // 90 % 4  # older PyAV has no rotation
+        quarter_turns = int(getattr(frame, "rotation", 0)) // 90 % 4  # not in every PyAV
         return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))
 
     def _decode_until(self, time: int) -> VideoFrame | None:
