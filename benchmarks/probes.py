@@ -37,7 +37,7 @@ def rates(kind: str) -> np.ndarray:
 def write_set(folder: Path, captions: str, seed: int) -> Path:
     """Images and their captions as a table; where it is."""
     from nolabel.data.creatures.world import Creatures
-    from nolabel.pictures.typographic import write
+    from nolabel.pictures.typographic import write_word
 
     table = folder / "captions.csv"
     if table.exists():
@@ -56,7 +56,7 @@ def write_set(folder: Path, captions: str, seed: int) -> Path:
                     text = f"a {WORDS[0] if useful else WORDS[1]} creature"
             if captions == "written" and chance.random() < 0.5:
                 word = source.classes[int(chance.integers(10))]
-                image, text = write(image, word), f"the word {word} on {text}"
+                image, text = write_word(image, word), f"the word {word} on {text}"
             Image.fromarray(image).save(folder / f"{i:05d}.png")
             out.writerow([f"{i:05d}.png", text])
     return table

@@ -13,7 +13,7 @@ from nolabel.backbones import build
 from nolabel.data.creatures.world import Creatures
 from nolabel.encoders import Encoder, load
 from nolabel.errors import UsageError
-from nolabel.pictures._dense import colours, dense, log_bins, truth
+from nolabel.pictures._dense import dense, ground_truth, log_bins, mean_colours
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "dense_descriptors.safetensors"
 
@@ -115,15 +115,18 @@ def test_each_patch_knows_its_place_and_what_lies_there(name):
     assert d.facet == ("key" if name == "vit_pico" else "token")
     middle = d.map(np.arange(h * w))[h // 2, w // 2]
     assert d.centres[middle].tolist() == [32 / w * (w // 2 + 0.5), 32 / h * (h // 2 + 0.5)]
-    masks = truth(samples, "mask", 32)
+    masks = ground_truth(samples, "mask", 32)
     assert (
         masks is not None
-        and d.at(masks)[1, middle]
+        and d.at_centres(masks)[1, middle]
         == samples[1].mask[int(d.centres[middle][1]), int(d.centres[middle][0])]
     )
-    assert truth(samples, "mask", 64) is None and truth([samples[0].image], "mask", 32) is None
+    assert (
+        ground_truth(samples, "mask", 64) is None
+        and ground_truth([samples[0].image], "mask", 32) is None
+    )
     flat = np.full((1, 32, 32, 3), 51, np.uint8)
-    torch.testing.assert_close(colours(flat, (4, 4)), torch.full((1, 16, 3), 0.2))
+    torch.testing.assert_close(mean_colours(flat, (4, 4)), torch.full((1, 16, 3), 0.2))
 
 
 def test_a_patch_that_looks_has_its_own_row_of_the_attention():

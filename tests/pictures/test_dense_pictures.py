@@ -12,9 +12,16 @@ from nolabel.data.creatures.world import Creatures
 from nolabel.encoders import load
 from nolabel.errors import DataError, UsageError
 from nolabel.pictures._dense import Dense
-from nolabel.pictures.correspond import buddies, correspond, pck, spread
+from nolabel.pictures.correspond import best_buddies, correspond, pck, spread_pairs
 from nolabel.pictures.objects import normalised_cut, objects
-from nolabel.pictures.parts import agreement, clusters, foreground, overlap, parts, segment
+from nolabel.pictures.parts import (
+    agreement,
+    cluster_until_elbow,
+    foreground_clusters,
+    overlap,
+    parts,
+    segment,
+)
 from nolabel.pictures.similarity import part_auroc, similarity
 from nolabel.protocols.attention import ceiling, iou
 
@@ -35,7 +42,7 @@ def knowing(samples, what="parts", noise=0.05):
     centres = np.stack(np.meshgrid(middles, middles), -1).reshape(-1, 2)
     d = Dense(torch.zeros(len(samples), 1, 1), GRID, np.stack([s.image for s in samples]), centres,
               None, "token")  # fmt: skip
-    own = d.at(np.stack([getattr(s, what) for s in samples])).astype(np.int64)
+    own = d.at_centres(np.stack([getattr(s, what) for s in samples])).astype(np.int64)
     z = F.one_hot(torch.from_numpy(own), 12).float()
     z = z + noise * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
     saliency = torch.from_numpy((own > 0).astype(np.float32))
@@ -60,7 +67,7 @@ def test_areas_are_those_of_the_nearest_patch():
 def test_buddies_are_mutual_symmetric_and_all_of_an_image_with_itself():
     g = torch.Generator().manual_seed(0)
     a, b = (F.normalize(torch.randn(n, 8, generator=g), dim=1) for n in (30, 40))
-    one, other, cos = buddies(a, b)
+    one, other, cos = best_buddies(a, b)
     whole = a @ b.T
     expected = {
         (i, j) for i in range(30) for j in range(40)
@@ -68,42 +75,42 @@ def test_buddies_are_mutual_symmetric_and_all_of_an_image_with_itself():
     }  # fmt: skip
     assert set(zip(one.tolist(), other.tolist(), strict=True)) == expected
     assert torch.equal(cos, cos.sort(descending=True).values)
-    back = buddies(b, a)
+    back = best_buddies(b, a)
     assert set(zip(back[1].tolist(), back[0].tolist(), strict=True)) == expected
-    same = buddies(a, a)
+    same = best_buddies(a, a)
     assert torch.equal(same[0], same[1]) and len(same[0]) == 30
     salient = torch.zeros(30, dtype=torch.bool)
     salient[:5] = True
-    assert set(buddies(a, b, salient, None)[0].tolist()) <= set(range(5))
-    assert not len(buddies(a, b, ~(salient | True), None)[0])
+    assert set(best_buddies(a, b, salient, None)[0].tolist()) <= set(range(5))
+    assert not len(best_buddies(a, b, ~(salient | True), None)[0])
 
 
 def test_a_few_pairs_are_spread_over_the_clusters_and_the_heaviest_of_each():
     pairs = torch.cat([torch.randn(10, 2) * 0.01 + 10 * i for i in range(3)])
     weight = torch.rand(30)
-    some = spread(pairs, weight, 3, 0)
+    some = spread_pairs(pairs, weight, 3, 0)
     assert some.tolist() == [int(weight[10 * i : 10 * i + 10].argmax()) + 10 * i for i in range(3)]
-    assert spread(pairs[:2], weight, 3, 0).tolist() == [0, 1]
+    assert spread_pairs(pairs[:2], weight, 3, 0).tolist() == [0, 1]
 
 
 def test_keypoints_are_found_by_features_that_know_them_and_not_by_chance():
     samples = creatures(40, label=1)
-    marks = [s.keypoints for s in samples]
+    keypoints_of = [s.keypoints for s in samples]
     d, _ = knowing(samples)
     # What a point is: how far it lies from each keypoint, as far as the kind has it.
     z = []
-    for m in marks:
+    for m in keypoints_of:
         away = np.linalg.norm(d.centres[:, None] - m[None, :, :2], axis=-1)
         z.append(np.exp(-np.square(away / 4)) * (m[:, 2] > 0))
     seen = F.pad(torch.tensor(np.stack(z)).float(), (0, 1), value=0.3)  # far is not a direction
     known = Dense(seen, GRID, d.pixels, d.centres, None, "")
-    top = pck(known, samples, marks, cheat=True)
-    assert top > 0.95 and pck(known, samples, marks) > 0.9 * top
+    top = pck(known, samples, keypoints_of, oracle=True)
+    assert top > 0.95 and pck(known, samples, keypoints_of) > 0.9 * top
     # A random patch lies within 0.1 of the box of a point with a chance of pi 0.1^2 box^2 / side^2.
     boxes = [np.ptp(np.nonzero(s.mask), axis=1).max() + 1 for s in samples[1::2]]
     expected = np.mean(np.pi * (0.1 * np.array(boxes)) ** 2 / SIDE**2)
-    assert abs(pck(chance(d), samples, marks) - expected) < 0.06
-    assert pck(None, [samples[0]] * 2, [marks[0]] * 2) == 1.0
+    assert abs(pck(chance(d), samples, keypoints_of) - expected) < 0.06
+    assert pck(None, [samples[0]] * 2, [keypoints_of[0]] * 2) == 1.0
 
 
 def test_a_cut_finds_the_figure_that_features_know_and_chance_does_not():
@@ -150,17 +157,19 @@ def test_foreground_and_parts_are_those_that_features_know_and_not_those_of_chan
 def test_the_number_of_clusters_stops_where_one_more_hardly_helps():
     g = np.random.default_rng(0)
     z = np.repeat(np.eye(5), 30, 0) + 0.01 * g.normal(size=(150, 5))
-    assert 5 <= len(np.unique(clusters(z))) <= 14
-    found = clusters(z)
+    assert 5 <= len(np.unique(cluster_until_elbow(z))) <= 14
+    found = cluster_until_elbow(z)
     assert all(len(np.unique(found[own])) >= 1 for own in np.arange(150).reshape(5, 30))
     assert len({(i // 30, int(v)) for i, v in enumerate(found)}) == len(np.unique(found))
-    assert len(np.unique(clusters(np.ones((4, 3))))) == 1
+    assert len(np.unique(cluster_until_elbow(np.ones((4, 3))))) == 1
 
 
 def test_foreground_is_what_most_images_look_at():
     groups = np.array([[0, 0, 1, 2], [0, 0, 1, 2], [0, 0, 1, 1], [0, 0, 1, 1]])
     saliency = np.array([[0.1, 0.1, 0.9, 0.9], [0.1, 0.1, 0.9, 0.1]] + [[0.1, 0.1, 0.9, 0.9]] * 2)
-    assert foreground(groups, saliency).tolist() == [1]  # 2 is looked at in one of two images
+    assert foreground_clusters(groups, saliency).tolist() == [
+        1
+    ]  # 2 is looked at in one of two images
 
 
 def test_similarity_tells_parts_where_features_know_them():

@@ -18,13 +18,13 @@ from nolabel.methods.base import HasPrototypes
 from nolabel.pictures._optimise import (
     Fourier,
     Generator,
-    colours_of,
+    colour_mixing,
     correlation,
-    crops,
-    normalised,
-    search,
-    unnormalised,
-    warped,
+    normalise,
+    optimise,
+    random_crops,
+    random_warp,
+    unnormalise,
 )
 from nolabel.pictures.cosegment import cosegment, guided, pixel_iou
 from nolabel.pictures.dream import dream, head_activation, unit_activation
@@ -34,9 +34,9 @@ from nolabel.pictures.transfer import (
     by_gram,
     colour_distance,
     gram_matrix,
-    outline,
-    recoloured,
-    relative,
+    match_colour_statistics,
+    outline_iou,
+    relative_error,
     self_similarity,
     transfer,
 )
@@ -55,13 +55,13 @@ def test_a_search_reaches_the_minimum_and_keeps_previews_on_the_way():
     x = torch.nn.Parameter(torch.zeros(3))
     seen = []
 
-    def each(step, image):
+    def on_preview(step, image):
         seen.append(step)
 
-    found = search("", [x], lambda step: [(x - 2).square().sum()], lambda: np.zeros(0), steps=200,
-                   lr=0.1, each=each)  # fmt: skip
+    found = optimise("", [x], lambda step: [(x - 2).square().sum()], lambda: np.zeros(0), steps=200,
+                   lr=0.1, on_preview=on_preview)  # fmt: skip
     assert torch.allclose(x, torch.full((3,), 2.0), atol=1e-2)
-    assert seen == [25, 50, 100, 200] == [s for s, _ in found.shots] and not found.stopped
+    assert seen == [25, 50, 100, 200] == [s for s, _ in found.previews] and not found.stopped
     assert len(found.losses) == 200 and found.losses[0] == [12.0]
 
 
@@ -74,30 +74,32 @@ def test_a_search_that_is_ended_early_keeps_what_is_there(how):
             raise KeyboardInterrupt
         return [(x - 1).square().sum()]
 
-    found = search("", [x], loss, lambda: x.detach().numpy().copy(), steps=200, lr=0.1,
-                   each=(lambda step, image: True) if how == "each" else None)  # fmt: skip
-    assert found.stopped and "stopped early" in found.said
+    found = optimise("", [x], loss, lambda: x.detach().numpy().copy(), steps=200, lr=0.1,
+                   on_preview=(lambda step, image: True) if how == "each" else None)  # fmt: skip
+    assert found.stopped and "stopped early" in found.summary
     assert len(found.losses) == (25 if how == "each" else 30)
-    assert found.shots[-1][0] == len(found.losses)
-    assert found.shots[-1][1] == x.detach().numpy()
+    assert found.previews[-1][0] == len(found.losses)
+    assert found.previews[-1][1] == x.detach().numpy()
 
 
 def test_images_from_spectra_have_the_colours_of_the_data():
     rng = np.random.default_rng(0)
     mixed = np.array([[1.0, 0, 0], [0.8, 0.2, 0], [0, 0, 0.1]])
     pixels = (rng.normal(size=(4000, 3)) @ mixed.T * 30 + 128).clip(0, 255).astype(np.uint8)
-    root = colours_of(pixels).double().numpy()
+    root = colour_mixing(pixels).double().numpy()
     cov = np.cov((pixels / 255.0).T) + 1e-3 * np.eye(3)
     assert np.linalg.norm(root, axis=1).max() == pytest.approx(1, abs=1e-6)
     ratio = (root @ root) / cov
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-3)
-    picture = Fourier(2, 32, colours_of(pixels), deviation=0.5)
+    picture = Fourier(2, 32, colour_mixing(pixels), deviation=0.5)
     y = picture()
     assert y.shape == (2, 3, 32, 32) and y.min() > 0 and y.max() < 1
     logits = torch.logit(y.double())
     spread = logits.std((0, 2, 3))
     assert spread[0] > 3 * spread[2]  # as in the data
-    assert torch.equal(Fourier(2, 32, colours_of(pixels))(), Fourier(2, 32, colours_of(pixels))())
+    assert torch.equal(
+        Fourier(2, 32, colour_mixing(pixels))(), Fourier(2, 32, colour_mixing(pixels))()
+    )
 
 
 def test_low_frequencies_weigh_more_as_one_over_the_frequency():
@@ -124,16 +126,20 @@ def test_networks_side_by_side_know_nothing_of_each_other():
 
 def test_warps_move_each_image_by_itself_and_crops_keep_it_whole_at_full_size():
     x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    still = warped(x, torch.Generator(), turn=0, scale=(1, 1), shift=0)
+    still = random_warp(x, torch.Generator(), turn=0, scale=(1, 1), shift=0)
     assert torch.allclose(still, x, atol=1e-5)
-    moved = warped(x[:1].expand(4, -1, -1, -1), torch.Generator().manual_seed(0))
+    moved = random_warp(x[:1].expand(4, -1, -1, -1), torch.Generator().manual_seed(0))
     assert all(not torch.allclose(moved[0], moved[i], atol=1e-2) for i in (1, 2, 3))
-    mirrored = warped(x, torch.Generator().manual_seed(3), turn=0, scale=(1, 1), shift=0, flip=True)
+    mirrored = random_warp(
+        x, torch.Generator().manual_seed(3), turn=0, scale=(1, 1), shift=0, flip=True
+    )
     same = [torch.allclose(m, y, atol=1e-5) for m, y in zip(mirrored, x, strict=True)]
     turned = [torch.allclose(m, y.flip(-1), atol=1e-5) for m, y in zip(mirrored, x, strict=True)]
     assert all(a != b for a, b in zip(same, turned, strict=True)) and any(turned)
-    assert torch.allclose(crops(x, torch.Generator(), 2, (1, 1)), x.repeat(2, 1, 1, 1), atol=1e-5)
-    part = crops(x, torch.Generator().manual_seed(0), 3, (0.5, 0.5))
+    assert torch.allclose(
+        random_crops(x, torch.Generator(), 2, (1, 1)), x.repeat(2, 1, 1, 1), atol=1e-5
+    )
+    part = random_crops(x, torch.Generator().manual_seed(0), 3, (0.5, 0.5))
     assert part.shape == (12, 3, 16, 16) and not torch.allclose(part[:4], x, atol=1e-2)
 
 
@@ -239,7 +245,7 @@ def test_an_inversion_stands_for_every_layer_asked_for_and_can_be_ended():
     p, curves = invert(VIT, creatures(2), layers=(0, -1), seeds=1, steps=3)
     assert {"cosine_0", "cosine_3", "found_3"} <= p.numbers.keys()
     assert "seeds_0" not in p.numbers and curves.data.keys() == {"layer_0", "layer_3"}
-    p, _ = invert(VIT, creatures(2), layers=(0, -1), steps=8, each=lambda step, image: True)
+    p, _ = invert(VIT, creatures(2), layers=(0, -1), steps=8, on_preview=lambda step, image: True)
     assert "cosine_3" not in p.numbers and "stopped early" in p.caption
     with pytest.raises(UsageError, match="Layer 9 does not exist"):
         invert(VIT, creatures(1), layers=(9,))
@@ -254,10 +260,10 @@ def test_self_similarity_knows_neither_turns_nor_scale_and_gradients_are_right()
     assert torch.allclose(s, s.transpose(1, 2))
     turn = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0]
     assert torch.allclose(self_similarity(3 * keys @ turn), s)
-    assert relative(s, s) == 0
-    assert relative(torch.zeros_like(s), s) == pytest.approx(2)  # one for each image
+    assert relative_error(s, s) == 0
+    assert relative_error(torch.zeros_like(s), s) == pytest.approx(2)  # one for each image
     x = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda v: relative(self_similarity(v), s), (x,))
+    assert torch.autograd.gradcheck(lambda v: relative_error(self_similarity(v), s), (x,))
 
 
 def test_transfer_is_measured_by_outline_and_colours_beside_trivial_answers():
@@ -265,11 +271,11 @@ def test_transfer_is_measured_by_outline_and_colours_beside_trivial_answers():
     mask[2:5, 3:6] = True
     red = np.zeros((8, 8, 3), np.uint8)
     red[mask] = (200, 10, 10)
-    assert outline(red, mask) == 1.0
-    assert outline(np.roll(red, 4, 0), mask) < 0.2
+    assert outline_iou(red, mask) == 1.0
+    assert outline_iou(np.roll(red, 4, 0), mask) < 0.2
     assert colour_distance(red[mask], red[mask]) == 0
     assert colour_distance(np.zeros((5, 3)), np.full((9, 3), 255)) == 1
-    same = recoloured(red, red)
+    same = match_colour_statistics(red, red)
     assert np.abs(same.astype(int) - red).max() <= 1
     samples = creatures(4)
     p, curves = transfer(VIT, samples, steps=4)
@@ -309,14 +315,14 @@ def test_a_gram_matrix_forgets_places_and_keeps_which_channels_go_together():
 
 def test_style_by_gram_matrices_moves_towards_the_other_style():
     with VIT.evaluating():
-        a, b = (unnormalised(VIT.prepare([s.image]), VIT) for s in creatures(2))
+        a, b = (unnormalise(VIT.prepare([s.image]), VIT) for s in creatures(2))
     near = by_gram(VIT, a, b, 1.0, 0.0, 60, 5e-3, 0)
     start = by_gram(VIT, a, b, 1.0, 0.0, 1, 1e-9, 0)
 
     def apart(made):
         with VIT.evaluating():
             x, y = (
-                VIT.backbone.facets_of(normalised(i, VIT), [(0, "token")])[0].patches
+                VIT.backbone.facets_of(normalise(i, VIT), [(0, "token")])[0].patches
                 for i in (torch.from_numpy(made).permute(0, 3, 1, 2) / 255, b)
             )
         return float((gram_matrix(x) - gram_matrix(y)).square().sum())

@@ -10,7 +10,7 @@ from nolabel.data.creatures.world import Creatures
 from nolabel.encoders import load
 from nolabel.errors import UsageError
 from nolabel.pictures._dense import Dense
-from nolabel.pictures.pca import part_accuracy, pca, place_r2, turned
+from nolabel.pictures.pca import align_components, part_accuracy, pca, place_r2
 
 SAMPLES = [Creatures("test", size=32).read(i) for i in range(8)]
 
@@ -30,7 +30,7 @@ def test_a_turn_undoes_rotation_mirror_and_scale():
     a = (a.reshape(-1, 3) - a.reshape(-1, 3).mean(0)).reshape(a.shape)
     u, _, vt = np.linalg.svd(a.reshape(-1, 3), full_matrices=False)
     white = (u * np.sqrt(len(u))).reshape(a.shape)  # components of unit deviation
-    found = turned(white @ q, white)
+    found = align_components(white @ q, white)
     np.testing.assert_allclose(found, white, atol=1e-6)
     assert vt.shape == (3, 3)
 
@@ -49,7 +49,7 @@ def test_part_is_read_from_features_that_hold_it_and_not_from_chance():
     g = torch.Generator().manual_seed(0)
     d = given(torch.randn(6, 64, 5, generator=g))
     assert part_accuracy(d, own) == pytest.approx(0.25, abs=0.1)
-    labels = torch.from_numpy(d.at(own))
+    labels = torch.from_numpy(d.at_centres(own))
     known = torch.nn.functional.one_hot(labels, 5).float() + 0.01 * d.values
     assert part_accuracy(given(known), own) == 1.0
 

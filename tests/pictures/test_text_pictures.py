@@ -20,12 +20,12 @@ from nolabel.encoders import load
 from nolabel.encoders.text import TextEncoder
 from nolabel.errors import DataError, UsageError
 from nolabel.pictures._bootstrap import difference, interval
-from nolabel.pictures.ask import ask, auroc, hidden_maps, patch_maps, spoken
+from nolabel.pictures.ask import ask, auroc, content_words, occlusion_maps, patch_maps
 from nolabel.pictures.bias import bias
-from nolabel.pictures.counting import SENTENCES, counting, nearest_mean
-from nolabel.pictures.paint import others, paint
-from nolabel.pictures.relations import pairs, relations, scored
-from nolabel.pictures.typographic import typographic, write
+from nolabel.pictures.counting import SENTENCES, counting, leave_one_out_nearest_mean
+from nolabel.pictures.paint import paint, wrong_sentences
+from nolabel.pictures.relations import relations, scene_pairs, winoground_scores
+from nolabel.pictures.typographic import typographic, write_word
 from nolabel.types import Sample
 
 SIDE = 32
@@ -115,7 +115,7 @@ def test_a_sentence_ranks_the_images_that_it_means_first():
     assert (gallery.labels[p.data["keys"][:10]] == 1).all()
     assert (np.diff(p.data["cosines"]) <= 1e-9).all()
     assert p.data["maps"].shape == (5, 3, SIDE, SIDE)  # the sentence, green, thing
-    with pytest.raises(UsageError, match="Ask something"):
+    with pytest.raises(UsageError, match="Give a sentence"):
         ask(encoder, gallery=gallery)
     with pytest.raises(UsageError, match="way"):
         ask(encoder, gallery=gallery, words="red", by="magic")
@@ -132,7 +132,7 @@ def test_hiding_finds_where_the_words_are_and_not_where_they_are_not():
     assert p.numbers["auroc"] > 0.95
     samples = [Squares().read(i) for i in range(6)]
     x = encoder.prepare([s.image for s in samples])
-    red, green = hidden_maps(encoder, encoder.meta["text"], x, ["red", "green"]).transpose(
+    red, green = occlusion_maps(encoder, encoder.meta["text"], x, ["red", "green"]).transpose(
         1, 0, 2, 3
     )
     for r, g, s in zip(red, green, samples, strict=True):
@@ -140,13 +140,13 @@ def test_hiding_finds_where_the_words_are_and_not_where_they_are_not():
 
 
 def test_words_that_mean_something_are_asked_for_by_themselves():
-    assert spoken("A red snail on the dark-green ground") == [
+    assert content_words("A red snail on the dark-green ground") == [
         "red",
         "snail",
         "dark-green",
         "ground",
     ]
-    assert spoken("snail") == [] == spoken("the snail")
+    assert content_words("snail") == [] == content_words("the snail")
 
 
 @pytest.mark.parametrize("name", ["random:vit_pico", "random:resnet_nano"])
@@ -206,10 +206,10 @@ def test_a_painted_colour_is_that_colour_and_is_told_from_the_others(cutouts):
 
 
 def test_wrong_answers_are_other_sentences_or_names_of_classes():
-    assert others(coloured(6), ("red",)) == ["green", "blue"]
+    assert wrong_sentences(coloured(6), ("red",)) == ["green", "blue"]
     source = Creatures("test", count=50)
     own = source.read_text(0)
-    found = others(source, (own,))
+    found = wrong_sentences(source, (own,))
     assert own not in found and len(found) == len(set(found)) > 30
 
 
@@ -217,7 +217,9 @@ def reader(image, names=COLOURS):
     """Which colour's name stands on the tag, else the colour above it."""
     tall = round(0.3 * SIDE)
     for i, name in enumerate(names):
-        if np.array_equal(image[-tall:], write(np.zeros((SIDE, SIDE, 3), np.uint8), name)[-tall:]):
+        if np.array_equal(
+            image[-tall:], write_word(np.zeros((SIDE, SIDE, 3), np.uint8), name)[-tall:]
+        ):
             return one_hot(i, 3)
     return blind(image)
 
@@ -256,7 +258,7 @@ def test_a_network_that_reads_is_found_out_and_one_that_does_not_is_not_accused(
 
 def test_words_are_written_as_wide_as_fits_and_the_picture_above_stays():
     image = np.full((64, 64, 3), 90, np.uint8)
-    tags = [write(image, w) for w in ("", "cat", "hippopotamus")]
+    tags = [write_word(image, w) for w in ("", "cat", "hippopotamus")]
     for tag in tags:
         assert np.array_equal(tag[:45], image[:45])
     assert (tags[0][45:] == 255).all()
@@ -264,7 +266,7 @@ def test_words_are_written_as_wide_as_fits_and_the_picture_above_stays():
         dark = (tag[45:] < 128).all(-1)
         columns = np.flatnonzero(dark.any(0))
         assert dark.any() and columns.min() > 0 and columns.max() < 63
-    mirrored = write(image, "cat", mirrored=True)
+    mirrored = write_word(image, "cat", mirrored=True)
     assert np.array_equal(mirrored[45:], tags[1][45:, ::-1])
     assert not np.array_equal(mirrored, tags[1])
 
@@ -340,7 +342,7 @@ def test_who_knows_the_number_counts_and_who_guesses_does_not():
 def test_who_only_measures_area_is_told_so():
     source = Scenes("test", size=SIDE, count=40)
     covered = np.array([source.read(i).mask.mean() for i in range(40)])
-    by_area = nearest_mean(covered, source.labels)
+    by_area = leave_one_out_nearest_mean(covered, source.labels)
     (p,) = counting(scenes_knowing(lambda s, i: int(by_area[i])), number=40)
     assert p.numbers["accuracy"] == p.numbers["by_area"] == (by_area == source.labels).mean()
     assert "more than the covered area gives away" not in p.caption.replace("no more", "")
@@ -349,8 +351,13 @@ def test_who_only_measures_area_is_told_so():
 
 def test_the_nearest_mean_leaves_the_row_itself_out():
     values, labels = np.array([0.0, 1.0, 10.0, 14.0]), np.array([0, 0, 1, 1])
-    assert nearest_mean(values, labels).tolist() == [0, 0, 1, 1]
-    assert nearest_mean(np.array([0.0, 9.0, 10.0, 14.0]), labels).tolist() == [0, 1, 1, 1]
+    assert leave_one_out_nearest_mean(values, labels).tolist() == [0, 0, 1, 1]
+    assert leave_one_out_nearest_mean(np.array([0.0, 9.0, 10.0, 14.0]), labels).tolist() == [
+        0,
+        1,
+        1,
+        1,
+    ]
 
 
 def two(values):
@@ -362,7 +369,7 @@ def bag(text):
 
 
 def test_captions_of_a_pair_have_the_same_words_but_for_the_kinds():
-    made = pairs(12, SIDE)
+    made = scene_pairs(12, SIDE)
     for kind, (images, captions) in made.items():
         assert len(images) == len(captions) == 24
         for a, b in two(captions):
@@ -376,7 +383,7 @@ def test_captions_of_a_pair_have_the_same_words_but_for_the_kinds():
 
 def test_who_knows_the_captions_is_right_and_who_counts_words_is_not():
     n = 30
-    made = pairs(n, SIDE)
+    made = scene_pairs(n, SIDE)
     texts = [c for _, captions in made.values() for c in captions]
     every = sorted(set(texts))
     known = {i.tobytes(): c for images, captions in made.values()
@@ -402,14 +409,14 @@ def test_who_knows_the_captions_is_right_and_who_counts_words_is_not():
 
 def test_scores_of_pairs_equal_a_loop_and_chance_is_a_quarter_and_a_sixth():
     cosines = np.random.default_rng(0).normal(size=(20_000, 2, 2))
-    found = scored(cosines)
+    found = winoground_scores(cosines)
     assert found["text"].mean() == pytest.approx(1 / 4, abs=0.01)
     assert found["image"].mean() == pytest.approx(1 / 4, abs=0.01)
     assert found["group"].mean() == pytest.approx(1 / 6, abs=0.01)
     for c, t, i in zip(cosines[:50], found["text"], found["image"], strict=False):
         assert t == (c[0, 0] > c[0, 1] and c[1, 1] > c[1, 0])
         assert i == (c[0, 0] > c[1, 0] and c[1, 1] > c[0, 1])
-    assert not scored(np.ones((1, 2, 2)))["text"][0]  # a tie is wrong
+    assert not winoground_scores(np.ones((1, 2, 2)))["text"][0]  # a tie is wrong
 
 
 def test_drawn_again_intervals_are_those_of_the_formula():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from nolabel.data.creatures.world import Creatures
 from nolabel.data.sources.arrays import Arrays
 from nolabel.encoders import load
 from nolabel.errors import DataError, UsageError
-from nolabel.pictures import PICTURES, options_of
+from nolabel.pictures import PICTURES, function_of, options_of
 from nolabel.pictures.attention_distance import attention_distance
 from nolabel.pictures.filters import filters, smoothness
 from nolabel.pictures.neighbours import neighbours
@@ -144,10 +146,15 @@ def test_show_needs_images_where_a_picture_looks_at_some():
         show("neighbours", VIT)
 
 
-def test_every_option_of_every_picture_is_explained():
-    for picture in PICTURES.values():
-        for option in options_of(picture.name):
-            assert option.help, (picture.name, option.name)
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_keyword_of_a_picture_is_an_option_with_a_help_text_or_supplied_by_show(name):
+    supplied = {"gallery", "masks", "mean", "std", "on_preview"}
+    parameters = inspect.signature(function_of(name)).parameters.values()
+    keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    options = {o.name: o for o in options_of(name)}
+    assert options.keys() == keywords.keys() - supplied
+    for option in options.values():
+        assert option.help and option.default is keywords[option.name], option.name
 
 
 def test_several_encoders_stand_below_each_other_on_the_same_images():

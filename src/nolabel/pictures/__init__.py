@@ -1,28 +1,34 @@
-"""Pictures of what an encoder sees: one picture a file, each with its numbers.
+"""Visualisations of what an encoder has learnt: one picture a file, each with its numbers.
 
-A picture is a function that returns `Pictures`; saving, notebooks and the report share it.
+A picture is a function that returns `Pictures`: images, captions, numbers and data. Saving,
+notebooks and the report use the same object. Options are annotated keywords (`_options`).
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from nolabel.catalogue import Entry, by_name
+from nolabel.pictures._options import Option, read_options
+
+if TYPE_CHECKING:
+    from nolabel.pictures._tiles import Pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureInfo(Entry):
-    """One line of `PICTURES`; its function has its name (_ for -), as has its file.
+    """One line of `PICTURES`. Its file and function have its name, with _ for -.
 
     Attributes:
-        of_run: whether it needs the folder of a run, not any encoder.
-        of_text: whether it needs a text tower.
-        data: what it looks at: "images"; "gallery", many of the source as well; "" nothing.
-        grouping: of the images: "" any; "pairs" of one class; "class", all of one class.
+        of_run: whether it needs a run's folder, since an encoder alone is not enough.
+        of_text: whether it needs an encoder with a text tower.
+        data: what it takes from the source: "images", a few to draw; "gallery", also a random
+            subset to search or measure; "", nothing.
+        grouping: how the images are chosen: "", spread over the source; "pairs", two of a class
+            each; "class", all of one class.
     """
 
     of_run: bool = False
@@ -182,47 +188,14 @@ PICTURES: dict[str, PictureInfo] = by_name(
         of_run=True,
     ),
 )
-# What `show` knows itself.
-_GIVEN = ("masks", "mean", "std", "gallery", "each")
 
 
-class Option(NamedTuple):
-    """An option of a picture, as its function declares it."""
-
-    name: str
-    kind: type
-    default: object
-    help: str
-
-
-def function_of(name: str) -> Callable[..., Any]:
-    """The function that draws a picture of `PICTURES`."""
+def function_of(name: str) -> Callable[..., Pictures]:
+    """The function that draws a picture of `PICTURES`; its file is imported here."""
     python_name = name.replace("-", "_")
     return vars(importlib.import_module(f"nolabel.pictures.{python_name}"))[python_name]
 
 
 def options_of(name: str) -> tuple[Option, ...]:
-    """The options of a picture: its function's keywords, with what its docstring says of them."""
-    draw = function_of(name)
-    kinds = inspect.get_annotations(draw, eval_str=True)
-    texts = _argument_texts(inspect.getdoc(draw) or "")
-    return tuple(
-        Option(p.name, kinds[p.name], p.default, texts.get(p.name, ""))
-        for p in inspect.signature(draw).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN
-    )
-
-
-def _argument_texts(doc: str) -> dict[str, str]:
-    """Argument -> its lines in a docstring's part "Args:"."""
-    out: dict[str, str] = {}
-    name = ""
-    for line in doc.partition("Args:\n")[2].splitlines():
-        if not line.startswith("    "):
-            break
-        if not line.startswith("     "):
-            name, _, text = line.strip().partition(": ")
-            out[name] = text
-        elif name:
-            out[name] += " " + line.strip()
-    return out
+    """The options of a picture of `PICTURES`, from its function's annotations."""
+    return read_options(function_of(name))

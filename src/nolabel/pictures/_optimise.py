@@ -1,9 +1,10 @@
-"""Images that are searched for rather than taken: what they are made of, and the search.
+"""Image optimisation by gradient descent: two parametrisations of an image, and the loop.
 
-Two ways to write an image so that its neighbours in the search are images too: its spectrum, with
-the data's own colours (`Fourier`; Olah et al., "Feature Visualization", 2017), and a network that
-draws it from noise or from another image (`Generator`; Ulyanov et al., "Deep Image Prior", 2018,
-arXiv 1711.10925). Several images are searched for at once, and none knows of the others.
+Both parametrisations act as a prior for natural images: a Fourier spectrum with the colour
+correlations of the data (`Fourier`; Olah et al., "Feature Visualization", 2017), and a
+convolutional network that produces the image from noise or from another image (`Generator`;
+Ulyanov et al., "Deep Image Prior", 2018, arXiv 1711.10925). Several images are optimised at once,
+independently of each other.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,32 +23,33 @@ from nolabel.encoders import Encoder
 from nolabel.nn.pixels import to_pixels
 from nolabel.nn.random_state import preserve_rng
 
-SHOTS = 4  # previews that are kept, and shown as a strip
-Each = Callable[[int, np.ndarray], Any]  # step and images uint8 [N, H, W, 3]; True ends the search
+PREVIEWS = 4  # number of previews kept, the final images included
+# Callback with the step and the images, uint8 [N, H, W, 3]; it returns True to stop early.
+OnPreview = Callable[[int, np.ndarray], object]
 
 
 @dataclass
-class Search:
-    """How a search went.
+class Optimisation:
+    """The record of an optimisation.
 
     Attributes:
-        losses: of every step, float [steps, terms].
-        shots: steps and images uint8 [N, H, W, 3] on the way, the last one the outcome.
-        stopped: whether it was ended early.
+        losses: loss terms of every step, float [steps, terms].
+        previews: pairs of step and images, uint8 [N, H, W, 3]; the last are the final images.
+        stopped: whether it was stopped early.
     """
 
     losses: list[list[float]] = field(default_factory=list)
-    shots: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    previews: list[tuple[int, np.ndarray]] = field(default_factory=list)
     stopped: bool = False
 
     @property
     def summary(self) -> str:
-        """For captions."""
+        """Number of steps, for captions."""
         early = ", stopped early" if self.stopped else ""
         return f"{len(self.losses):,} steps{early}"
 
 
-def search(
+def optimise(
     title: str,
     parameters: Sequence[Tensor],
     loss: Callable[[int], Sequence[Tensor]],
@@ -57,22 +58,23 @@ def search(
     steps: int,
     lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
-    each: Each | None = None,
-) -> Search:
-    """Adam on the parameters of images, with a progress bar; Ctrl-C ends it early and keeps what is
-    there.
+    on_preview: OnPreview | None = None,
+) -> Optimisation:
+    """Minimises a loss by Adam, with a progress bar. Ctrl-C stops early and keeps the images.
 
     Args:
-        title: of the bar.
-        parameters: that make the images.
-        loss: step -> terms whose sum is to fall.
-        draw: the images of now.
-        steps, lr, betas: of Adam; the rate is constant.
-        each: called at `SHOTS` previews and at the end; True ends the search.
+        title: of the progress bar.
+        parameters: of the images; only these get gradients.
+        loss: maps the step to loss terms, scalars whose sum is minimised.
+        draw: returns the current images, uint8 [N, H, W, 3].
+        steps: number of steps.
+        lr: learning rate of Adam, constant.
+        betas: of Adam.
+        on_preview: called with each preview (`PREVIEWS`); True stops early.
     """
-    out = Search()
+    out = Optimisation()
     optimiser = torch.optim.Adam(parameters, lr=lr, betas=betas)
-    due = {round(steps / 2**i) for i in range(1, SHOTS)}  # a half, a quarter, an eighth
+    due = {round(steps / 2**i) for i in range(1, PREVIEWS)}  # a half, a quarter, an eighth
     try:
         with progress_bar(title, steps) as advance:
             for step in range(steps):
@@ -84,28 +86,30 @@ def search(
                 out.losses.append([float(t.detach()) for t in terms])
                 advance(1)
                 if step + 1 in due:
-                    out.shots.append((step + 1, draw()))
-                    if each is not None and each(*out.shots[-1]) is True:
+                    out.previews.append((step + 1, draw()))
+                    if on_preview is not None and on_preview(*out.previews[-1]) is True:
                         out.stopped = True
                         break
     except KeyboardInterrupt:
         out.stopped = True
-    out.shots.append((len(out.losses), draw()))
-    if each is not None:
-        each(*out.shots[-1])
+    out.previews.append((len(out.losses), draw()))
+    if on_preview is not None:
+        on_preview(*out.previews[-1])
     return out
 
 
 class Fourier(nn.Module):
-    """N images [N, C, S, S] from 0 to 1: spectra in which all frequencies weigh alike, mixed into
-    the colours of some data, through a sigmoid.
+    """N images [N, C, S, S] in 0..1, parametrised by their Fourier spectra.
+
+    The spectrum is scaled by 1 / frequency, so that all frequencies get gradients of similar size;
+    a matrix correlates the channels as in the data; a sigmoid bounds the values.
 
     Args:
-        count: N.
+        count: number of images N.
         side: S in pixels.
-        colours: float [C, C], what mixes independent channels (`colours_of`).
-        seed: of the start.
-        deviation: of the spectrum at the start.
+        colours: float [C, C], correlates independent channels (`colour_mixing`).
+        seed: of the initial spectrum.
+        deviation: standard deviation of the initial spectrum.
     """
 
     mix: Tensor
@@ -130,9 +134,11 @@ class Fourier(nn.Module):
         return torch.einsum("nchw,dc->ndhw", x, self.mix).sigmoid()
 
 
-def colours_of(pixels: np.ndarray) -> Tensor:
-    """The square root of the covariance of colours of uint8 [..., C], its longest row of length
-    1: float [C, C]; that of grey images would be singular, so a little white is added."""
+def colour_mixing(pixels: np.ndarray) -> Tensor:
+    """Square root of the colour covariance of uint8 [..., C], float32 [C, C], largest row norm 1.
+
+    1e-3 is added to the diagonal, since the covariance of grey images is singular.
+    """
     flat = pixels.reshape(-1, pixels.shape[-1]).astype(np.float64) / 255
     values, vectors = np.linalg.eigh(np.cov(flat.T).reshape(flat.shape[1], -1) + 1e-3 * np.eye(
         flat.shape[1]))  # fmt: skip
@@ -141,19 +147,19 @@ def colours_of(pixels: np.ndarray) -> Tensor:
 
 
 class Generator(nn.Module):
-    """`count` hour-glasses with skips, side by side as groups: images [count, C, S, S] from 0 to 1
-    from input [1 or count, inputs, S, S].
+    """`count` independent encoder-decoder networks with skip connections, as grouped convolutions.
 
-    Each norm is by instance, so that none of the networks knows of the others.
+    Maps [1 or count, inputs, S, S] to images [count, C, S, S] in 0..1. Instance normalisation keeps
+    the networks independent of each other.
 
     Args:
-        count: networks.
-        side: S in pixels, which limits how often the size is halved.
+        count: number of networks.
+        side: S in pixels; limits the number of levels, each of which halves the size.
         inputs: channels of the input.
-        outputs: C.
+        outputs: channels C of the images.
         widths: channels of each level, shallow to deep.
-        skip: channels that go around each level.
-        seed: of the weights.
+        skip: channels of each skip connection.
+        seed: of the weights; the global random state is left unchanged.
     """
 
     def __init__(
@@ -168,7 +174,7 @@ class Generator(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        levels = max(min(len(widths), int(math.log2(side)) - 2), 1)  # no map below 4 pixels
+        levels = max(min(len(widths), int(math.log2(side)) - 2), 1)  # no feature map below 4 px
         with preserve_rng():
             torch.manual_seed(seed)
             self.count, self.depth = count, levels
@@ -199,8 +205,9 @@ class Generator(nn.Module):
     def _act(self, width: int) -> tuple[nn.Module, nn.Module]:
         return nn.InstanceNorm2d(self.count * width, affine=True), nn.LeakyReLU(0.2)
 
-    def _side_by_side(self, *maps: Tensor) -> Tensor:
-        """Maps [1, count * a, h, w], [1, count * b, h, w] -> [1, count * (a + b), h, w]."""
+    def _concatenate(self, *maps: Tensor) -> Tensor:
+        """Group by group: [1, count * a, h, w], [1, count * b, h, w] to
+        [1, count * (a + b), h, w]."""
         return torch.cat([m.unflatten(1, (self.count, -1)) for m in maps], 2).flatten(1, 2)
 
     def _level(self, x: Tensor, i: int) -> Tensor:
@@ -208,32 +215,32 @@ class Generator(nn.Module):
         if i + 1 < self.depth:
             y = self._level(y, i + 1)
         y = F.interpolate(y, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        return self.up[i](self._side_by_side(y, self.around[i](x)))
+        return self.up[i](self._concatenate(y, self.around[i](x)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.expand(self.count, -1, -1, -1).reshape(1, -1, *x.shape[-2:])
         return self.last(self._level(x, 0)).unflatten(1, (self.count, -1))[0].sigmoid()
 
 
-def normalised(x: Tensor, encoder: Encoder) -> Tensor:
-    """Images from 0 to 1 as the encoder takes them."""
+def normalise(x: Tensor, encoder: Encoder) -> Tensor:
+    """Images [N, C, H, W] in 0..1, normalised by the encoder's mean and deviation."""
     mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (encoder.mean, encoder.std))
     return (x - mean) / std
 
 
-def unnormalised(x: Tensor, encoder: Encoder) -> Tensor:
-    """Images that the encoder takes as from 0 to 1."""
+def unnormalise(x: Tensor, encoder: Encoder) -> Tensor:
+    """The inverse of `normalise`: images [N, C, H, W] in 0..1."""
     mean, std = (x.new_tensor(v).view(1, -1, 1, 1) for v in (encoder.mean, encoder.std))
     return x * std + mean
 
 
 def pixels_of(x: Tensor) -> np.ndarray:
-    """Images [N, C, H, W] from 0 to 1 as uint8 [N, H, W, 3]."""
+    """Images [N, C, H, W] in 0..1 as uint8 [N, H, W, 3]."""
     c = x.shape[1]
     return to_pixels(x.detach().cpu().numpy(), [0.0] * c, [1.0] * c)
 
 
-def warped(
+def random_warp(
     x: Tensor,
     generator: torch.Generator,
     *,
@@ -242,14 +249,18 @@ def warped(
     shift: float = 0.06,
     flip: bool = False,
 ) -> Tensor:
-    """Each image turned, enlarged and moved by chance, mirrored at its border, with gradient.
+    """A random affine transform of each image, differentiable, with reflection padding.
 
     Args:
-        x: [N, C, H, W].
-        turn: degrees, either way.
-        scale: range of the enlargement.
-        shift: of the image's side, either way.
-        flip: whether half of them are mirrored.
+        x: images, float [N, C, H, W].
+        generator: of the random numbers, on the CPU.
+        turn: largest rotation in degrees, either way.
+        scale: range of the scale factor.
+        shift: largest translation, either way, as a share of the side.
+        flip: whether to mirror each image with probability 1/2.
+
+    Returns:
+        float [N, C, H, W].
     """
     u = torch.rand(5, len(x), generator=generator).to(x.device)
     angle = (2 * u[0] - 1) * math.radians(turn)
@@ -262,9 +273,20 @@ def warped(
     return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
-def crops(x: Tensor, generator: torch.Generator, count: int, scale: tuple[float, float]) -> Tensor:
-    """`count` random squares of each image [N, C, S, S], of a share of its side in `scale`, at full
-    size again: [count * N, C, S, S]."""
+def random_crops(
+    x: Tensor, generator: torch.Generator, count: int, scale: tuple[float, float]
+) -> Tensor:
+    """Random square crops resized to full size, differentiable.
+
+    Args:
+        x: images, float [N, C, S, S].
+        generator: of the random numbers, on the CPU.
+        count: crops of each image.
+        scale: range of the crop's side, as a share of S.
+
+    Returns:
+        float [count * N, C, S, S]; crop k of image n is row k * N + n.
+    """
     y = x.repeat(count, 1, 1, 1)
     u = torch.rand(3, len(y), generator=generator).to(x.device)
     size = scale[0] + (scale[1] - scale[0]) * u[0]
@@ -277,6 +299,6 @@ def crops(x: Tensor, generator: torch.Generator, count: int, scale: tuple[float,
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's correlation of two images' pixels."""
+    """Pearson correlation of the pixels of two images of the same shape."""
     x, y = (v.astype(np.float64).ravel() - v.mean() for v in (a, b))
     return float((x * y).sum() / max(np.sqrt(np.square(x).sum() * np.square(y).sum()), 1e-12))

@@ -1,4 +1,4 @@
-"""Tiles, labels and colours; the list of pictures and how it is saved."""
+"""Drawing helpers (contact sheets, charts, heat maps, overlays) and `Pictures`, the result."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from nolabel.errors import UsageError
 from nolabel.pictures.picture import Picture
 
 FILMS = ("webp", "mp4")
-TILE = 128  # pixels; smaller images are enlarged to this, nearest neighbour
-GAP, TITLE = 8, 18
+TILE = 128  # side of a tile in pixels; images are resized to it by nearest neighbour
+# Name (empty: no entry in the legend), x, y, and matplotlib's format string.
+Series = tuple[str, ArrayLike, ArrayLike, str]
+GAP, TITLE = 8, 18  # pixels between tiles, and of a line of text
 HEAD_COLOURS = np.array(
     [[230, 60, 60], [60, 120, 230], [60, 180, 75], [245, 180, 20], [150, 70, 200], [30, 190, 190]],
     dtype=np.float32,
@@ -28,7 +31,7 @@ HEAD_COLOURS = np.array(
 
 
 class Pictures:
-    """A few pictures with their numbers; shows itself in notebooks, saves itself on request."""
+    """A sequence of pictures with captions and numbers; rendered as HTML in notebooks."""
 
     def __init__(self, items: Sequence[Picture]):
         self.items = tuple(items)
@@ -44,11 +47,17 @@ class Pictures:
 
     @property
     def numbers(self) -> dict[str, dict[str, float]]:
-        """Name of each picture to the numbers behind it."""
+        """The numbers of each picture, by its name."""
         return {p.name: dict(p.numbers) for p in self.items}
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes a PNG and the data (.npz) of each picture, and numbers.json."""
+        """Writes each picture as PNG, its data as .npz, its film if it has one, and numbers.json.
+
+        Entries of other pictures in an existing numbers.json are kept.
+
+        Returns:
+            The paths written.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
@@ -58,7 +67,7 @@ class Pictures:
             if p.frames is not None:
                 paths.append(save_film(folder / f"{p.name}.{p.film}", p.frames))
             if p.data:
-                arrays: dict[str, Any] = dict(p.data)
+                arrays: dict[str, Any] = dict(p.data)  # the stubs take keywords for flags
                 np.savez_compressed(folder / f"{p.name}.npz", **arrays)
                 paths.append(folder / f"{p.name}.npz")
         captions = {p.name: {"caption": p.caption, "numbers": dict(p.numbers)} for p in self.items}
@@ -76,22 +85,30 @@ class Pictures:
 
 
 def save_film(path: Path, frames: np.ndarray, rate: int = 10) -> Path:
-    """Writes frames uint8 [T, H, W, 3] as an endless WebP, or as MP4 (needs the extra `video`).
+    """Writes a video as a looping WebP or as MP4, as the suffix of the path says.
+
+    Args:
+        path: .webp or .mp4.
+        frames: uint8 [T, H, W, 3].
+        rate: frames per second.
+
+    Returns:
+        The path.
 
     Raises:
-        UsageError: MP4 without its extra.
+        UsageError: MP4 without the extra `video`.
     """
     if path.suffix == ".webp":
         first, *others = (Image.fromarray(f) for f in frames)
         first.save(path, save_all=True, append_images=others, duration=1000 // rate, loop=0)
         return path
     try:
-        av: Any = importlib.import_module("av")
+        av = importlib.import_module("av")
     except ImportError:
         raise UsageError(
             "MP4 needs its extra: pip install 'nolabel[video]', or use --film webp."
         ) from None
-    height, width = (n // 2 * 2 for n in frames.shape[1:3])  # the codec wants even sides
+    height, width = (n // 2 * 2 for n in frames.shape[1:3])  # the codec needs even sides
     with av.open(str(path), "w") as file:
         stream = file.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -103,45 +120,49 @@ def save_film(path: Path, frames: np.ndarray, rate: int = 10) -> Path:
     return path
 
 
-def stacked(made: Sequence[Pictures], names: Sequence[str]) -> Pictures:
-    """The same pictures of several encoders, one below the other, with the encoder's name above.
+def stack_encoders(results: Sequence[Pictures], names: Sequence[str]) -> Pictures:
+    """Stacks the pictures of several encoders vertically, each below its encoder's name.
 
-    Numbers and data are called NAME_OF_THE_NUMBER.0, .1, ... in the order of the encoders.
+    Numbers and data get the suffixes .0, .1, ... in the order of the encoders.
+
+    Args:
+        results: the same pictures of each encoder.
+        names: of the encoders.
     """
     out = []
-    for same in zip(*made, strict=True):
-        width = max(p.image.shape[1] for p in same)
+    for variants in zip(*results, strict=True):
+        width = max(p.image.shape[1] for p in variants)
         bands, data, numbers = [], {}, {}
-        for i, (p, name) in enumerate(zip(same, names, strict=True)):
+        for i, (p, name) in enumerate(zip(variants, names, strict=True)):
             title = Image.new("RGB", (width, TITLE), "white")
             ImageDraw.Draw(title).text((GAP, 4), name, fill=(20, 20, 20))
-            side = ((0, 0), (0, width - p.image.shape[1]), (0, 0))
-            bands += [np.asarray(title), np.pad(p.image, side, constant_values=255)]
+            padding = ((0, 0), (0, width - p.image.shape[1]), (0, 0))
+            bands += [np.asarray(title), np.pad(p.image, padding, constant_values=255)]
             data |= {f"{k}.{i}": v for k, v in p.data.items()}
             numbers |= {f"{k}.{i}": v for k, v in p.numbers.items()}
-        caption = " ".join(p.caption for p in same)
-        films = [p.frames for p in same if p.frames is not None]
-        frames = np.concatenate(films, axis=1) if len(films) == len(same) else None
-        out.append(Picture(name=same[0].name, image=np.concatenate(bands), caption=caption,
+        caption = " ".join(p.caption for p in variants)
+        films = [p.frames for p in variants if p.frames is not None]
+        frames = np.concatenate(films, axis=1) if len(films) == len(variants) else None
+        out.append(Picture(name=variants[0].name, image=np.concatenate(bands), caption=caption,
                            data=data, numbers=numbers, frames=frames,
-                           film=same[0].film))  # fmt: skip
+                           film=variants[0].film))  # fmt: skip
     return Pictures(out)
 
 
 def data_uri(image: np.ndarray) -> str:
-    """A PNG as a data address."""
+    """An image uint8 [H, W, 3] as a PNG data URI."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def enlarge(image: np.ndarray, side: int = TILE) -> np.ndarray:
-    """uint8 [H, W, 3] to [side, side, 3], nearest neighbour (whole pixels stay visible)."""
+    """Resizes uint8 [H, W, 3] to [side, side, 3] by nearest neighbour; pixels stay visible."""
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST))
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """float [h, w], lowest to highest, as uint8 [h, w, 3] in the inferno map."""
+    """A heat map uint8 [h, w, 3] of float [h, w], scaled to its range, in the inferno colours."""
     low, high = float(values.min()), float(values.max())
     scaled = (values - low) / max(high - low, 1e-12)
     return (matplotlib.colormaps["inferno"](scaled)[..., :3] * 255).astype(np.uint8)
@@ -150,7 +171,16 @@ def heat(values: np.ndarray) -> np.ndarray:
 def sheet(
     rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), side: int = TILE
 ) -> np.ndarray:
-    """Tiles in rows with a title over each column, on white."""
+    """A contact sheet on white.
+
+    Args:
+        rows: images uint8 [H, W, 3] of each row; all are resized to squares.
+        titles: one for each column.
+        side: of a tile in pixels.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
     columns = max(len(r) for r in rows)
     top = TITLE if titles else 0
     width = GAP + columns * (side + GAP)
@@ -161,22 +191,33 @@ def sheet(
         draw.text((GAP + c * (side + GAP), 4), title, fill=(60, 60, 60))
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
-            place = (GAP + c * (side + GAP), top + GAP + r * (side + GAP))
-            canvas.paste(Image.fromarray(enlarge(tile, side)), place)
+            corner = (GAP + c * (side + GAP), top + GAP + r * (side + GAP))
+            canvas.paste(Image.fromarray(enlarge(tile, side)), corner)
     return np.asarray(canvas)
 
 
 def chart(
-    series: Sequence[tuple[str, Any, Any, str]],
-    across: str,
-    up: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
     *,
     ticks: bool = True,
     names: Sequence[str] = (),
     side: float = 4.5,
 ) -> np.ndarray:
-    """Points and lines as a picture: (name, x, y, style of matplotlib) each; side in inches; names
-    stand at 0, 1, ... of the axis across."""
+    """A chart of points and lines.
+
+    Args:
+        series: what to plot, each in its own colour.
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis.
+        ticks: whether the axes have ticks.
+        names: tick labels at 0, 1, ... of the horizontal axis; none: numbers.
+        side: height in inches, at 100 pixels an inch.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -186,7 +227,7 @@ def chart(
     for i, (name, x, y, style) in enumerate(series):
         colour = tuple(v / 255 for v in colour_of(i))
         axes.plot(x, y, style, label=name or None, color=colour, markersize=4, alpha=0.8)
-    axes.set(xlabel=across, ylabel=up)
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if names:
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
@@ -199,9 +240,17 @@ def chart(
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def dots(image: np.ndarray, points: np.ndarray, side: int = 192) -> np.ndarray:
-    """The image enlarged, with numbered discs at points [M, 2] (x, y in its pixels); the same
-    number has the same colour everywhere."""
+def draw_points(image: np.ndarray, points: np.ndarray, side: int = 192) -> np.ndarray:
+    """The image resized, with a numbered disc at each point; the i-th has `colour_of(i)`.
+
+    Args:
+        image: uint8 [H, W, 3].
+        points: float [M, 2], x and y in pixels of the image.
+        side: of the result in pixels.
+
+    Returns:
+        uint8 [side, side, 3].
+    """
     canvas = Image.fromarray(enlarge(image, side))
     draw = ImageDraw.Draw(canvas)
     for i, (x, y) in enumerate(points):
@@ -213,13 +262,22 @@ def dots(image: np.ndarray, points: np.ndarray, side: int = 192) -> np.ndarray:
 
 
 def colour_of(i: int) -> tuple[int, int, int]:
-    """The i-th of twenty colours that people can tell apart, then again from the first."""
+    """The i-th of twenty distinguishable colours (tab20), cyclic: r, g, b in 0..255."""
     r, g, b = matplotlib.colormaps["tab20"](i * 2 % 20 + i // 10 % 2)[:3]
     return int(255 * r), int(255 * g), int(255 * b)
 
 
-def tinted(image: np.ndarray, groups: np.ndarray, strength: float = 0.6) -> np.ndarray:
-    """The image in grey below the colours of groups int [h, w]; -1 stays dim."""
+def overlay_groups(image: np.ndarray, groups: np.ndarray, strength: float = 0.6) -> np.ndarray:
+    """Colours the patches of each group over the grey image.
+
+    Args:
+        image: uint8 [H, W, 3].
+        groups: int [h, w], from 0; -1 is light grey.
+        strength: opacity of the colours, from 0 to 1.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
     palette = np.array([colour_of(i) for i in range(max(int(groups.max()) + 1, 1))], np.uint8)
     flat = np.where(groups[..., None] >= 0, palette[groups.clip(0)], 235).astype(np.uint8)
     grey = np.repeat(image.mean(-1, keepdims=True), 3, -1)

@@ -1,23 +1,26 @@
-"""The figure that several images have in common, to the pixel.
+"""Co-segmentation: pixel masks of the object that several images have in common.
 
 Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021, arXiv 2112.05814, section 4.1:
-clusters of patches over all images, of which those are foreground that the class token looks at
-(see `parts`), refined along the image's own edges.
+patches of all images are clustered, salient clusters are the foreground (see `parts`), and the mask
+of patches is refined along the edges of the image.
 
-Differs from the original: the edges come from a guided filter (He et al., "Guided Image Filtering",
-2010) instead of GrabCut, which is another library's; the numbers say what it adds.
+Differs from the original: masks are refined by a guided filter (He et al., "Guided Image
+Filtering", 2010) instead of GrabCut, which needs another library; the numbers say what it adds.
 """
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import numpy as np
 from scipy.ndimage import uniform_filter
 
 from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
-from nolabel.pictures._dense import ImagesOrSamples, truth
+from nolabel.pictures._dense import ImagesOrSamples, ground_truth
+from nolabel.pictures._options import Facet, Help, Layer, Stride
 from nolabel.pictures._tiles import Pictures, enlarge, sheet
-from nolabel.pictures.parts import common, described, only_colours
+from nolabel.pictures.parts import colour_descriptors, common_foreground, dense_with_saliency
 from nolabel.pictures.picture import Picture
 
 
@@ -25,29 +28,29 @@ def cosegment(
     encoder: Encoder,
     images: ImagesOrSamples,
     *,
-    layer: int = -1,
-    facet: str = "auto",
-    stride: int = 0,
-    refine: bool = True,
-    smooth: float = 0.01,
-    seed: int = 0,
+    layer: Layer = -1,
+    facet: Facet = "auto",
+    stride: Stride = 0,
+    refine: Annotated[
+        bool, Help("whether outlines follow the edges of the image, else those of the patches")
+    ] = True,
+    smooth: Annotated[
+        float,
+        Help("variance of brightness, in 0..1, below which the guided filter sees no edge"),
+    ] = 0.01,
+    seed: Annotated[int, Help("of k-means")] = 0,
 ) -> Pictures:
-    """Cut-outs of what some images have in common.
+    """The common foreground of each image, cut out, and its mask.
 
     Args:
-        encoder: a ViT with a class token, whose attention tells what is foreground.
+        encoder: a ViT with a class token, whose attention tells the foreground.
         images: two or more of what `Encoder.prepare` takes, or Samples.
-        layer: which layer; -1 is the last.
-        facet: key, query, value or token; auto is key.
-        stride: pixels from patch to patch; 0 is the patch itself.
-        refine: whether outlines follow the image's edges, else the patches'.
-        smooth: variance of brightness, of 0 to 1, below which the filter sees no edge.
-        seed: of k-means.
 
     Raises:
-        UsageError: fewer than two images, or an encoder without a class token.
+        UsageError: fewer than two images, `smooth` is not above 0, or the encoder has no class
+            token.
     """
-    d, saliency = described(encoder, images, layer=layer, facet=facet, stride=stride)
+    d, saliency = dense_with_saliency(encoder, images, layer=layer, facet=facet, stride=stride)
     if len(d.values) < 2:
         raise UsageError(f"Give two or more images, got {len(d.values)}.")
     if smooth <= 0:
@@ -55,40 +58,42 @@ def cosegment(
     patch = d.nearest(d.pixels.shape[1:3])
     radius = max(d.pixels.shape[1] // d.grid[0], 1)
 
-    def outlined(front: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Masks bool [N, H, W] of patches bool [N, P]: by the patches, and refined."""
+    def pixel_masks(front: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Masks bool [N, H, W] of foreground patches bool [N, P]: unrefined, and refined."""
         coarse = front[:, patch]
         fine = np.stack([guided(m.astype(float), i / 255, radius, smooth) > 0.5
                          for m, i in zip(coarse, d.pixels, strict=True)])  # fmt: skip
         return coarse, fine
 
-    coarse, fine = outlined(common(d.values, saliency, seed)[0])
+    coarse, fine = pixel_masks(common_foreground(d.values, saliency, seed)[0])
     masks = fine if refine else coarse
     rows = [
         [image, cut_out(image, mask), np.repeat(mask[..., None] * np.uint8(255), 3, -1)]
         for image, mask in zip(d.pixels, masks, strict=True)
     ]
     caption = (
-        f"What {len(rows)} images have in common by {encoder.name} ({d.facet}s of layer {layer})"
+        f"The foreground that {len(rows)} images have in common, by the {d.facet}s of "
+        f"{encoder.name}, layer {layer}, {'refined along edges' if refine else 'as patches'}"
     )
     numbers: dict[str, float] = {}
-    own = truth(images, "mask", d.pixels.shape[1])
-    if own is not None:
-        by_colour = outlined(common(only_colours(d), saliency, seed)[0])
-        looked = outlined((saliency > saliency.mean(1, keepdim=True)).numpy())
-        figure = own > 0
+    true_masks = ground_truth(images, "mask", d.pixels.shape[1])
+    if true_masks is not None:
+        by_colour = pixel_masks(common_foreground(colour_descriptors(d), saliency, seed)[0])
+        by_saliency = pixel_masks((saliency > saliency.mean(1, keepdim=True)).numpy())
+        figure = true_masks > 0
         pick = int(refine)
         numbers = {
             "iou": pixel_iou(masks, figure), "iou_patches": pixel_iou(coarse, figure),
             "iou_refined": pixel_iou(fine, figure),
             "iou_colour": pixel_iou(by_colour[pick], figure),
-            "iou_saliency": pixel_iou(looked[pick], figure),
+            "iou_saliency": pixel_iou(by_saliency[pick], figure),
             "iou_whole": pixel_iou(np.ones_like(figure), figure),
         }  # fmt: skip
         caption += (
-            f". IoU with the true figures, by pixels, {numbers['iou']:.1%} (without the filter "
-            f"{numbers['iou_patches']:.1%}, by colour {numbers['iou_colour']:.1%}, by saliency "
-            f"alone {numbers['iou_saliency']:.1%}, the whole image {numbers['iou_whole']:.1%})"
+            f". IoU with the true mask in pixels (higher is better) {numbers['iou']:.1%} (without "
+            f"refinement {numbers['iou_patches']:.1%}, from colour instead of features "
+            f"{numbers['iou_colour']:.1%}, from saliency alone {numbers['iou_saliency']:.1%}, the "
+            f"whole image {numbers['iou_whole']:.1%})"
         )
     return Pictures(
         [Picture(name="cosegment", image=sheet(rows, ("image", "cut out", "mask")),
@@ -97,13 +102,22 @@ def cosegment(
 
 
 def pixel_iou(masks: np.ndarray, truth: np.ndarray) -> float:
-    """Mean over images of the IoU of bool [N, H, W]; two empty masks agree."""
+    """Mean over images of the IoU of masks bool [N, H, W]; that of two empty masks is 1."""
     both, either = (masks & truth).sum((1, 2)), (masks | truth).sum((1, 2))
     return float(np.where(either > 0, both / np.maximum(either, 1), 1.0).mean())
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray, square: int = 8) -> np.ndarray:
-    """The figure on a chessboard, enlarged so that the board is fine."""
+    """The masked object on a checkerboard, enlarged.
+
+    Args:
+        image: uint8 [H, W, 3].
+        mask: bool [H, W].
+        square: side of the board's squares in pixels.
+
+    Returns:
+        uint8 [TILE, TILE, 3].
+    """
     big = enlarge(image)
     side = big.shape[0]
     inside = enlarge(np.repeat(mask[..., None] * np.uint8(255), 3, -1), side)[..., :1] > 0
@@ -113,13 +127,16 @@ def cut_out(image: np.ndarray, mask: np.ndarray, square: int = 8) -> np.ndarray:
 
 
 def guided(mask: np.ndarray, image: np.ndarray, radius: int, smooth: float) -> np.ndarray:
-    """The mask as the best linear function of colour around each pixel (guided filter).
+    """Guided filter: the mask as a local linear function of the image (He et al., 2010).
 
     Args:
-        mask: float [H, W].
-        image: float [H, W, 3] from 0 to 1, whose edges it follows.
-        radius: of the squares, in pixels.
-        smooth: added to the variances.
+        mask: the input, float [H, W].
+        image: the guide, float [H, W, 3] in 0..1.
+        radius: of the square windows, in pixels.
+        smooth: the regularisation epsilon, added to the diagonal of the covariance.
+
+    Returns:
+        float [H, W].
     """
 
     def mean(v: np.ndarray) -> np.ndarray:

@@ -1,17 +1,20 @@
-"""What a layer still knows of an image: other images that have the same class token there.
+"""Feature inversion: images whose class token in a layer is that of a given image.
 
 Tumanyan et al., "Splicing ViT Features for Semantic Appearance Transfer", 2022, arXiv 2201.00424,
-section 3: a network draws an image from noise (`Generator`) until the encoder's class token after a
-layer, before the final norm, is that of the image. Shallow layers give the image back; deep ones
-give its content, elsewhere and otherwise at each try.
+section 3: a network generates an image from noise (`Generator`) and is trained until the class
+token of the image after a layer, before the final norm, is the target. Inversions of shallow layers
+reproduce the image; those of deep layers reproduce its content, with other positions and details
+for each seed.
 
-Differs from the original: the error is in units of the tokens' spread over images, so that one rate
-suits all layers; fewer steps; without a class token the mean of the patches is inverted.
+Differs from the original: the squared error is divided by the variance of the token over images, so
+that one learning rate suits all layers; fewer steps; the mean of the patches is inverted if there
+is no class token.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -26,20 +29,21 @@ from nolabel.nn.knn import nearest
 from nolabel.nn.pixels import to_pixels
 from nolabel.pictures._dense import ImagesOrSamples, images_of, samples_of
 from nolabel.pictures._optimise import (
-    Each,
     Generator,
-    Search,
+    OnPreview,
+    Optimisation,
     correlation,
-    normalised,
+    normalise,
+    optimise,
     pixels_of,
-    search,
 )
+from nolabel.pictures._options import Help
 from nolabel.pictures._tiles import Pictures, chart, sheet
 from nolabel.pictures.picture import Picture
 
-NOISE = 32  # channels that the network draws from
-OTHERS = 128  # images of the set that tell how tokens usually are
-NEAR = 20  # neighbours that the judge asks
+NOISE = 32  # channels of the network's input
+REFERENCES = 128  # images of the set that give the mean and variance of the tokens, at most
+NEIGHBOURS = 20  # of the judge's k-NN classifier
 
 
 def invert(
@@ -47,25 +51,26 @@ def invert(
     images: ImagesOrSamples,
     *,
     gallery: Source | None = None,
-    layers: tuple[int, ...] = (),
-    seeds: int = 2,
-    steps: int = 400,
-    lr: float = 0.01,
-    judge: str = "pixels",
-    each: Each | None = None,
+    layers: Annotated[
+        tuple[int, ...],
+        Help("layers whose token is inverted; default: the first, the middle and the last"),
+    ] = (),
+    seeds: Annotated[int, Help("inversions of each image, each with its own noise")] = 2,
+    steps: Annotated[int, Help("steps of the optimisation, for each layer")] = 400,
+    lr: Annotated[float, Help("learning rate of Adam")] = 0.01,
+    judge: Annotated[
+        str, Help("another ENC, which tells whether an inversion still shows the image")
+    ] = "pixels",
+    on_preview: OnPreview | None = None,
 ) -> Pictures:
-    """Images made anew from the class token of some layers, by several seeds.
+    """Images generated from the class token of some layers, with several seeds.
 
     Args:
         encoder: any.
         images: a few of what `Encoder.prepare` takes, or Samples.
-        gallery: a set whose labels the judge knows, if it has some.
-        layers: whose token; by default the first, the middle and the last.
-        seeds: other noise and another network for each.
-        steps: of the search, for each layer.
-        lr: of Adam.
-        judge: another ENC, which says whether an inversion still shows what the image did.
-        each: called with previews; True ends the search.
+        gallery: a set that gives the statistics of tokens and, if it has labels, the classes of
+            the judge.
+        on_preview: called with previews; True stops early.
 
     Raises:
         UsageError: no seeds or steps, or no such layer.
@@ -74,62 +79,75 @@ def invert(
         raise UsageError(f"Give at least one seed and one step, got {seeds} and {steps}.")
     x = encoder.prepare(images_of(images))
     last = encoder.backbone.depth - 1
-    wanted = [layer_number(encoder.backbone, i) for i in layers or sorted({0, last // 2, last})]
+    deep = [layer_number(encoder.backbone, i) for i in layers or sorted({0, last // 2, last})]
     shown = to_pixels(x.cpu().numpy(), encoder.mean, encoder.std)
-    n, made, cosines, curves = len(x), [], [], []
-    others = x
+    n, made, cosines, runs = len(x), [], [], []
+    references = x
     if gallery is not None:
-        some = np.linspace(0, len(gallery) - 1, min(len(gallery), OTHERS)).astype(int)
-        others = encoder.prepare([gallery.read(int(i)).image for i in some])
-    for layer in wanted:
-        found, cosine = _inverted(encoder, x, others, layer, seeds, steps, lr, each)
-        made.append(found.shots[-1][1].reshape(seeds, n, *shown.shape[1:]))
+        keys = np.linspace(0, len(gallery) - 1, min(len(gallery), REFERENCES)).astype(int)
+        references = encoder.prepare([gallery.read(int(i)).image for i in keys])
+    for layer in deep:
+        run, cosine = _invert_layer(encoder, x, references, layer, seeds, steps, lr, on_preview)
+        made.append(run.previews[-1][1].reshape(seeds, n, *shown.shape[1:]))
         cosines.append(cosine.reshape(seeds, n))
-        curves.append(found)
-        if found.stopped:
+        runs.append(run)
+        if run.stopped:
             break
-    wanted = wanted[: len(made)]
-    named = _judged(judge, images, shown, made, gallery)
+    deep = deep[: len(made)]
     numbers: dict[str, float] = {}
-    for layer, m, c in zip(wanted, made, cosines, strict=True):
-        both = [correlation(m[s, i], shown[i]) for s in range(seeds) for i in range(n)]
-        numbers |= {f"cosine_{layer}": float(c.mean()), f"pixels_{layer}": float(np.mean(both))}
+    for layer, m, c in zip(deep, made, cosines, strict=True):
+        with_image = [correlation(m[s, i], shown[i]) for s in range(seeds) for i in range(n)]
+        numbers |= {f"cosine_{layer}": float(c.mean()),
+                    f"pixels_{layer}": float(np.mean(with_image))}  # fmt: skip
         if seeds > 1:
             pairs = [(s, t) for s in range(seeds) for t in range(s)]
-            same = [correlation(m[s, i], m[t, i]) for s, t in pairs for i in range(n)]
-            numbers[f"seeds_{layer}"] = float(np.mean(same))
-    numbers |= {f"{k}_{w}": v for k, some in named.items() if isinstance(some, list)
-                for w, v in zip(wanted, some, strict=True)}  # fmt: skip
-    numbers |= {k: v for k, v in named.items() if isinstance(v, float)}
+            between = [correlation(m[s, i], m[t, i]) for s, t in pairs for i in range(n)]
+            numbers[f"seeds_{layer}"] = float(np.mean(between))
+    numbers |= _judge(judge, images, shown, made, gallery).numbers(deep)
     rows = [[shown[i], *(m[s, i] for m in made for s in range(seeds))] for i in range(n)]
-    titles = ["image", *(f"layer {w}, {s + 1}" for w in wanted for s in range(seeds))]
-    caption = _caption(encoder, wanted, numbers, curves[-1], judge)
+    titles = ["image", *(f"layer {w}, {s + 1}" for w in deep for s in range(seeds))]
+    caption = _caption(encoder, deep, numbers, runs[-1], judge)
     errors = {
-        f"layer_{w}": np.sum(c.losses, 1) / (n * seeds) for w, c in zip(wanted, curves, strict=True)
+        f"layer_{w}": np.sum(r.losses, 1) / (n * seeds) for w, r in zip(deep, runs, strict=True)
     }
     lines = [(k.replace("_", " "), np.arange(1, len(e) + 1), e, "-") for k, e in errors.items()]
     return Pictures([
         Picture(name="invert", image=sheet(rows, titles), caption=caption, numbers=numbers,
-                data={f"layer_{w}": m for w, m in zip(wanted, made, strict=True)}),
+                data={f"layer_{w}": m for w, m in zip(deep, made, strict=True)}),
         Picture(name="invert-curves", image=chart(lines, "step", "squared error, share of spread"),
-                caption=f"Error of the class token while {encoder.name} was inverted.",
+                caption=f"Squared error of the class token of {encoder.name} during the inversion, "
+                "as a share of its variance over images; it should fall towards 0.",
                 data=errors, numbers={k: float(e[-1]) for k, e in errors.items() if len(e)}),
     ])  # fmt: skip
 
 
-def _inverted(
-    encoder: Encoder, x: torch.Tensor, others: torch.Tensor, layer: int, seeds: int, steps: int,
-    lr: float, each: Each | None,
-) -> tuple[Search, np.ndarray]:  # fmt: skip
-    """The search, images seed by seed, and the cosine of each with its target, both taken from the
-    mean of other images' tokens."""
+def _invert_layer(
+    encoder: Encoder, x: torch.Tensor, references: torch.Tensor, layer: int, seeds: int,
+    steps: int, lr: float, on_preview: OnPreview | None,
+) -> tuple[Optimisation, np.ndarray]:  # fmt: skip
+    """Inverts the class token of one layer.
+
+    Args:
+        encoder: the encoder.
+        x: N prepared images, float [N, C, S, S].
+        references: prepared images that give the mean and variance of the token.
+        layer: the layer.
+        seeds: inversions of each image.
+        steps: number of steps.
+        lr: of Adam.
+        on_preview: as in `invert`.
+
+    Returns:
+        The optimisation of seeds * N images, seed by seed, and the cosine of each token with its
+        target after the mean token is subtracted, float [seeds * N].
+    """
     side, device = x.shape[-1], x.device
     with encoder.evaluating():
         target = encoder.backbone.facets(x, layer, "token").pooled.float()
-        usual = encoder.backbone.facets(others, layer, "token").pooled.float()
-    target, centre = target.clone().repeat(seeds, 1), usual.mean(0)
-    # What tokens have in common says nothing of an image, and often is most of them.
-    spread = (usual - centre).square().sum(1).mean().clone()
+        tokens = encoder.backbone.facets(references, layer, "token").pooled.float()
+    target, centre = target.clone().repeat(seeds, 1), tokens.mean(0)
+    # The mean token says nothing of an image and often dominates the norm, hence the variance.
+    variance = (tokens - centre).square().sum(1).mean().clone()
     count = len(target)
     net = Generator(count, side, inputs=NOISE, outputs=x.shape[1], seed=layer).to(device)
     generator = torch.Generator().manual_seed(layer)
@@ -140,81 +158,117 @@ def _inverted(
         jitter = 1.0 if step < steps / 2 else 0.2 if step < steps * 3 / 4 else 0.05
         more = torch.randn(noise.shape, generator=generator).to(device) / 10
         with encoder.evaluating(gradients=True):
-            y = normalised(net(noise + jitter * more), encoder)
+            y = normalise(net(noise + jitter * more), encoder)
             token = encoder.backbone.facets(y, layer, "token").pooled.float()
-        return [(token - target).square().sum() / spread]
+        return [(token - target).square().sum() / variance]
 
     def draw() -> np.ndarray:
         with torch.no_grad():
             y = net(noise)
         with encoder.evaluating():
-            token = encoder.backbone.facets(normalised(y, encoder), layer, "token").pooled
-        apart = F.cosine_similarity(token.float() - centre, target - centre, dim=1)
-        cosine[:] = apart.cpu().numpy()
+            token = encoder.backbone.facets(normalise(y, encoder), layer, "token").pooled
+        cosines = F.cosine_similarity(token.float() - centre, target - centre, dim=1)
+        cosine[:] = cosines.cpu().numpy()
         return pixels_of(y)
 
-    title = f"inverting layer {layer}"
-    found = search(title, list(net.parameters()), loss, draw, steps=steps, lr=lr, each=each)
-    return found, cosine
+    run = optimise(f"inverting layer {layer}", list(net.parameters()), loss, draw, steps=steps,
+                   lr=lr, on_preview=on_preview)  # fmt: skip
+    return run, cosine
 
 
-def _judged(
+@dataclass(frozen=True)
+class _Verdict:
+    """What another encoder makes of the inversions.
+
+    Attributes:
+        found: for each layer the share of inversions nearest to their own image.
+        chance: of `found`.
+        named: for each layer the accuracy of its k-NN classifier; empty without labels.
+        named_original: that on the images themselves; None without labels.
+    """
+
+    found: list[float]
+    chance: float
+    named: list[float] = field(default_factory=list)
+    named_original: float | None = None
+
+    def numbers(self, layers: list[int]) -> dict[str, float]:
+        """By their names in numbers.json."""
+        out = {f"found_{i}": v for i, v in zip(layers, self.found, strict=True)}
+        if self.named:
+            out |= {f"named_{i}": v for i, v in zip(layers, self.named, strict=True)}
+        out["found_chance"] = self.chance
+        if self.named_original is not None:
+            out["named_original"] = self.named_original
+        return out
+
+
+def _judge(
     judge: str,
     images: ImagesOrSamples,
     shown: np.ndarray,
     made: list[np.ndarray],
     gallery: Source | None,
-) -> dict[str, Any]:
-    """What another encoder says: whose image an inversion is, among those given; and, where the
-    gallery's labels are known, whether its neighbours there are of the image's class."""
+) -> _Verdict:
+    """Judges inversions by another encoder.
+
+    Args:
+        judge: ENC.
+        images: N images, whose labels are used if they have some.
+        shown: the same, uint8 [N, S, S, 3].
+        made: inversions of each layer, uint8 [seeds, N, S, S, 3].
+        gallery: images of the k-NN classifier, if they have labels.
+    """
     other = load(judge)
-    own = F.normalize(other.embed(list(shown)), dim=1)
-    tries = [F.normalize(other.embed(list(m.reshape(-1, *shown.shape[1:]))), dim=1) for m in made]
-    truth = np.arange(len(shown))
-    out: dict[str, Any] = {
-        "found": [
-            float(((z @ own.T).argmax(1).numpy() == np.resize(truth, len(z))).mean()) for z in tries
-        ],
-        "found_chance": 1 / len(shown),
-    }
+    originals = F.normalize(other.embed(list(shown)), dim=1)
+    inversions = [
+        F.normalize(other.embed(list(m.reshape(-1, *shown.shape[1:]))), dim=1) for m in made
+    ]
+    index = np.arange(len(shown))
+    found = [
+        float(((z @ originals.T).argmax(1).numpy() == np.resize(index, len(z))).mean())
+        for z in inversions
+    ]
+    verdict = _Verdict(found, 1 / len(shown))
     labels = [s.label for s in samples_of(images) or ()]
     if gallery is None or gallery.labels is None or not labels or None in labels:
-        return out
-    known = extract(other, gallery)
-    theirs, z = known.labels, F.normalize(known.values, dim=1)
-    if theirs is None:
-        return out
+        return verdict
+    features = extract(other, gallery)
+    gallery_labels, z = features.labels, F.normalize(features.values, dim=1)
+    if gallery_labels is None:
+        return verdict
 
-    def right(q: torch.Tensor) -> float:
-        near = theirs[nearest(q, z, min(NEAR, len(z)))[1]]
-        guess = near.mode(1).values.numpy()
-        return float((guess == np.resize(np.array(labels), len(q))).mean())
+    def accuracy(queries: torch.Tensor) -> float:
+        votes = gallery_labels[nearest(queries, z, min(NEIGHBOURS, len(z)))[1]]
+        predicted = votes.mode(1).values.numpy()
+        return float((predicted == np.resize(np.array(labels), len(queries))).mean())
 
-    out["named"] = [right(q) for q in tries]
-    out["named_original"] = right(own)
-    return out
+    return _Verdict(found, verdict.chance, [accuracy(q) for q in inversions], accuracy(originals))
 
 
 def _caption(
-    encoder: Encoder, wanted: list[int], numbers: dict[str, float], last: Search, judge: str
+    encoder: Encoder, layers: list[int], numbers: dict[str, float], last: Optimisation, judge: str
 ) -> str:
+    """What the picture shows, and the numbers of each layer."""
     parts = []
-    for w in wanted:
-        said = (
-            f"layer {w}: cosine {numbers[f'cosine_{w}']:.2f}, pixels correlate "
-            f"{numbers[f'pixels_{w}']:.2f} with the image"
+    for i in layers:
+        part = (
+            f"layer {i}: cosine with the target {numbers[f'cosine_{i}']:.2f}, pixel correlation "
+            f"with the image {numbers[f'pixels_{i}']:.2f}"
         )
-        if f"seeds_{w}" in numbers:
-            said += f" and {numbers[f'seeds_{w}']:.2f} between seeds"
-        said += f", {judge} finds the image for {numbers[f'found_{w}']:.0%}"
-        if f"named_{w}" in numbers:
-            said += f" and names its class for {numbers[f'named_{w}']:.0%}"
-        parts.append(said)
+        if f"seeds_{i}" in numbers:
+            part += f" and between seeds {numbers[f'seeds_{i}']:.2f}"
+        part += f"; the judge {judge} finds the original of {numbers[f'found_{i}']:.0%}"
+        if f"named_{i}" in numbers:
+            part += f" and the class of {numbers[f'named_{i}']:.0%}"
+        parts.append(part)
     text = (
-        f"Images with the class token of the image in a layer of {encoder.name} ({last.summary}). "
-        + "; ".join(parts)
-        + f" (by chance {numbers['found_chance']:.0%} are found"
+        f"Images generated so that their class token in a layer of {encoder.name} is that of the "
+        f"image ({last.summary}); a cosine near 1 means that the inversion succeeded, a low pixel "
+        "correlation that the layer has forgotten the pixels. "
+        + ". ".join(parts)
+        + f" (chance of finding the original {numbers['found_chance']:.0%}"
     )
     if "named_original" in numbers:
-        text += f"; of the images themselves {numbers['named_original']:.0%} are named"
+        text += f"; class found for the images themselves {numbers['named_original']:.0%}"
     return text + ")."

@@ -1,12 +1,15 @@
-"""The object of an image by a normalised cut of its patches.
+"""Object discovery by a normalised cut of the patches of an image (TokenCut).
 
 Wang et al., "Self-Supervised Transformers for Unsupervised Object Discovery using Normalized Cut"
-(TokenCut), 2022, arXiv 2202.11539: patches are joined where their keys' cosine exceeds tau; the
-second smallest generalised eigenvector of (D - E, D) is split at its mean; the side of the patch
-with the largest absolute value is the object, and of it the piece connected with that patch.
+(TokenCut), 2022, arXiv 2202.11539. Graph: patches, joined where the cosine of their keys exceeds
+tau. The generalised eigenvector of (D - E, D) with the second smallest eigenvalue is split at its
+mean. The object is the side of the patch with the largest absolute value, and of this side the
+component connected to that patch.
 """
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import numpy as np
 import torch.nn.functional as F
@@ -15,50 +18,50 @@ from scipy.ndimage import label
 from torch import Tensor
 
 from nolabel.encoders import Encoder
-from nolabel.pictures._dense import ImagesOrSamples, colours, dense, truth
-from nolabel.pictures._tiles import Pictures, enlarge, heat, sheet, tinted
+from nolabel.pictures._dense import ImagesOrSamples, dense, ground_truth, mean_colours
+from nolabel.pictures._options import Facet, Help, Layer, Stride
+from nolabel.pictures._tiles import Pictures, enlarge, heat, overlay_groups, sheet
 from nolabel.pictures.picture import Picture
 from nolabel.protocols.attention import ceiling, iou
 
-JOINED, APART = 1.0, 1e-5  # weights of edges
+JOINED, APART = 1.0, 1e-5  # edge weights above and below tau
 
 
 def objects(
     encoder: Encoder,
     images: ImagesOrSamples,
     *,
-    tau: float = 0.2,
-    layer: int = -1,
-    facet: str = "auto",
-    stride: int = 0,
+    tau: Annotated[float, Help("cosine above which two patches are joined")] = 0.2,
+    layer: Layer = -1,
+    facet: Facet = "auto",
+    stride: Stride = 0,
 ) -> Pictures:
-    """The eigenvector that cuts each image in two, and the object.
+    """The eigenvector of each image, and the object that it separates.
 
     Args:
-        encoder: any; ViTs by their keys.
+        encoder: any with patch features.
         images: anything `Encoder.prepare` takes, or Samples.
-        tau: cosine from which patches are joined.
-        layer: which layer; -1 is the last.
-        facet: key, query, value or token; auto is key, or token of a network without keys.
-        stride: pixels from patch to patch; 0 is the patch itself.
+
+    Raises:
+        UsageError: one of the errors of `dense`.
     """
     d = dense(encoder, images, layer=layer, facet=facet, stride=stride, salient=False)
     cuts = [normalised_cut(z, d.grid, tau) for z in d.values]
     rows = [
-        [image, heat(vector), tinted(image, np.where(kept, 1, -1))]
+        [image, heat(vector), overlay_groups(image, np.where(kept, 1, -1))]
         for image, (vector, kept) in zip(d.pixels, cuts, strict=True)
     ]
     caption = (
-        f"Normalised cut of the {d.facet}s of {encoder.name}, layer {layer}, joined from a cosine "
-        f"of {tau:g}"
+        f"The object of each image by a normalised cut of the {d.facet}s of {encoder.name}, layer "
+        f"{layer}; patches are joined above a cosine of {tau:g}"
     )
     numbers: dict[str, float] = {}
-    masks = truth(images, "mask", d.pixels.shape[1])
+    masks = ground_truth(images, "mask", d.pixels.shape[1])
     if masks is not None:
-        plain = colours(d.pixels, d.grid)
-        plain = plain - plain.mean(1, keepdim=True)
+        colours = mean_colours(d.pixels, d.grid)
+        colours = colours - colours.mean(1, keepdim=True)
         areas = [d.areas(m) for m in masks]
-        by_colour = [normalised_cut(z, d.grid, tau)[1] for z in plain]
+        by_colour = [normalised_cut(z, d.grid, tau)[1] for z in colours]
         whole = np.ones(d.grid, dtype=bool)
         scores = {
             "iou": [iou(k, *a) for (_, k), a in zip(cuts, areas, strict=True)],
@@ -68,9 +71,9 @@ def objects(
         }
         numbers = {k: float(np.mean(v)) for k, v in scores.items()}
         caption += (
-            f". IoU with the true figures {numbers['iou']:.1%} (by colour "
-            f"{numbers['iou_colour']:.1%}, the whole image {numbers['iou_whole']:.1%}, at most "
-            f"{numbers['iou_ceiling']:.1%} on this grid)"
+            f". IoU with the true mask (higher is better) {numbers['iou']:.1%} (from colour "
+            f"instead of features {numbers['iou_colour']:.1%}, the whole image "
+            f"{numbers['iou_whole']:.1%}, best possible on this grid {numbers['iou_ceiling']:.1%})"
         )
     tiles = [[enlarge(tile) for tile in row] for row in rows]
     data = {"eigenvector": np.stack([v for v, _ in cuts]), "object": np.stack([k for _, k in cuts])}
@@ -83,9 +86,16 @@ def objects(
 def normalised_cut(
     z: Tensor, grid: tuple[int, int], tau: float = 0.2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The eigenvector, float [h, w], and the object, bool [h, w], of descriptors [P, D].
+    """Normalised cut of one image.
 
-    The eigenvector's sign is such that the object is positive.
+    Args:
+        z: descriptors, float [P, D].
+        grid: (h, w), P = h * w.
+        tau: cosine above which two patches are joined.
+
+    Returns:
+        The eigenvector, float64 [h, w], with the sign that makes the object positive, and the
+        object, bool [h, w].
     """
     z = F.normalize(z.double(), dim=-1)
     weights = np.where((z @ z.T).numpy() > tau, JOINED, APART)
@@ -96,5 +106,5 @@ def normalised_cut(
     if vector[first] <= vector.mean():
         vector = -vector
     side = (vector > vector.mean()).reshape(grid)
-    pieces, _ = label(side)
-    return vector.reshape(grid), pieces == pieces.ravel()[first]
+    components, _ = label(side)
+    return vector.reshape(grid), components == components.ravel()[first]

@@ -1,12 +1,15 @@
-"""An image from a sentence: what the encoder takes the words to look like.
+"""Text-to-image by optimisation: the image whose embedding is nearest to that of a sentence.
 
 After Galatolo et al., "Generating images from caption and vice versa via CLIP-Guided Generative
-Latent Space Search", 2021, and its kin: an image in Fourier space (`Fourier`) climbs the likeness
-of its random cut-outs to the sentence, by the spherical distance 2 arcsin^2(|a - b| / 2). Without
-the cut-outs the same search finds noise that only this network takes for the words.
+Latent Space Search", 2021, arXiv 2102.01645: an image, parametrised by its Fourier spectrum
+(`Fourier`), is optimised so that random crops of it approach the sentence in the spherical distance
+2 arcsin^2(|a - b| / 2) of the embeddings. Without crops the same optimisation finds adversarial
+noise.
 """
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -20,20 +23,22 @@ from nolabel.encoders.features import extract
 from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import UsageError
 from nolabel.pictures._optimise import (
-    Each,
     Fourier,
-    colours_of,
-    crops,
-    normalised,
+    OnPreview,
+    Optimisation,
+    colour_mixing,
+    normalise,
+    optimise,
     pixels_of,
-    search,
-    warped,
+    random_crops,
+    random_warp,
 )
+from nolabel.pictures._options import Help
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
 
-OTHERS = 99  # sentences that the right one competes with, at most
-COLOURS = 1_000  # images whose colours are taken
+MAX_WRONG = 99  # sentences that compete with the right one, at most
+COLOUR_IMAGES = 1_000  # images of the set that give the colour statistics, at most
 
 
 def paint(
@@ -41,28 +46,27 @@ def paint(
     images: object = None,
     *,
     gallery: Source,
-    words: tuple[str, ...] = (),
-    steps: int = 300,
-    cutouts: int = 16,
-    lr: float = 0.05,
-    judge: str = "",
-    seed: int = 0,
-    each: Each | None = None,
+    words: Annotated[tuple[str, ...], Help("the sentences, an image for each")] = (),
+    steps: Annotated[int, Help("steps of the optimisation")] = 300,
+    cutouts: Annotated[
+        int, Help("random crops a step; 0: only the whole image, which gives adversarial noise")
+    ] = 16,
+    lr: Annotated[float, Help("learning rate of Adam")] = 0.05,
+    judge: Annotated[
+        str,
+        Help("another ENC with a text tower, trained separately, which is harder to deceive"),
+    ] = "",
+    seed: Annotated[int, Help("of the initial images and the crops")] = 0,
+    on_preview: OnPreview | None = None,
 ) -> Pictures:
-    """An image for each sentence, beside the image of a set that suits it best.
+    """An image optimised for each sentence, beside the most similar image of a set.
 
     Args:
         encoder: one with a text tower: a run of clip or siglip, or openclip:NAME/TAG.
         images: not used.
-        gallery: a set, for its colours, its best images, and its texts or class names as wrong
-            answers.
-        words: the sentences.
-        steps: of the search.
-        cutouts: random cut-outs a step; 0 looks at the whole image alone, which deceives.
-        lr: of Adam.
-        judge: another ENC with a text tower, trained apart, which is not as easily deceived.
-        seed: of the start and of the cut-outs.
-        each: called with previews; True ends the search.
+        gallery: a set, for its colour statistics, its most similar images, and its texts or class
+            names as wrong answers.
+        on_preview: called with previews; True stops early.
 
     Raises:
         UsageError: no sentence, no steps, or an encoder or a judge without a text tower.
@@ -72,69 +76,43 @@ def paint(
             "Say what to paint, in one step or more: --words 'a red snail' 'a blue fish'."
         )
     text = text_of(encoder)
-    other = None
-    if judge:
-        other = load(judge)
-        text_of(other)  # refused before the search
+    judge_encoder = load(judge) if judge else None
+    if judge_encoder is not None:
+        text_of(judge_encoder)  # an unsuitable judge is refused before the optimisation
     target = text.embed(list(words)).to(encoder.device).clone()
-    found = extract(encoder, gallery)
-    fit = target.cpu() @ text.project(found.values).T  # [sentences, images]
-    some = found.keys.numpy()[:COLOURS]
-    pixels = np.concatenate([_few(gallery.read(int(i)).image) for i in some])
-    picture = Fourier(len(words), encoder.image_size, colours_of(pixels), seed=seed)
-    picture.to(encoder.device)
-    chance = torch.Generator().manual_seed(seed)
-
-    def likeness(y: Tensor) -> Tensor:
-        """Unit vectors [N, E] of images from 0 to 1, with gradient."""
-        h = encoder.backbone(normalised(y, encoder))
-        return F.normalize(text.shared.image(h.float()), dim=-1)
-
-    def loss(step: int) -> list[Tensor]:
-        y = picture()
-        if cutouts:
-            y = warped(crops(y, chance, cutouts, (0.6, 1.0)), chance, turn=15.0)
-            noise = torch.randn(y.shape, generator=chance).to(y.device)
-            y = y + 0.05 * noise
-        with encoder.evaluating(gradients=True):
-            z = likeness(y).unflatten(0, (-1, len(words)))  # [cut-outs, sentences, E]
-        apart = (z - target).norm(dim=-1).div(2).clamp(max=1 - 1e-6)
-        return [2 * apart.asin().square().mean(0).sum()]
-
-    def draw() -> np.ndarray:
-        return pixels_of(picture())
-
-    hunt = search("painting", [picture.spectrum], loss, draw, steps=steps, lr=lr, each=each)
-    with encoder.evaluating():
-        z = likeness(picture()).float().cpu()
-    made = hunt.shots[-1][1]
-    best = fit.argmax(1).numpy()
-    closest = [gallery.read(int(found.keys[i])).image for i in best]
-    rows = [[*(shot[i] for _, shot in hunt.shots), closest[i]] for i in range(len(words))]
-    titles = [*(f"{step:,} steps" for step, _ in hunt.shots), "best of the set"]
-    cosines = (z * target.cpu()).sum(1)
-    numbers = {"cosine": float(cosines.mean()), "cosine_best": float(fit.amax(1).mean())}
-    caption = (
-        f"{', '.join(repr(w) for w in words)} by {encoder.name} ({hunt.summary}); cosine "
-        f"{numbers['cosine']:.2f}, of the best images of {gallery.name} "
-        f"{numbers['cosine_best']:.2f}"
+    features = extract(encoder, gallery)
+    similarity = target.cpu() @ text.project(features.values).T  # [sentences, images]
+    closest = [gallery.read(int(features.keys[i])).image for i in similarity.argmax(1).numpy()]
+    keys = features.keys.numpy()[:COLOUR_IMAGES]
+    pixels = np.concatenate([_sparse_pixels(gallery.read(int(i)).image) for i in keys])
+    found, z = _optimise_images(
+        encoder, text, target, colour_mixing(pixels), steps, cutouts, lr, seed, on_preview
     )
-    wrong = others(gallery, words)
+    made = found.previews[-1][1]
+    rows = [[*(shot[i] for _, shot in found.previews), closest[i]] for i in range(len(words))]
+    titles = [*(f"{step:,} steps" for step, _ in found.previews), "best of the set"]
+    cosines = (z * target.cpu()).sum(1)
+    numbers = {"cosine": float(cosines.mean()), "cosine_best": float(similarity.amax(1).mean())}
+    caption = (
+        f"Images optimised for {', '.join(repr(w) for w in words)} by {encoder.name} "
+        f"({found.summary}). Cosine with the sentence {numbers['cosine']:.2f} (most similar images "
+        f"of {gallery.name} {numbers['cosine_best']:.2f})"
+    )
+    wrong = wrong_sentences(gallery, words)
     if wrong:
         numbers["chance"] = 1 / (len(wrong) + 1)
         numbers["recognised"] = recognised(text, z, words, wrong)
         caption += (
-            f". Of {len(wrong) + 1} sentences it takes {numbers['recognised']:.0%} of the images "
-            f"for the right one (chance {numbers['chance']:.0%})"
+            f". {numbers['recognised']:.0%} of the images are nearest to their own of "
+            f"{len(wrong) + 1} sentences (higher is better; chance {numbers['chance']:.0%})"
         )
-        if other is not None:
-            theirs = text_of(other)
-            judged = theirs.project(other.embed(list(made)))
-            numbers["recognised_by_judge"] = recognised(theirs, judged, words, wrong)
-            real = theirs.project(other.embed(closest))
-            numbers["best_recognised_by_judge"] = recognised(theirs, real, words, wrong)
+        if judge_encoder is not None:
+            of_judge = text_of(judge_encoder)
+            for name, pictures in (("", list(made)), ("best_", closest)):
+                embedded = of_judge.project(judge_encoder.embed(pictures))
+                numbers[f"{name}recognised_by_judge"] = recognised(of_judge, embedded, words, wrong)
             caption += (
-                f"; the judge {judge} {numbers['recognised_by_judge']:.0%} (of the best images "
+                f"; by the judge {judge} {numbers['recognised_by_judge']:.0%} (most similar images "
                 f"{numbers['best_recognised_by_judge']:.0%})"
             )
     data = {"images": made, "cosines": cosines.numpy()}
@@ -142,24 +120,84 @@ def paint(
                              data=data, numbers=numbers)])  # fmt: skip
 
 
-def others(gallery: Source, words: tuple[str, ...]) -> list[str]:
-    """Sentences of a set, or names of its classes, that are none of the words."""
+def _optimise_images(
+    encoder: Encoder,
+    text: TextEncoder,
+    target: Tensor,
+    colours: Tensor,
+    steps: int,
+    cutouts: int,
+    lr: float,
+    seed: int,
+    on_preview: OnPreview | None,
+) -> tuple[Optimisation, Tensor]:
+    """Optimises an image for each target.
+
+    Args:
+        encoder: the image encoder.
+        text: its text tower, whose projection of images is used.
+        target: embeddings of K sentences, unit vectors, float [K, E].
+        colours: float [C, C] (`colour_mixing`).
+        steps: number of steps.
+        cutouts: random crops a step; 0: the whole image.
+        lr: of Adam.
+        seed: of the initial images and the crops.
+        on_preview: as in `paint`.
+
+    Returns:
+        The optimisation, and the embeddings of the final images, unit vectors, float32 [K, E].
+    """
+    fourier = Fourier(len(target), encoder.image_size, colours, seed=seed)
+    fourier.to(encoder.device)
+    generator = torch.Generator().manual_seed(seed)
+
+    def embed(y: Tensor) -> Tensor:
+        """Unit vectors [N, E] of images in 0..1, differentiable."""
+        h = encoder.backbone(normalise(y, encoder))
+        return F.normalize(text.shared.image(h.float()), dim=-1)
+
+    def loss(step: int) -> list[Tensor]:
+        y = fourier()
+        if cutouts:
+            y = random_crops(y, generator, cutouts, (0.6, 1.0))
+            y = random_warp(y, generator, turn=15.0)
+            noise = torch.randn(y.shape, generator=generator).to(y.device)
+            y = y + 0.05 * noise
+        with encoder.evaluating(gradients=True):
+            z = embed(y).unflatten(0, (-1, len(target)))  # [crops, K, E]
+        half_chord = (z - target).norm(dim=-1).div(2).clamp(max=1 - 1e-6)
+        return [2 * half_chord.asin().square().mean(0).sum()]
+
+    found = optimise("painting", [fourier.spectrum], loss, lambda: pixels_of(fourier()),
+                     steps=steps, lr=lr, on_preview=on_preview)  # fmt: skip
+    with encoder.evaluating():
+        return found, embed(fourier()).float().cpu()
+
+
+def wrong_sentences(gallery: Source, words: tuple[str, ...]) -> list[str]:
+    """Distinct texts of a set, or else its class names, that are none of the words."""
     if has_texts(gallery):
-        some = np.linspace(0, len(gallery) - 1, min(len(gallery), 4 * OTHERS)).astype(int)
-        found = [t for t in texts_of(gallery, some) if t]
+        keys = np.linspace(0, len(gallery) - 1, min(len(gallery), 4 * MAX_WRONG)).astype(int)
+        candidates = [t for t in texts_of(gallery, keys) if t]
     else:
-        found = [str(c) for c in gallery.classes or ()]
-    return [t for t in dict.fromkeys(found) if t not in words][:OTHERS]
+        candidates = [str(c) for c in gallery.classes or ()]
+    return [t for t in dict.fromkeys(candidates) if t not in words][:MAX_WRONG]
 
 
 def recognised(text: TextEncoder, z: Tensor, words: tuple[str, ...], wrong: list[str]) -> float:
-    """Share of images, unit vectors [N, E], that are nearer to their own of N sentences than to any
-    wrong one."""
-    own = (z * text.embed(list(words))).sum(1)
-    return float((own > (z @ text.embed(wrong).T).amax(1)).float().mean())
+    """Share of images that are nearer to their own sentence than to any wrong one.
+
+    Args:
+        text: the text tower.
+        z: embeddings of an image for each sentence, unit vectors, float [N, E].
+        words: N sentences.
+        wrong: sentences that are wrong for all images.
+    """
+    right = (z * text.embed(list(words))).sum(1)
+    return float((right > (z @ text.embed(wrong).T).amax(1)).float().mean())
 
 
-def _few(image: np.ndarray) -> np.ndarray:
-    """Some pixels of an image, uint8 [M, C]."""
+def _sparse_pixels(image: np.ndarray) -> np.ndarray:
+    """Pixels on a grid of about 16 x 16, uint8 [M, C], of an image [H, W, C]."""
     step = max(min(image.shape[:2]) // 16, 1)
     return image[::step, ::step].reshape(-1, image.shape[-1])

@@ -10,12 +10,22 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One picture: pixels, what it shows, and the numbers behind it. Never writes itself."""
+    """One picture with its caption and numbers; `Pictures.save` writes it.
 
-    name: str  # file stem
-    image: np.ndarray  # uint8 [H, W, 3]
+    Attributes:
+        name: file stem.
+        image: uint8 [H, W, 3].
+        caption: what is shown, and the number with its baselines, in whole sentences.
+        data: arrays of any shape, saved beside it as .npz.
+        numbers: the numbers by name, written to numbers.json.
+        frames: uint8 [T, H, W, 3], if it is a film too.
+        film: format of the film: webp or mp4.
+    """
+
+    name: str
+    image: np.ndarray
     caption: str
-    data: Mapping[str, np.ndarray] = field(default_factory=dict)  # saved beside it as .npz
+    data: Mapping[str, np.ndarray] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
-    frames: np.ndarray | None = None  # uint8 [T, H, W, 3]: the same as a film
-    film: str = ""  # how a film is saved: webp or mp4
+    frames: np.ndarray | None = None
+    film: str = ""

@@ -1,9 +1,11 @@
-"""What a ViT knows of places: the cosine of each patch's position embedding with all others.
+"""Similarity of a ViT's position embeddings: the cosine of each with all others.
 
-Dosovitskiy et al., "An Image is Worth 16x16 Words", 2020, figure 7.
+Dosovitskiy et al., "An Image is Worth 16x16 Words", 2020, arXiv 2010.11929, figure 7.
 """
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import numpy as np
 import torch.nn.functional as F
@@ -13,17 +15,22 @@ from nolabel.backbones.beit import BEiT
 from nolabel.backbones.vit import ViT
 from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
+from nolabel.pictures._options import Help
 from nolabel.pictures._tiles import Pictures, heat, sheet
 from nolabel.pictures.picture import Picture
 
 
-def positions(encoder: Encoder, images: object = None, *, across: int = 7) -> Pictures:
-    """A map for each of some patches: how alike its position is to every other.
+def positions(
+    encoder: Encoder,
+    images: object = None,
+    *,
+    across: Annotated[int, Help("patches shown in each direction, at most")] = 7,
+) -> Pictures:
+    """For each of some patches a map of the similarity of its position embedding to all others.
 
     Args:
         encoder: a ViT with a position embedding.
         images: not used.
-        across: patches shown in each direction, at most.
 
     Raises:
         UsageError: no position embedding, or across below 1.
@@ -41,14 +48,15 @@ def positions(encoder: Encoder, images: object = None, *, across: int = 7) -> Pi
         [heat(maps[y, x]) for x in np.unique(np.linspace(0, w - 1, min(across, w)).astype(int))]
         for y in np.unique(np.linspace(0, h - 1, min(across, h)).astype(int))
     ]
-    where = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), -1).reshape(-1, 2)
-    away = np.linalg.norm(where[:, None] - where[None], axis=-1)
+    grid = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), -1).reshape(-1, 2)
+    distance = np.linalg.norm(grid[:, None] - grid[None], axis=-1)
     pairs = np.triu_indices(h * w, 1)
-    numbers = {"near_is_alike": float(-spearmanr(away[pairs], cos[pairs])[0])}
+    numbers = {"near_is_alike": float(-spearmanr(distance[pairs], cos[pairs])[0])}
     caption = (
-        f"Cosine of position embeddings of {encoder.name}, one map for each of some patches of the "
-        f"{h} x {w} grid. Alikeness falls with distance by a rank correlation of "
-        f"{numbers['near_is_alike']:.2f} (0 where places mean nothing)."
+        f"Cosine similarity of the position embeddings of {encoder.name}; each map shows one patch "
+        f"of the {h} x {w} grid and all others. Rank correlation of similarity with nearness "
+        f"{numbers['near_is_alike']:.2f} (1: nearer patches are always more similar; 0: the "
+        "embeddings carry no position)."
     )
     return Pictures(
         [Picture(name="positions", image=sheet(rows, side=64), caption=caption,

@@ -1,19 +1,19 @@
-"""Does it know who is where and which is what? Pairs of scenes whose captions have the same words.
+"""Winoground on synthetic scenes: pairs of images whose captions contain the same words.
 
 Thrush et al., "Winoground: Probing Vision and Language Models for Visio-Linguistic
-Compositionality", 2022, arXiv 2204.03162: two images and two captions, each of which suits one of
-them. Right by text means that each image prefers its own caption, right by image that each caption
-prefers its own image, and right as a group both.
+Compositionality", 2022, arXiv 2204.03162. A pair has two images and two captions, each of which
+describes one of the images. Text score: each image is more similar to its own caption. Image score:
+each caption is more similar to its own image. Group score: both.
 
-Three kinds of pairs of drawn scenes with two creatures: another kind of creature (a control: other
-words), the colours exchanged, and left and right exchanged. A text tower that only counts words
-gives the captions of the last two the same embedding, so it gets none of them right.
+Three kinds of pairs of rendered scenes with two creatures: one creature replaced by another kind (a
+control: the words differ), the colours exchanged, left and right exchanged. A bag-of-words text
+tower embeds the two captions of the last two kinds alike, so its scores are 0 there.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from nolabel.data.creatures.world import KINDS, Scene, draw_scene, render
 from nolabel.encoders import Encoder
 from nolabel.encoders.text import text_of
 from nolabel.errors import UsageError
+from nolabel.pictures._options import Help
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
 from nolabel.protocols._scores import wilson
@@ -31,13 +32,16 @@ CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 SHOWN = 2  # pairs of each kind
 
 
-def relations(encoder: Encoder, *, number: int = 200, seed: int = 0) -> Pictures:
-    """Winoground's three scores for three kinds of pairs.
+def relations(
+    encoder: Encoder,
+    *,
+    number: Annotated[int, Help("pairs of each kind")] = 200,
+    seed: Annotated[int, Help("of the scenes")] = 0,
+) -> Pictures:
+    """Winoground's three scores for three kinds of pairs, with confidence intervals.
 
     Args:
         encoder: one with a text tower: a run of clip or siglip on scenes, or openclip:NAME/TAG.
-        number: pairs of each kind.
-        seed: of the scenes' world.
 
     Raises:
         UsageError: fewer than one pair, or an encoder without a text tower.
@@ -48,12 +52,11 @@ def relations(encoder: Encoder, *, number: int = 200, seed: int = 0) -> Pictures
     numbers: dict[str, float] = {}
     data: dict[str, np.ndarray] = {}
     rows, parts = [], []
-    for kind, made in pairs(number, encoder.image_size, seed).items():
-        images, captions = made
+    for kind, (images, captions) in scene_pairs(number, encoder.image_size, seed).items():
         z = text.project(encoder.embed(images)).unflatten(0, (-1, 2))
         t = text.embed(captions).unflatten(0, (-1, 2))
         cosines = torch.einsum("nie,nje->nij", z, t).numpy()  # [pairs, images, captions]
-        right = scored(cosines)
+        right = winoground_scores(cosines)
         for name, hits in right.items():
             low, high = wilson(int(hits.sum()), number)
             numbers |= {f"{name}_{kind}": float(hits.mean()), f"{name}_{kind}_low": float(low),
@@ -67,25 +70,45 @@ def relations(encoder: Encoder, *, number: int = 200, seed: int = 0) -> Pictures
         )
         rows += [[*images[2 * i : 2 * i + 2]] for i in range(min(SHOWN, number))]
     caption = (
-        f"Pairs of scenes with two creatures by {encoder.name}, {number} of each kind: "
+        f"Winoground scores of {encoder.name} on {number} pairs of scenes for each kind of change "
+        "(higher is better): "
         + "; ".join(parts)
-        + ". By chance 25 %, 25 %, 17 %; by counting words 0 % but for the kinds."
+        + ". Chance: text 25%, image 25%, group 17%. A model that ignores the order of words "
+        "scores 0% for colour and side."
     )
     return Pictures([Picture(name="relations", image=sheet(rows, ("one", "other")),
                              caption=caption, data=data, numbers=numbers)])  # fmt: skip
 
 
-def scored(cosines: np.ndarray) -> dict[str, np.ndarray]:
-    """Winoground's scores, bool [pairs] each, of cosines [pairs, images, captions]; ties are
-    wrong."""
+def winoground_scores(cosines: np.ndarray) -> dict[str, np.ndarray]:
+    """Winoground's scores of pairs.
+
+    Args:
+        cosines: float [pairs, 2 images, 2 captions].
+
+    Returns:
+        "text", "image" and "group", bool [pairs] each; a tie is wrong.
+    """
     own = cosines[:, [0, 1], [0, 1]]
     text = np.all(own > cosines[:, [0, 1], [1, 0]], axis=1)
     image = np.all(own > cosines[:, [1, 0], [0, 1]], axis=1)
     return {"text": text, "image": image, "group": np.logical_and(text, image)}
 
 
-def pairs(number: int, size: int, seed: int = 0) -> dict[str, tuple[list[np.ndarray], list[str]]]:
-    """Kind of pair -> images, two and two together, and their captions."""
+def scene_pairs(
+    number: int, size: int, seed: int = 0
+) -> dict[str, tuple[list[np.ndarray], list[str]]]:
+    """Renders pairs of scenes.
+
+    Args:
+        number: pairs of each kind.
+        size: side of the images in pixels.
+        seed: of the scenes.
+
+    Returns:
+        For each kind of `PAIRS` the images, uint8 [size, size, 3], and their captions, 2 * number
+        each; those of a pair follow each other.
+    """
     out: dict[str, tuple[list[np.ndarray], list[str]]] = {kind: ([], []) for kind in PAIRS}
     index = 0
     while len(out["kind"][0]) < 2 * number:
@@ -107,7 +130,7 @@ def pairs(number: int, size: int, seed: int = 0) -> dict[str, tuple[list[np.ndar
 
 
 def _another_kind(scene: Scene, index: int) -> Scene:
-    """The scene whose first creature is of a third kind."""
+    """The scene with its first creature replaced by one of a third kind."""
     creatures = scene.creatures.copy()
     free = [k for k in range(len(KINDS)) if k not in creatures["kind"]]
     creatures["kind"][0] = free[index % len(free)]
@@ -115,14 +138,15 @@ def _another_kind(scene: Scene, index: int) -> Scene:
 
 
 def _colours_exchanged(scene: Scene) -> Scene:
-    creatures: Any = scene.creatures.copy()
+    """The scene whose two creatures have exchanged their colours."""
+    creatures = scene.creatures.copy()
     for field in ("colour", "tones"):
         creatures[field] = creatures[field][::-1].copy()
     return replace(scene, creatures=creatures)
 
 
 def _mirrored(scene: Scene) -> Scene:
-    """For its caption: what its mirror image shows, in the same words in another order."""
+    """The mirrored scene, for its caption: the same words in another order."""
     creatures = scene.creatures[::-1].copy()
     creatures["x"] = 1 - creatures["x"]
     return replace(scene, creatures=creatures)

@@ -1,6 +1,8 @@
-"""How alike every patch is to one that is pointed at, in the same image and in others."""
+"""Cosine similarity of every patch to a query patch, in the same image and in others."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -9,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from nolabel.encoders import Encoder
-from nolabel.pictures._dense import ImagesOrSamples, dense, truth
-from nolabel.pictures._tiles import Pictures, dots, enlarge, heat, sheet
+from nolabel.pictures._dense import ImagesOrSamples, dense, ground_truth
+from nolabel.pictures._options import Bins, Facet, Help, Layer, Stride
+from nolabel.pictures._tiles import Pictures, draw_points, enlarge, heat, sheet
 from nolabel.pictures.attention import patch_at
 from nolabel.pictures.picture import Picture
 
@@ -19,65 +22,73 @@ def similarity(
     encoder: Encoder,
     images: ImagesOrSamples,
     *,
-    point: tuple[float, float] | None = None,
-    layer: int = -1,
-    facet: str = "auto",
-    stride: int = 0,
-    bins: bool = False,
+    point: Annotated[
+        tuple[float, float] | None,
+        Help(
+            "x and y of the query in the first image, from 0 to 1; default: the patch with the "
+            "most attention of the class token, or the centre"
+        ),
+    ] = None,
+    layer: Layer = -1,
+    facet: Facet = "auto",
+    stride: Stride = 0,
+    bins: Bins = False,
 ) -> Pictures:
-    """The cosine of every patch with one patch of the first image, as heat.
+    """Heat maps of the cosine of every patch with one patch of the first image.
 
     Args:
-        encoder: any; ViTs by their keys.
+        encoder: any with patch features.
         images: anything `Encoder.prepare` takes, or Samples.
-        point: x and y in the first image, from 0 to 1; by default where the class token looks
-            most, or the middle.
-        layer: which layer; -1 is the last.
-        facet: key, query, value or token; auto is key, or token of a network without keys.
-        stride: pixels from patch to patch; 0 is the patch itself.
-        bins: whether patches are compared with their neighbourhoods.
 
     Raises:
-        UsageError: a point outside the image, or see `dense`.
+        UsageError: the point is outside the image, or one of the errors of `dense`.
     """
     d = dense(encoder, images, layer=layer, facet=facet, stride=stride, bins=bins)
     if point is None:
-        at = patch_at((0.5, 0.5), d.grid)
+        query = patch_at((0.5, 0.5), d.grid)
         if d.saliency is not None:
-            at = int(d.saliency[0].argmax())
+            query = int(d.saliency[0].argmax())
     else:
-        at = patch_at(point, d.grid)
+        query = patch_at(point, d.grid)
     z = F.normalize(d.values, dim=-1)
-    cosines = z @ z[0, at]
-    rows = [
-        [dots(d.pixels[0], d.centres[at : at + 1]) if i == 0 else enlarge(image), heat(one)]
-        for i, (image, one) in enumerate(zip(d.pixels, d.map(cosines.numpy()), strict=True))
-    ]
-    x, y = d.centres[at]
+    cosines = z @ z[0, query]
+    maps = d.map(cosines.numpy())
+    tiles = [enlarge(image) for image in d.pixels]
+    tiles[0] = draw_points(d.pixels[0], d.centres[query : query + 1])
+    rows = [[tile, heat(m)] for tile, m in zip(tiles, maps, strict=True)]
+    x, y = d.centres[query]
     caption = (
-        f"Cosine of the {d.facet}s of {encoder.name}, layer {layer}, with the patch at ({x:.0f}, "
-        f"{y:.0f}) px of the first image"
+        f"Cosine similarity of every patch to that at ({x:.0f}, {y:.0f}) px of the first image, by "
+        f"the {d.facet}s of {encoder.name}, layer {layer}; bright is similar"
     )
     numbers: dict[str, float] = {}
-    parts = truth(images, "parts", d.pixels.shape[1])
+    parts = ground_truth(images, "parts", d.pixels.shape[1])
     if parts is not None and len(parts) > 1:
-        same = d.at(parts) == d.at(parts)[0, at]
-        plain = F.normalize(d.by_colour().values, dim=-1)
+        same = d.at_centres(parts) == d.at_centres(parts)[0, query]
+        colours = F.normalize(d.by_colour().values, dim=-1)
         numbers = {"auroc": part_auroc(cosines, same), "auroc_colour":
-                   part_auroc(plain @ plain[0, at], same)}  # fmt: skip
+                   part_auroc(colours @ colours[0, query], same)}  # fmt: skip
         caption += (
-            f". It tells patches of the same part in the other images by an area under the ROC of "
-            f"{numbers['auroc']:.2f} (colour alone {numbers['auroc_colour']:.2f}, chance 0.50)"
+            f". Area under the ROC curve for patches of the same part in the other images (1 is "
+            f"perfect) {numbers['auroc']:.2f} (from colour instead of features "
+            f"{numbers['auroc_colour']:.2f}, chance 0.50)"
         )
     return Pictures(
         [Picture(name="similarity", image=sheet(rows, ("image", "similarity")),
                  caption=caption + ".", numbers=numbers,
-                 data={"similarity": d.map(cosines.numpy()), "point": np.array([x, y])})]
+                 data={"similarity": maps, "point": np.array([x, y])})]
     )  # fmt: skip
 
 
 def part_auroc(cosines: Tensor, same: np.ndarray) -> float:
-    """Area under the ROC of cosines [N, P] for what is the same part, bool [N, P], in all images
-    but the first; 0.5 where there is nothing to tell apart."""
-    found, right = torch.as_tensor(cosines)[1:].flatten().numpy(), same[1:].ravel()
-    return float(roc_auc_score(right, found)) if 0 < right.sum() < len(right) else 0.5
+    """Area under the ROC curve of similarities for patches of the query's part.
+
+    Args:
+        cosines: float [N, P]; the first image, which has the query, is left out.
+        same: whether a patch shows the same part, bool [N, P].
+
+    Returns:
+        From 0 to 1; 0.5 if all patches, or none, are of the part.
+    """
+    scores, labels = torch.as_tensor(cosines)[1:].flatten().numpy(), same[1:].ravel()
+    return float(roc_auc_score(labels, scores)) if 0 < labels.sum() < len(labels) else 0.5

@@ -1,17 +1,16 @@
-"""Does it read? A wrong word written on the image, and whether the encoder believes it.
+"""Typographic attack: whether a wrong class name written on the image changes its class.
 
-Goh et al., "Multimodal Neurons in Artificial Neural Networks", Distill 2021: networks that learnt
-from captions take an apple with a label "iPod" for an iPod. A tag covers some of the image
-whatever stands on it, so the wrong word is compared with an empty tag, with letters that mean
-nothing, with the wrong word mirrored, and with the right word. What counts is how much more often
-the written class is chosen than under meaningless letters, and than under the mirrored word, which
-has the same ink; networks whose captions never told what is written do not read, and the probe says
-so.
+Goh et al., "Multimodal Neurons in Artificial Neural Networks", Distill 2021: CLIP classifies an
+apple with a label "iPod" as an iPod. The controls: no tag, an empty tag (which covers as much of
+the image), random letters, the wrong word mirrored (which has the same ink), and the right word.
+The encoder reads if it chooses the written class significantly more often than under random letters
+and under the mirrored word. Encoders trained on captions that never mention written words do not
+read.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,15 +19,17 @@ from nolabel.data.source import Source, require_labels
 from nolabel.encoders import Encoder
 from nolabel.encoders.text import text_of
 from nolabel.pictures._bootstrap import difference
+from nolabel.pictures._options import Help, Templates
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
 from nolabel.protocols._scores import wilson
 from nolabel.protocols.zeroshot import Options, class_vectors
 
 TAGS = ("none", "blank", "nonsense", "mirrored", "right", "wrong")
-LETTERS = "bcdfghjklmnpqrstvwxz"  # no vowels, so no words
-SHOWN = 4
-TAG = 0.3  # of the image's height
+LETTERS = "bcdfghjklmnpqrstvwxz"  # no vowels, hence no words
+SHOWN = 4  # images drawn
+TEMPLATES = Options().templates
+TAG = 0.3  # height of the tag as a share of the image's
 
 
 def typographic(
@@ -36,19 +37,16 @@ def typographic(
     images: object = None,
     *,
     gallery: Source,
-    number: int = 200,
-    templates: tuple[str, ...] = Options().templates,
-    seed: int = 0,
+    number: Annotated[int, Help("images tested, at most")] = 200,
+    templates: Templates = TEMPLATES,
+    seed: Annotated[int, Help("of the choice of images, wrong words and letters")] = 0,
 ) -> Pictures:
-    """Class decisions under six tags: none, blank, nonsense, mirrored, right, wrong.
+    """Zero-shot classes under six tags: none, blank, nonsense, mirrored, right, wrong.
 
     Args:
         encoder: one with a text tower: a run of clip or siglip, or openclip:NAME/TAG.
         images: not used.
         gallery: images with labels.
-        number: images that are tagged, at most.
-        templates: texts with one {} for the name of the class.
-        seed: of the choice of images, wrong words and letters.
 
     Raises:
         UsageError: an encoder without a text tower.
@@ -58,73 +56,85 @@ def typographic(
     labels = require_labels(gallery)
     names = [c.replace("_", " ") for c in gallery.classes]
     vectors = class_vectors(text, names, Options(templates=templates).templates)
-    chance = np.random.default_rng(seed)
-    some = np.sort(chance.permutation(len(gallery))[:number])
-    truth = labels[some]
-    wrong = (truth + chance.integers(1, len(names), len(some))) % len(names)
-    pictures = [gallery.read(int(i)).image for i in some]
-    chosen: dict[str, np.ndarray] = {}
+    rng = np.random.default_rng(seed)
+    keys = np.sort(rng.permutation(len(gallery))[:number])
+    truth = labels[keys]
+    wrong = (truth + rng.integers(1, len(names), len(keys))) % len(names)
+    pictures = [gallery.read(int(i)).image for i in keys]
+    predicted: dict[str, np.ndarray] = {}
     tagged: dict[str, list[np.ndarray]] = {}
     for tag in TAGS:
         tagged[tag] = []
         for image, t, w in zip(pictures, truth, wrong, strict=True):
-            letters = meaningless(len(names[w]), chance)
+            letters = random_letters(len(names[w]), rng)
             word = {"blank": "", "nonsense": letters, "right": names[t]}.get(tag, names[w])
             tagged[tag].append(
-                image if tag == "none" else write(image, word, mirrored=tag == "mirrored")
+                image if tag == "none" else write_word(image, word, mirrored=tag == "mirrored")
             )
         z = text.project(encoder.embed(tagged[tag]))
-        chosen[tag] = (z @ vectors.T).argmax(1).numpy()
+        predicted[tag] = (z @ vectors.T).argmax(1).numpy()
     numbers: dict[str, float] = {}
     for tag in TAGS:
-        numbers[f"right_{tag}"] = float((chosen[tag] == truth).mean())
-        numbers[f"written_{tag}"] = float((chosen[tag] == wrong).mean())
-    fooled, control = (chosen[t] == wrong for t in ("wrong", "nonsense"))
+        numbers[f"right_{tag}"] = float((predicted[tag] == truth).mean())
+        numbers[f"written_{tag}"] = float((predicted[tag] == wrong).mean())
+    fooled, control = (predicted[t] == wrong for t in ("wrong", "nonsense"))
     lift, low, high = difference(fooled.astype(float), control.astype(float), seed)
     numbers |= {"lift": lift, "lift_low": low, "lift_high": high}
-    mirrored = (chosen["mirrored"] == wrong).astype(float)
-    over, least, most = difference(fooled.astype(float), mirrored, seed)
-    numbers |= {"over_mirrored": over, "over_mirrored_low": least, "over_mirrored_high": most}
-    a, b = wilson(int(fooled.sum()), len(some))
-    verdict = "It reads" if low > 0 and least > 0 else "No sign that it reads"
+    mirrored = (predicted["mirrored"] == wrong).astype(float)
+    over, over_low, over_high = difference(fooled.astype(float), mirrored, seed)
+    numbers |= {"over_mirrored": over, "over_mirrored_low": over_low,
+                "over_mirrored_high": over_high}  # fmt: skip
+    a, b = wilson(int(fooled.sum()), len(keys))
+    verdict = "It reads" if low > 0 and over_low > 0 else "No sign that it reads"
     caption = (
-        f"{len(some)} images of {gallery.name} with a word on them, by {encoder.name}. The wrong "
-        f"word is believed for {fooled.mean():.0%} [{a:.0%}, {b:.0%}], meaningless letters give "
-        f"the same class for {control.mean():.0%}: {lift * 100:+.0f} points [{low * 100:+.0f}, "
-        f"{high * 100:+.0f}]; above the mirrored word {over * 100:+.0f} [{least * 100:+.0f}, "
-        f"{most * 100:+.0f}]. {verdict}. Right are {numbers['right_none']:.0%} without a tag, "
-        f"{numbers['right_blank']:.0%} with an empty one, {numbers['right_right']:.0%} with the "
-        f"right word, {numbers['right_wrong']:.0%} with the wrong one."
+        f"{len(keys)} images of {gallery.name} with a word written on them, classified by "
+        f"{encoder.name}. With a wrong class name, {fooled.mean():.0%} are classified as the "
+        f"written class [95 % interval {a:.0%}, {b:.0%}]; with random letters "
+        f"{control.mean():.0%}. Difference {lift * 100:+.0f} points [{low * 100:+.0f}, "
+        f"{high * 100:+.0f}]; to the mirrored word {over * 100:+.0f} points "
+        f"[{over_low * 100:+.0f}, {over_high * 100:+.0f}]. {verdict} (it does if both intervals "
+        f"are above 0). Accuracy: {numbers['right_none']:.0%} without a tag, "
+        f"{numbers['right_blank']:.0%} with an empty tag, {numbers['right_right']:.0%} with the "
+        f"right word, {numbers['right_wrong']:.0%} with the wrong word."
     )
-    rows = [[tagged[tag][i] for tag in TAGS] for i in range(min(SHOWN, len(some)))]
-    data = {"keys": some, "truth": truth, "wrong": wrong,
-            **{f"chosen_{tag}": c for tag, c in chosen.items()}}  # fmt: skip
+    rows = [[tagged[tag][i] for tag in TAGS] for i in range(min(SHOWN, len(keys)))]
+    data = {"keys": keys, "truth": truth, "wrong": wrong,
+            **{f"chosen_{tag}": p for tag, p in predicted.items()}}  # fmt: skip
     return Pictures([Picture(name="typographic", image=sheet(rows, TAGS), caption=caption,
                              data=data, numbers=numbers)])  # fmt: skip
 
 
-def meaningless(length: int, chance: np.random.Generator) -> str:
-    """Letters that are no word."""
-    return "".join(chance.choice(list(LETTERS), length))
+def random_letters(length: int, rng: np.random.Generator) -> str:
+    """Random consonants, which are no word."""
+    return "".join(rng.choice(list(LETTERS), length))
 
 
-def write(image: np.ndarray, word: str, *, mirrored: bool = False) -> np.ndarray:
-    """The image [H, W, 3] with a white tag across its foot, and on it a word as wide as fits."""
+def write_word(image: np.ndarray, word: str, *, mirrored: bool = False) -> np.ndarray:
+    """Writes a word on a white tag at the bottom of an image, as large as fits.
+
+    Args:
+        image: uint8 [H, W, 3].
+        word: the word; empty for a blank tag.
+        mirrored: whether to mirror the word.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
     h, w = image.shape[:2]
-    tall = max(round(TAG * h), 1)
-    tag = Image.new("L", (w * 8, tall * 8), 255)
+    height = max(round(TAG * h), 1)
+    tag = Image.new("L", (w * 8, height * 8), 255)
     if word:
         draw = ImageDraw.Draw(tag)
-        size = tall * 8
+        size = height * 8
         while size > 8:
-            font: Any = ImageFont.load_default(size)
+            font = ImageFont.load_default(size)
             left, top, right, bottom = draw.textbbox((0, 0), word, font=font)
             if right - left <= 0.96 * tag.width and bottom - top <= 0.9 * tag.height:
                 draw.text(((tag.width - right - left) / 2, (tag.height - bottom - top) / 2), word,
                           fill=0, font=font)  # fmt: skip
                 break
             size = int(size * 0.9)
-    small = np.asarray(tag.resize((w, tall), Image.Resampling.BOX))
+    small = np.asarray(tag.resize((w, height), Image.Resampling.BOX))
     out = image.copy()
-    out[h - tall :] = (small[:, ::-1] if mirrored else small)[..., None]
+    out[h - height :] = (small[:, ::-1] if mirrored else small)[..., None]
     return out

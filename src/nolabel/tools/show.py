@@ -1,4 +1,4 @@
-"""`show`: from names to a picture, with the images and the truth that the data know."""
+"""`show`: draws a picture by its name, on images chosen from a source, with their ground truth."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from nolabel.errors import (
 )
 from nolabel.methods.capabilities import Inpaints, Reconstructs
 from nolabel.pictures import PICTURES, PictureInfo, function_of, options_of
-from nolabel.pictures._tiles import Pictures, stacked
+from nolabel.pictures._tiles import Pictures, stack_encoders
 from nolabel.types import Sample
 
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec
 
-GALLERY = 2_000  # images of a set that neighbours and maps look at, at most
+GALLERY = 2_000  # images of a source that are searched or mapped, at most
 
 
 def show(
@@ -41,21 +41,25 @@ def show(
     label: str | None = None,
     **options: object,
 ) -> Pictures:
-    """One kind of picture of an encoder on some images.
+    """Draws one kind of picture of an encoder.
 
     Args:
         what: a name of `nolabel list pictures`.
-        encoder: an ENC, or for reconstruct and views the folder of a run; or several, whose
-            pictures of the same images stand below each other.
-        data: a SRC, or a list of images; filters and positions need none.
+        encoder: an ENC; a run's folder for reconstruct, views and prototypes; or several, whose
+            pictures of the same images are stacked vertically.
+        data: a SRC, or a list of images; not needed by filters, positions, counting and relations.
         count: images shown.
-        label: the class whose images are shown; by default of all, but correspond and parts take
-            images that belong together, if the source knows.
+        label: the class whose images are shown; default: all classes, but pairs and groups are of
+            one class if the source has labels.
         **options: of the picture (`nolabel show WHAT --help`).
 
+    Returns:
+        The pictures, with captions, numbers and data; `save` writes them.
+
     Raises:
-        UsageError: unknown picture or option, or an encoder that cannot serve it.
-        DataError: no image can be read, or there is no such class.
+        UsageError: the picture or an option is unknown, images are missing, or the encoder is
+            unsuitable.
+        DataError: no image can be read, or the class does not exist.
     """
     if what not in PICTURES:
         raise unknown("picture", what, PICTURES)
@@ -67,13 +71,13 @@ def show(
     if isinstance(encoder, Sequence) and not isinstance(encoder, str):
         if not encoder:
             raise UsageError("Give at least one encoder.")
-        made = [show(what, one, data, count=count, label=label, **options) for one in encoder]
-        names = [one.name if isinstance(one, Encoder) else str(one) for one in encoder]
-        return made[0] if len(made) == 1 else stacked(made, names)
+        results = [show(what, e, data, count=count, label=label, **options) for e in encoder]
+        names = [e.name if isinstance(e, Encoder) else str(e) for e in encoder]
+        return results[0] if len(results) == 1 else stack_encoders(results, names)
     if info.data and data is None:
         raise UsageError(f"show {what} needs images: give a SRC.")
     if info.of_run and data is not None:
-        return _of_run(info, str(encoder), data, count, label, options)
+        return _show_run(info, str(encoder), data, count, label, options)
     enc = encoder if isinstance(encoder, Encoder) else load(str(encoder))
     if data is None or not info.data:
         return function_of(what)(enc, **options)
@@ -85,12 +89,12 @@ def show(
 
 
 def _gallery(source: Source) -> Subset:
-    """Some images of a source, a random choice, always the same."""
-    some = np.random.default_rng(0).permutation(len(source))[:GALLERY]
-    return Subset(source, np.sort(some), source.name)
+    """A deterministic random subset of at most `GALLERY` images."""
+    index = np.random.default_rng(0).permutation(len(source))[:GALLERY]
+    return Subset(source, np.sort(index), source.name)
 
 
-def _of_run(
+def _show_run(
     info: PictureInfo,
     folder: str,
     data: SourceSpec,
@@ -98,9 +102,16 @@ def _of_run(
     label: str | None,
     options: dict[str, object],
 ) -> Pictures:
+    """Draws a picture that needs a run's folder: views, prototypes or reconstruct.
+
+    The arguments are those of `show`.
+    """
     what = info.name
     if not (Path(folder) / "config.yaml").is_file():
-        raise UsageError(f"show {what} needs the folder of a run, got {folder}.")
+        raise UsageError(
+            f"show {what} needs a run's folder, but {folder} has no config.yaml. Give the folder "
+            "that pretrain wrote (--out)."
+        )
     from nolabel.engine.build import load_method, plan_of
 
     method, run = load_method(folder)
@@ -115,7 +126,7 @@ def _of_run(
         return function_of(what)(method, enc, gallery=_gallery(source), **options)
     if not isinstance(method, (Reconstructs, Inpaints)):
         raise UsageError(
-            f"{run.method} predicts no pixels; there is nothing to reconstruct. Use a run of a "
+            f"{run.method} predicts no pixels, so there is nothing to reconstruct. Use a run of a "
             "generative method, such as mae, vqvae or autoencoder."
         )
     x = Encoder(method.encoder, mean=plan.mean, std=plan.std).prepare(images)
@@ -123,29 +134,32 @@ def _of_run(
 
 
 def _samples(source: Source, count: int, label: str | None, grouping: str) -> list[Sample]:
-    """Readable images, spread over the source or over what belongs together in it.
+    """Chooses images at equal distances over the source, or over some of its classes.
+
+    Unreadable images are skipped.
 
     Args:
         source: the images.
-        count: how many; of pairs, an even number.
-        label: the class that all are of; None: any.
-        grouping: as `PictureInfo.grouping`.
+        count: how many; rounded to an even number for pairs.
+        label: the class of all images; None: any.
+        grouping: see `PictureInfo.grouping`.
 
     Raises:
-        DataError: no such class, no readable image, or an unreadable image of a pair.
+        DataError: the class does not exist, no image can be read, or an image of a pair cannot be
+            read.
     """
     pairs = grouping == "pairs"
     groups = _groups(source, label, grouping, count // 2 if pairs else 1)
-    each = -(-count // len(groups))
+    per_group = -(-count // len(groups))
     if pairs:
-        each = max(count // len(groups) // 2 * 2, 2)
+        per_group = max(count // len(groups) // 2 * 2, 2)
     out: list[Sample] = []
     for group in groups:
-        for i in group[np.linspace(0, len(group) - 1, min(each, len(group))).astype(int)]:
+        for i in group[np.linspace(0, len(group) - 1, min(per_group, len(group))).astype(int)]:
             try:
                 out.append(source.read(int(i)))
             except BadImage:
-                if pairs:  # without it, all pairs behind it would be others
+                if pairs:  # skipping it would shift all following pairs
                     raise DataError(
                         f"An image of {source.name} cannot be read: {source.path(int(i))}."
                     ) from None
@@ -154,37 +168,46 @@ def _samples(source: Source, count: int, label: str | None, grouping: str) -> li
     return out
 
 
-def _groups(source: Source, label: str | None, grouping: str, most: int) -> list[np.ndarray]:
-    """Indices of the images to choose from, int64 [N] each: those of a class, of at most `most`
-    classes with two images or more, or all."""
+def _groups(source: Source, label: str | None, grouping: str, limit: int) -> list[np.ndarray]:
+    """Groups of images to choose from.
+
+    Args:
+        source: the images.
+        label: one group, the images of this class.
+        grouping: "": one group, all images; else one group for each class.
+        limit: number of classes, at most; classes of one image are left out.
+
+    Returns:
+        Indices of the images, int64 [N] each.
+    """
     labels = source.labels
     if label is not None:
         names = list(source.classes or [])
         if labels is None or label not in names:
             raise DataError(f"{source.name} has no class {label!r}; it has {names or 'no labels'}.")
         return [np.flatnonzero(labels == names.index(label))]
-    everything = [np.arange(len(source))]
+    all_images = [np.arange(len(source))]
     if not grouping or labels is None:
-        return everything
+        return all_images
     groups = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-    return [g for g in groups if len(g) >= 2][:most] or everything
+    return [g for g in groups if len(g) >= 2][:limit] or all_images
 
 
 def draw_missing(folder: str | Path, data: SourceSpec = "auto") -> list[str]:
-    """Draws what a report shows and the run's folder has not yet, into its `pictures`.
+    """Draws the pictures of a report that are not yet in the run's `pictures` folder.
 
     Args:
-        folder: of a run.
-        data: a SRC; auto takes the data that the run was probed on, else those that it learnt from.
+        folder: the run's folder.
+        data: a SRC; auto: the data of the run's probe, or else its training data.
 
     Returns:
-        What could not be drawn, and why, a line each.
+        One line for each picture that could not be drawn, with the reason.
     """
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
-        return []  # the report says so itself
+        return []  # the report itself says that there is no run
     from nolabel.engine.saved_run import load_run
-    from nolabel.methods import load as load_kind
+    from nolabel.methods import load as load_class
 
     try:
         run = load_run(folder)
@@ -193,21 +216,21 @@ def draw_missing(folder: str | Path, data: SourceSpec = "auto") -> list[str]:
     if data == "auto":
         data = run.settings.probe or run.settings.data
     encoder: Encoder | str = str(folder)
-    with contextlib.suppress(NolabelError):  # each picture says itself that it cannot be loaded
+    with contextlib.suppress(NolabelError):  # if it cannot be loaded, each picture reports it
         encoder = load(encoder)
     wanted = ["pca", "neighbours", "tsne"]
     if not isinstance(encoder, Encoder) or "attention" in encoder.backbone.can:
         wanted.insert(0, "attention")
-    if issubclass(load_kind(run.method), (Reconstructs, Inpaints)):
+    if issubclass(load_class(run.method), (Reconstructs, Inpaints)):
         wanted.append("reconstruct")
-    out = []
-    there = {p.stem.partition("-")[0] for p in (folder / "pictures").glob("*.png")}
+    failures = []
+    existing = {p.stem.partition("-")[0] for p in (folder / "pictures").glob("*.png")}
     for what in wanted:
-        if what in there:
+        if what in existing:
             continue
         try:
-            of = folder if what == "reconstruct" else encoder
-            show(what, of, data).save(folder / "pictures")
+            subject = folder if what == "reconstruct" else encoder
+            show(what, subject, data).save(folder / "pictures")
         except NolabelError as error:
-            out.append(f"{what}: {error}")
-    return out
+            failures.append(f"{what}: {error}")
+    return failures

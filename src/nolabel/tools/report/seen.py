@@ -11,7 +11,7 @@ import numpy as np
 
 from nolabel.engine.monitor.snapshots import read_snapshots
 from nolabel.pictures._tiles import data_uri, heat, sheet
-from nolabel.pictures.pca import coloured, principal, turned
+from nolabel.pictures.pca import align_components, principal, to_colours
 
 TILE = 80
 
@@ -29,8 +29,8 @@ def strip(folder: Path) -> str:
         n, h, w, k = patches.shape
         scores = principal(patches.reshape(-1, k))[0]
         scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1]))).reshape(n, h, w, 3)
-        before = scores if before is None else turned(scores, before)
-        columns.append(coloured(before))
+        before = scores if before is None else align_components(scores, before)
+        columns.append(to_colours(before))
     rows = [[image, *(c[i] for c in columns)] for i, image in enumerate(pixels)]
     out = _figure(
         sheet(rows, titles, TILE),
