@@ -77,7 +77,7 @@ def test_bins_equal_a_naive_loop():
         torch.testing.assert_close(found[n, i * w + j], torch.cat(expected))
 
 
-def test_overlapping_patches_hold_the_plain_ones_and_leave_no_trace():
+def test_overlapping_patches_contain_the_plain_ones_and_the_stride_is_restored():
     encoder = load("random:vit_pico")
     b, p = encoder.backbone, encoder.backbone.patch_size
     x = encoder.prepare(Creatures(size=32, count=2).images(np.arange(2)))
@@ -96,7 +96,7 @@ def test_overlapping_patches_hold_the_plain_ones_and_leave_no_trace():
         dense(load("random:resnet_nano", image_size=32), x, stride=2)
 
 
-def test_few_rows_of_the_attention_are_those_of_all():
+def test_attention_of_selected_rows_equals_that_of_all():
     b = load("random:vit_pico").backbone.eval()
     x = torch.randn(2, 3, 32, 32)
     whole = b.attention(x, 1)
@@ -105,7 +105,7 @@ def test_few_rows_of_the_attention_are_those_of_all():
 
 
 @pytest.mark.parametrize("name", ["vit_pico", "resnet_nano", "swin_nano"])
-def test_each_patch_knows_its_place_and_what_lies_there(name):
+def test_patches_have_the_right_centres_and_ground_truth(name):
     encoder = load(f"random:{name}", image_size=32)
     samples = [Creatures(size=32, count=3).read(i) for i in range(3)]
     d = dense(encoder, samples)
@@ -129,7 +129,7 @@ def test_each_patch_knows_its_place_and_what_lies_there(name):
     torch.testing.assert_close(mean_colours(flat, (4, 4)), torch.full((1, 16, 3), 0.2))
 
 
-def test_a_patch_that_looks_has_its_own_row_of_the_attention():
+def test_attention_of_a_query_patch_is_its_row():
     from nolabel.pictures.attention import attention, patch_at
 
     encoder = load("random:vit_pico")
@@ -157,7 +157,7 @@ def test_a_patch_that_looks_has_its_own_row_of_the_attention():
         ("beit", ("query", "key", "value", "token")),
     ],
 )
-def test_facets_of_several_layers_in_one_walk_are_those_of_walks_of_their_own(name, facets):
+def test_facets_of_several_layers_in_one_pass_equal_single_passes(name, facets):
     if name == "beit":
         kwargs = {"embed_dim": 48, "depth": 3, "num_heads": 3}
         backbone = build("beit_base_patch16_224", image_size=32, patch_size=8, kwargs=kwargs).eval()
@@ -178,7 +178,7 @@ def test_facets_of_several_layers_in_one_walk_are_those_of_walks_of_their_own(na
 
 
 @pytest.mark.parametrize("model", ["vit_pico", "beit"])
-def test_a_patch_by_itself_is_its_value_through_the_rest_of_the_last_attention(model):
+def test_dense_embeddings_are_values_through_the_rest_of_the_last_block(model):
     if model == "beit":
         kwargs = {"embed_dim": 48, "depth": 2, "num_heads": 3, "global_pool": "token"}
         b = build("beit_base_patch16_224", image_size=32, patch_size=8, kwargs=kwargs).eval()

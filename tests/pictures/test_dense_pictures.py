@@ -1,5 +1,5 @@
-"""Correspondences, cuts, parts and similarities: near perfect on features that know the answer, at
-chance on random ones, and by hand on small cases."""
+"""Correspondences, cuts, parts and similarities: near perfect with oracle features, at chance with
+random ones, and by hand on small cases."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ def creatures(n, label=None, side=SIDE):
     return [source.read(int(i)) for i in some[:n]]
 
 
-def knowing(samples, what="parts", noise=0.05):
-    """Descriptors that say what lies in the middle of each patch."""
+def oracle_descriptors(samples, what="parts", noise=0.05):
+    """One-hot descriptors of the label at the centre of each patch, with noise; and the labels."""
     step = SIDE // GRID[0]
     middles = np.arange(GRID[0]) * step + step / 2
     centres = np.stack(np.meshgrid(middles, middles), -1).reshape(-1, 2)
     d = Dense(torch.zeros(len(samples), 1, 1), GRID, np.stack([s.image for s in samples]), centres,
               None, "token")  # fmt: skip
-    own = d.at_centres(np.stack([getattr(s, what) for s in samples])).astype(np.int64)
-    z = F.one_hot(torch.from_numpy(own), 12).float()
+    labels = d.at_centres(np.stack([getattr(s, what) for s in samples])).astype(np.int64)
+    z = F.one_hot(torch.from_numpy(labels), 12).float()
     z = z + noise * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
-    saliency = torch.from_numpy((own > 0).astype(np.float32))
-    return Dense(z, GRID, d.pixels, centres, saliency, "token"), own
+    saliency = torch.from_numpy((labels > 0).astype(np.float32))
+    return Dense(z, GRID, d.pixels, centres, saliency, "token"), labels
 
 
-def chance(d):
+def random_descriptors(d):
     z = torch.randn(d.values.shape, generator=torch.Generator().manual_seed(1))
     return Dense(z, d.grid, d.pixels, d.centres, d.saliency, "token")
 
 
-def test_areas_are_those_of_the_nearest_patch():
-    d, _ = knowing(creatures(1))
+def test_areas_count_the_pixels_nearest_to_each_patch():
+    d, _ = oracle_descriptors(creatures(1))
     mask = creatures(1)[0].mask.copy()
     mask[:3] = 255
     inside, outside = d.areas(mask)
@@ -64,7 +64,7 @@ def test_areas_are_those_of_the_nearest_patch():
     assert np.array_equal(outside, (cells == 0).sum((1, 3)))
 
 
-def test_buddies_are_mutual_symmetric_and_all_of_an_image_with_itself():
+def test_best_buddies_are_mutual_and_symmetric():
     g = torch.Generator().manual_seed(0)
     a, b = (F.normalize(torch.randn(n, 8, generator=g), dim=1) for n in (30, 40))
     one, other, cos = best_buddies(a, b)
@@ -85,7 +85,7 @@ def test_buddies_are_mutual_symmetric_and_all_of_an_image_with_itself():
     assert not len(best_buddies(a, b, ~(salient | True), None)[0])
 
 
-def test_a_few_pairs_are_spread_over_the_clusters_and_the_heaviest_of_each():
+def test_spread_pairs_picks_the_heaviest_of_each_cluster():
     pairs = torch.cat([torch.randn(10, 2) * 0.01 + 10 * i for i in range(3)])
     weight = torch.rand(30)
     some = spread_pairs(pairs, weight, 3, 0)
@@ -93,39 +93,39 @@ def test_a_few_pairs_are_spread_over_the_clusters_and_the_heaviest_of_each():
     assert spread_pairs(pairs[:2], weight, 3, 0).tolist() == [0, 1]
 
 
-def test_keypoints_are_found_by_features_that_know_them_and_not_by_chance():
+def test_pck_is_high_for_oracle_features_and_chance_for_random_ones():
     samples = creatures(40, label=1)
-    keypoints_of = [s.keypoints for s in samples]
-    d, _ = knowing(samples)
-    # What a point is: how far it lies from each keypoint, as far as the kind has it.
+    keypoints = [s.keypoints for s in samples]
+    d, _ = oracle_descriptors(samples)
+    # A feature for each visible keypoint: nearness to it.
     z = []
-    for m in keypoints_of:
+    for m in keypoints:
         away = np.linalg.norm(d.centres[:, None] - m[None, :, :2], axis=-1)
         z.append(np.exp(-np.square(away / 4)) * (m[:, 2] > 0))
     seen = F.pad(torch.tensor(np.stack(z)).float(), (0, 1), value=0.3)  # far is not a direction
     known = Dense(seen, GRID, d.pixels, d.centres, None, "")
-    top = pck(known, samples, keypoints_of, oracle=True)
-    assert top > 0.95 and pck(known, samples, keypoints_of) > 0.9 * top
+    top = pck(known, samples, keypoints, oracle=True)
+    assert top > 0.95 and pck(known, samples, keypoints) > 0.9 * top
     # A random patch lies within 0.1 of the box of a point with a chance of pi 0.1^2 box^2 / side^2.
     boxes = [np.ptp(np.nonzero(s.mask), axis=1).max() + 1 for s in samples[1::2]]
     expected = np.mean(np.pi * (0.1 * np.array(boxes)) ** 2 / SIDE**2)
-    assert abs(pck(chance(d), samples, keypoints_of) - expected) < 0.06
-    assert pck(None, [samples[0]] * 2, [keypoints_of[0]] * 2) == 1.0
+    assert abs(pck(random_descriptors(d), samples, keypoints) - expected) < 0.06
+    assert pck(None, [samples[0]] * 2, [keypoints[0]] * 2) == 1.0
 
 
-def test_a_cut_finds_the_figure_that_features_know_and_chance_does_not():
+def test_normalised_cut_finds_the_object_with_oracle_features_only():
     samples = creatures(6)
     masks = np.stack([s.mask for s in samples])
-    d, _ = knowing(samples, "mask")
+    d, _ = oracle_descriptors(samples, "mask")
     areas = [d.areas(m) for m in masks]
     top = np.mean([ceiling(*a) for a in areas])
     found = [normalised_cut(z, GRID)[1] for z in d.values]
     assert np.mean([iou(k, *a) for k, a in zip(found, areas, strict=True)]) > 0.9 * top
-    noise = [normalised_cut(z, GRID)[1] for z in chance(d).values]
+    noise = [normalised_cut(z, GRID)[1] for z in random_descriptors(d).values]
     assert np.mean([iou(k, *a) for k, a in zip(noise, areas, strict=True)]) < 0.4
 
 
-def test_a_cut_equals_the_eigenvector_of_the_normalised_laplacian():
+def test_normalised_cut_equals_the_eigenvector_of_the_laplacian():
     g = torch.Generator().manual_seed(0)
     z = torch.cat([torch.randn(20, 5, generator=g) + 2, torch.randn(16, 5, generator=g) - 1])
     vector, kept = normalised_cut(z, (6, 6), 0.1)
@@ -140,31 +140,31 @@ def test_a_cut_equals_the_eigenvector_of_the_normalised_laplacian():
     assert vector.ravel()[first] > 0 and kept.ravel()[first]
 
 
-def test_foreground_and_parts_are_those_that_features_know_and_not_those_of_chance():
+def test_foreground_and_parts_match_with_oracle_features_only():
     samples = creatures(8, label=0)
     masks = np.stack([s.mask for s in samples])
-    d, own = knowing(samples)
-    kinds = len(np.unique(own[own > 0]))
+    d, labels = oracle_descriptors(samples)
+    kinds = len(np.unique(labels[labels > 0]))
     front, groups = segment(d.values, d.saliency, kinds)
     top = np.mean([ceiling(*d.areas(m)) for m in masks])
     assert overlap(d, front, masks) > 0.95 * top
-    scores = agreement(groups, own)
+    scores = agreement(groups, labels)
     assert scores["nmi"] > 0.95 and scores["ari"] > 0.95
-    noise = agreement(segment(chance(d).values, d.saliency, kinds)[1], own)
+    noise = agreement(segment(random_descriptors(d).values, d.saliency, kinds)[1], labels)
     assert abs(noise["ari"]) < 0.03 and noise["nmi"] < 0.03
 
 
-def test_the_number_of_clusters_stops_where_one_more_hardly_helps():
+def test_clustering_stops_at_the_elbow():
     g = np.random.default_rng(0)
     z = np.repeat(np.eye(5), 30, 0) + 0.01 * g.normal(size=(150, 5))
     assert 5 <= len(np.unique(cluster_until_elbow(z))) <= 14
     found = cluster_until_elbow(z)
-    assert all(len(np.unique(found[own])) >= 1 for own in np.arange(150).reshape(5, 30))
+    assert all(len(np.unique(found[labels])) >= 1 for labels in np.arange(150).reshape(5, 30))
     assert len({(i // 30, int(v)) for i, v in enumerate(found)}) == len(np.unique(found))
     assert len(np.unique(cluster_until_elbow(np.ones((4, 3))))) == 1
 
 
-def test_foreground_is_what_most_images_look_at():
+def test_foreground_clusters_are_salient_in_most_images():
     groups = np.array([[0, 0, 1, 2], [0, 0, 1, 2], [0, 0, 1, 1], [0, 0, 1, 1]])
     saliency = np.array([[0.1, 0.1, 0.9, 0.9], [0.1, 0.1, 0.9, 0.1]] + [[0.1, 0.1, 0.9, 0.9]] * 2)
     assert foreground_clusters(groups, saliency).tolist() == [
@@ -172,13 +172,13 @@ def test_foreground_is_what_most_images_look_at():
     ]  # 2 is looked at in one of two images
 
 
-def test_similarity_tells_parts_where_features_know_them():
+def test_part_auroc_is_one_for_oracle_features_and_half_for_random_ones():
     samples = creatures(5)
-    d, own = knowing(samples)
-    at = int(np.flatnonzero(own[0] > 0)[0])
-    for z, low, high in ((d.values, 0.99, 1.0), (chance(d).values, 0.4, 0.6)):
+    d, labels = oracle_descriptors(samples)
+    at = int(np.flatnonzero(labels[0] > 0)[0])
+    for z, low, high in ((d.values, 0.99, 1.0), (random_descriptors(d).values, 0.4, 0.6)):
         unit = F.normalize(z, dim=-1)
-        assert low <= part_auroc(unit @ unit[0, at], own == own[0, at]) <= high
+        assert low <= part_auroc(unit @ unit[0, at], labels == labels[0, at]) <= high
 
 
 @pytest.mark.parametrize("name", ["random:vit_pico", "random:resnet_nano", "pixels"])
@@ -209,13 +209,13 @@ def test_each_picture_is_drawn_with_its_numbers_and_baselines(name):
         similarity(encoder, plain, point=(0.5, 3))
 
 
-def test_show_takes_images_that_belong_together_and_refuses_unknown_options():
+def test_show_groups_images_by_class_and_refuses_unknown_options():
     from nolabel.tools.show import _samples, show
 
     source = Creatures("test", size=32)
-    for grouping, own in (("pairs", [0, 0, 1, 1]), ("class", [0, 0, 0, 0]), ("", None)):
+    for grouping, labels in (("pairs", [0, 0, 1, 1]), ("class", [0, 0, 0, 0]), ("", None)):
         samples = _samples(source, 4, None, grouping)
-        assert own is None or [s.label for s in samples] == own
+        assert labels is None or [s.label for s in samples] == labels
         assert len(samples) == 4
     (p,) = show("objects", VIT, "creatures:test", count=3, label="fish", tau=0.1)
     assert p.data["object"].shape[0] == 3

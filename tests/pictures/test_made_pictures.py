@@ -1,4 +1,4 @@
-"""Images that are made: searches that end where they should, beside numbers by hand."""
+"""Optimised images: the optimum is the known one, and the numbers equal those by hand."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def creatures(n, size=32):
     return [source.read(i) for i in range(n)]
 
 
-def test_a_search_reaches_the_minimum_and_keeps_previews_on_the_way():
+def test_optimise_reaches_the_minimum_and_keeps_previews():
     x = torch.nn.Parameter(torch.zeros(3))
     seen = []
 
@@ -66,7 +66,7 @@ def test_a_search_reaches_the_minimum_and_keeps_previews_on_the_way():
 
 
 @pytest.mark.parametrize("how", ["each", "key"])
-def test_a_search_that_is_ended_early_keeps_what_is_there(how):
+def test_optimise_stopped_early_keeps_the_current_images(how):
     x = torch.nn.Parameter(torch.zeros(1))
 
     def loss(step):
@@ -82,7 +82,7 @@ def test_a_search_that_is_ended_early_keeps_what_is_there(how):
     assert found.previews[-1][1] == x.detach().numpy()
 
 
-def test_images_from_spectra_have_the_colours_of_the_data():
+def test_fourier_images_have_the_colour_correlations_of_the_data():
     rng = np.random.default_rng(0)
     mixed = np.array([[1.0, 0, 0], [0.8, 0.2, 0], [0, 0, 0.1]])
     pixels = (rng.normal(size=(4000, 3)) @ mixed.T * 30 + 128).clip(0, 255).astype(np.uint8)
@@ -102,14 +102,14 @@ def test_images_from_spectra_have_the_colours_of_the_data():
     )
 
 
-def test_low_frequencies_weigh_more_as_one_over_the_frequency():
+def test_fourier_weights_are_one_over_the_frequency():
     picture = Fourier(1, 16, torch.eye(3))
     power = picture.weight[..., 0]
     assert power[0, 1] == pytest.approx(16) and power[0, 2] == pytest.approx(8)
-    assert power[0, 0] == pytest.approx(16)  # the mean is held as the lowest wave is
+    assert power[0, 0] == pytest.approx(16)  # the mean has the weight of the lowest frequency
 
 
-def test_networks_side_by_side_know_nothing_of_each_other():
+def test_grouped_generators_are_independent():
     net = Generator(3, 32, inputs=4, widths=(8, 16), seed=1)
     x = torch.randn(3, 4, 32, 32, requires_grad=True)
     y = net(x)
@@ -121,10 +121,10 @@ def test_networks_side_by_side_know_nothing_of_each_other():
     assert small.depth == 2 and small(torch.rand(1, 3, 16, 16)).shape == (1, 3, 16, 16)
     state = torch.get_rng_state()
     Generator(1, 16, inputs=3)
-    assert torch.equal(state, torch.get_rng_state())  # chance outside stays as it was
+    assert torch.equal(state, torch.get_rng_state())  # the global random state is unchanged
 
 
-def test_warps_move_each_image_by_itself_and_crops_keep_it_whole_at_full_size():
+def test_random_warps_differ_by_image_and_full_crops_are_the_identity():
     x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     still = random_warp(x, torch.Generator(), turn=0, scale=(1, 1), shift=0)
     assert torch.allclose(still, x, atol=1e-5)
@@ -155,7 +155,7 @@ class OneFilter(Pixels):
         return [Tokens(y[:, 0], y, (1, 1)) for _ in wanted]
 
 
-def test_a_dream_of_a_known_filter_is_that_filter_and_beats_every_image():
+def test_dream_of_a_known_filter_is_that_filter():
     at = torch.linspace(-1, 1, 32)
     r = torch.hypot(at[:, None], at[None])
     disc = (r < 0.5).float() - (r >= 0.5).float() * (r < 0.9)
@@ -184,7 +184,7 @@ class Threshold(OneFilter):
         return [Tokens(y[:, 0], y, (1, 1)) for _ in wanted]
 
 
-def test_a_dream_behind_a_relu_starts_where_there_is_a_slope():
+def test_dream_behind_a_relu_starts_with_a_gradient():
     at = torch.linspace(-1, 1, 32)
     wave = torch.sin(3 * at)[None].expand(32, 32)
     kernel = torch.stack([wave, -wave, wave])
@@ -195,7 +195,7 @@ def test_a_dream_behind_a_relu_starts_where_there_is_a_slope():
     assert p.numbers["start_0"] > 0 and p.numbers["made_0"] > 10 * p.numbers["start_0"]
 
 
-def test_what_a_head_writes_equals_a_loop_over_tokens():
+def test_head_activation_equals_a_loop_over_tokens():
     x = VIT.prepare([s.image for s in creatures(2)])
     with VIT.evaluating():
         found = head_activation(VIT, x, 1)
@@ -215,7 +215,7 @@ def test_what_a_head_writes_equals_a_loop_over_tokens():
     assert torch.allclose(units, tokens.mean(1))
 
 
-def test_dreams_of_heads_and_refusals():
+def test_dream_of_heads_and_errors():
     gallery = Creatures("test", size=32, count=40)
     (p,) = dream(VIT, gallery=gallery, heads=(0, 3), layer=1, steps=3, top=2)
     assert {"made_0", "made_3", "beats_best"} <= p.numbers.keys()
@@ -227,7 +227,7 @@ def test_dreams_of_heads_and_refusals():
         dream(load("random:resnet_nano"), gallery=gallery, heads=(0,))
 
 
-def test_an_inversion_of_raw_pixels_is_the_image_and_the_judge_finds_it():
+def test_invert_of_raw_pixels_is_the_image():
     samples = creatures(3, 16)
     gallery = Creatures("test", size=16, count=100)
     encoder = load("pixels", image_size=16)
@@ -241,7 +241,7 @@ def test_an_inversion_of_raw_pixels_is_the_image_and_the_judge_finds_it():
     assert p.data["layer_0"].shape == (2, 3, 16, 16, 3)
 
 
-def test_an_inversion_stands_for_every_layer_asked_for_and_can_be_ended():
+def test_invert_draws_every_layer_and_can_be_stopped():
     p, curves = invert(VIT, creatures(2), layers=(0, -1), seeds=1, steps=3)
     assert {"cosine_0", "cosine_3", "found_3"} <= p.numbers.keys()
     assert "seeds_0" not in p.numbers and curves.data.keys() == {"layer_0", "layer_3"}
@@ -253,7 +253,7 @@ def test_an_inversion_stands_for_every_layer_asked_for_and_can_be_ended():
         invert(VIT, creatures(1), seeds=0)
 
 
-def test_self_similarity_knows_neither_turns_nor_scale_and_gradients_are_right():
+def test_self_similarity_is_invariant_to_rotation_and_scale_and_has_gradients():
     keys = torch.randn(2, 5, 4, dtype=torch.float64)
     s = self_similarity(keys)
     assert torch.allclose(s.diagonal(dim1=1, dim2=2), torch.ones(2, 5, dtype=torch.float64))
@@ -266,7 +266,7 @@ def test_self_similarity_knows_neither_turns_nor_scale_and_gradients_are_right()
     assert torch.autograd.gradcheck(lambda v: relative_error(self_similarity(v), s), (x,))
 
 
-def test_transfer_is_measured_by_outline_and_colours_beside_trivial_answers():
+def test_transfer_is_measured_by_outline_and_colours_with_baselines():
     mask = np.zeros((8, 8), bool)
     mask[2:5, 3:6] = True
     red = np.zeros((8, 8, 3), np.uint8)
@@ -291,7 +291,7 @@ def test_transfer_is_measured_by_outline_and_colours_beside_trivial_answers():
         transfer(load("random:resnet_nano"), samples[:2])
 
 
-def test_style_by_gram_matrices_stands_beside_the_transfer_when_asked_for():
+def test_transfer_with_gram_adds_style_transfer_for_comparison():
     samples = creatures(2)
     p, _ = transfer(VIT, samples, steps=30, gram=True)
     assert p.data["gram"].shape == p.data["images"].shape
@@ -303,7 +303,7 @@ def test_style_by_gram_matrices_stands_beside_the_transfer_when_asked_for():
     assert "outline_gram" not in plain.numbers
 
 
-def test_a_gram_matrix_forgets_places_and_keeps_which_channels_go_together():
+def test_gram_matrix_equals_a_loop_and_ignores_the_order_of_patches():
     x = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
     slow = torch.zeros(2, 4, 4)
     for n in range(2):
@@ -313,7 +313,7 @@ def test_a_gram_matrix_forgets_places_and_keeps_which_channels_go_together():
     assert torch.allclose(gram_matrix(x[:, torch.randperm(9)]), slow, atol=1e-6)
 
 
-def test_style_by_gram_matrices_moves_towards_the_other_style():
+def test_by_gram_moves_towards_the_style():
     with VIT.evaluating():
         a, b = (unnormalise(VIT.prepare([s.image]), VIT) for s in creatures(2))
     near = by_gram(VIT, a, b, 1.0, 0.0, 60, 5e-3, 0)
@@ -330,7 +330,7 @@ def test_style_by_gram_matrices_moves_towards_the_other_style():
     assert apart(near) < 0.5 * apart(start)
 
 
-def test_transfer_without_structure_moves_towards_the_other_image():
+def test_transfer_without_structure_lowers_the_appearance_loss():
     samples = creatures(2)
     p, curves = transfer(VIT, samples, structure=0, identity=0, steps=60, lr=5e-3)
     losses = curves.data["losses"]
@@ -338,7 +338,7 @@ def test_transfer_without_structure_moves_towards_the_other_image():
     assert (losses[:, 1:] == 0).all()
 
 
-def test_a_guided_mask_equals_a_loop_over_windows():
+def test_guided_filter_equals_a_loop_over_windows():
     rng = np.random.default_rng(0)
     image, mask, r, eps = rng.random((7, 6, 3)), (rng.random((7, 6)) > 0.5) * 1.0, 1, 0.01
     found = guided(mask, image, r, eps)
@@ -360,7 +360,7 @@ def test_a_guided_mask_equals_a_loop_over_windows():
             assert found[y, x] == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_guided_mask_follows_the_edge_of_the_image():
+def test_guided_filter_follows_the_edge_of_the_image():
     image = np.zeros((16, 16, 3))
     image[:, 7:] = 1  # the true edge is one pixel off the mask's
     mask = np.zeros((16, 16))
@@ -373,7 +373,7 @@ def test_a_guided_mask_follows_the_edge_of_the_image():
     assert pixel_iou(empty, empty) == 1.0 and pixel_iou(empty, ~empty) == 0.0
 
 
-def test_a_common_figure_is_cut_out_with_and_without_the_filter():
+def test_cosegment_with_and_without_refinement():
     samples = creatures(4)
     (fine,) = cosegment(VIT, samples)
     (coarse,) = cosegment(VIT, samples, refine=False)
@@ -393,13 +393,13 @@ def test_a_common_figure_is_cut_out_with_and_without_the_filter():
 
 
 class Scored(HasPrototypes):
-    """A method of which nothing is asked but the logits of its prototypes."""
+    """A method that has nothing but the logits of its prototypes."""
 
     def __init__(self, logits):
         self.prototype_logits = logits
 
 
-def test_prototypes_that_are_the_classes_agree_with_them_and_chance_does_not():
+def test_prototypes_agree_with_the_classes_only_if_they_are_the_classes():
     rng = np.random.default_rng(0)
     y = np.arange(60) % 3
     x = rng.integers(0, 60, (60, 8, 8, 3), dtype=np.uint8)
@@ -420,7 +420,7 @@ def test_prototypes_that_are_the_classes_agree_with_them_and_chance_does_not():
 
 
 @pytest.mark.parametrize("method", ["dino", "ibot", "dinov2", "swav", "deepclusterv2"])
-def test_prototypes_are_those_of_every_run_that_has_some(method, tiny_run, photos):
+def test_show_prototypes_works_for_every_clustering_method(method, tiny_run, photos):
     run = tiny_run(method)
     made = show("prototypes", run.folder, photos, shown=2, top=2)
     assert made[0].numbers["used"] >= 1 and len(made[0].data["first_choice"]) == len(

@@ -1,4 +1,4 @@
-"""Components through the layers: linked colours, and curves that know place and part."""
+"""Principal components through the layers: aligned colours, and the R² of position and part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nolabel.pictures.pca import align_components, part_accuracy, pca, place_r2
 SAMPLES = [Creatures("test", size=32).read(i) for i in range(8)]
 
 
-def given(values, parts=None):
+def make_dense(values, parts=None):
     n, p, _ = values.shape
     side = int(p**0.5)
     middles = np.arange(side) * 4 + 2.0
@@ -24,7 +24,7 @@ def given(values, parts=None):
                  None, "token")  # fmt: skip
 
 
-def test_a_turn_undoes_rotation_mirror_and_scale():
+def test_align_components_undoes_rotation_reflection_and_scale():
     a = np.random.default_rng(0).normal(size=(2, 4, 4, 3))
     q, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
     a = (a.reshape(-1, 3) - a.reshape(-1, 3).mean(0)).reshape(a.shape)
@@ -35,27 +35,27 @@ def test_a_turn_undoes_rotation_mirror_and_scale():
     assert vt.shape == (3, 3)
 
 
-def test_place_is_read_from_features_that_hold_it_and_not_from_chance():
+def test_place_r2_is_high_for_features_with_the_position_only():
     g = torch.Generator().manual_seed(0)
-    d = given(torch.randn(6, 64, 5, generator=g))
+    d = make_dense(torch.randn(6, 64, 5, generator=g))
     assert place_r2(d) < 0.1
     known = torch.cat([torch.tensor(d.centres).float().expand(6, -1, -1), d.values], -1)
-    assert place_r2(given(known)) > 0.95
-    assert np.isnan(place_r2(given(known[:1])))
+    assert place_r2(make_dense(known)) > 0.95
+    assert np.isnan(place_r2(make_dense(known[:1])))
 
 
-def test_part_is_read_from_features_that_hold_it_and_not_from_chance():
+def test_part_accuracy_is_high_for_features_with_the_part_only():
     own = np.random.default_rng(0).integers(0, 5, (6, 8, 8)).repeat(4, 1).repeat(4, 2)
     g = torch.Generator().manual_seed(0)
-    d = given(torch.randn(6, 64, 5, generator=g))
+    d = make_dense(torch.randn(6, 64, 5, generator=g))
     assert part_accuracy(d, own) == pytest.approx(0.25, abs=0.1)
     labels = torch.from_numpy(d.at_centres(own))
     known = torch.nn.functional.one_hot(labels, 5).float() + 0.01 * d.values
-    assert part_accuracy(given(known), own) == 1.0
+    assert part_accuracy(make_dense(known), own) == 1.0
 
 
 @pytest.mark.parametrize("name", ["random:vit_pico", "random:resnet_nano"])
-def test_layers_stand_side_by_side_with_their_curves(name):
+def test_pca_of_several_layers_adds_a_chart(name):
     encoder = load(name, image_size=32)
     p, curves = pca(encoder, SAMPLES, layers=3)
     assert curves.name == "pca-layers" and {"place_last", "part_last"} <= curves.numbers.keys()
@@ -65,7 +65,7 @@ def test_layers_stand_side_by_side_with_their_curves(name):
         pca(encoder, SAMPLES, layers=0)
 
 
-def test_a_foreground_of_its_own_leaves_the_rest_black():
+def test_pca_foreground_leaves_the_background_black():
     (p,) = pca(load("random:vit_pico"), SAMPLES, foreground=True, facet="key", stride=2)
     gone = np.isnan(p.data["scores"]).all(-1)
     assert p.data["scores"].shape == (8, 15, 15, 3)

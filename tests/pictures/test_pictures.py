@@ -1,4 +1,4 @@
-"""Pictures and report: right on known cases, and honest about what they show."""
+"""Attention, PCA, reconstructions, views and films: right on known cases."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_kept_mass_is_enough_and_masks_are_nested():
         before = kept
 
 
-def test_attention_of_the_true_figure_reaches_the_ceiling_of_the_grid():
+def test_attention_on_the_true_mask_reaches_the_ceiling_of_the_grid():
     creatures = Creatures(size=32, count=20)
     samples = [creatures.read(i) for i in range(4)]
     masks = np.stack([s.mask for s in samples])
@@ -97,7 +97,7 @@ def test_pca_works_on_a_resnet(images):
     assert p.image.ndim == 3
 
 
-def test_reconstruction_pastes_visible_pixels_untouched_and_beats_nothing_untrained(images):
+def test_mae_reconstruction_removes_the_masked_patches(images):
     backbone = build("vit_pico", image_size=32)
     MAE.init(backbone)
     mae = MAE(backbone, MAE.Options(decoder_dim=32, decoder_depth=1, decoder_heads=2)).eval()
@@ -111,7 +111,7 @@ def test_reconstruction_pastes_visible_pixels_untouched_and_beats_nothing_untrai
         assert np.isfinite(p.numbers["psnr"])
 
 
-def test_a_plain_reconstruction_stands_beside_the_mean_colour(images):
+def test_unmasked_reconstruction_is_compared_with_the_mean_colour(images):
     torch.manual_seed(0)
     vqvae = VQVAE(
         build("vit_pico", image_size=32),
@@ -131,7 +131,7 @@ def test_a_plain_reconstruction_stands_beside_the_mean_colour(images):
     assert "psnr_swapped" not in p.numbers
 
 
-def test_an_autoencoder_is_also_drawn_with_the_code_of_another_image(images):
+def test_autoencoder_is_also_decoded_with_the_code_of_another_image(images):
     torch.manual_seed(0)
     auto = Autoencoder(build("vit_pico", image_size=32), Autoencoder.Options(width=16)).eval()
     x = load("random:vit_pico").prepare(images)
@@ -153,7 +153,7 @@ def test_show_reconstruct_serves_every_generative_run(method, tiny_run, photos):
         assert np.isfinite(p.numbers["psnr"]) and np.isfinite(p.numbers["psnr_mean_colour"])
 
 
-def test_a_run_that_predicts_no_pixels_is_told_what_does(tiny_run, photos):
+def test_reconstruct_of_a_method_without_pixels_names_those_with(tiny_run, photos):
     with pytest.raises(UsageError, match="vqvae"):
         show("reconstruct", tiny_run("simclr").folder, str(photos))
 

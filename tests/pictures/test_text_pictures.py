@@ -1,5 +1,4 @@
-"""Probes of encoders with a text tower: oracles that know the answer pass, those that do not are
-found out."""
+"""Probes of encoders with a text tower, on oracles that know the answer and on ones that do not."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ COLOURS = ("red", "green", "blue")
 
 
 class Oracle(TextEncoder):
-    """A text tower, and a projection of raw pixels, that are told what to answer."""
+    """A text tower and an image projection that are given functions: image or text to vector."""
 
     def __init__(self, images, texts, scale=10.0):
         self.images, self.texts = images, texts
@@ -57,8 +56,8 @@ class Oracle(TextEncoder):
 PIXELS = load("pixels", image_size=SIDE)
 
 
-def knowing(images, texts):
-    """An encoder of raw pixels with an oracle beside it."""
+def oracle_encoder(images, texts):
+    """The encoder of raw pixels with an oracle as its text tower."""
     encoder = load("pixels", image_size=SIDE)
     encoder.meta["text"] = Oracle(images, texts)
     return encoder
@@ -68,8 +67,8 @@ def one_hot(i, n):
     return F.one_hot(torch.tensor(i), n).float()
 
 
-def coloured(n, seed=0):
-    """Red, green and blue noise, in this order, again and again."""
+def coloured_noise(n, seed=0):
+    """A source of n red, green and blue noise images in turn."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 3
     x = rng.integers(0, 60, (n, SIDE, SIDE, 3), dtype=np.uint8)
@@ -107,9 +106,9 @@ class Squares(Source):
         return Sample(image=image, mask=mask)
 
 
-def test_a_sentence_ranks_the_images_that_it_means_first():
-    encoder = knowing(mean_colour, named_colour)
-    gallery = coloured(30)
+def test_ask_ranks_images_of_the_named_class_first():
+    encoder = oracle_encoder(mean_colour, named_colour)
+    gallery = coloured_noise(30)
     (p,) = ask(encoder, gallery=gallery, words="a green thing", top=5)
     assert p.numbers["precision"] == 1.0 and p.numbers["chance"] == pytest.approx(1 / 3)
     assert (gallery.labels[p.data["keys"][:10]] == 1).all()
@@ -117,17 +116,17 @@ def test_a_sentence_ranks_the_images_that_it_means_first():
     assert p.data["maps"].shape == (5, 3, SIDE, SIDE)  # the sentence, green, thing
     with pytest.raises(UsageError, match="Give a sentence"):
         ask(encoder, gallery=gallery)
-    with pytest.raises(UsageError, match="way"):
+    with pytest.raises(UsageError, match="Unknown value of --by 'magic'"):
         ask(encoder, gallery=gallery, words="red", by="magic")
     with pytest.raises(UsageError, match="no text tower"):
         ask(PIXELS, gallery=gallery, words="red")
 
 
-def test_hiding_finds_where_the_words_are_and_not_where_they_are_not():
+def test_occlusion_maps_locate_the_named_object_only():
     def how_red(image):  # less of the colour is less alike, not only another colour
         return torch.cat([mean_colour(image), torch.tensor([0.1])])
 
-    encoder = knowing(how_red, lambda t: torch.cat([named_colour(t), torch.zeros(1)]))
+    encoder = oracle_encoder(how_red, lambda t: torch.cat([named_colour(t), torch.zeros(1)]))
     (p,) = ask(encoder, gallery=Squares(), words="red", top=6)
     assert p.numbers["auroc"] > 0.95
     samples = [Squares().read(i) for i in range(6)]
@@ -139,7 +138,7 @@ def test_hiding_finds_where_the_words_are_and_not_where_they_are_not():
         assert auroc(r, s.mask) > 0.9 and auroc(g, s.mask) < 0.5
 
 
-def test_words_that_mean_something_are_asked_for_by_themselves():
+def test_content_words_leave_out_stop_words():
     assert content_words("A red snail on the dark-green ground") == [
         "red",
         "snail",
@@ -150,7 +149,7 @@ def test_words_that_mean_something_are_asked_for_by_themselves():
 
 
 @pytest.mark.parametrize("name", ["random:vit_pico", "random:resnet_nano"])
-def test_patches_are_compared_in_the_space_of_the_image(name, tiny_run, photos):
+def test_patch_maps_project_patches_as_images(name, tiny_run, photos):
     encoder = load(name)
     torch.manual_seed(0)
     image = nn.Linear(encoder.dim, 4, bias=False)
@@ -186,7 +185,7 @@ class MeanColour(nn.Module):
 
 
 @pytest.mark.parametrize("cutouts", [0, 4])
-def test_a_painted_colour_is_that_colour_and_is_told_from_the_others(cutouts):
+def test_paint_reaches_the_named_colour_and_is_recognised(cutouts):
     class Painter(Oracle):
         def project(self, features, *, batch_size=8192):
             with torch.no_grad():
@@ -196,45 +195,47 @@ def test_a_painted_colour_is_that_colour_and_is_told_from_the_others(cutouts):
     text = Painter(None, named_colour)
     text.shared = MeanColour()
     encoder.meta["text"] = text
-    (p,) = paint(encoder, gallery=coloured(30), words=("red", "blue"), steps=60, cutouts=cutouts)
+    (p,) = paint(
+        encoder, gallery=coloured_noise(30), words=("red", "blue"), steps=60, cutouts=cutouts
+    )
     red, blue = p.data["images"].astype(float).mean((1, 2))
     assert red[0] > red[1:].max() + 8 and blue[2] > blue[:2].max() + 8
     assert p.numbers["recognised"] == 1.0 and p.numbers["cosine"] > 0.9
     assert p.numbers["chance"] == pytest.approx(1 / 2)  # against green
     with pytest.raises(UsageError, match="what to paint"):
-        paint(encoder, gallery=coloured(3))
+        paint(encoder, gallery=coloured_noise(3))
 
 
-def test_wrong_answers_are_other_sentences_or_names_of_classes():
-    assert wrong_sentences(coloured(6), ("red",)) == ["green", "blue"]
+def test_wrong_sentences_are_other_texts_or_class_names():
+    assert wrong_sentences(coloured_noise(6), ("red",)) == ["green", "blue"]
     source = Creatures("test", count=50)
     own = source.read_text(0)
     found = wrong_sentences(source, (own,))
     assert own not in found and len(found) == len(set(found)) > 30
 
 
-def reader(image, names=COLOURS):
-    """Which colour's name stands on the tag, else the colour above it."""
+def read_tag(image, names=COLOURS):
+    """One-hot of the colour name written on the tag, else of the image's colour."""
     tall = round(0.3 * SIDE)
     for i, name in enumerate(names):
         if np.array_equal(
             image[-tall:], write_word(np.zeros((SIDE, SIDE, 3), np.uint8), name)[-tall:]
         ):
             return one_hot(i, 3)
-    return blind(image)
+    return ignore_tag(image)
 
 
-def blind(image):
+def ignore_tag(image):
     return one_hot(int(image[: SIDE // 2].reshape(-1, 3).mean(0).argmax()), 3)
 
 
-def word(text):
+def colour_in(text):
     return one_hot([c in text for c in COLOURS].index(True), 3)
 
 
-def test_a_network_that_reads_is_found_out_and_one_that_does_not_is_not_accused():
-    gallery = coloured(60)
-    (p,) = typographic(knowing(reader, word), gallery=gallery, number=40)
+def test_typographic_detects_readers_only():
+    gallery = coloured_noise(60)
+    (p,) = typographic(oracle_encoder(read_tag, colour_in), gallery=gallery, number=40)
     n = p.numbers
     assert n["lift"] == 1.0 == n["lift_low"] and n["right_wrong"] == 0.0 and n["written_wrong"] == 1
     assert n["right_none"] == n["right_blank"] == n["right_nonsense"] == n["right_right"] == 1.0
@@ -243,20 +244,20 @@ def test_a_network_that_reads_is_found_out_and_one_that_does_not_is_not_accused(
     def ink(image):  # takes any word, mirrored or not, for the class of its width: it does not read
         for flip in (False, True):
             own = image[:, ::-1] if flip else image
-            if not np.array_equal(reader(own), blind(own)):
-                return reader(own)
-        return blind(image)
+            if not np.array_equal(read_tag(own), ignore_tag(own)):
+                return read_tag(own)
+        return ignore_tag(image)
 
-    (p,) = typographic(knowing(ink, word), gallery=gallery, number=40)
+    (p,) = typographic(oracle_encoder(ink, colour_in), gallery=gallery, number=40)
     assert p.numbers["lift_low"] > 0 == p.numbers["over_mirrored"]
     assert "No sign that it reads" in p.caption
-    (p,) = typographic(knowing(blind, word), gallery=gallery, number=40)
+    (p,) = typographic(oracle_encoder(ignore_tag, colour_in), gallery=gallery, number=40)
     assert p.numbers["lift"] == 0.0 and "No sign that it reads" in p.caption
     with pytest.raises(DataError, match="labels"):
-        typographic(knowing(blind, word), gallery=Arrays("bare", gallery.pixels))
+        typographic(oracle_encoder(ignore_tag, colour_in), gallery=Arrays("bare", gallery.pixels))
 
 
-def test_words_are_written_as_wide_as_fits_and_the_picture_above_stays():
+def test_write_word_fits_the_tag_and_leaves_the_rest_unchanged():
     image = np.full((64, 64, 3), 90, np.uint8)
     tags = [write_word(image, w) for w in ("", "cat", "hippopotamus")]
     for tag in tags:
@@ -271,9 +272,9 @@ def test_words_are_written_as_wide_as_fits_and_the_picture_above_stays():
     assert not np.array_equal(mirrored, tags[1])
 
 
-def planted(rates, n=600):
+def biased_encoder(rates, n=600):
     """Images of three groups, of which a share goes to the word "useful" and none to "idle"."""
-    gallery = coloured(n)
+    gallery = coloured_noise(n)
     chance = np.random.default_rng(5).random(n)
     numbers = {gallery.pixels[i].tobytes(): i for i in range(n)}
 
@@ -283,16 +284,16 @@ def planted(rates, n=600):
         return one_hot(3 if chance[i] < rates[group] else group, 6)
 
     def text(words):
-        known = (*COLOURS, "useful", "idle")
-        found = [i for i, k in enumerate(known) if k in words.split()]
+        classes = (*COLOURS, "useful", "idle")
+        found = [i for i, k in enumerate(classes) if k in words.split()]
         return one_hot(found[0], 6) if found else -torch.ones(6)
 
-    return knowing(image, text), gallery
+    return oracle_encoder(image, text), gallery
 
 
-def test_a_planted_bias_is_recovered_in_order_and_rate():
+def test_bias_recovers_planted_rates():
     rates = (0.1, 0.4, 0.8)
-    encoder, gallery = planted(rates)
+    encoder, gallery = biased_encoder(rates)
     (p,) = bias(encoder, gallery=gallery, words=("useful", "idle"))
     found = p.data["rate"][:, 0]
     np.testing.assert_allclose(found, rates, atol=0.08)
@@ -305,8 +306,8 @@ def test_a_planted_bias_is_recovered_in_order_and_rate():
     assert p.data["probability"][2, 0] > p.data["probability"][0, 0]
 
 
-def test_without_a_bias_none_is_claimed():
-    encoder, gallery = planted((0.4, 0.4, 0.4))
+def test_bias_finds_none_where_none_is_planted():
+    encoder, gallery = biased_encoder((0.4, 0.4, 0.4))
     (p,) = bias(encoder, gallery=gallery, words=("useful",))
     assert p.numbers["p_useful"] > 0.05
     with pytest.raises(UsageError, match="Give the words"):
@@ -318,38 +319,38 @@ def test_without_a_bias_none_is_claimed():
         bias(encoder, gallery=one, words=("useful",))
 
 
-def scenes_knowing(answer, n=40):
+def scene_oracle(answer, n=40):
     source = Scenes("test", size=SIDE, count=n)
-    known = {source.read(i).image.tobytes(): i for i in range(n)}
+    index_of = {source.read(i).image.tobytes(): i for i in range(n)}
 
     def image(pixels):
-        return one_hot(answer(source, known[pixels.tobytes()]), 4)
+        return one_hot(answer(source, index_of[pixels.tobytes()]), 4)
 
-    return knowing(image, lambda t: one_hot(SENTENCES.index(t), 4))
+    return oracle_encoder(image, lambda t: one_hot(SENTENCES.index(t), 4))
 
 
-def test_who_knows_the_number_counts_and_who_guesses_does_not():
-    (p,) = counting(scenes_knowing(lambda s, i: int(s.labels[i])), number=40)
+def test_counting_tells_an_oracle_from_guesses():
+    (p,) = counting(scene_oracle(lambda s, i: int(s.labels[i])), number=40)
     assert p.numbers["accuracy"] == 1.0 and p.numbers["off_by"] == 0
     assert p.numbers["area_within_number"] == 0.0 and np.array_equal(p.data["table"], np.eye(4))
-    (p,) = counting(scenes_knowing(lambda s, i: i * 7919 % 11 % 4), number=40)
+    (p,) = counting(scene_oracle(lambda s, i: i * 7919 % 11 % 4), number=40)
     assert p.numbers["low"] <= 0.25 and "no sign that it counts" in p.caption
     for wrong in ({"number": 41}, {"number": 4}, {"sentences": ("one", "two")}):
         with pytest.raises(UsageError, match="Counting needs"):
-            counting(scenes_knowing(lambda s, i: 0), **wrong)
+            counting(scene_oracle(lambda s, i: 0), **wrong)
 
 
-def test_who_only_measures_area_is_told_so():
+def test_counting_detects_predictions_from_area():
     source = Scenes("test", size=SIDE, count=40)
     covered = np.array([source.read(i).mask.mean() for i in range(40)])
     by_area = leave_one_out_nearest_mean(covered, source.labels)
-    (p,) = counting(scenes_knowing(lambda s, i: int(by_area[i])), number=40)
+    (p,) = counting(scene_oracle(lambda s, i: int(by_area[i])), number=40)
     assert p.numbers["accuracy"] == p.numbers["by_area"] == (by_area == source.labels).mean()
     assert "more than the covered area gives away" not in p.caption.replace("no more", "")
     assert p.numbers["area_within_number"] > 0.2
 
 
-def test_the_nearest_mean_leaves_the_row_itself_out():
+def test_nearest_mean_leaves_the_row_out():
     values, labels = np.array([0.0, 1.0, 10.0, 14.0]), np.array([0, 0, 1, 1])
     assert leave_one_out_nearest_mean(values, labels).tolist() == [0, 0, 1, 1]
     assert leave_one_out_nearest_mean(np.array([0.0, 9.0, 10.0, 14.0]), labels).tolist() == [
@@ -360,54 +361,54 @@ def test_the_nearest_mean_leaves_the_row_itself_out():
     ]
 
 
-def two(values):
+def by_pairs(values):
     return zip(values[::2], values[1::2], strict=True)
 
 
-def bag(text):
+def bag_of_words(text):
     return sorted(re.sub(r"\ban\b", "a", text.replace(",", "")).split())
 
 
-def test_captions_of_a_pair_have_the_same_words_but_for_the_kinds():
-    made = scene_pairs(12, SIDE)
-    for kind, (images, captions) in made.items():
+def test_captions_of_a_pair_have_the_same_words_except_for_kind():
+    scenes = scene_pairs(12, SIDE)
+    for kind, (images, captions) in scenes.items():
         assert len(images) == len(captions) == 24
-        for a, b in two(captions):
+        for a, b in by_pairs(captions):
             assert a != b
-            assert (bag(a) == bag(b)) == (kind != "kind")
-    for (a, b), (x, y) in zip(two(made["side"][0]),
-                              two(made["side"][1]), strict=True):  # fmt: skip
+            assert (bag_of_words(a) == bag_of_words(b)) == (kind != "kind")
+    for (a, b), (x, y) in zip(by_pairs(scenes["side"][0]),
+                              by_pairs(scenes["side"][1]), strict=True):  # fmt: skip
         assert np.array_equal(a[:, ::-1], b)
         assert ("left of" in x) == ("left of" in y)
 
 
-def test_who_knows_the_captions_is_right_and_who_counts_words_is_not():
+def test_relations_tell_an_oracle_from_a_bag_of_words():
     n = 30
-    made = scene_pairs(n, SIDE)
-    texts = [c for _, captions in made.values() for c in captions]
-    every = sorted(set(texts))
-    known = {i.tobytes(): c for images, captions in made.values()
+    scenes = scene_pairs(n, SIDE)
+    texts = [c for _, captions in scenes.values() for c in captions]
+    vocabulary = sorted(set(texts))
+    captions_of = {i.tobytes(): c for images, captions in scenes.values()
              for i, c in zip(images, captions, strict=True)}  # fmt: skip
 
     def exact(text):
-        return one_hot(every.index(text), len(every))
+        return one_hot(vocabulary.index(text), len(vocabulary))
 
-    (p,) = relations(knowing(lambda x: exact(known[x.tobytes()]), exact), number=n)
-    for kind in made:
+    (p,) = relations(oracle_encoder(lambda x: exact(captions_of[x.tobytes()]), exact), number=n)
+    for kind in scenes:
         assert p.numbers[f"group_{kind}"] == 1.0
-    words = sorted({w for t in every for w in bag(t)})
+    words = sorted({w for t in vocabulary for w in bag_of_words(t)})
 
     def counted(text):
-        own = bag(text)
+        own = bag_of_words(text)
         return torch.tensor([float(own.count(w)) for w in words])
 
-    (p,) = relations(knowing(lambda x: counted(known[x.tobytes()]), counted), number=n)
+    (p,) = relations(oracle_encoder(lambda x: counted(captions_of[x.tobytes()]), counted), number=n)
     assert p.numbers["group_kind"] == 1.0
     assert p.numbers["text_colour"] == p.numbers["text_side"] == 0.0
     assert p.numbers["captions_apart_side"] == pytest.approx(0, abs=1e-6)
 
 
-def test_scores_of_pairs_equal_a_loop_and_chance_is_a_quarter_and_a_sixth():
+def test_winoground_scores_equal_a_loop_and_have_the_chance_levels():
     cosines = np.random.default_rng(0).normal(size=(20_000, 2, 2))
     found = winoground_scores(cosines)
     assert found["text"].mean() == pytest.approx(1 / 4, abs=0.01)
@@ -419,7 +420,7 @@ def test_scores_of_pairs_equal_a_loop_and_chance_is_a_quarter_and_a_sixth():
     assert not winoground_scores(np.ones((1, 2, 2)))["text"][0]  # a tie is wrong
 
 
-def test_drawn_again_intervals_are_those_of_the_formula():
+def test_bootstrap_intervals_match_the_formula():
     x = np.random.default_rng(0).normal(size=400)
     low, high = interval(400, lambda i: x[i].mean())
     error = x.std() / 20

@@ -1,4 +1,4 @@
-"""Pictures of a network or of a whole set: their numbers by hand."""
+"""Pictures of a network's weights or of a set: their numbers equal those by hand."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from nolabel.pictures.tsne import purity, tsne
 from nolabel.tools.show import show
 
 VIT = load("random:vit_pico")
-NAMES_OF = ("red", "green", "blue")
+CLASSES = ("red", "green", "blue")
 
 
 def colours(n, seed=0):
-    """Red, green and blue noise, in this order, again and again."""
+    """A source of n red, green and blue noise images in turn."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 3
     x = rng.integers(0, 60, (n, 32, 32, 3), dtype=np.uint8)
     x[np.arange(n), :, :, y] += 150
-    return Arrays("colours", x, y, NAMES_OF)
+    return Arrays("colours", x, y, CLASSES)
 
 
 def test_smooth_filters_correlate_and_noise_does_not():
@@ -42,7 +42,7 @@ def test_smooth_filters_correlate_and_noise_does_not():
     assert smoothness(np.ones((2, 3, 1, 1))) == 0.0
 
 
-def test_components_of_filters_are_those_that_they_are_made_of():
+def test_components_of_filters_span_their_basis():
     encoder = load("random:resnet_nano", image_size=32)
     conv = encoder.backbone.net.conv1
     k = conv.weight.shape[-1]
@@ -60,7 +60,7 @@ def test_components_of_filters_are_those_that_they_are_made_of():
         filters(load("pixels", image_size=8))
 
 
-def test_positions_that_are_places_are_alike_where_they_are_near():
+def test_positions_number_is_high_for_smooth_embeddings():
     (p,) = positions(load("random:vit_pico"))
     assert abs(p.numbers["near_is_alike"]) < 0.1
     encoder = load("random:vit_pico")
@@ -76,10 +76,10 @@ def test_positions_that_are_places_are_alike_where_they_are_near():
         positions(load("random:resnet_nano", image_size=32))
 
 
-def test_attention_that_is_even_has_the_mean_distance_of_the_grid(monkeypatch):
+def test_uniform_attention_has_the_mean_distance_of_the_grid(monkeypatch):
     b = VIT.backbone
 
-    def even(x, layer=-1, rows=None):
+    def uniform(x, layer=-1, rows=None):
         return torch.full((len(x), 2, 65, 65), 1 / 65)
 
     def self_only(x, layer=-1, rows=None):
@@ -88,7 +88,7 @@ def test_attention_that_is_even_has_the_mean_distance_of_the_grid(monkeypatch):
     images = colours(2).pixels
     places = np.stack(np.meshgrid(*[np.arange(8) * 4.0] * 2), -1).reshape(-1, 2)
     expected = np.mean([np.linalg.norm(places - p, axis=1).mean() for p in places])
-    monkeypatch.setattr(b, "attention", even)
+    monkeypatch.setattr(b, "attention", uniform)
     (p,) = attention_distance(VIT, images)
     assert p.numbers["last_layer"] == pytest.approx(expected) == pytest.approx(p.numbers["even"])
     assert p.numbers["entropy_share_last"] == pytest.approx(1)
@@ -101,7 +101,7 @@ def test_attention_that_is_even_has_the_mean_distance_of_the_grid(monkeypatch):
     assert 0 < p.numbers["first_layer"] < 2 * expected
 
 
-def test_neighbours_are_those_of_a_sort_without_the_image_itself():
+def test_neighbours_equal_a_sort_without_the_query():
     encoder, gallery = load("pixels", image_size=32), colours(30)
     samples = [gallery.read(i) for i in (0, 4, 8)]
     (p,) = neighbours(encoder, samples, gallery=gallery, k=5)
@@ -116,7 +116,7 @@ def test_neighbours_are_those_of_a_sort_without_the_image_itself():
     assert p.data["rows"].shape == (1, 5) and p.data["cosine"].max() < 1 - 1e-5
 
 
-def test_a_map_says_how_pure_the_features_are_and_how_pure_the_map():
+def test_tsne_measures_purity_of_features_and_map():
     (p,) = tsne(load("pixels", image_size=32), gallery=colours(60), perplexity=10)
     assert p.numbers["same_class"] == 1.0 and p.numbers["same_class_on_map"] > 0.9
     assert p.numbers["same_class_chance"] == pytest.approx(1 / 3)
@@ -134,12 +134,12 @@ def test_a_map_says_how_pure_the_features_are_and_how_pure_the_map():
         tsne(VIT, gallery=bare, by="pca")
 
 
-def test_class_means_are_few_points():
+def test_tsne_of_centroids_has_a_point_for_each_class():
     (p,) = tsne(VIT, gallery=Creatures("test", size=32, count=100), centroids=True)
     assert p.data["map"].shape == (10, 2)
 
 
-def test_show_needs_images_where_a_picture_looks_at_some():
+def test_show_requires_images_if_the_picture_needs_some():
     assert show("filters", VIT)[0].name == "filters"
     assert len(show("neighbours", VIT, "creatures:test", count=2, k=3)[0].data["rows"]) == 2
     with pytest.raises(UsageError, match="needs images"):
@@ -157,7 +157,7 @@ def test_every_keyword_of_a_picture_is_an_option_with_a_help_text_or_supplied_by
         assert option.help and option.default is keywords[option.name], option.name
 
 
-def test_several_encoders_stand_below_each_other_on_the_same_images():
+def test_several_encoders_are_stacked_on_the_same_images():
     both = ["random:vit_pico", "pixels"]
     (p,) = show("neighbours", both, "creatures:test", count=2, k=3)
     alone = [show("neighbours", e, "creatures:test", count=2, k=3)[0] for e in both]

@@ -40,7 +40,7 @@ class PictureInfo(Entry):
 PICTURES: dict[str, PictureInfo] = by_name(
     PictureInfo(
         name="attention",
-        description="what the class token attends to, head by head, and masks by mass (ViT)",
+        description="attention of the class token, and the patches that hold most of it (ViT)",
         paper="Caron et al. 2021, arXiv 2104.14294",
     ),
     PictureInfo(
@@ -76,12 +76,12 @@ PICTURES: dict[str, PictureInfo] = by_name(
     ),
     PictureInfo(
         name="neighbours",
-        description="the images of a set that are nearest to some",
+        description="nearest neighbours of some images in a set",
         data="gallery",
     ),
     PictureInfo(
         name="tsne",
-        description="a map of a set, coloured by class",
+        description="a two-dimensional map of a set, coloured by class",
         paper="van der Maaten & Hinton 2008, JMLR 9",
         data="gallery",
     ),
@@ -92,7 +92,7 @@ PICTURES: dict[str, PictureInfo] = by_name(
     ),
     PictureInfo(
         name="positions",
-        description="how alike a ViT's position embeddings are",
+        description="similarity of a ViT's position embeddings",
         paper="Dosovitskiy et al. 2020, arXiv 2010.11929",
         data="",
     ),
@@ -143,7 +143,7 @@ PICTURES: dict[str, PictureInfo] = by_name(
     ),
     PictureInfo(
         name="bias",
-        description="words that it assigns to some groups more often than to others",
+        description="words that an encoder assigns to some groups more often than to others",
         paper="Radford et al. 2021, arXiv 2103.00020",
         needs="a text tower",
         of_text=True,
@@ -151,14 +151,14 @@ PICTURES: dict[str, PictureInfo] = by_name(
     ),
     PictureInfo(
         name="counting",
-        description="whether it can count creatures",
+        description="whether an encoder counts creatures",
         needs="a text tower",
         of_text=True,
         data="",
     ),
     PictureInfo(
         name="relations",
-        description="whether it distinguishes captions that swap objects or colours (Winoground)",
+        description="whether captions that swap objects or colours are told apart (Winoground)",
         paper="Thrush et al. 2022, arXiv 2204.03162",
         needs="a text tower",
         of_text=True,

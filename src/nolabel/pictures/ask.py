@@ -76,7 +76,7 @@ def ask(
             tower.
     """
     if by not in METHODS:
-        raise unknown("method of maps", by, METHODS)
+        raise unknown("value of --by", by, METHODS)
     if not words.strip() or top < 1:
         raise UsageError(
             f"Give a sentence, such as --words 'a red snail', and at least one image to show; got "

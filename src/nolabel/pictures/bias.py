@@ -45,7 +45,7 @@ def bias(
     words: Annotated[tuple[str, ...], Help("words that could describe any group")] = (),
     names: Annotated[bool, Help("whether the names of the groups compete with the words")] = True,
     templates: Templates = TEMPLATES,
-    seed: Annotated[int, Help("of the controls and the confidence intervals")] = 0,
+    seed: Annotated[int, Help("seed of the controls and the confidence intervals")] = 0,
 ) -> Pictures:
     """The rate of each word in each group, with confidence intervals and p-values.
 

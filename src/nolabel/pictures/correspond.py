@@ -43,7 +43,7 @@ def correspond(
     bins: Bins = True,
     points: Annotated[int, Help("matches shown for each pair, at most")] = 10,
     least: Annotated[float, Help("smallest saliency of both patches, from 0 to 1")] = 0.05,
-    seed: Annotated[int, Help("of the k-means that spreads the matches shown")] = 0,
+    seed: Annotated[int, Help("seed of the k-means that spreads the matches shown")] = 0,
 ) -> Pictures:
     """Matching points of pairs of images: the first and the second, the third and the fourth, ...
 

@@ -38,7 +38,7 @@ def cosegment(
         float,
         Help("variance of brightness, in 0..1, below which the guided filter sees no edge"),
     ] = 0.01,
-    seed: Annotated[int, Help("of k-means")] = 0,
+    seed: Annotated[int, Help("seed of k-means")] = 0,
 ) -> Pictures:
     """The common foreground of each image, cut out, and its mask.
 

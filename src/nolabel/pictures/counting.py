@@ -33,7 +33,7 @@ def counting(
     sentences: Annotated[
         tuple[str, str, str, str], Help("prompts for one, two, three and four creatures")
     ] = SENTENCES,
-    seed: Annotated[int, Help("of the scenes")] = 0,
+    seed: Annotated[int, Help("seed of the scenes")] = 0,
 ) -> Pictures:
     """The accuracy of counting, and how often each number gets each answer.
 

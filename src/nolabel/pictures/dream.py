@@ -69,7 +69,7 @@ def dream(
     steps: Annotated[int, Help("steps of the optimisation")] = 256,
     lr: Annotated[float, Help("learning rate of Adam")] = 0.05,
     top: Annotated[int, Help("images of the set shown for each unit")] = 4,
-    seed: Annotated[int, Help("of the initial image and the random transforms")] = 0,
+    seed: Annotated[int, Help("seed of the initial image and the random transforms")] = 0,
     on_preview: OnPreview | None = None,
 ) -> Pictures:
     """One row for each unit: the optimised image, and the images of a set that activate it most.

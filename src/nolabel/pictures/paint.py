@@ -56,7 +56,7 @@ def paint(
         str,
         Help("another ENC with a text tower, trained separately, which is harder to deceive"),
     ] = "",
-    seed: Annotated[int, Help("of the initial images and the crops")] = 0,
+    seed: Annotated[int, Help("seed of the initial images and the crops")] = 0,
     on_preview: OnPreview | None = None,
 ) -> Pictures:
     """An image optimised for each sentence, beside the most similar image of a set.

@@ -48,7 +48,7 @@ def parts(
     layer: Layer = -1,
     facet: Facet = "auto",
     stride: Stride = 0,
-    seed: Annotated[int, Help("of k-means")] = 0,
+    seed: Annotated[int, Help("seed of k-means")] = 0,
 ) -> Pictures:
     """The common foreground of the images, and its parts; a part has one colour in all images.
 

@@ -31,7 +31,7 @@ def prototypes(
     gallery: Source,
     shown: Annotated[int, Help("prototypes shown, at most")] = 8,
     top: Annotated[int, Help("images of each prototype")] = 6,
-    seed: Annotated[int, Help("of the k-means baseline")] = 0,
+    seed: Annotated[int, Help("seed of the k-means baseline")] = 0,
 ) -> Pictures:
     """One row for each prototype, those with the most assigned images first.
 

@@ -32,7 +32,7 @@ def reconstruct(
         Sequence[float],
         Help("shares of patches to mask; not used by a method that masks nothing"),
     ] = (0.75, 0.85, 0.95),
-    seed: Annotated[int, Help("of the random masks")] = 0,
+    seed: Annotated[int, Help("seed of the random masks")] = 0,
 ) -> Pictures:
     """One sheet for each mask ratio, or one sheet for a method that masks nothing.
 

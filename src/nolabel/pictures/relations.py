@@ -36,7 +36,7 @@ def relations(
     encoder: Encoder,
     *,
     number: Annotated[int, Help("pairs of each kind")] = 200,
-    seed: Annotated[int, Help("of the scenes")] = 0,
+    seed: Annotated[int, Help("seed of the scenes")] = 0,
 ) -> Pictures:
     """Winoground's three scores for three kinds of pairs, with confidence intervals.
 

@@ -67,7 +67,7 @@ def transfer(
         bool,
         Help("whether style transfer by Gram matrices is run for comparison; twice the time"),
     ] = False,
-    seed: Annotated[int, Help("of the network and of the crops")] = 0,
+    seed: Annotated[int, Help("seed of the network and of the crops")] = 0,
     on_preview: OnPreview | None = None,
 ) -> Pictures:
     """Pairs of images: the first keeps its structure and gets the appearance of the second.

@@ -41,7 +41,7 @@ def tsne(
         float,
         Help("effective number of neighbours of a point; at most a third of the points is used"),
     ] = 30.0,
-    seed: Annotated[int, Help("of the map")] = 0,
+    seed: Annotated[int, Help("seed of the map")] = 0,
 ) -> Pictures:
     """The embeddings of a set in the plane, coloured by class if it has labels.
 

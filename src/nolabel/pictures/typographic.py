@@ -39,7 +39,7 @@ def typographic(
     gallery: Source,
     number: Annotated[int, Help("images tested, at most")] = 200,
     templates: Templates = TEMPLATES,
-    seed: Annotated[int, Help("of the choice of images, wrong words and letters")] = 0,
+    seed: Annotated[int, Help("seed of the choice of images, wrong words and letters")] = 0,
 ) -> Pictures:
     """Zero-shot classes under six tags: none, blank, nonsense, mirrored, right, wrong.
 

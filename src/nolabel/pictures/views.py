@@ -19,7 +19,7 @@ def views(
     plan: ViewPlan,
     images: Sequence[np.ndarray],
     *,
-    seed: Annotated[int, Help("of the augmentation")] = 0,
+    seed: Annotated[int, Help("seed of the augmentation")] = 0,
     epoch: Annotated[int, Help("epoch whose random crops are shown")] = 0,
 ) -> Pictures:
     """One row for each image: the image, then every crop of the plan.

@@ -109,8 +109,8 @@ def _show_run(
     what = info.name
     if not (Path(folder) / "config.yaml").is_file():
         raise UsageError(
-            f"show {what} needs a run's folder, but {folder} has no config.yaml. Give the folder "
-            "that pretrain wrote (--out)."
+            f"show {what} needs the folder of a run, but {folder} has no config.yaml. Give the "
+            "folder that pretrain wrote (--out)."
         )
     from nolabel.engine.build import load_method, plan_of
 
