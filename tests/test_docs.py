@@ -96,6 +96,19 @@ def test_python_examples_run(place, capsys):
     assert nolabel.__doc__
 
 
+def test_the_design_names_modules_that_exist():
+    """Paths in backticks that begin with a package, such as `engine/monitor/doctor`."""
+    source = ROOT / "src" / "nolabel"
+    packages = "|".join(p.name for p in source.iterdir() if (p / "__init__.py").is_file())
+    pages = [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    named = set(re.findall(rf"`((?:{packages})/[\w/.]*)`", text))
+    there = {n for n in named if any((source / f"{n}{end}").exists() for end in ("", ".py"))}
+    missing = {n for n in named - there if not (ROOT / n).exists()}
+    assert len(named) > 40
+    assert not missing
+
+
 def test_makefile_has_the_two_commands_of_the_readme():
     text = (ROOT / "Makefile").read_text()
     for command in ("demo", "check", "test", "lint", "setup", "bench"):
