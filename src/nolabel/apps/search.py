@@ -163,9 +163,11 @@ def _build_ivf_index(values: np.ndarray) -> faiss.IndexIVFFlat:
 
 
 def _check_encoder(index: Index, encoder: Encoder) -> None:
-    index_checksum, own = index.about.get("checksum"), encoder.meta.get("checksum")
+    index_checksum, encoder_checksum = index.about.get("checksum"), encoder.meta.get("checksum")
     width = width_of(encoder, index.about["pool"])
-    if (index_checksum and own and index_checksum != own) or width != index.about["dim"]:
+    if (
+        index_checksum and encoder_checksum and index_checksum != encoder_checksum
+    ) or width != index.about["dim"]:
         raise UsageError(
             f"{str(index.path)!r} was made by {index.about['encoder']!r}, not by {encoder.name!r}; "
             "features of different encoders cannot be compared. Give that encoder, or embed again."

@@ -317,7 +317,7 @@ def _parse_header(
         raise FileDamaged(altered.format("its checksum does not match"))
     if header.get("kind") == "text" and fields is _FIELDS:
         raise UsageError(
-            f"{str(path)!r} is the text side of a run. Give the encoder.safetensors beside it."
+            f"{str(path)!r} is the text tower of a run. Give the encoder.safetensors beside it."
         )
     invalid = [k for k, type_ in fields.items() if not isinstance(header.get(k), type_)]
     if "kwargs" not in invalid and "mean" in fields:

@@ -1,4 +1,4 @@
-"""The text side of an image-text run: `text.safetensors` and `tokenizer.json` beside the encoder.
+"""The text tower of an image-text run: `text.safetensors` and `tokenizer.json` beside the encoder.
 
 The file holds the text tower, the projection of the image's embedding into the shared space, and
 the scale (and bias) of the similarities, with a JSON header and checksum like the encoder's

@@ -74,8 +74,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.classifier not in CLASSIFIERS:
             raise unknown("classifier", self.classifier, CLASSIFIERS)
-        given = RATES[self.classifier] if self.lr is None else self.lr
-        rates = (given,) if isinstance(given, int | float) else tuple(given)
+        lr = RATES[self.classifier] if self.lr is None else self.lr
+        rates = (lr,) if isinstance(lr, int | float) else tuple(lr)
         object.__setattr__(self, "lr", tuple(sorted({float(v) for v in rates})))
         if not rates or not all(v > 0 and math.isfinite(v) for v in rates):
             raise UsageError(f"lr must be numbers above 0, got {rates!r}.")

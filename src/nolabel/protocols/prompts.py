@@ -1,4 +1,4 @@
-"""Class names and prompt templates, own ones or the published ones in open_clip."""
+"""Class names and prompt templates: the user's, or the published ones in open_clip."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def names_of(given: str, classes: tuple[str, ...]) -> tuple[str, ...]:
     if given == "imagenet":
         names = tuple(_published("The names imagenet").IMAGENET_CLASSNAMES)
     else:
-        file = Path(given)
-        if not file.is_file():
+        path = Path(given)
+        if not path.is_file():
             raise UsageError(
                 f"No file {given!r}. names is a file with one class name per line, or imagenet."
             )
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         names = tuple(line.strip() for line in lines if line.strip())
     if len(names) != len(classes):
         raise DataError(

@@ -101,7 +101,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         name="finetune",
         function="nolabel.protocols.finetune:run_finetune",
         description=(
-            "the whole network learns the labels, early layers more slowly; --save keeps it"
+            "fine-tunes the network, with lower learning rates in early layers; --save writes it"
         ),
         paper="He et al., Masked Autoencoders Are Scalable Vision Learners, 2021",
         needs="labels",
@@ -111,7 +111,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         name="zeroshot",
         function="nolabel.protocols.zeroshot:run_zeroshot",
         description=(
-            "classes named by words, and images and captions that find each other; no --train"
+            "classification by class names, and retrieval of images and captions; no --train"
         ),
         paper=(
             "Radford et al., Learning Transferable Visual Models From Natural Language "
@@ -124,7 +124,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         name="robustness",
         function="nolabel.protocols.robustness:run_robustness",
         description=(
-            "one head over corruptions and other domains (--domains NAME=SRC, column domain)"
+            "a linear head on corruptions and other domains (--domains NAME=SRC, column domain)"
         ),
         paper=(
             "Taori et al., Measuring Robustness to Natural Distribution Shifts in Image "
@@ -146,7 +146,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         name="retrieval",
         function="nolabel.protocols.retrieval:run_retrieval",
         description=(
-            "images find those of their group or class, or landmarks (gnd_NAME.pkl); no --train"
+            "retrieval of the same group or class, or of landmarks (gnd_NAME.pkl); no --train"
         ),
         paper=(
             "Radenovic et al., Revisiting Oxford and Paris: Large-Scale Image Retrieval "
@@ -159,7 +159,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
     ProtocolInfo(
         name="copies",
         function="nolabel.protocols.copies:run_copies",
-        description="altered copies find their original (any set, Copydays); no --train",
+        description="retrieval of the originals of altered copies (any set, Copydays); no --train",
         paper="Douze et al., Evaluation of GIST descriptors for web-scale image search, 2009",
         test_set="own",
     ),
@@ -167,7 +167,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         name="attention",
         function="nolabel.protocols.attention:run_attention",
         description=(
-            "the class token's attention against figures' masks (creatures, VOC); no --train"
+            "IoU of the class token's attention with masks of figures (creatures, VOC); no --train"
         ),
         paper="Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
         needs="a ViT, and masks",
@@ -177,7 +177,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         name="labelfree",
         function="nolabel.protocols.labelfree:run_labelfree",
         description=(
-            "RankMe, LiDAR, alpha-ReQ and self-retrieval: to choose without labels; no --train"
+            "RankMe, LiDAR, alpha-ReQ and self-retrieval, which need no labels; no --train"
         ),
         paper=(
             "Garrido et al., RankMe: Assessing the Downstream Performance of Pretrained "
@@ -188,7 +188,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         name="video",
         function="nolabel.protocols.video:run_video",
         description=(
-            "masks carried through videos by similar patches (creatures, DAVIS-2017); no --train"
+            "mask propagation in videos by patch similarity (creatures, DAVIS-2017); no --train"
         ),
         paper="Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
         needs="videos with masks",

@@ -52,10 +52,10 @@ class Options:
 
     def __post_init__(self) -> None:
         as_tuples(self, "templates")
-        given = templates_of(self.templates)
-        object.__setattr__(self, "templates", given)
-        invalid = [t for t in given if t.count("{}") != 1]
-        if invalid or not given:
+        templates = templates_of(self.templates)
+        object.__setattr__(self, "templates", templates)
+        invalid = [t for t in templates if t.count("{}") != 1]
+        if invalid or not templates:
             raise UsageError(
                 f"A template is a text with one {{}} for the class name, got "
                 f"{invalid[0] if invalid else 'none'!r}. For example: --templates "

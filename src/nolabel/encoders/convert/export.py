@@ -1,8 +1,8 @@
 """`nolabel export`: writes an encoder for timm, transformers or ONNX, and verifies it.
 
 The export is read back by the target library and its features are compared with the encoder's; a
-difference of `TOLERANCE` or more is an error, and no file is kept. A model card
-describes the encoder and how to load it.
+difference of `TOLERANCE` or more is an error, and no file is kept. A model card describes the
+encoder and how to load it.
 """
 
 from __future__ import annotations
@@ -105,13 +105,13 @@ def largest_difference(encoder: Encoder, other: Callable[[Tensor], dict[str, Ten
     for n in BATCH_SIZES:
         x = torch.randn(n, encoder.channels, encoder.size, encoder.size, generator=generator)
         t = encoder.backbone.tokens(x)
-        own = {"embedding": t.pooled, "patches": t.patches}
+        features = {"embedding": t.pooled, "patches": t.patches}
         if t.prefix is not None and t.prefix.shape[1]:
-            own["class"] = t.prefix[:, 0]
+            features["class"] = t.prefix[:, 0]
         for name, value in other(x).items():
-            if value.shape != own[name].shape:
+            if value.shape != features[name].shape:
                 return float("inf")
-            largest = max(largest, float((value - own[name]).abs().max()))
+            largest = max(largest, float((value - features[name]).abs().max()))
     return largest
 
 

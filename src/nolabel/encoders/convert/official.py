@@ -279,10 +279,12 @@ def _load_weights(
     net: torch.nn.Module, tensors: State, path: str | os.PathLike[str], family: str
 ) -> None:
     """Loads the tensors into the network if all of them fit."""
-    own = net.state_dict()
-    counters = {n: own[n] for n in own if n.endswith("num_batches_tracked") and n not in tensors}
+    expected = net.state_dict()
+    counters = {
+        n: expected[n] for n in expected if n.endswith("num_batches_tracked") and n not in tensors
+    }
     shape = "{name} ({got} in the file, {expected} expected)"
-    if problems := describe_mismatches(own, {**counters, **tensors}, "left over", shape, 6):
+    if problems := describe_mismatches(expected, {**counters, **tensors}, "left over", shape, 6):
         raise DataError(
             f"{str(path)!r} does not fit the layout of {family}; tensors {'; '.join(problems)}. "
             "Is --as right?"
