@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from nolabel.nn import _knn_int8 as coarse_module
+from nolabel.nn import _knn_int8 as int8_module
 from nolabel.nn import knn as module
-from nolabel.nn._knn_int8 import coarse, nearest_by_bytes
-from nolabel.nn._largest import largest
+from nolabel.nn._knn_int8 import nearest_int8, quantise
+from nolabel.nn._topk import grouped_topk
 from nolabel.nn.knn import nearest
 
 
@@ -15,7 +15,7 @@ from nolabel.nn.knn import nearest
 def test_the_largest_and_their_columns_are_those_of_a_full_sort(n, k):
     x = torch.randn(7, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
     k = min(k, n)
-    values, columns = largest(x, k)
+    values, columns = grouped_topk(x, k)
     order = x.sort(dim=1, descending=True)
     assert torch.equal(values, order.values[:, :k])
     assert torch.equal(columns, order.indices[:, :k])
@@ -25,7 +25,7 @@ def test_equal_values_are_each_named_once():
     x = torch.zeros(3, 2000)
     x[:, 1990:] = 1.0  # in the columns that fill no group, and in one group beside them
     x[:, [5, 5 + 125, 5 + 250]] = 1.0  # of one group
-    values, columns = largest(x, 13)
+    values, columns = grouped_topk(x, 13)
     assert bool((values == 1).all())
     assert all(len(set(row.tolist())) == 13 for row in columns)
     assert columns.sort(dim=1).values.tolist() == [[5, 130, 255, *range(1990, 2000)]] * 3
@@ -34,7 +34,7 @@ def test_equal_values_are_each_named_once():
 def test_long_rows_take_the_short_way_and_short_ones_the_plain_one():
     x = torch.randn(2, 16 * 4 * 3 + 16, generator=torch.Generator().manual_seed(0))
     for k in (3, 4):  # 13 groups: more than four times 3, not than four times 4
-        assert torch.equal(largest(x, k)[0], x.topk(k, dim=1).values)
+        assert torch.equal(grouped_topk(x, k)[0], x.topk(k, dim=1).values)
 
 
 @pytest.mark.parametrize("k", [1, 7, 500])
@@ -81,7 +81,7 @@ KINDS = ("plain", "far from zero", "of few dimensions", "unit", "one is huge", "
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_product_of_bytes_is_off_by_more_than_the_bound(kind):
     queries, rows = sets(kind)
-    c = coarse(queries, rows)
+    c = quantise(queries, rows)
     products = c.queries.double() @ c.rows.double().T * c.unit + c.shift[:, None]
     off = (products - queries.double() @ rows.double().T).abs()
     assert bool((off <= c.error[:, None]).all())
@@ -92,10 +92,10 @@ def test_no_product_of_bytes_is_off_by_more_than_the_bound(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_whoever_is_sure_is_right(kind, monkeypatch):
     queries, rows = sets(kind)
-    c, k = coarse(queries, rows), 5
-    monkeypatch.setattr(coarse_module, "_QUERIES", 32)
-    monkeypatch.setattr(coarse_module, "_ROWS", 256)
-    values, index, sure = nearest_by_bytes(queries, rows, c, torch.arange(len(queries)), k, 60)
+    c, k = quantise(queries, rows), 5
+    monkeypatch.setattr(int8_module, "_QUERIES", 32)
+    monkeypatch.setattr(int8_module, "_ROWS", 256)
+    values, index, sure = nearest_int8(queries, rows, c, torch.arange(len(queries)), k, 60)
     exact = (queries.double() @ rows.double().T).topk(k, dim=1).values
     own = (queries.double()[:, None] * rows.double()[index]).sum(-1)
     assert torch.allclose(own[sure], exact[sure], rtol=1e-5, atol=1e-5)
@@ -110,7 +110,7 @@ def test_whoever_is_sure_is_right(kind, monkeypatch):
 def test_the_nearest_rows_by_bytes_are_those_by_floats(kind, monkeypatch):
     queries, rows = sets(kind)
     expected = nearest(queries, rows, 4)[0]
-    monkeypatch.setattr(module, "bytes_pay", lambda *given: True)
+    monkeypatch.setattr(module, "int8_is_faster", lambda *given: True)
     monkeypatch.setattr(module, "_QUERIES", 16)
     values, index = nearest(queries, rows, 4)
     assert torch.allclose(values, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
@@ -119,23 +119,23 @@ def test_the_nearest_rows_by_bytes_are_those_by_floats(kind, monkeypatch):
 
 
 def test_where_bytes_say_nothing_floats_are_asked(monkeypatch):
-    monkeypatch.setattr(module, "bytes_pay", lambda *given: True)
+    monkeypatch.setattr(module, "int8_is_faster", lambda *given: True)
     rows, queries = torch.zeros(300, 8), torch.randn(20, 8, generator=torch.Generator())
-    assert coarse(queries, rows) is None
+    assert quantise(queries, rows) is None
     assert torch.equal(nearest(queries, rows, 3)[0], torch.zeros(20, 3))
     rows = rows.clone()
     rows[7, 3] = float("nan")
-    assert coarse(queries, rows) is None
+    assert quantise(queries, rows) is None
 
 
 def test_bytes_are_for_large_matrices_of_float32(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
     queries, rows = torch.empty(2048, 192), torch.empty(2**14, 192)
-    assert module.bytes_pay(queries, rows, 20)
-    assert not module.bytes_pay(queries, rows, 33)
-    assert not module.bytes_pay(queries[1:], rows, 20)
-    assert not module.bytes_pay(queries, rows[1:], 20)
-    assert not module.bytes_pay(queries[:, 1:], rows[:, 1:], 20)
-    assert not module.bytes_pay(queries.double(), rows.double(), 20)
+    assert module.int8_is_faster(queries, rows, 20)
+    assert not module.int8_is_faster(queries, rows, 33)
+    assert not module.int8_is_faster(queries[1:], rows, 20)
+    assert not module.int8_is_faster(queries, rows[1:], 20)
+    assert not module.int8_is_faster(queries[:, 1:], rows[:, 1:], 20)
+    assert not module.int8_is_faster(queries.double(), rows.double(), 20)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False, raising=False)
-    assert not module.bytes_pay(queries, rows, 20)
+    assert not module.int8_is_faster(queries, rows, 20)

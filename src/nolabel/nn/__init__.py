@@ -1,1 +1,1 @@
-"""Shared blocks of networks and losses: small, and stateless but for `state`."""
+"""Shared layers, losses and functions. Only `state` and `queue` have state between steps."""

@@ -1,4 +1,4 @@
-"""Assignment of samples to prototypes or codes, and how equal its shares are."""
+"""Assignment of samples to prototypes or codes: Sinkhorn-Knopp, k-means, and usage metrics."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from nolabel import distributed
 
 @torch.no_grad()
 def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Sinkhorn-Knopp: soft assignments in which each prototype gets an equal share (SwAV §3.1).
+    """Sinkhorn-Knopp: soft assignments with an equal share for each prototype (SwAV, §3.1).
 
-    The official codes take exp(logits / temperature), which overflows in fp32; here only the
-    logarithms of the row and column scales are kept, which is exact and as fast.
+    The official code computes exp(logits / temperature), which overflows in fp32; here the log
+    scales of rows and columns are computed, which is exact and as fast. No gradient.
 
     Args:
-        logits: [N, K] scores of this process's samples; N may differ between processes.
-        temperature: epsilon of SwAV, the teacher's temperature in DINOv2.
-        iterations: each one normalises the prototypes over all samples of all processes, then
-            every sample over the prototypes.
+        logits: scores [N, K] of this rank's samples; N may differ among ranks.
+        temperature: epsilon in SwAV, the teacher's temperature in DINOv2.
+        iterations: each normalises the prototypes over the samples of all ranks (all-gathered),
+            then each sample over the prototypes.
 
     Returns:
-        fp32 at least, [N, K], rows sum to 1; without gradient.
+        probabilities [N, K], at least fp32; rows sum to 1.
     """
     x = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     return (x + sinkhorn_shift([x], iterations)).softmax(-1)
@@ -35,20 +35,23 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
 def sinkhorn_shift(
     rows: Sequence[Tensor], iterations: int = 3, logits: Callable[[Tensor], Tensor] = lambda x: x
 ) -> Tensor:
-    """Sinkhorn's log scale of each prototype, [1, K]: softmax(x + scale) is the assignment.
+    """Sinkhorn-Knopp's log scale of each prototype: softmax(x + scale) is the assignment.
 
     Args:
-        rows: this process's scores over the temperature [n, K], in pieces of any length.
+        rows: this rank's scores divided by the temperature, in chunks [n, K] of any length.
         iterations: see `sinkhorn`.
-        logits: makes the scores of a piece from something smaller, once an iteration, so that
-            only one piece of them exists at a time.
+        logits: computes the scores of a chunk from an element of `rows`, in each iteration, so that
+            one chunk is in memory at a time.
+
+    Returns:
+        [1, K], without gradient.
     """
     prototype: Tensor | None = None  # log scale of each prototype [1, K]
     for _ in range(iterations):
         shares = []
         for piece in rows:
             x = logits(piece)
-            if prototype is not None:  # the log scale of each sample follows from it
+            if prototype is not None:  # normalise each sample
                 x = x - torch.logsumexp(x + prototype, 1, keepdim=True)
             shares.append(torch.logsumexp(x, 0, keepdim=True))
         share = torch.logsumexp(torch.cat(shares), 0, keepdim=True)
@@ -61,23 +64,23 @@ def sinkhorn_shift(
 def spherical_kmeans(
     z: Tensor, centroids: Tensor, iterations: int, chunk: int = 16384
 ) -> tuple[Tensor, Tensor]:
-    """K-means of unit vectors by dot product.
+    """Spherical k-means, without gradient; nothing is gathered over ranks.
 
     Args:
         z: unit vectors [N, D].
-        centroids: the first ones, unit vectors [K, D].
-        iterations: of assigning and averaging.
-        chunk: rows of z whose scores are held at once.
+        centroids: initial ones, unit vectors [K, D].
+        iterations: number of assignments and averages.
+        chunk: rows of z whose scores are in memory at a time.
 
     Returns:
-        Unit centroids [K, D] and the number of the nearest one int64 [N]. A centroid that loses
-        all its vectors stays where it is.
+        unit centroids [K, D], and the nearest one of each row, int64 [N]. A centroid without any
+        rows does not move.
     """
     for _ in range(iterations):
-        near = _nearest(z, centroids, chunk)
-        total = torch.zeros_like(centroids).index_add_(0, near, z)
-        taken = near.bincount(minlength=len(centroids)) > 0
-        centroids = torch.where(taken[:, None], F.normalize(total, dim=-1), centroids)
+        nearest = _nearest(z, centroids, chunk)
+        total = torch.zeros_like(centroids).index_add_(0, nearest, z)
+        has_rows = nearest.bincount(minlength=len(centroids)) > 0
+        centroids = torch.where(has_rows[:, None], F.normalize(total, dim=-1), centroids)
     return centroids, _nearest(z, centroids, chunk)
 
 
@@ -87,11 +90,15 @@ def _nearest(z: Tensor, centroids: Tensor, chunk: int) -> Tensor:
 
 @torch.no_grad()
 def codes_in_use(ids: Tensor, vocabulary: int) -> dict[str, Tensor]:
-    """How much of a vocabulary is used by ids (int64, any shape).
+    """How many codes of a vocabulary a batch uses; this rank only.
+
+    Args:
+        ids: int64, any shape, in [0, vocabulary).
+        vocabulary: number of codes.
 
     Returns:
-        codes_used: number of different ids; perplexity: exp of the entropy of their shares, the
-        number of equally frequent codes that would be as diverse; both at most `vocabulary`.
+        codes_used: number of different ids; perplexity: exp of the entropy of their shares. Both
+        scalars in [1, vocabulary].
     """
     count = torch.bincount(ids.flatten(), minlength=vocabulary)
     share = count / count.sum()

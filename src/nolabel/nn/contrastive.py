@@ -1,7 +1,7 @@
-"""Contrastive losses: each image or text against those of the whole batch, on all processes.
+"""Contrastive losses over the whole batch, that is the images and texts of all ranks.
 
-Callers pass what their own process has; gathering the others' and finding the own rows among them
-happens here.
+Callers pass the embeddings of their own rank; the losses all-gather the others'. W is the number of
+ranks, B the images of one.
 """
 
 from __future__ import annotations
@@ -18,82 +18,92 @@ from nolabel import distributed
 
 @torch.no_grad()
 def pair_signals(a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """What to log of embeddings [B, E] of two views: mean cosine of a picture's own views
-    (`agreement`) and of different pictures' (`agreement_others`). Both at 1 is a collapse."""
+    """Metrics of the embeddings of two views; no gradient, this rank only.
+
+    Args:
+        a, b: [B, E] of the two views.
+
+    Returns:
+        agreement: mean cosine similarity of the two views of an image; agreement_others: the mean
+        over pairs of different images. Both scalars in [-1, 1]; both at 1 is a collapse.
+    """
     a, b = F.normalize(a.float(), dim=-1), F.normalize(b.float(), dim=-1)
-    own, n = (a * b).sum(), len(a)
-    every = a.sum(0) @ b.sum(0)  # all pairs, without the matrix
-    return {"agreement": own / n, "agreement_others": (every - own) / max(n * (n - 1), 1)}
+    same, n = (a * b).sum(), len(a)
+    total = a.sum(0) @ b.sum(0)  # over all pairs, without the [B, B] matrix
+    return {"agreement": same / n, "agreement_others": (total - same) / max(n * (n - 1), 1)}
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross-entropy over 2N (SimCLR, equation 1).
+    """Normalised temperature-scaled cross-entropy, NT-Xent (SimCLR, equation 1).
 
-    The embeddings of all processes are candidates, with gradient.
+    The embeddings of all ranks are candidates, all-gathered with gradient.
 
     Args:
-        a, b: unit embeddings [B, D] of the two views of this process's images.
+        a, b: unit embeddings [B, D] of the two views of this rank's images.
         temperature: T.
 
     Returns:
-        Scalar: mean over the 2B anchors of -log(exp(s_pos / T) / sum over the other 2WB - 1).
+        scalar fp32: mean over the 2B anchors of -log(exp(s_pos / T) / sum over the other 2WB - 1).
     """
     anchors = torch.cat([a, b])  # [2B, D]
     candidates = torch.cat([distributed.gather_with_grad(x) for x in (a, b)])  # [2WB, D]
     logits = anchors @ candidates.T / temperature
-    own = distributed.global_rows(len(a), 2, a.device)
-    positive = own.view(2, -1).flip(0).flatten()  # the other view
-    logits = logits.scatter(1, own[:, None], float("-inf"))  # an image is not its own negative
+    rows = distributed.global_rows(len(a), 2, a.device)  # [2B]: of the anchors among candidates
+    positive = rows.view(2, -1).flip(0).flatten()  # the other view
+    logits = logits.scatter(1, rows[:, None], float("-inf"))  # an image is not its own negative
     return F.cross_entropy(logits.float(), positive)
 
 
 def batch_info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
-    """-log softmax_j(q_i . k_j / T) at j = i, over the keys of all processes, without gradient.
+    """InfoNCE with in-batch negatives: -log softmax_j(q_i . k_j / T) at j = i (MoCo v3, algorithm
+    1).
+
+    The keys of all ranks are candidates, all-gathered; no gradient to them.
 
     Args:
-        q, k: unit vectors [B, D] of this process's images.
+        q, k: unit vectors [B, D] of this rank's images.
         temperature: T.
 
     Returns:
-        Scalar: mean over the B queries.
+        scalar: mean over the B queries.
     """
-    own = distributed.global_rows(len(q), device=q.device)
-    return F.cross_entropy(q @ distributed.gather(k).T / temperature, own)
+    rows = distributed.global_rows(len(q), device=q.device)
+    return F.cross_entropy(q @ distributed.gather(k).T / temperature, rows)
 
 
 @torch.no_grad()
 def encode_shuffled(network: nn.Module, x: Tensor, seed: int) -> Tensor:
-    """network(x), each process encoding images drawn from all processes (MoCo, shuffling BN).
+    """Embeddings with shuffled batch norm (MoCo, §3.3): each rank encodes images of all ranks.
 
-    Without it batch norm would tell which key belongs to a query. Within one process it sees the
-    images together, and nothing is shuffled.
+    Otherwise the batch norm's statistics would reveal which key belongs to a query. With one rank
+    nothing is shuffled. No gradient.
 
     Args:
-        network: gives vectors [N, D].
-        x: this process's images [B, C, H, W].
-        seed: of the permutation, the same on all processes.
+        network: images [N, C, H, W] -> embeddings [N, D].
+        x: this rank's images [B, C, H, W].
+        seed: of the permutation, equal on all ranks.
 
     Returns:
-        [B, D] of this process's images.
+        [B, D], of this rank's images.
     """
     if distributed.world_size() == 1:
         return network(x)
-    everything = distributed.gather(x)
-    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(seed))
-    own = distributed.global_rows(len(x))
-    encoded = distributed.gather(network(everything[order[own].to(x.device)]))
-    return encoded[order.argsort()[own].to(x.device)]
+    images = distributed.gather(x)  # [WB, C, H, W]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    rows = distributed.global_rows(len(x))
+    encoded = distributed.gather(network(images[order[rows].to(x.device)]))
+    return encoded[order.argsort()[rows].to(x.device)]
 
 
 def view_distances(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances of this process's views to the views of all processes, with gradient to both.
+    """Distances of this rank's views to those of all ranks, all-gathered; gradient to both.
 
     Args:
-        z: unit embeddings [V, B, D].
+        z: unit embeddings [V, B, D] of this rank.
 
     Returns:
-        |z_i - z_j|, [V*B, W*V*B], with a finite gradient where two coincide, and whether i and j
-        are views of the same image, bool of the same shape.
+        |z_i - z_j| [V*B, W*V*B], and whether i and j are views of the same image, bool of the same
+        shape.
     """
     views, b = z.shape[:2]
     image = distributed.global_rows(b, device=z.device).repeat(views)
@@ -102,18 +112,18 @@ def view_distances(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """|a_i - b_j| of unit vectors [N, D], [M, D] -> [N, M]; finite gradient where they coincide."""
+    """|a_i - b_j| of unit vectors [N, D] and [M, D], [N, M]; the gradient is finite at 0."""
     return (2 - 2 * a @ b.T).clamp_min(1e-8).sqrt()
 
 
 def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
-    """Cross-correlation over the whole batch of two views' embeddings (Barlow Twins, equation 2).
+    """Cross-correlation matrix of two views' embeddings over the whole batch (Barlow Twins, eq. 2).
 
     Args:
-        z1, z2: [N, D] of this process's images; those of all processes are gathered, with gradient.
+        z1, z2: [B, D] of this rank's images; all-gathered with gradient.
 
     Returns:
-        fp32 [D, D], entries between -1 and 1.
+        fp32 [D, D], entries in [-1, 1].
     """
 
     def normalise(z: Tensor) -> Tensor:
@@ -121,85 +131,87 @@ def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
         return z / (z.square().mean(0) + 1e-5).sqrt()
 
     with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = (distributed.gather_with_grad(_wide(z)) for z in (z1, z2))
+        z1, z2 = (distributed.gather_with_grad(_at_least_fp32(z)) for z in (z1, z2))
         return normalise(z1).T @ normalise(z2) / len(z1)
 
 
 def clip_loss(image: Tensor, text: Tensor, scale: Tensor, *, chunk: int = 0) -> Tensor:
     """Symmetric cross-entropy over the similarities of a batch (CLIP, figure 3).
 
-    The pairs of all processes are candidates, with gradient.
+    The pairs of all ranks are candidates, all-gathered with gradient.
 
     Args:
-        image, text: unit embeddings [B, E] of this process's pairs.
-        scale: factor of the similarities, a scalar.
-        chunk: rows of the matrix held at once, computed again in the backward pass; 0 = all.
+        image, text: unit embeddings [B, E] of this rank's pairs.
+        scale: s, the factor of the similarities, a scalar.
+        chunk: rows of the logits in memory at a time, recomputed in the backward pass; 0 = all.
 
     Returns:
-        Scalar: 1/2 (mean over images of -log p(own text) + mean over texts of -log p(own image)).
+        scalar fp32: 1/2 (mean over images of -log p(own text) + mean over texts of -log p(own
+        image)).
     """
-    own = distributed.global_rows(len(image), device=image.device)
+    rows_of_pairs = distributed.global_rows(len(image), device=image.device)
     all_image, all_text = (distributed.gather_with_grad(x) for x in (image, text))
 
     def rows(a: Tensor, others: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(scale * a @ others.T, target, reduction="sum")
 
-    both = _in_chunks(rows, image, all_text, own, chunk)
-    both = both + _in_chunks(rows, text, all_image, own, chunk)
-    return both / (2 * len(image))
+    total = _sum_in_chunks(rows, image, all_text, rows_of_pairs, chunk)
+    total = total + _sum_in_chunks(rows, text, all_image, rows_of_pairs, chunk)
+    return total / (2 * len(image))
 
 
 def siglip_loss(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, *, chunk: int = 0
 ) -> Tensor:
-    """Every pair of an image and a text is a yes-or-no question of its own (SigLIP, equation 1).
+    """Binary cross-entropy of every pair of an image and a text (SigLIP, equation 1).
 
-    The texts of all processes are gathered, with gradient.
+    The texts of all ranks are all-gathered with gradient.
 
     Args:
-        image, text: unit embeddings [B, E] of this process's pairs.
-        scale, bias: of the logits, scalars.
-        chunk: rows of the matrix held at once, computed again in the backward pass; 0 = all.
+        image, text: unit embeddings [B, E] of this rank's pairs.
+        scale, bias: t and b of the logits, scalars.
+        chunk: rows of the logits in memory at a time, recomputed in the backward pass; 0 = all.
 
     Returns:
-        Scalar: sum over all B * W*B pairs of -log sigmoid(+-logit), divided by B, not by the number
-        of pairs.
+        scalar fp32: sum over the B * W*B pairs of -log sigmoid(+-logit), divided by B, not by the
+        number of pairs.
     """
-    own = distributed.global_rows(len(image), device=image.device)
+    rows_of_pairs = distributed.global_rows(len(image), device=image.device)
 
     def rows(a: Tensor, others: Tensor, target: Tensor) -> Tensor:
         logits = scale * a @ others.T + bias
         sign = torch.full_like(logits, -1.0).scatter_(1, target[:, None], 1.0)
         return -F.logsigmoid(sign * logits).sum()
 
-    return _in_chunks(rows, image, distributed.gather_with_grad(text), own, chunk) / len(image)
+    all_text = distributed.gather_with_grad(text)
+    return _sum_in_chunks(rows, image, all_text, rows_of_pairs, chunk) / len(image)
 
 
-def _in_chunks(
+def _sum_in_chunks(
     rows: Callable[[Tensor, Tensor, Tensor], Tensor],
     a: Tensor,
     others: Tensor,
     target: Tensor,
     chunk: int,
 ) -> Tensor:
-    """Sum of `rows` over blocks of a's rows, in full precision; each block's logits are freed
-    after use and computed again for the gradient."""
+    """Sum of `rows` over chunks of the rows of a, in fp32, with activation checkpointing of
+    each."""
 
-    def exact(*parts: Tensor) -> Tensor:
-        # A scale of up to 100 turns bf16's rounding of a cosine into whole units of a logit.
+    def in_fp32(*parts: Tensor) -> Tensor:
+        # With a scale of up to 100, bf16's rounding of a cosine would be units of a logit.
         with torch.autocast(a.device.type, enabled=False):
             return rows(*parts)
 
-    a, others = _wide(a), _wide(others)
+    a, others = _at_least_fp32(a), _at_least_fp32(others)
     if not 0 < chunk < len(a):
-        return exact(a, others, target)
+        return in_fp32(a, others, target)
     total = a.new_zeros(())
-    for part, place in zip(a.split(chunk), target.split(chunk), strict=True):
+    for part, part_target in zip(a.split(chunk), target.split(chunk), strict=True):
         total = total + checkpoint(
-            exact, part, others, place, use_reentrant=False, preserve_rng_state=False
+            in_fp32, part, others, part_target, use_reentrant=False, preserve_rng_state=False
         )
     return total
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_fp32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""A network from elsewhere that a method learns from and that never changes."""
+"""A frozen network that a method learns from: a teacher or a tokenizer."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 
 class Frozen:
-    """A network that never changes: a teacher or a tokenizer from elsewhere.
+    """A frozen teacher or tokenizer, in evaluation mode and without gradient.
 
-    Not a module, so that the method that holds it neither trains nor saves it: the run's folder
-    has a copy of its file. It follows its input's device, and always is in evaluation mode.
+    It is not an nn.Module, so that a method which holds it neither trains nor saves it; the run's
+    folder has a copy of its file.
 
     Args:
         module: the network.
-        mean, std: of each channel, for which it was trained.
-        given: mean and std of the images that `prepare` gets, the run's; None means its own.
-        image_size: side in pixels at which it is used; 0 takes images as they are.
-        about: what is known of it, for the copy.
+        mean, std: of each channel, with which its input is normalised.
+        given: mean and std of the images that `prepare` gets, which are the run's; None: its own.
+        image_size: side in pixels to which `prepare` resizes; 0 = no resizing.
+        about: its metadata, saved with the copy.
     """
 
     def __init__(
@@ -39,20 +39,23 @@ class Frozen:
         self.image_size, self.about = image_size, dict(about or {})
 
     def __deepcopy__(self, memo: Any) -> Frozen:
-        return self  # nothing in it changes
+        return self  # it is immutable
 
     def prepare(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """The run's images [N, C, H, W] as this network wants them: of its size and statistics.
-
-        Also moves the network to their device.
+        """Resizes and normalises the run's images for this network, and moves it to their device.
 
         Args:
+            x: normalised images, float [N, C, H, W].
             size: (height, width) in pixels instead of `image_size`.
+
+        Returns:
+            [N, C, h, w], with gradient to x.
         """
         self.module.to(x.device)
-        own = (self.image_size, self.image_size)
-        if (wanted := size or (own if self.image_size else x.shape[-2:])) != x.shape[-2:]:
-            x = F.interpolate(x, size=wanted, mode="bicubic", antialias=True)
+        if size is None and self.image_size:
+            size = (self.image_size, self.image_size)
+        if size is not None and size != x.shape[-2:]:
+            x = F.interpolate(x, size=size, mode="bicubic", antialias=True)
         if self.given == (self.mean, self.std):
             return x
 

@@ -1,4 +1,4 @@
-"""Heads on top of a backbone."""
+"""DINO's head: an MLP to a unit-length bottleneck, and prototypes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from torch import Tensor, nn
 
 
 class WeightNormLinear(nn.Module):
-    """Linear layer without bias whose rows are g * v / |v| (weight normalisation).
+    """Linear layer without bias with weight normalisation: [..., D] -> [..., K], rows g * v / |v|.
 
-    `weight_g` [K, 1] starts at 1 and `weight_v` is [K, D]: the names of the official files.
+    The parameters `weight_g` [K, 1], initially 1, and `weight_v` [K, D] are named as in the
+    official checkpoints.
+
+    Args:
+        dim: D.
+        out: K.
+        train_norm: whether `weight_g` is trained.
     """
 
     def __init__(self, dim: int, out: int, *, train_norm: bool):
@@ -20,14 +26,21 @@ class WeightNormLinear(nn.Module):
         nn.init.trunc_normal_(self.weight_v, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        # In one pass: this is the largest matrix of most networks.
+        # torch's fused kernel: this is the largest matrix of most networks.
         return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
 
 class PrototypeHead(nn.Module):
-    """DINO's head: three layers, a unit-length bottleneck, weight-normalised prototypes.
+    """DINO's head (appendix C): [..., D] -> logits [..., K]. An MLP of three layers with GELU, a
+    unit-length bottleneck, and weight-normalised prototypes.
 
-    `batch_norm` stands after each hidden layer, as the official code offers it.
+    Args:
+        dim: D.
+        prototypes: K.
+        hidden: width of the two hidden layers.
+        bottleneck: width of the bottleneck.
+        norm_last_layer: prototypes keep norm 1; False: their norms are trained.
+        batch_norm: batch norm after each hidden layer; then the input has to be [N, D].
     """
 
     def __init__(
@@ -53,7 +66,7 @@ class PrototypeHead(nn.Module):
         self.last_layer = WeightNormLinear(bottleneck, prototypes, train_norm=not norm_last_layer)
 
     def bottleneck(self, x: Tensor) -> Tensor:
-        """[..., D] -> unit vectors [..., bottleneck], what the prototypes are compared with."""
+        """[..., D] -> unit vectors [..., bottleneck], the input of `last_layer`."""
         return F.normalize(self.mlp(x), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:

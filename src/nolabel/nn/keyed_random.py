@@ -1,7 +1,7 @@
-"""Random numbers that depend on their key alone, so that nothing of them need be saved or shared.
+"""Counter-based random numbers: a pure function of a key, without a state to save or share.
 
-What an image gets does not depend on the rest of its batch: neither on its order, nor on how many
-workers read it or processes train on it.
+An image's numbers do not depend on the order of its batch, on the number of workers that load it,
+or on the number of ranks.
 """
 
 from __future__ import annotations
@@ -17,39 +17,43 @@ from nolabel.nn.splitmix64 import GOLDEN, MASK, mix, mix_int
 def uniform(
     seed: int, epoch: int, samples: npt.ArrayLike, stream: int, slots: int
 ) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1) that depend on their key only.
+    """Uniform random numbers, a pure function of (seed, epoch, sample, stream, slot).
 
     Args:
-        seed: seed of the run.
-        epoch: epoch; any integer.
+        seed: of the run.
+        epoch: any integer.
         samples: keys of the samples, integers [B].
-        stream: number of an independent stream, such as one copy of one view.
-        slots: numbers per sample.
+        stream: number of an independent stream, such as a copy of a view.
+        slots: numbers for each sample.
 
     Returns:
-        float64 [B, slots], with 53 random bits each.
+        float64 [B, slots] in [0, 1), with 53 random bits each.
     """
     state = 0
     for part in (seed, epoch, stream):
         state = mix_int((state + GOLDEN) ^ (int(part) & MASK))
     keys = np.asarray(samples).astype(np.int64).view(np.uint64)
     with np.errstate(over="ignore"):  # arithmetic is modulo 2**64 on purpose
-        start = mix(keys * np.uint64(GOLDEN) + np.uint64(state))
+        first_bits = mix(keys * np.uint64(GOLDEN) + np.uint64(state))
         steps = np.arange(1, slots + 1, dtype=np.uint64) * np.uint64(GOLDEN)
-        bits = mix(start[:, None] + steps)
+        bits = mix(first_bits[:, None] + steps)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 class KeyedRandom:
-    """Uniform numbers for the images of a step, each image's by itself.
+    """Uniform random numbers for the images of a step, the same for any number of ranks.
 
-    Seeded from torch's generator, whose state a checkpoint holds and all processes share. An
-    image's numbers depend on the seed and on its place in the whole batch.
+    An image's numbers depend on the seed and on its row in the whole batch. The seed is drawn from
+    torch's generator, whose state is saved in checkpoints and equal on all ranks.
 
     Args:
-        n: images of this process.
-        copies: rows for each image, view by view: rows are copies * n.
-        seed: instead of torch's next number.
+        n: images of this rank.
+        copies: rows for each image, view by view: copies * n rows.
+        seed: instead of one drawn from torch's generator.
+
+    Attributes:
+        rows: int64 [copies * n], this rank's rows among those of all ranks.
+        total: number of rows of all ranks.
     """
 
     def __init__(self, n: int, copies: int = 1, seed: int | None = None):
@@ -59,15 +63,20 @@ class KeyedRandom:
         self._turn = 0
 
     def __call__(self, slots: int, which: np.ndarray | None = None) -> npt.NDArray[np.float64]:
-        """The next `slots` numbers in [0, 1) of some rows (all by default), [rows, slots]."""
+        """New numbers in [0, 1) for this rank's rows, float64 [rows, slots].
+
+        Args:
+            slots: numbers for each row.
+            which: int64, only some of the rows; by default all.
+        """
         self._turn += 1
         rows = self.rows if which is None else self.rows[which]
         return uniform(self.seed, self._turn, rows, 0, slots)
 
     def of_all(self) -> np.random.Generator:
-        """A generator for what is drawn for all rows together; the same on every process."""
+        """A generator for what is drawn once for the whole batch; equal on all ranks."""
         return np.random.default_rng(self.seed)
 
     def seeds(self) -> list[int]:
-        """A number below 2^53 for each row, to seed generators with."""
+        """A seed in [0, 2^53) for each of this rank's rows."""
         return (self(1)[:, 0] * 2**53).astype(np.int64).tolist()

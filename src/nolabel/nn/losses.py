@@ -1,4 +1,4 @@
-"""Losses: stateless, checked against naive loops and official numbers in tests/."""
+"""Cross-entropy between views, and metrics of its targets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cross_entropy_views(targets: Tensor, logits: Tensor, *, skip_same: bool = Tr
         skip_same: leave out the pairs t = v.
 
     Returns:
-        Scalar: mean over pairs of the mean over images of -sum_K p log q.
+        scalar fp32: mean over pairs of the mean over images of -sum_K p log q; gradient to both.
     """
     log_q = F.log_softmax(logits.float(), -1)
     pairs = -torch.einsum("tbk,vbk->tvb", targets.float(), log_q).mean(-1)  # [T, V]
@@ -28,14 +28,19 @@ def cross_entropy_views(targets: Tensor, logits: Tensor, *, skip_same: bool = Tr
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Mean entropy in nats of probabilities [..., K]; at most ln K."""
+    """Mean entropy of probabilities [..., K], a scalar in nats in [0, ln K]."""
     return -torch.special.xlogy(p, p).sum(-1).mean()
 
 
 def target_signals(p: Tensor) -> dict[str, Tensor]:
-    """What to log of the targets p [..., K]: mean entropy, how many prototypes are someone's
-    likeliest, and information: entropy of the mean less mean entropy, in nats. That is 0 if all
-    images have the same targets, one prototype or all alike: both ways to collapse (DINO, §5.3)."""
+    """Metrics of targets p, probabilities [..., K]; no gradient, this rank only.
+
+    Returns:
+        target_entropy: mean entropy in nats; target_information: entropy of the mean minus mean
+        entropy, in nats, which is 0 if all images have the same target, be it one prototype or the
+        uniform distribution: both kinds of collapse (DINO, §5.3); prototypes_used: number of
+        prototypes that are the most likely one of some image.
+    """
     p = p.detach().flatten(0, -2)
     h, used = entropy(p), p.new_zeros(p.shape[-1]).index_fill(0, p.argmax(-1), 1.0).sum()
     return {"target_entropy": h, "target_information": entropy(p.mean(0)) - h,

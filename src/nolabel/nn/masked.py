@@ -1,4 +1,4 @@
-"""Losses over hidden patches: of their pixels, and of their prototypes."""
+"""Losses over masked patches: of their pixels, and of their prototypes."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from nolabel import distributed
 
 @dataclass(frozen=True)
 class PrototypeLogits:
-    """Logits [N, K] = prototypes(z) / temperature + shift, computed when they are needed.
+    """Logits [N, K] = prototypes(z) / temperature + shift, computed lazily.
 
-    Logits of many tokens and prototypes are the largest thing in memory: with `chunk` only so many
-    rows of them exist at a time.
+    The logits of many tokens and prototypes need more memory than anything else; with `chunk`, only
+    so many rows are in memory at a time.
     """
 
     z: Tensor  # bottleneck vectors [N, D]
     prototypes: nn.Module  # the last layer, [N, D] -> [N, K]
     temperature: float
     chunk: int = 0  # rows at a time; 0 = all
-    shift: Tensor | None = None  # [1, K], such as minus a centre, or Sinkhorn's scales
+    shift: Tensor | None = None  # [1, K], such as -centre / temperature, or Sinkhorn's log scales
 
     def pieces(self) -> tuple[Tensor, ...]:
-        """z in pieces of `chunk` rows."""
+        """z in chunks of `chunk` rows: [n, D] each."""
         return self.z.split(self.chunk or max(len(self.z), 1))
 
     def of(self, z: Tensor) -> Tensor:
-        """fp32 logits of some rows of z."""
+        """Logits of some rows z [n, D], fp32 [n, K]; gradient to z and the prototypes."""
         x = self.prototypes(z).float() / self.temperature
         return x if self.shift is None else x + self.shift
 
     def shifted(self, shift: Tensor) -> PrototypeLogits:
-        """These logits with shift [1, K] added to each row."""
+        """The same logits with another shift [1, K]."""
         return replace(self, shift=shift)
 
     def softmax(self) -> Tensor:
-        """Probabilities [N, K], all of them."""
+        """Probabilities fp32 [N, K], computed at once."""
         return self.of(self.z).softmax(-1)
 
 
@@ -49,15 +49,17 @@ def masked_cross_entropy(
 ) -> Tensor:
     """Mean over images of the mean over each one's masked tokens of H(P_t, P_s) (iBOT, equation 2).
 
-    The student's `chunk` rows exist at a time; the backward pass computes them again.
+    With `student.chunk` so many rows of logits are in memory at a time, recomputed in the backward
+    pass.
 
     Args:
-        targets: the teacher's logits of the masked tokens, without gradient.
-        student: the student's of the same tokens, in the order of mask.nonzero().
+        targets: the teacher's logits of the M masked tokens, in the order of mask.nonzero().
+        student: the student's logits of the same tokens.
         mask: bool [N, P]; an image without masked tokens counts as 0.
 
     Returns:
-        Scalar with gradient to the student's vectors and prototypes.
+        scalar fp32, the mean over this rank's images; gradient to the student's vectors and
+        prototypes only.
     """
 
     def rows(s: Tensor, t: Tensor) -> Tensor:
@@ -68,30 +70,34 @@ def masked_cross_entropy(
     if len(student.z) <= (student.chunk or len(student.z)):
         return mean_over_masked(rows(student.z, targets.z), mask)
     parts = zip(student.pieces(), targets.z.split(student.chunk), strict=True)
-    each: list[Tensor] = [checkpoint(rows, s, t, use_reentrant=False) for s, t in parts]
-    return mean_over_masked(torch.cat(each), mask)
+    losses: list[Tensor] = [checkpoint(rows, s, t, use_reentrant=False) for s, t in parts]
+    return mean_over_masked(torch.cat(losses), mask)
 
 
 def mean_over_masked(per_token: Tensor, mask: Tensor) -> Tensor:
     """Mean over images of the mean over each one's masked tokens; an image without any counts as 0.
 
     Args:
-        per_token: [masked tokens], in the order of mask.nonzero().
+        per_token: [M], of the masked tokens in the order of mask.nonzero().
         mask: bool [N, P].
+
+    Returns:
+        scalar.
     """
-    share = mask / mask.sum(1, keepdim=True).clamp_min(1)  # [N, P]: 1 / n_i
-    return (per_token * share[mask]).sum() / len(mask)
+    weight = mask / mask.sum(1, keepdim=True).clamp_min(1)  # [N, P]: 1 / n_i
+    return (per_token * weight[mask]).sum() / len(mask)
 
 
 def masked_l1(pred: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute error of hidden pixels, over the whole batch of all processes (SimMIM).
+    """Mean absolute error of masked pixels over the batches of all ranks (SimMIM, §3.4).
 
     Args:
-        pred, x: [B, C, H, W].
-        mask: bool [B, 1, H, W], True = hidden.
+        pred, x: predicted and true images [B, C, H, W] of this rank.
+        mask: bool [B, 1, H, W], True = masked.
 
     Returns:
-        Scalar: sum of m |x - y| / (sum of m + 1e-5) / C, as a term of this process's loss.
+        scalar fp32; its mean over ranks is sum of m |x - y| / (sum of m + 1e-5) / C over all
+        images.
     """
     error = ((x.float() - pred).abs() * mask).sum()
     hidden = distributed.sum(mask.sum()) + 1e-5
@@ -99,11 +105,14 @@ def masked_l1(pred: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error per patch, averaged over the masked patches alone (MAE §3).
+    """Mean squared error of the removed patches (MAE, §3).
 
     Args:
-        pred, target: [B, P, pixels of a patch].
-        mask: [B, P], 1 where the patch was removed.
+        pred, target: [B, P, values of a patch].
+        mask: float [B, P], 1 = removed, 0 = visible.
+
+    Returns:
+        scalar fp32: mean over this rank's removed patches of the mean over their values.
     """
     per_patch = (pred.float() - target.float()).square().mean(-1)
     return (per_patch * mask).sum() / mask.sum()

@@ -1,4 +1,4 @@
-"""Pixels: how well they are rebuilt, and back from what a network takes."""
+"""Pixels: reconstruction errors, and images back from normalised input."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from torch import Tensor
 
 
 def mean_colour_error(x: Tensor) -> Tensor:
-    """Mean squared error of painting each image in its own mean colour: the trivial guess that a
-    reconstruction must beat. Images [N, C, H, W] in any normalisation; scalar."""
+    """Mean squared error of predicting each image's mean colour: a baseline for reconstructions.
+
+    Args:
+        x: images [N, C, H, W] in any normalisation.
+
+    Returns:
+        scalar fp32.
+    """
     return x.float().var((2, 3), correction=0).mean()
 
 
@@ -21,20 +27,26 @@ def logit_laplace_nll(x: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
         p(x | mu, b) = exp(-|logit(x) - mu| / b) / (2 b x (1 - x))
 
     Args:
-        x: values above 0 and below 1, of any shape.
-        mu, log_b: location and logarithm of the scale, of x's shape.
+        x: in (0, 1), any shape.
+        mu, log_b: location and logarithm of the scale, of the shape of x.
 
     Returns:
-        x's shape, in nats; negative where the density is above 1.
+        in nats, of the shape of x; negative if the density is above 1. Gradient to all.
     """
     distance = (x.logit() - mu).abs() * (-log_b).exp()
     return distance + log_b + math.log(2.0) + (x * (1.0 - x)).log()
 
 
 def to_pixels(x: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Normalised [N, C, H, W] back to uint8 [N, H, W, 3].
+    """Normalised images to displayable ones: the inverse of (pixel - mean) / std.
 
-    Of more channels than three the first three are shown, of fewer the first as grey.
+    Args:
+        x: float [N, C, H, W]; of more than three channels the first three are taken, of fewer the
+            first as grey.
+        mean, std: of each channel, for pixels in [0, 1].
+
+    Returns:
+        uint8 [N, H, W, 3].
     """
     x = x.transpose(0, 2, 3, 1) * np.asarray(std) + np.asarray(mean)
     x = x[..., :3] if x.shape[-1] >= 3 else x[..., :1].repeat(3, -1)

@@ -9,8 +9,14 @@ from torch import Tensor, nn
 
 
 class ProjectionHead(nn.Module):
-    """SimCLR's non-linear projection g(h): linear, batch norm, ReLU, linear, batch norm without
-    bias (the official code's two-layer head)."""
+    """SimCLR's projection head g, [N, D] -> [N, out]: linear, batch norm, ReLU, linear, batch norm
+    without bias (the official code's two-layer head).
+
+    Args:
+        dim: D.
+        hidden: width of the hidden layer.
+        out: width of z.
+    """
 
     def __init__(self, dim: int, hidden: int, out: int):
         super().__init__()
@@ -22,7 +28,7 @@ class ProjectionHead(nn.Module):
             nn.BatchNorm1d(out),
         )
         last: Any = self.layers[-1]
-        last.bias.requires_grad_(False)  # zero, and stays
+        last.bias.requires_grad_(False)  # stays 0
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -36,13 +42,15 @@ def mlp(
     last_bias: bool | None = None,
     last_norm: bool = False,
 ) -> nn.Sequential:
-    """Linear layers between `widths`, with batch norm and ReLU after each but the last.
+    """An MLP [N, widths[0]] -> [N, widths[-1]]: batch norm and ReLU after each linear layer but the
+    last.
 
     Args:
         widths: of the input, the hidden layers and the output.
         norm: batch norm before each ReLU.
-        bias: of the linear layers; `last_bias` for the last one, by default the same.
-        last_norm: batch norm without scale and shift behind the last layer (MoCo v3).
+        bias: whether linear layers have biases.
+        last_bias: whether the last one has; by default as `bias`.
+        last_norm: batch norm without scale and shift after the last layer (MoCo v3).
     """
     layers: list[nn.Module] = []
     for a, b in zip(widths[:-2], widths[1:-1], strict=True):

@@ -11,10 +11,17 @@ from nolabel.nn.state import StepBuffer
 
 
 class Queue(nn.Module):
-    """The last `size` embeddings, first in, first out; random unit vectors at birth (MoCo).
+    """A first-in, first-out queue of embeddings of all ranks (MoCo, §3.1), equal on each rank.
 
-    `observe` only collects (`StepBuffer`); `update` enqueues once an optimiser step, the embeddings
-    of all processes in order of rank.
+    `observe` collects in each micro-batch, `update` enqueues once an optimiser step.
+
+    Args:
+        size: number of rows.
+        dim: width D.
+
+    Attributes:
+        value: float32 [size, D], initially random unit vectors.
+        count: int64 scalar, embeddings enqueued so far.
     """
 
     value: Tensor
@@ -28,24 +35,24 @@ class Queue(nn.Module):
 
     @property
     def full(self) -> bool:
-        """Whether every row has been enqueued."""
+        """Whether no initial random vectors are left."""
         return int(self.count) >= len(self.value)
 
     @torch.no_grad()
     def observe(self, z: Tensor, step: int) -> None:
-        """Adds embeddings z [B, D] of optimiser step `step` to what `update` will enqueue."""
+        """Collects embeddings z [B, D] of optimiser step `step` on this rank."""
         self._new.add(step, z.float())
 
     @torch.no_grad()
     def update(self) -> None:
-        """Enqueues what was observed, over all processes, in place of the oldest rows."""
+        """Replaces the oldest rows by the collected embeddings, all-gathered in order of rank."""
         (new,) = self._new.take()
         new = distributed.gather(new)
-        size, start = len(self.value), int(self.count)
-        places = torch.arange(start, start + len(new), device=new.device) % size
-        self.value[places[-size:]] = new[-size:].to(self.value.dtype)
+        size, first = len(self.value), int(self.count)
+        rows = torch.arange(first, first + len(new), device=new.device) % size
+        self.value[rows[-size:]] = new[-size:].to(self.value.dtype)
         self.count += len(new)
 
     def local_rows(self) -> Tensor:
-        """This process's share of the rows: every W-th one of W processes, from its rank on."""
+        """This rank's share of the rows [size / W, D]: every W-th one, starting at its rank."""
         return self.value[distributed.rank() :: distributed.world_size()]

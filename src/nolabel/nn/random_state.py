@@ -1,7 +1,7 @@
-"""Torch's global random state: read, set, and kept unchanged around a piece of work.
+"""Torch's global random state: get, set, and preserve it.
 
-Nothing of Python's `random` or numpy's global generator is kept: the project draws from neither.
-Views and the order of images are keyed by (seed, epoch, sample) and have no state.
+The project does not use Python's `random` or numpy's global generator, so their state is not saved.
+Views and the order of images are functions of (seed, epoch, sample) and have no state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def rng_state() -> RngState:
 
 
 def set_rng_state(state: RngState) -> None:
-    """The inverse of `rng_state`; a device that is only in one of the two is left alone."""
+    """Sets the state that `rng_state` returned; without CUDA here or there, only the CPU's."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and state["cuda"]:
         torch.cuda.set_rng_state(state["cuda"][0])
@@ -36,10 +36,9 @@ def set_rng_state(state: RngState) -> None:
 
 @contextlib.contextmanager
 def preserve_rng() -> Iterator[None]:
-    """What is drawn inside does not move the random state outside.
+    """A context that restores torch's random state at its end.
 
-    The CUDA device's state is kept too if CUDA is in use already; work on the CPU does not start
-    CUDA.
+    CUDA's state only if CUDA is initialised; this does not initialise it.
     """
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None

@@ -1,4 +1,4 @@
-"""How many directions a spectrum uses."""
+"""Effective rank of a spectrum."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from torch import Tensor
 
 
 def effective_number(values: Tensor) -> float:
-    """exp of the entropy of values [K], not negative, as shares of their sum: 1 if one of them is
-    all, K if they are equal (Roy and Vetterli, "The Effective Rank", 2007)."""
+    """Effective rank (Roy and Vetterli, "The Effective Rank", 2007): exp of the entropy of shares.
+
+    Args:
+        values: float [K], at least 0, such as eigenvalues.
+
+    Returns:
+        in [1, K]: 1 if a single value is not 0, K if all are equal.
+    """
     p = values / values.sum().clamp_min(1e-12)
     return float(torch.exp(-torch.special.xlogy(p, p).sum()))

@@ -1,8 +1,8 @@
-"""SplitMix64 as a counter-based hash: the one source of keyed, stateless random bits.
+"""SplitMix64 as a counter-based hash: stateless random bits from a key.
 
 Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014. The generator adds
-`GOLDEN` to a counter and scatters it by a finaliser; here the finaliser is used by itself, so that
-a random number depends on its key alone. Arithmetic is modulo 2^64.
+`GOLDEN` to a counter and hashes it with a finaliser; here only the finaliser is used, so that a
+random number is a function of its key. Arithmetic is modulo 2^64.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _FIRST, _SECOND = 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 
 
 def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Scatters numbers: every input bit flips every output bit half the time.
+    """The finaliser: a bijection in which each input bit flips each output bit half the time.
 
     Args:
-        x: uint64 of any shape but []: numpy warns of overflow in scalars, not in arrays.
+        x: uint64 of any shape but [], as numpy warns of overflow in scalars.
 
     Returns:
         uint64 of the same shape.
     """
-    x = x ^ (x >> np.uint64(30))  # a copy, changed in place from here on
+    x = x ^ (x >> np.uint64(30))  # a copy, modified in place below
     x *= np.uint64(_FIRST)
     x ^= x >> np.uint64(27)
     x *= np.uint64(_SECOND)
@@ -33,7 +33,7 @@ def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def mix_int(x: int) -> int:
-    """`mix` of one Python integer, of which 64 bits count; the result lies in [0, 2^64)."""
+    """`mix` of the lowest 64 bits of a Python integer; in [0, 2^64)."""
     x &= MASK
     x = ((x ^ (x >> 30)) * _FIRST) & MASK
     x = ((x ^ (x >> 27)) * _SECOND) & MASK

@@ -1,6 +1,6 @@
-"""The only stateful blocks: buffers and frozen copies, so always saved.
+"""Blocks with state between steps, in buffers, so that checkpoints have it.
 
-`momentum` is always the weight of the OLD value.
+`momentum` is always the weight of the old value.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from nolabel import distributed
 
 
 class Ema(nn.Module):
-    """A teacher: equal to its student at birth, without gradient, moved once an update."""
+    """An EMA teacher: a copy of the student without gradient, updated once an optimiser step.
 
-    module: Any  # the frozen copy, of the student's class
-    followed: tuple[nn.Module, ...] = ()  # whom it followed last; a tuple, so no child of its own
+    Args:
+        student: copied as it is.
+    """
+
+    module: Any  # the copy, of the student's class
+    followed: tuple[nn.Module, ...] = ()  # the last student; in a tuple, so not a submodule
 
     def __init__(self, student: nn.Module):
         super().__init__()
@@ -26,24 +30,30 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, parameters only."""
-        own = distributed.local_shard  # teacher and student are sharded alike, if they are
-        mine: list[Tensor] = [own(p.detach()) for p in self.module.parameters()]
-        theirs: list[Tensor] = [own(p.detach()) for p in student.parameters()]
-        torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
+        """teacher <- momentum * teacher + (1 - momentum) * student; parameters, not buffers.
+
+        Args:
+            student: of the same architecture.
+            momentum: weight of the old teacher, in [0, 1].
+        """
+        shard = distributed.local_shard  # with FSDP2, teacher and student have equal shards
+        old: list[Tensor] = [shard(p.detach()) for p in self.module.parameters()]
+        new: list[Tensor] = [shard(p.detach()) for p in student.parameters()]
+        torch._foreach_lerp_(old, new, 1.0 - momentum)
         self.followed = (student,)
 
     def forward(self, *args: Tensor) -> Tensor:
+        """The teacher's output, without gradient."""
         with torch.no_grad():
             return self.module(*args)
 
 
 class StepBuffer:
-    """What the micro-batches of one optimiser step bring, until its update.
+    """Collects tensors of the micro-batches of one optimiser step until its update.
 
-    A block collects in `Method.step` and applies in `Method.after_update`, which the guard skips
-    together with the update. So accumulated micro-batches equal the large batch, and a step that
-    was rejected leaves no trace: the next step's first `add` drops what it had collected.
+    `Method.step` adds, `Method.after_update` takes; the latter is not called for a rejected step.
+    So gradient accumulation equals the large batch, and a rejected step has no effect: the first
+    `add` of the next step discards its tensors.
     """
 
     def __init__(self) -> None:
@@ -51,30 +61,37 @@ class StepBuffer:
         self._step = -1
 
     def add(self, step: int, *values: Tensor) -> None:
-        """Keeps the values of a micro-batch, without gradient.
+        """Adds the tensors of a micro-batch, detached.
 
         Args:
             step: number of the optimiser step.
-            values: tensors [n, ...], as many and of the same shapes in every micro-batch, but
-                for n.
+            values: tensors [n, ...]; equally many in each micro-batch, of equal shapes but for n.
         """
-        if step != self._step:  # a new step, or the one before was rejected
+        if step != self._step:  # discards the tensors of a rejected step
             self._parts, self._step = [], step
         self._parts.append(tuple(v.detach() for v in values))
 
     def take(self) -> tuple[Tensor, ...]:
-        """The values of the whole step, each joined along dimension 0; the buffer is empty then.
+        """The tensors of the step, concatenated along dimension 0; empties the buffer.
 
-        Empty if nothing was added since the last time.
+        Returns:
+            as many tensors as `add` got; () if nothing was added.
         """
         parts, self._parts = self._parts, []
-        return tuple(torch.cat(some) for some in zip(*parts, strict=True))
+        return tuple(torch.cat(values) for values in zip(*parts, strict=True))
 
 
 class Centre(nn.Module):
-    """Running mean of the teacher's logits (DINO, equation 4).
+    """Running mean of the teacher's logits (DINO, equation 4), over all ranks.
 
-    `observe` only collects (`StepBuffer`); `update` moves the centre once an optimiser step.
+    `observe` collects in each micro-batch, `update` applies once an optimiser step.
+
+    Args:
+        prototypes: K.
+        momentum: m.
+
+    Attributes:
+        value: c, float32 [1, K], initially 0.
     """
 
     value: Tensor
@@ -87,16 +104,16 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def observe(self, logits: Tensor, step: int) -> None:
-        """Adds logits [..., K] of optimiser step `step` to what `update` will use."""
+        """Collects logits [..., K] of optimiser step `step` on this rank."""
         flat = logits.float().flatten(0, -2)
         self._new.add(step, flat.sum(0, keepdim=True), flat.new_full((1,), float(len(flat))))
 
     @torch.no_grad()
     def update(self) -> None:
-        """centre <- m * centre + (1 - m) * mean of what was observed, over all processes."""
-        seen = self._new.take()
-        if not seen:
+        """c <- m c + (1 - m) mean of the logits of this step, all-reduced over ranks."""
+        sums = self._new.take()
+        if not sums:
             return
-        total, count = (distributed.sum(x.sum(0)) for x in seen)
+        total, count = (distributed.sum(x.sum(0)) for x in sums)
         mean = total / count.clamp_min(1)
-        self.value.lerp_(mean[None], (1.0 - self.momentum) * (count > 0))  # nothing seen: no move
+        self.value.lerp_(mean[None], (1.0 - self.momentum) * (count > 0))  # without logits: no move
