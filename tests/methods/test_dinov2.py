@@ -172,7 +172,7 @@ def test_dropped_samples_keep_their_input_and_the_mean_stays():
     net = build("vit_pico", image_size=32).train()
     net.set_drop_path(0.5, by_samples=True)
     x = torch.randn(8, 5, 64)
-    branch = net._some(x, torch.ones_like)
+    branch = net._branch_of_samples(x, torch.ones_like)
     changed = (branch != x).flatten(1).any(1)
     assert changed.sum() == 4
     torch.testing.assert_close(branch[changed], x[changed] + 2.0)
