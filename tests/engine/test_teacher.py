@@ -24,7 +24,8 @@ QUICK = {"batch_size": 8, "precision": "fp32", "workers": 0, "image_size": 32, "
 COLOURS = '''
 import torch
 from dataclasses import dataclass
-from nolabel.methods.base import Method, Tokenizes
+from nolabel.methods.base import Method
+from nolabel.methods.capabilities import Tokenizes
 from nolabel.types import Step
 from nolabel.views.plan import View, ViewPlan
 from torch import nn
