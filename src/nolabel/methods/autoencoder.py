@@ -9,22 +9,21 @@ decoder g turns the code back into pixels:
     c    = W f(x)
     loss = mean over images and pixels of (g(c) - x)^2          x normalised
 
-What the code has no room for is lost, so it must hold what explains most of the pixels.
+The code is a bottleneck: it must hold what explains most of the pixels.
 
 With `skip` the decoder also receives the encoder's early features, the first of every resolution,
 as in a U-Net. The reconstruction becomes far better and the embedding learns nothing, because the
-pixels get around it. `code_use` shows it: the decoder runs again with the code of another image
-of the batch, and
+pixels bypass it. The metric `code_use` shows it: the decoder runs again with the codes of other
+images of the batch, and
 
     code_use = 1 - error / error with another image's code      1: all by the code; 0: not used
 
 Differs from the original:
-  - trained at once by back-propagation, without the layer-by-layer start of 2006;
+  - trained end to end, without the layer-wise pre-training of 2006;
   - any ViT or ResNet is the encoder, the decoder is convolutional and not the encoder's mirror;
   - images are randomly cropped and flipped;
-  - a U-Net has no bottleneck vector; here it stays, to show that it goes unused;
-  - both recipes are ours: the paper's nets of plain layers have no counterpart here, only the code
-    of 30 numbers is taken over by "paper".
+  - a U-Net has no bottleneck vector; here it has, to show that it is not used;
+  - both recipes are ours; only the code of 30 numbers of the paper's recipe is the paper's.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from nolabel.types import Batch, Clock, Optim, Step, Tokens
 from nolabel.views.plan import View, ViewPlan
 
 NARROWEST = 8  # channels of the decoder's last maps
-WATCHED = 32  # images of a batch that are decoded again to see whether the code is used
+N_SHUFFLED = 32  # images of a batch that are decoded again for `code_use`
 
 
 def factors(n: int) -> list[int]:
@@ -61,7 +60,7 @@ def factors(n: int) -> list[int]:
 
 
 class Decoder(nn.Module):
-    """Code [N, code] to image: a small grid of `width` channels, enlarged step by step.
+    """Code [N, code] to image [N, C, H, W]: a small map, upsampled step by step.
 
     Args:
         grid: side of the first map; patch: factor from there to the image.
@@ -84,7 +83,7 @@ class Decoder(nn.Module):
             side, width = side * f, out
         self.last = nn.Conv2d(width + self.skips.get(side, 0), channels, 3, padding=1)
         for module in self.stages.modules():
-            if isinstance(module, nn.Conv2d):  # torch's own shrinks the signal at each stage
+            if isinstance(module, nn.Conv2d):  # torch's default init shrinks the signal
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, code: Tensor, maps: Mapping[int, Tensor]) -> Tensor:
@@ -103,10 +102,10 @@ class Autoencoder(Method, Reconstructs):
     class Options:
         """The autoencoder's own options."""
 
-        code: int = 64  # numbers of the bottleneck
-        width: int = 128  # channels of the decoder's first map, fewer at each enlargement
+        code: int = 64  # width of the bottleneck
+        width: int = 128  # channels of the decoder's first map, fewer after each upsampling
         skip: bool = False  # early features reach the decoder: good pixels, useless embedding
-        scale: tuple[float, float] = (0.5, 1.0)  # area of the crop
+        scale: tuple[float, float] = (0.5, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
@@ -129,9 +128,9 @@ class Autoencoder(Method, Reconstructs):
 
     @torch.no_grad()
     def _skips(self, size: int) -> dict[int, int]:
-        """Side and channels of the early features, found by a look at a black image."""
+        """{side: channels} of the early features, from a forward pass of a black image."""
         training = self.backbone.training
-        self.backbone.eval()  # a look must not move running statistics
+        self.backbone.eval()  # do not update running statistics
         maps = self.encode(torch.zeros(1, self.backbone.channels, size, size))[1]
         self.backbone.train(training)
         return {side: m.shape[1] for side, m in maps.items()}
@@ -158,9 +157,11 @@ class Autoencoder(Method, Reconstructs):
         pred = self.decoder(code, maps)
         loss = F.mse_loss(pred, x.float())
         with torch.no_grad():
-            n = min(WATCHED, len(x))
-            wrong = self.decoder(code.roll(1, 0)[:n], {side: m[:n] for side, m in maps.items()})
-            shuffled = F.mse_loss(wrong, x[:n].float())
+            n = min(N_SHUFFLED, len(x))
+            with_other_code = self.decoder(
+                code.roll(1, 0)[:n], {side: m[:n] for side, m in maps.items()}
+            )
+            shuffled = F.mse_loss(with_other_code, x[:n].float())
             use = 1.0 - F.mse_loss(pred[:n], x[:n].float()) / shuffled
         logs = {
             "error_shuffled": shuffled,
@@ -171,13 +172,14 @@ class Autoencoder(Method, Reconstructs):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] rebuilt from their own codes."""
+        """Images [N, C, H, W] reconstructed from their own codes."""
         pooled, maps = self.encode(x)
         return self.decoder(self.to_code(pooled), maps)
 
     @torch.no_grad()
     def swapped(self, x: Tensor) -> Tensor:
-        """Images rebuilt with the code of the image before; with skip hardly another picture."""
+        """Images [N, C, H, W] decoded with the code of the image before; hardly differ with
+        skip."""
         pooled, maps = self.encode(x)
         return self.decoder(self.to_code(pooled).roll(1, 0), maps)
 

@@ -4,18 +4,18 @@ Zbontar et al., "Barlow Twins: Self-Supervised Learning via Redundancy Reduction
 arXiv 2103.03230.
 
 Two views of each of N images give embeddings z1, z2 [N, D]. Each dimension is normalised over the
-batch to mean 0 and variance 1; C = z1^T z2 / N [D, D] is their cross-correlation. It is to be the
-identity: the same dimension agrees between the views, different ones are independent.
+batch to mean 0 and variance 1; C = z1^T z2 / N [D, D] is their cross-correlation. Its target is the
+identity: each dimension agrees between the views, different dimensions are decorrelated.
 
     loss = sum_i (1 - C_ii)^2 + lambda sum_i sum_{j != i} C_ij^2                        (eq. 1)
 
-No negatives, no teacher: a constant embedding cannot have C_ii = 1. With several processes the
-embeddings of all are gathered with gradient, so C and its gradient are those of the whole batch.
+No negatives, no teacher: a constant embedding cannot have C_ii = 1. The embeddings of all ranks are
+all-gathered with gradient, so that C and its gradient are those of the whole batch.
 
 Differs from the original:
-  - the official code sums C over processes outside autograd, which leaves each process 1/W of the
-    gradient; here it is whole (LARS hides the difference, other optimisers do not);
-  - the recipe "auto" (ours) is for small data and small machines.
+  - the official code all-reduces C outside autograd, so that its gradient is 1/W of the whole
+    batch's, W the number of ranks; here it is the full one (LARS does not depend on this scale);
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class BarlowTwins(Contrastive):
 
         weight: float = 0.0051  # lambda, of the redundancy term
         hidden: int = 8192  # width of the projector's two hidden layers
-        projection: int = 8192  # D
-        scale: tuple[float, float] = (0.08, 1.0)  # area of the crops
+        projection: int = 8192  # D, width of the embeddings
+        scale: tuple[float, float] = (0.08, 1.0)  # area of the crops, as share of the image
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a grey view
+        grey: float = 0.2  # probability of a greyscale view
         blur: tuple[float, float] = (1.0, 0.1)  # probability of blur, for each view
         solarise: tuple[float, float] = (0.0, 0.2)  # probability of solarising, for each view
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)

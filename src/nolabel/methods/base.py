@@ -22,7 +22,7 @@ INPUTS = frozenset({"teacher", "tokenizer", "text"})
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeContext:
-    """What a recipe may depend on."""
+    """What a recipe may depend on: data, network and machine."""
 
     image_size: int  # side of the network's input, pixels
     images: int  # size of the training set
@@ -66,16 +66,16 @@ class Method(nn.Module):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    # What it is built with beside backbone and options, each by the keyword of its name:
-    #   "teacher"    a frozen encoder (ENC), named by `options.teacher`, as `Frozen`
-    #   "tokenizer"  a run of a method that `Tokenizes`, named by `options.teacher`, as `Frozen`
+    # Further keyword arguments of the constructor:
+    #   "teacher"    a `Frozen` encoder (ENC), which `options.teacher` names
+    #   "tokenizer"  a `Frozen` method that `Tokenizes`, whose run `options.teacher` names
     #   "text"       the tokenizer of captions, for a method that `LearnsFromText`
     inputs: ClassVar[frozenset[str]] = frozenset()
     # The paper's table of ablations: name -> options to change (`nolabel ablate`).
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    # Children whose batch norms see what one process has, not what all have together.
+    # Names of children whose batch norms use statistics of one rank, not of all (no SyncBN).
     own_norms: ClassVar[tuple[str, ...]] = ()
-    continued = False  # whether `--init` brought the heads as well as the network
+    continued = False  # whether `--init` loaded the heads as well as the backbone
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -85,51 +85,50 @@ class Method(nn.Module):
         super().__init__()
         require(backbone, self.needs, type(self).__name__)
         self.options = options
-        # Statistics by which the images it gets are normalised; the engine sets the run's.
+        # Mean and std with which its input is normalised; the engine sets the run's.
         self.mean: tuple[float, ...] = IMAGENET_MEAN
         self.std: tuple[float, ...] = IMAGENET_STD
 
     @classmethod
     def views(cls, options: Any, image_size: int) -> ViewPlan:
-        """The views of each image that `step` expects, as data."""
+        """The views of each image that `step` gets in `Batch.views`, for a side in pixels."""
         raise NotImplementedError
 
     @classmethod
     def paper_recipe(cls, context: RecipeContext) -> Recipe | None:
-        """The paper's settings; None: there is no paper, and `nolabel.recipes.general` serves."""
+        """The paper's settings; None, if there is no paper: `nolabel.recipes.general` is used."""
         return None
 
     @classmethod
     def automatic_recipe(cls, context: RecipeContext) -> Recipe | None:
-        """A user's own method may choose its settings for a context here.
+        """The automatic settings of a user's own method; None: `nolabel.recipes.general` is used.
 
-        None: `nolabel.recipes.general` serves. The built-in methods leave this alone: their
-        automatic recipes are the modules of `nolabel.recipes`.
+        Those of built-in methods are in the modules of `nolabel.recipes`.
         """
         return None
 
     @classmethod
     def backbone_kwargs(cls, options: Any) -> dict[str, Any]:
-        """Keyword arguments of timm's constructor that the options ask of a fresh backbone."""
+        """Keyword arguments of timm's constructor for a new backbone, as the options say."""
         return {}
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Sets fresh weights before training starts; by default timm's own stay."""
+        """Initialises a new backbone before training; by default as timm does."""
 
     def step(self, batch: Batch, clock: Clock) -> Step:
-        """Loss of a batch; never changes weights. Called once a micro-batch."""
+        """The loss of a batch, called for each micro-batch; must not change weights."""
         raise NotImplementedError
 
     def before_update(self, clock: Clock) -> None:
-        """Gradient edits, after clipping, once an optimiser step."""
+        """Edits gradients, after clipping, once an optimiser step."""
 
     def after_update(self, clock: Clock) -> None:
-        """Moving averages, once an optimiser step; not called when the guard skips a step."""
+        """Updates moving averages, once an optimiser step; not called for a rejected step."""
 
     @property
     def encoder(self) -> Backbone:
-        """The branch to judge and to export."""
+        """The branch that is evaluated and exported."""
         raise NotImplementedError
 
 
@@ -137,9 +136,8 @@ class Contrastive(Method):
     """A method whose loss compares the images of a batch with each other.
 
     Its step has two parts: `features` of each image by itself, and `compare`, the loss over the
-    features of all. Under gradient accumulation the features are made micro-batch by micro-batch
-    and compared with each other in one piece, so that the update is the large batch's
-    (`engine.gradients`).
+    features of all images. Under gradient accumulation, features are computed in micro-batches and
+    compared at once, so that the update equals that of the large batch (`engine.gradients`).
     """
 
     @final
@@ -148,11 +146,16 @@ class Contrastive(Method):
         return self.compare(self.features(batch), clock)
 
     def features(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What is compared later, each image's by itself: tensors [V, B, ...]."""
+        """Tensors [V, B, ...] for `compare`; an image's entries must not depend on other images."""
         raise NotImplementedError
 
     def compare(self, features: tuple[Tensor, ...], clock: Clock) -> Step:
-        """The Step of all images, from what `features` gave of them, joined along dimension 1."""
+        """The Step of all images.
+
+        Args:
+            features: the tensors of `features`, concatenated along dimension 1.
+            clock: of this step.
+        """
         raise NotImplementedError
 
 
@@ -160,5 +163,5 @@ class HasPrototypes:
     """A method that compares embeddings with K prototypes."""
 
     def prototype_logits(self, h: Tensor) -> Tensor:
-        """Logits [N, K] of embeddings [N, D] of the branch `encoder`, centred as in training."""
+        """Logits [N, K] of embeddings [N, D] of `encoder`, centred as in training."""
         raise NotImplementedError

@@ -2,9 +2,9 @@
 
 Bao et al., "BEiT: BERT Pre-Training of Image Transformers", 2021, arXiv 2106.08254.
 
-A tokenizer, trained before and frozen, gives every patch i of the whole image an id y_i out of a
-vocabulary V. The encoder sees the image with blocks of patches M (about 40 %) replaced by a mask
-token, and names the ids there:
+A frozen tokenizer gives each patch i of the unmasked image an id y_i of a vocabulary V. The encoder
+sees the image with blocks of patches M (about 40 %) replaced by a mask token, and predicts their
+ids:
 
     loss = -(1 / |M|) sum over i in M of  log softmax(W h_i + b)[y_i]
 
@@ -16,7 +16,7 @@ Differs from the original:
     box twice from the picture, for the tokenizer with Lanczos at half the size;
   - the ViT has absolute positions and no relative position bias, and a key bias;
   - normalisation is ImageNet's or the run's, not 0.5;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class BEiT(Method):
         """BEiT's own options; defaults are the paper's for ViT-B/16."""
 
         teacher: str = ""  # the tokenizer: the folder of a run of vqvae or dvae
-        mask_ratio: float = 0.383  # share of patches hidden at most (BEiT: 75 of 196)
-        smallest_block: int = 16  # least area of a hidden block, patches
-        layer_scale: float = 0.1  # first value of each block's factors (L: 1e-5); 0 = none
+        mask_ratio: float = 0.383  # largest share of masked patches (BEiT: 75 of 196)
+        smallest_block: int = 16  # least area of a masked block, in patches
+        layer_scale: float = 0.1  # initial LayerScale (L: 1e-5); 0 = no LayerScale
         drop_path: float = 0.1  # stochastic depth
-        scale: tuple[float, float] = (0.08, 1.0)  # area of the crop
-        jitter: float = 0.4  # of brightness, contrast and saturation, always
+        scale: tuple[float, float] = (0.08, 1.0)  # area of the crop, as share of the image
+        jitter: float = 0.4  # of brightness, contrast and saturation, with probability 1
 
     def __init__(self, backbone: Backbone, options: Options, *, tokenizer: Frozen):
         super().__init__(backbone, options)
@@ -79,11 +79,11 @@ class BEiT(Method):
             backbone.set_layer_scale(o.layer_scale)
         backbone.set_drop_path(o.drop_path)
         side = backbone.image_size
-        self.targets(torch.zeros(1, backbone.channels, side, side))  # refuses what does not fit
+        self.targets(torch.zeros(1, backbone.channels, side, side))  # raises if the grids differ
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Fresh weights as in the official code; a narrow ViT's matrices as Xavier's."""
+        """As in the official code, but Xavier-uniform matrices in narrow ViTs."""
         if isinstance(backbone, ViT):
             init_like_beit(backbone.net)
 
@@ -101,7 +101,7 @@ class BEiT(Method):
         """The tokenizer's ids int64 [B, P] of whole images, on the encoder's grid."""
         grid = (x.shape[-2] // self.backbone.patch_size, x.shape[-1] // self.backbone.patch_size)
         patch = self.tokenizer.module.patch
-        with torch.autocast(x.device.type, enabled=False):  # rounding would change ids
+        with torch.autocast(x.device.type, enabled=False):  # bf16 would change ids
             image = self.tokenizer.prepare(x.float(), (grid[0] * patch, grid[1] * patch))
             ids = self.tokenizer.module.tokens(image)
         if ids.shape != (len(x), grid[0] * grid[1]):

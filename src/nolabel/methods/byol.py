@@ -17,7 +17,7 @@ embeddings become the same.
 Differs from the original:
   - online and target start equal (the official code draws them from different seeds);
   - under gradient accumulation batch norm takes its statistics per micro-batch;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ class BYOL(Method):
 
         hidden: int = 4096  # width of the hidden layer of projector and predictor
         projection: int = 256  # width of z and q
-        projection_norm: bool = False  # batch norm behind the projector's last layer (as SimSiam)
-        target_momentum: float = 0.996  # tau_0 (0.99 for 300 epochs and less); 1 at the end
-        stop_gradient: bool = True  # False lets gradient into the target: collapse, for study
-        scale: tuple[float, float] = (0.08, 1.0)  # area of the crops
+        projection_norm: bool = False  # batch norm after the projector's last layer (as SimSiam)
+        target_momentum: float = 0.996  # tau_0 (0.99 for 300 epochs and less); 1 in the last step
+        stop_gradient: bool = True  # False: gradient through the target, to study collapse
+        scale: tuple[float, float] = (0.08, 1.0)  # area of the crops, as share of the image
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a grey view
+        grey: float = 0.2  # probability of a greyscale view
         blur: tuple[float, float] = (1.0, 0.1)  # probability of blur, for each view
         solarise: tuple[float, float] = (0.0, 0.2)  # probability of solarising, for each view
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
@@ -70,7 +70,7 @@ class BYOL(Method):
         widths = (backbone.dim, o.hidden, o.projection)
         projector = mlp(widths, last_bias=False, last_norm=o.projection_norm)
         self.online: Any = nn.Sequential(backbone, projector)
-        self.target = Ema(self.online)  # equal at birth
+        self.target = Ema(self.online)  # initially equal
         self.predictor = mlp((o.projection, o.hidden, o.projection), last_bias=False)
 
     @classmethod
@@ -82,7 +82,7 @@ class BYOL(Method):
         h1, h2 = self.online[0](x1), self.online[0](x2)
         p1, p2 = self.online[1](h1), self.online[1](h2)
         q1, q2 = self.predictor(p1), self.predictor(p2)
-        # The target's batch norm works as in training, on the batch (official code).
+        # The target's batch norm uses batch statistics, as in the official code.
         z1, z2 = (self.target(x1), self.target(x2)) if self.options.stop_gradient else (p1, p2)
         loss = regression_loss(q1, z2) + regression_loss(q2, z1)
         logs = pair_signals(q1, z2) | {"target_momentum": self.momentum(clock)}

@@ -27,9 +27,8 @@ class LearnsFromText:
     """A method that learns from captions: batches carry `text`. Its `inputs` hold "text".
 
     Attributes:
-        shared: the text tower and the projections into the space that images and texts share; it
-            is saved beside the encoder.
-        tokenizer: of the captions, the `text` that the method was built with.
+        shared: the text tower and the projections into the shared space; saved beside the encoder.
+        tokenizer: of the captions, the constructor's `text`.
     """
 
     shared: SharedSpace
@@ -37,19 +36,17 @@ class LearnsFromText:
 
     @classmethod
     def make_tokenizer(cls, options: Any, texts: Iterable[str]) -> Tokenizer:
-        """The tokenizer that it is built with.
-
-        Called once a run, before the method is built; the run's folder keeps it.
+        """Trains or loads the tokenizer; called once a run, before the method is built.
 
         Args:
-            options: the method's own.
-            texts: captions of the training data, at most 100,000 of them, spread over the set.
+            options: the method's options.
+            texts: at most 100,000 captions, evenly spaced over the training data.
         """
         raise NotImplementedError
 
 
 class Tokenizes:
-    """A network that turns an image into one id a patch, and may be another method's tokenizer.
+    """A method that turns an image into one id a patch, and can be another method's tokenizer.
 
     Attributes:
         vocabulary: number of different ids.
@@ -60,19 +57,20 @@ class Tokenizes:
     patch: int
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Normalised images [N, C, H, W] to ids int64 [N, P], row by row, below `vocabulary`."""
+        """Ids int64 [N, P], row by row, in [0, vocabulary), of normalised images [N, C, H, W]."""
         raise NotImplementedError
 
 
 class Reconstructs:
-    """A method that rebuilds an image that it has seen, from a code or from tokens."""
+    """A method that reconstructs a whole image from a code or from tokens."""
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] rebuilt, normalised like x."""
+        """Reconstructions [N, C, H, W] of images x [N, C, H, W], normalised like x."""
         raise NotImplementedError
 
     def swapped(self, x: Tensor) -> Tensor | None:
-        """Images rebuilt with the code of the image before; None where there is no such code."""
+        """Images [N, C, H, W] decoded with the code of the image before; None if there is no
+        code."""
         return None
 
 
@@ -80,8 +78,8 @@ class Inpaints:
     """A method that hides patches of an image and predicts their pixels.
 
     Attributes:
-        knows_statistics: whether predictions are drawn with each patch's true mean and deviation,
-            which the network did not predict.
+        knows_statistics: whether predictions get the true mean and standard deviation of each
+            patch, which the network does not predict.
     """
 
     knows_statistics: bool = False
@@ -89,14 +87,14 @@ class Inpaints:
     def inpaint(
         self, x: Tensor, ratio: float, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Hides a share of the patches and predicts the images.
+        """Masks a share of the patches and predicts the images.
 
         Args:
             x: normalised images [N, C, H, W].
-            ratio: share of patches to hide.
-            generator: of the choice of patches; by default torch's own.
+            ratio: share of patches to mask, in (0, 1).
+            generator: for the choice of patches; by default torch's global one.
 
         Returns:
-            predicted images [N, C, H, W] and the hidden patches bool [N, h, w].
+            predicted images [N, C, H, W], normalised like x, and the masked patches bool [N, h, w].
         """
         raise NotImplementedError

@@ -4,14 +4,14 @@ Radford et al., "Learning Transferable Visual Models From Natural Language Super
 arXiv 2103.00020.
 
 An image encoder f and a text transformer g, each with a linear projection into a shared space, give
-unit vectors x_i and y_i of B images and their captions. Each one picks its partner:
+unit vectors x_i and y_i of B images and their captions. Each one is matched with its partner:
 
     logits   = s x_i . y_j,  s = exp(t)                                              (figure 3)
     loss     = 1/2 (cross-entropy over the texts of each image
                     + cross-entropy over the images of each text)
 
-s is learnt; it starts at 1 / 0.07 and stays within [1, 100] (§2.5). With several processes the
-others' embeddings are candidates too, gathered with gradient.
+s is learnt, initially 1 / 0.07, and clipped to [1, 100] (§2.5). The embeddings of other ranks are
+candidates too, all-gathered with gradient.
 
 Differs from the original:
   - the image's embedding is that of any backbone of ours (the original's ViT has a norm in front,
@@ -20,7 +20,7 @@ Differs from the original:
   - any --vocabulary but 49408 is learnt from the captions of the training data;
   - biases of the text tower start at zero;
   - the matrix of logits may be computed in blocks (`chunk`), with the same loss and gradients;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class CLIP(Contrastive, LearnsFromText):
         text_depth: int = 12  # blocks of the text tower
         text_heads: int = 8  # attention heads of the text tower
         quick_gelu: bool = True  # x sigmoid(1.702 x) in the text tower, else the exact GELU
-        temperature: float = 0.07  # 1 / s at the start
-        chunk: int = 0  # rows of the logits held at once, for large batches; 0 = all
-        scale: tuple[float, float] = (0.9, 1.0)  # area of the crop
+        temperature: float = 0.07  # initial 1 / s
+        chunk: int = 0  # rows of the logits in memory at a time, for large batches; 0 = all
+        scale: tuple[float, float] = (0.9, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options, *, text: Tokenizer):
         super().__init__(backbone, options)

@@ -4,13 +4,13 @@ Caron et al., "Deep Clustering for Unsupervised Learning of Visual Features", 20
 arXiv 1807.05520; v2 as improved in "Unsupervised Learning of Visual Features by Contrasting
 Cluster Assignments" (SwAV), 2020, arXiv 2006.09882, appendix D.
 
-A memory keeps, of each image, the unit embedding z of each of its two global crops from the epoch
-before. When an epoch ends, spherical k-means runs on the memory, once for each of three heads with
-K centroids; the centroids become the prototypes, the nearest one is the image's label y:
+A memory has the unit embeddings z of both global crops of each image from the epoch before. At the
+end of an epoch, spherical k-means runs on the memory, once for each of three heads, with K
+centroids; the centroids become the prototypes, the nearest one is the image's label y:
 
     loss = mean over heads, and over all crops, of  -log softmax(z . c / tau)_y
 
-The prototypes are never trained. The heads use the memories of the first and the second crop in
+The prototypes are not trained. The heads use the memory of the first and of the second crop in
 turn.
 
 Differs from the original:
@@ -18,10 +18,10 @@ Differs from the original:
     training starts, and then counts epochs from 0);
   - an image that was left out of an epoch (the incomplete last batch) keeps its older embedding;
     the official code leaves it without a label;
-  - every process holds the memory of all images and computes the same k-means; the official code
-    divides both;
-  - batch norm sees the images of all processes (in the official code of groups of them);
-  - the recipe "auto" (ours) is for small data and small machines.
+  - each rank has the memory of all images and computes the same k-means; the official code
+    distributes both;
+  - batch norm uses the images of all ranks (in the official code of groups of ranks);
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -58,28 +58,28 @@ class DeepClusterV2(Method, HasPrototypes):
     class Options:
         """DeepCluster v2's own options; defaults are the paper's for ResNet-50 on ImageNet."""
 
-        images: int = 1_281_167  # size of the training set, of which the memory keeps every image
+        images: int = 1_281_167  # size of the training set, and of the memory
         clusters: int = 3000  # K, of each head
-        heads: int = 3  # clusterings side by side
+        heads: int = 3  # number of clusterings
         iterations: int = 10  # of k-means
         hidden: int = 2048  # width of the head's hidden layer
         projection: int = 128  # width of z
         temperature: float = 0.1  # tau
-        global_scale: tuple[float, float] = (0.14, 1.0)  # area of the two global crops
-        local_scale: tuple[float, float] = (0.05, 0.14)  # area of the local crops
-        local_crops: int = 6  # 0 = no multi-crop
+        global_scale: tuple[float, float] = (0.14, 1.0)  # area of the two global crops, as share
+        local_scale: tuple[float, float] = (0.05, 0.14)  # area of the local crops, as share
+        local_crops: int = 6  # number of local crops; 0 = no multi-crop
         local_size: int = 96  # side of the local crops in pixels
         jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a grey crop
+        grey: float = 0.2  # probability of a greyscale crop
         blur: float = 0.5  # probability of blur
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
         o = options
         if o.clusters > o.images:
             raise UsageError(
-                f"{o.clusters} clusters of {o.images} images are too many. Use --clusters "
+                f"clusters is {o.clusters}, but there are {o.images} images. Use --clusters "
                 f"{max(o.images // 10, 1)}."
             )
         self.backbone = backbone
@@ -99,8 +99,8 @@ class DeepClusterV2(Method, HasPrototypes):
         b, keys = batch.size, batch.keys
         if keys is None or int(keys.max()) >= self.options.images:
             raise UsageError(
-                f"The memory is for {self.options.images} images and needs each one's number in "
-                "`batch.keys`. Set --images to the size of the training set."
+                f"The memory is for {self.options.images} images, numbered in `batch.keys`. Set "
+                "--images to the size of the training set."
             )
         h = [self.backbone(v.flatten(0, 1)) for v in batch.views.values()]
         z = F.normalize(self.projector(torch.cat(h)).float(), dim=-1)
@@ -127,19 +127,19 @@ class DeepClusterV2(Method, HasPrototypes):
     @torch.no_grad()
     def cluster(self, seed: int) -> None:
         """k-means on the memory for each head: new prototypes and labels."""
-        known = self.memory[0].norm(dim=-1) > 0
-        places = known.nonzero().flatten()
-        # A generator of its own, seeded by the step: the same centroids on all processes.
+        has_embedding = self.memory[0].norm(dim=-1) > 0
+        images = has_embedding.nonzero().flatten()
+        # Seeded by the step, so that all ranks choose the same initial centroids.
         generator = torch.Generator().manual_seed(seed)
         for head in range(self.options.heads):
-            z = self.memory[head % 2][places]
-            first = torch.randperm(len(z), generator=generator)[: self.options.clusters]
-            centroids, label = spherical_kmeans(z, z[first.to(z.device)], self.options.iterations)
+            z = self.memory[head % 2][images]
+            chosen = torch.randperm(len(z), generator=generator)[: self.options.clusters]
+            centroids, label = spherical_kmeans(z, z[chosen.to(z.device)], self.options.iterations)
             self.prototypes[head, : len(centroids)] = centroids
-            self.labels[head, places] = label
+            self.labels[head, images] = label
 
     def prototype_logits(self, h: Tensor) -> Tensor:
-        """Of the first clustering."""
+        """Logits [N, K] of embeddings [N, D], for the first clustering."""
         return F.linear(F.normalize(self.projector(h), dim=-1), self.prototypes[0])
 
     @property

@@ -14,12 +14,12 @@ the two global crops, the student all of them. With K prototypes,
 The paper's ablations (tables 7 and 8, appendix B) are in `ablations/dino.py`; see `nolabel ablate`.
 
 Differs from the original:
-  - the centre's mean covers the whole optimiser step under gradient accumulation (the official
-    code has no accumulation), and a step skipped by the guard leaves it alone;
-  - blur is a true Gaussian of the drawn deviation, not PIL's box approximation;
-  - batch norm in the head, an option of the official code too, sees a micro-batch, so that
-    accumulation is exact only without it;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - under gradient accumulation (which the official code lacks) the centre's mean is that of all
+    micro-batches, and a rejected step does not change it;
+  - blur is an exact Gaussian, not PIL's box approximation;
+  - batch norm in the head, an option of the official code too, has the statistics of a micro-batch,
+    so that accumulation is exact only without it;
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -69,22 +69,22 @@ class DINO(Method, HasPrototypes):
         hidden: int = 2048  # width of the head's hidden layers
         bottleneck: int = 256  # width of the unit-length bottleneck
         head_batch_norm: bool = False  # batch norm in the head's hidden layers
-        norm_last_layer: bool = True  # prototypes keep norm 1; False lets the norms train
+        norm_last_layer: bool = True  # prototypes keep norm 1; False: their norms are trained
         student_temperature: float = 0.1  # tau_s
         teacher_temperature: float = 0.04  # tau_t after the warm-up (0.07 in the boosted recipe)
         warmup_teacher_temperature: float = 0.04  # tau_t in the first epoch
-        warmup_teacher_temperature_epochs: int = 0  # linear in between, a value an epoch
-        teacher_momentum: float = 0.996  # lambda at the start; 1 at the end
-        centre_momentum: float = 0.9  # m
-        freeze_last_layer: int = 1  # epochs in which the prototypes do not move
+        warmup_teacher_temperature_epochs: int = 0  # epochs in which tau_t rises linearly
+        teacher_momentum: float = 0.996  # lambda in the first step; 1 in the last
+        centre_momentum: float = 0.9  # m, weight of the old centre
+        freeze_last_layer: int = 1  # first epochs, in which the prototypes are frozen
         drop_path: float = 0.1  # stochastic depth of the student; the teacher has none
-        global_scale: tuple[float, float] = (0.4, 1.0)  # area of the two global crops
-        local_scale: tuple[float, float] = (0.05, 0.4)  # area of the local crops
-        local_crops: int = 8  # 0 = no multi-crop
+        global_scale: tuple[float, float] = (0.4, 1.0)  # area of the two global crops, as share
+        local_scale: tuple[float, float] = (0.05, 0.4)  # area of the local crops, as share
+        local_crops: int = 8  # number of local crops; 0 = no multi-crop
         local_size: int = 96  # side of the local crops in pixels
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a grey crop
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        grey: float = 0.2  # probability of a greyscale crop
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
@@ -94,13 +94,13 @@ class DINO(Method, HasPrototypes):
             norm_last_layer=o.norm_last_layer, batch_norm=o.head_batch_norm,
         )  # fmt: skip
         self.student = Network(backbone, head)
-        self.teacher = Ema(self.student)  # equal at birth
+        self.teacher = Ema(self.student)  # initially equal
         backbone.set_drop_path(o.drop_path)  # the student alone
         self.centre = Centre(o.prototypes, o.centre_momentum)
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Fresh weights as in the official code; a narrow ViT's matrices as Xavier's."""
+        """As in the official code, but Xavier-uniform matrices in narrow ViTs."""
         if isinstance(backbone, ViT):
             init_like_dino(backbone.net)
 
@@ -152,7 +152,7 @@ class DINO(Method, HasPrototypes):
 
     @property
     def encoder(self) -> Backbone:
-        """The teacher: it is ahead of the student throughout (paper, figure 6)."""
+        """The teacher, which is better than the student during training (paper, figure 6)."""
         return self.teacher.module.backbone
 
     @classmethod

@@ -8,15 +8,16 @@ arXiv 2304.07193. It is iBOT with what made it scale (its table 1); each additio
     L_iBOT  1 / 2B  sum over global crops of the mean over its hidden patches of H(P_t, P_s)
     L_KoLeo -mean over i of log |x_i - x_nn(i)|, x the student's unit class tokens of one crop
 
-Teacher targets are balanced by Sinkhorn-Knopp or centred; class token and patches have heads of
-their own. Half of the global crops are masked, by ratios spread evenly over [0.1, 0.5]. Optional:
-LayerScale, SwiGLU, registers (Darcet et al. 2023, arXiv 2309.16588); stochastic depth computes
-nothing for the samples it drops. High resolution at the end is a run with --init, --image-size.
+Teacher targets are balanced by Sinkhorn-Knopp or centred; class token and patches have separate
+heads. Half of the global crops are masked, with ratios evenly spread over [0.1, 0.5]. Optional:
+LayerScale, SwiGLU, registers (Darcet et al. 2023, arXiv 2309.16588); stochastic depth skips the
+computation of dropped samples. High resolution at the end is a run with --init, --image-size.
 
 Differs from the original:
-  - KoLeo's neighbours are searched among the crops of all processes (there of one process);
-  - the centre moves after the update, there in the next step; frozen prototypes get no gradient;
-  - blur has the paper's probabilities, released models 1 - p by a slip; "auto" is a recipe of ours.
+  - KoLeo's neighbours are those among the crops of all ranks (there of one rank);
+  - the centre is updated after the step, there in the next one; frozen prototypes have no gradient;
+  - blur has the paper's probabilities (released models: 1 - p, a slip);
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -64,34 +65,39 @@ class DINOv2(Method, HasPrototypes):
 
         prototypes: int = 131072  # K of the class head
         patch_prototypes: int = 131072  # K of the patch head, where it is not shared
-        shared_head: bool = False  # one head for class token and patches (iBOT's way)
+        shared_head: bool = False  # one head for class token and patches, as in iBOT
         hidden: int = 2048  # width of the heads' hidden layers
         bottleneck: int = 384  # width of the class head's unit-length bottleneck
         patch_bottleneck: int = 256  # width of the patch head's
         head_batch_norm: bool = False  # batch norm in the heads' hidden layers
         centring: str = "sinkhorn"  # of the teacher's logits: sinkhorn or centre
-        patch_weight: float = 1.0  # of L_iBOT
+        patch_weight: float = 1.0  # weight of L_iBOT
         koleo: float = 0.1  # weight of L_KoLeo
         masked: float = 0.5  # share of the global crops that are masked
-        mask_ratio: tuple[float, float] = (0.1, 0.5)  # share of patches hidden in those
+        mask_ratio: tuple[float, float] = (
+            0.1,
+            0.5,
+        )  # least and largest share of patches masked in those
         student_temperature: float = 0.1  # tau_s
         teacher_temperature: float = 0.07  # tau_t after the warm-up
         warmup_teacher_temperature: float = 0.04  # tau_t at the first step
-        warmup_teacher_temperature_epochs: int = 30  # linear in between, step by step
-        teacher_momentum: float = 0.994  # at the start; 1 at the end
-        freeze_last_layer: int = 1  # epochs in which the prototypes do not move
-        drop_path: float = 0.4  # share of samples that a branch leaves out; the teacher's none
-        layer_scale: float = 1e-5  # first scale of every branch; 0 = none
+        warmup_teacher_temperature_epochs: int = (
+            30  # epochs in which tau_t rises linearly, step by step
+        )
+        teacher_momentum: float = 0.994  # EMA momentum in the first step; 1 in the last
+        freeze_last_layer: int = 1  # first epochs, in which the prototypes are frozen
+        drop_path: float = 0.4  # share of samples that a branch drops; not in the teacher
+        layer_scale: float = 1e-5  # initial LayerScale; 0 = no LayerScale
         swiglu: bool = False  # gated MLPs (the giant model)
         registers: int = 0  # extra tokens beside the class token (4 in the models with registers)
-        chunk: int = 0  # rows of patch logits held at once; 0 = all (saves memory, costs time)
-        global_scale: tuple[float, float] = (0.32, 1.0)  # area of the two global crops
-        local_scale: tuple[float, float] = (0.05, 0.32)  # area of the local crops
-        local_crops: int = 8  # 0 = no multi-crop
+        chunk: int = 0  # rows of patch logits in memory at a time (slower); 0 = all
+        global_scale: tuple[float, float] = (0.32, 1.0)  # area of the two global crops, as share
+        local_scale: tuple[float, float] = (0.05, 0.32)  # area of the local crops, as share
+        local_crops: int = 8  # number of local crops; 0 = no multi-crop
         local_size: int = 98  # side of the local crops in pixels
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a grey crop
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        grey: float = 0.2  # probability of a greyscale crop
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
@@ -106,7 +112,7 @@ class DINOv2(Method, HasPrototypes):
         first = head(o.prototypes, o.bottleneck)
         second = first if o.shared_head else head(o.patch_prototypes, o.patch_bottleneck)
         self.student: Any = nn.ModuleDict(dict(backbone=backbone, head=first, patch_head=second))
-        self.teacher = Ema(self.student)  # equal at birth
+        self.teacher = Ema(self.student)  # initially equal
         backbone.set_drop_path(o.drop_path, by_samples=True)  # the student alone
         self.mask_token = nn.Parameter(torch.zeros(backbone.mask_dim))
         k = o.prototypes if o.shared_head else o.patch_prototypes
@@ -114,10 +120,10 @@ class DINOv2(Method, HasPrototypes):
 
     @classmethod
     def backbone_kwargs(cls, options: Options) -> dict[str, Any]:
-        o = options  # registers have no position
-        asked = {"init_values": o.layer_scale, "swiglu": o.swiglu, "reg_tokens": o.registers,
+        o = options  # registers have no position embedding
+        kwargs = {"init_values": o.layer_scale, "swiglu": o.swiglu, "reg_tokens": o.registers,
                  "no_embed_class": bool(o.registers)}  # fmt: skip
-        return {k: v for k, v in asked.items() if v}
+        return {k: v for k, v in kwargs.items() if v}
 
     @staticmethod
     def init(backbone: Backbone) -> None:
@@ -128,7 +134,8 @@ class DINOv2(Method, HasPrototypes):
         return multi_crop(image_size, options)
 
     def draw_masks(self, n: int, grid: tuple[int, int]) -> Tensor:
-        """bool [n, P]: exactly a share of n global crops masked, ratios one from each bin."""
+        """Masks bool [n, P] of n global crops: a share `masked` of them, one ratio from each
+        bin."""
         o, random = self.options, KeyedRandom(n // 2, 2)
         rng, chosen = random.of_all(), int(random.total * o.masked)
         low, high = o.mask_ratio
@@ -147,7 +154,7 @@ class DINOv2(Method, HasPrototypes):
         with torch.no_grad():
             seen = teacher.backbone.tokens(crops)
             t = PrototypeLogits(teacher.head(seen.pooled), nn.Identity(), tau)  # few: all at once
-            t_patch = self.logits(teacher.patch_head, seen.patches[masks], tau)  # hidden ones alone
+            t_patch = self.logits(teacher.patch_head, seen.patches[masks], tau)  # masked ones only
             targets = self.centring(t, self.centres[0], clock)
             patch_targets = self.centring(t_patch, self.centres[1], clock)
             p = targets.softmax().unflatten(0, (2, b))  # P_t [2, B, K]
@@ -168,11 +175,11 @@ class DINOv2(Method, HasPrototypes):
         return Step(loss, logs, features=seen.pooled[:b])
 
     def logits(self, head: PrototypeHead, x: Tensor, temperature: float) -> PrototypeLogits:
-        """A head's logits of tokens [N, D], over the temperature."""
+        """A head's logits [N, K] of tokens [N, D], divided by the temperature."""
         return PrototypeLogits(head.bottleneck(x), head.last_layer, temperature, self.options.chunk)
 
     def centring(self, t: PrototypeLogits, centre: Centre, clock: Clock) -> PrototypeLogits:
-        """The teacher's logits, balanced: by Sinkhorn-Knopp, or by the centre as in DINO."""
+        """The teacher's logits, balanced by Sinkhorn-Knopp, or centred as in DINO."""
         if self.options.centring == "sinkhorn":
             return t.shifted(sinkhorn_shift(t.pieces(), logits=t.of))
         for z in t.pieces():

@@ -5,23 +5,23 @@ Romero et al., "FitNets: Hints for Thin Deep Nets", 2014, arXiv 1412.6550;
 Fang et al., "SEED: Self-supervised Distillation for Visual Representation", 2021,
 arXiv 2101.04731.
 
-Teacher f_t (any ENC, frozen) and student f_s see the same view x of an image. A projection g,
-thrown away later, takes the student's embedding into the teacher's space:
+Teacher f_t (any ENC, frozen) and student f_s see the same view x of an image. A projection g, which
+is discarded after training, maps the student's embedding to the teacher's space:
 
     t = f_t(x) / |f_t(x)|        z = g(f_s(x)) / |g(f_s(x))|
 
-An encoder has no class logits whose softmax the student could match (Hinton). SEED's stand in for
-them: similarities to anchors a_1..a_K, the last K embeddings of the teacher, and to a_0 = t itself:
+An encoder has no class logits to match (Hinton). SEED replaces them by similarities to anchors
+a_1..a_K, the last K embeddings of the teacher, and to a_0 = t itself:
 
     p_j = softmax_j(t . a_j / tau_t)        q_j = softmax_j(z . a_j / tau_s)
     soft     = mean over the batch of  -sum_j p_j log q_j                           (SEED, eq. 3)
     features = mean over the batch of  |z - t|^2  =  2 - 2 cos(z, t)                (FitNets)
     loss     = w_soft soft + w_features features
 
-Hinton multiplies soft targets' loss by T^2, because with one temperature for both sides its
-gradient shrinks as 1/T^2 (1/T from the student's softmax, 1/T from p - q). Here tau_t is fixed and
-apart from tau_s, so p - q stays of order one and only 1/tau_s remains; as in SEED there is no
-factor, and w_soft weighs the two losses.
+Hinton multiplies the loss of soft targets by T^2, because with one temperature for both networks
+its gradient scales as 1/T^2 (1/T from the student's softmax, 1/T from p - q). Here tau_t is fixed
+and differs from tau_s, so p - q is of order one and only 1/tau_s remains; as in SEED there is no
+factor.
 
 Differs from the original:
   - SEED's teacher ends in the projection head of its own training (128 numbers); here t is the
@@ -30,8 +30,8 @@ Differs from the original:
   - the teacher sees the view at its own image size, resized from the student's;
   - tau_t = 0.01 as in the paper's text (the official code's default is 0.0001);
   - SEED's hidden layer is as wide as the student, here its width is an option;
-  - until the queue is full some anchors are random directions (MoCo's way);
-  - the recipe "auto" (ours) is for small data and small machines.
+  - until the queue is full, some anchors are random unit vectors, as in MoCo;
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ class Distill(Method):
         """Distillation's own options; defaults are SEED's for ResNet-18 on ImageNet."""
 
         teacher: str = ""  # ENC to learn from: a run folder, timm:NAME, ...
-        soft: float = 1.0  # weight of the similarity distributions (SEED)
-        features: float = 0.0  # weight of the squared distance of unit embeddings
-        anchors: int = 65536  # K, embeddings of the teacher that are kept
+        soft: float = 1.0  # w_soft, weight of the cross-entropy of similarities (SEED)
+        features: float = 0.0  # w_features, weight of the squared distance of unit embeddings
+        anchors: int = 65536  # K, size of the queue of teacher embeddings
         student_temperature: float = 0.2  # tau_s
         teacher_temperature: float = 0.01  # tau_t
         hidden: int = 512  # width of the projection's hidden layer
-        scale: tuple[float, float] = (0.2, 1.0)  # area of the crop
+        scale: tuple[float, float] = (0.2, 1.0)  # area of the crop, as share of the image
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a grey view
+        grey: float = 0.2  # probability of a greyscale view
         blur: float = 0.5  # probability of blur
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options, *, teacher: Frozen):
         super().__init__(backbone, options)
@@ -144,7 +144,7 @@ def similarities(
     Returns:
         p [B, 1 + K] and the scalar loss.
     """
-    with torch.autocast(z.device.type, enabled=False):  # at 0.01, bf16 is too coarse
-        mine = torch.cat([(z * t).sum(-1, keepdim=True), z @ anchors.T], 1) / student
+    with torch.autocast(z.device.type, enabled=False):  # bf16 is too coarse at temperature 0.01
+        logits = torch.cat([(z * t).sum(-1, keepdim=True), z @ anchors.T], 1) / student
         p = (torch.cat([(t * t).sum(-1, keepdim=True), t @ anchors.T], 1) / teacher).softmax(-1)
-        return p, -(p * mine.log_softmax(-1)).sum(-1).mean()
+        return p, -(p * logits.log_softmax(-1)).sum(-1).mean()

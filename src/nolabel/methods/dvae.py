@@ -27,10 +27,11 @@ Differs from the original:
     about as large);
   - the weights are not averaged over the updates (there 0.999), and the learning rate falls over
     the whole run (there over two fifths of it);
-  - the recipe "auto" (ours) is for small data. Short runs with the paper's settings stay at a few
-    tokens: logits drown in the noise, then the first tokens to be of use win. Logits that are wide
-    from the start, with a temperature as wide, give the noise less say (64 % of the error there);
-  - a ViT's class token is not trained but by what it gives to the patches.
+  - the automatic recipe is ours, for small data. Short runs with the paper's settings use few
+  tokens:
+    the noise dominates the logits, then the first useful tokens win. Initial logits with a large
+    spread and a high temperature reduce the effect of the noise (64 % of the error there);
+  - a ViT's class token gets gradient only through attention from the patches.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ from nolabel.views.plan import View, ViewPlan
 LIKELIHOODS = ("logit-laplace", "mse")
 EPS = 0.1  # distance of the pixels of the logit-Laplace from 0 and 1
 SMALLEST_LOG_B = math.log(0.01)
-WATCHED = 32  # images of a batch that are rebuilt from their tokens, to see what those are worth
+N_RECONSTRUCTED = 32  # images of a batch that are reconstructed from their tokens, for the metrics
 
 
 def gumbel(logits: Tensor) -> Tensor:
@@ -87,17 +88,17 @@ class DVAE(Method, Tokenizes, Reconstructs):
         """The dVAE's own options; defaults are the paper's, but for the decoder."""
 
         codes: int = 8192  # K, size of the vocabulary
-        spread: float = 1.0  # deviation of the untrained logits, about
-        first_temperature: float = 1.0  # t at the start
-        temperature: float = 0.0625  # t at the end
-        anneal: float = 0.05  # share of the run over which the temperature falls
-        kl_weight: float = 6.6  # beta after its rise
-        warm: float = 0.0017  # share of the run over which beta rises
+        spread: float = 1.0  # standard deviation of the initial logits, about
+        first_temperature: float = 1.0  # initial t
+        temperature: float = 0.0625  # final t
+        anneal: float = 0.05  # share of the run in which t falls
+        kl_weight: float = 6.6  # final beta
+        warm: float = 0.0017  # share of the run in which beta rises
         likelihood: str = "logit-laplace"  # of pixels: logit-laplace or mse
         decoder_dim: int = 256  # width of the decoder and of a token's vector
         decoder_depth: int = 4  # blocks of the decoder
         decoder_heads: int = 8  # attention heads of the decoder
-        scale: tuple[float, float] = (0.5, 1.0)  # area of the crop
+        scale: tuple[float, float] = (0.5, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
@@ -170,7 +171,7 @@ class DVAE(Method, Tokenizes, Reconstructs):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] rebuilt from their tokens."""
+        """Images [N, C, H, W] reconstructed from their tokens."""
         return self.pixels(self.decode(self.vectors[self.tokens(x)]))
 
     @classmethod
@@ -185,8 +186,8 @@ class DVAE(Method, Tokenizes, Reconstructs):
         loss = self.reconstruction_loss(self.decode(soft @ self.vectors), x)
         kl, beta = kl_to_uniform(logits), self.kl_weight(clock)
         with torch.no_grad():
-            ids, seen = logits.argmax(-1), x[:WATCHED].float()
-            error = F.mse_loss(self.pixels(self.decode(self.vectors[ids[:WATCHED]])), seen)
+            ids, seen = logits.argmax(-1), x[:N_RECONSTRUCTED].float()
+            error = F.mse_loss(self.pixels(self.decode(self.vectors[ids[:N_RECONSTRUCTED]])), seen)
         logs = {"error": error, "error_mean_colour": mean_colour_error(seen), "kl": kl.detach()}
         logs |= {"temperature": self.temperature(clock), "kl_weight": beta}
         logs |= {"reconstruction": loss.detach(), **codes_in_use(ids, self.options.codes)}

@@ -16,7 +16,7 @@ Differs from the original:
   - the teacher sees the image resized so that its grid of patches equals the student's;
   - EVA's networks (giant, later SwiGLU and rotary positions) are not needed: any ViT learns;
   - normalisation is the run's, not CLIP's, and is converted for the teacher;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class EVA(Method):
         """EVA's own options; defaults are the paper's for ViT-g/14."""
 
         teacher: str = ""  # ENC whose patch features are predicted: timm:NAME, a run folder, ...
-        mask_ratio: float = 0.41  # share of patches hidden at most (EVA: 105 of 256)
-        smallest_block: int = 16  # least area of a hidden block, patches
+        mask_ratio: float = 0.41  # largest share of masked patches (EVA: 105 of 256)
+        smallest_block: int = 16  # least area of a masked block, in patches
         drop_path: float = 0.1  # stochastic depth
-        scale: tuple[float, float] = (0.2, 1.0)  # area of the crop
+        scale: tuple[float, float] = (0.2, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options, *, teacher: Frozen):
         super().__init__(backbone, options)
@@ -79,7 +79,7 @@ class EVA(Method):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Fresh weights as BEiT's, which EVA takes over; a narrow ViT's matrices as Xavier's."""
+        """As BEiT, like the official code, but Xavier-uniform matrices in narrow ViTs."""
         if isinstance(backbone, ViT):
             init_like_beit(backbone.net)
 

@@ -2,24 +2,24 @@
 
 Zhou et al., "iBOT: Image BERT Pre-Training with Online Tokenizer", 2021, arXiv 2111.07832.
 
-DINO, and in addition masked image modelling whose target is the teacher itself. The student sees
-the two global crops with blocks of patches hidden behind a mask token, and local crops whole; the
-teacher sees the global crops whole. Both have a head on the class token and one on the patches
-(released models share it):
+DINO, and masked image modelling with the teacher as the tokenizer. The student sees the two global
+crops with blocks of patches replaced by a mask token, and unmasked local crops; the teacher sees
+the unmasked global crops. Both have a head for the class token and one for patches (released models
+share one):
 
     L_cls   = mean over t in globals, v in crops, v != t, of  H(P_t^cls, P_v^cls)        (eq. 1)
     L_patch = mean over images and the two global crops of
               1 / n  sum over the n hidden patches of  H(P_t^patch, P_s^patch)           (eq. 2)
     loss    = lambda_1 L_cls + lambda_2 L_patch
 
-P_t is centred and sharpened as in DINO, with a centre and temperatures of its own for patches;
-the patch centre is the mean over all patches, hidden or not. The teacher follows by a moving
-average. Each global crop is masked or not by a coin; masked ones hide a share between the bounds.
+P_t is centred and sharpened as in DINO, with a separate centre and temperature for patches; the
+patch centre is the mean over all patches, masked or not. The teacher is an EMA of the student. Each
+global crop is masked with probability `masked`, by a ratio uniform in `mask_ratio`.
 
 Differs from the original:
-  - only hidden patches go through the student's head (less work; the same loss without batch norm);
-  - the centres move after the update, over the whole optimiser step under accumulation;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - only masked patches go through the student's head (faster; the same loss without batch norm);
+  - centres are updated after the step, from all micro-batches under gradient accumulation;
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -65,29 +65,32 @@ class IBOT(Method, HasPrototypes):
         hidden: int = 2048  # width of the heads' hidden layers
         bottleneck: int = 256  # width of the unit-length bottleneck
         head_batch_norm: bool = False  # batch norm in the heads' hidden layers
-        norm_last_layer: bool = False  # prototypes keep norm 1; False lets the norms train
+        norm_last_layer: bool = False  # prototypes keep norm 1; False: their norms are trained
         class_weight: float = 1.0  # lambda_1
         patch_weight: float = 1.0  # lambda_2
-        masked: float = 0.5  # share of the global crops that are masked
-        mask_ratio: tuple[float, float] = (0.1, 0.5)  # share of patches hidden in those
-        mask_shape: str = "block"  # block, or random patches (slightly better for ViT-B and L)
+        masked: float = 0.5  # probability that a global crop is masked
+        mask_ratio: tuple[float, float] = (
+            0.1,
+            0.5,
+        )  # least and largest share of patches masked in those
+        mask_shape: str = "block"  # block or random (slightly better for ViT-B and L)
         student_temperature: float = 0.1  # tau_s
         teacher_temperature: float = 0.07  # tau_t of the class token after the warm-up
         patch_temperature: float = 0.07  # tau_t of the patches after the warm-up
-        warmup_teacher_temperature: float = 0.04  # both in the first epoch
-        warmup_teacher_temperature_epochs: int = 30  # linear in between, a value an epoch
-        teacher_momentum: float = 0.996  # lambda at the start; 1 at the end
+        warmup_teacher_temperature: float = 0.04  # both tau_t in the first epoch
+        warmup_teacher_temperature_epochs: int = 30  # epochs in which tau_t rises linearly
+        teacher_momentum: float = 0.996  # lambda in the first step; 1 in the last
         centre_momentum: float = 0.9  # of both centres
-        freeze_last_layer: int = 1  # epochs in which the prototypes do not move
+        freeze_last_layer: int = 1  # first epochs, in which the prototypes are frozen
         drop_path: float = 0.1  # stochastic depth of the student; the teacher has none
-        chunk: int = 0  # rows of patch logits held at once; 0 = all (saves memory, costs time)
-        global_scale: tuple[float, float] = (0.25, 1.0)  # area of the two global crops
-        local_scale: tuple[float, float] = (0.05, 0.25)  # area of the local crops
-        local_crops: int = 10  # 0 = no multi-crop
+        chunk: int = 0  # rows of patch logits in memory at a time (slower); 0 = all
+        global_scale: tuple[float, float] = (0.25, 1.0)  # area of the two global crops, as share
+        local_scale: tuple[float, float] = (0.05, 0.25)  # area of the local crops, as share
+        local_crops: int = 10  # number of local crops; 0 = no multi-crop
         local_size: int = 96  # side of the local crops in pixels
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a grey crop
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        grey: float = 0.2  # probability of a greyscale crop
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
@@ -105,7 +108,7 @@ class IBOT(Method, HasPrototypes):
         second = first if o.shared_head else head(o.patch_prototypes)
         parts = {"backbone": backbone, "head": first, "patch_head": second}
         self.student: Any = nn.ModuleDict(parts)
-        self.teacher = Ema(self.student)  # equal at birth
+        self.teacher = Ema(self.student)  # initially equal
         backbone.set_drop_path(o.drop_path)  # the student alone
         self.mask_token = nn.Parameter(torch.zeros(backbone.mask_dim))
         self.centre = Centre(o.prototypes, o.centre_momentum)
@@ -114,7 +117,7 @@ class IBOT(Method, HasPrototypes):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Fresh weights as in the official code; a narrow ViT's matrices as Xavier's."""
+        """As in the official code, but Xavier-uniform matrices in narrow ViTs."""
         if isinstance(backbone, ViT):
             init_like_dino(backbone.net)
 
@@ -123,7 +126,7 @@ class IBOT(Method, HasPrototypes):
         return multi_crop(image_size, options)
 
     def draw_masks(self, n: int, grid: tuple[int, int]) -> Tensor:
-        """bool [n, P]: which patches of n global crops are hidden."""
+        """Masks bool [n, P] of n global crops."""
         o, random, patches = self.options, KeyedRandom(n // 2, 2), grid[0] * grid[1]
         (low, high), (u, coin) = o.mask_ratio, random(2).T
         counts = ((low + (high - low) * u) * (coin < o.masked) * patches).astype(np.int64)
@@ -141,9 +144,9 @@ class IBOT(Method, HasPrototypes):
             seen = teacher.backbone.tokens(crops)
             masks = self.draw_masks(2 * b, seen.grid).to(crops.device)  # [2B, P]
             t = teacher.head(seen.pooled).float().unflatten(0, (2, b))  # [2, B, K]
-            known = teacher.patch_head.bottleneck(seen.patches.flatten(0, 1))  # [2B P, .]
-            # The prototypes are linear, so the mean of all logits needs no logits.
-            mean = teacher.patch_head.last_layer(known.mean(0, keepdim=True))
+            t_z = teacher.patch_head.bottleneck(seen.patches.flatten(0, 1))  # [2B P, bottleneck]
+            # The last layer is linear: the mean of all logits without computing them.
+            mean = teacher.patch_head.last_layer(t_z.mean(0, keepdim=True))
         hidden = student.backbone.tokens(crops, mask=masks, mask_token=self.mask_token)
         z = [hidden.pooled]
         if "local" in batch.views:
@@ -153,7 +156,7 @@ class IBOT(Method, HasPrototypes):
         targets = ((t - self.centre.value) / tau).softmax(-1)  # P_t of the class token
         loss_cls = cross_entropy_views(targets, s / o.student_temperature)
         patch_targets = PrototypeLogits(
-            known[masks.flatten()], teacher.patch_head.last_layer, patch_tau, o.chunk
+            t_z[masks.flatten()], teacher.patch_head.last_layer, patch_tau, o.chunk
         ).shifted(-self.patch_centre.value / patch_tau)
         s_patch = PrototypeLogits(
             student.patch_head.bottleneck(hidden.patches[masks]), student.patch_head.last_layer,
@@ -174,8 +177,7 @@ class IBOT(Method, HasPrototypes):
         return self.teacher.module.head(h) - self.centre.value
 
     def temperature(self, end: float, clock: Clock) -> float:
-        """tau_t of this epoch, of class token or patches, whose temperature after the warm-up is
-        `end`."""
+        """tau_t of this epoch; `end` is its value after the warm-up."""
         o = self.options
         epochs = o.warmup_teacher_temperature_epochs
         return per_epoch_linear(o.warmup_teacher_temperature, end, epochs, clock)

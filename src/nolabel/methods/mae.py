@@ -3,8 +3,8 @@
 He et al., "Masked Autoencoders Are Scalable Vision Learners", 2021, arXiv 2111.06377.
 
 An image is cut into patches; a share of them (75 %) is removed at random. The encoder sees the
-visible patches alone. A light decoder receives their codes, a shared mask token in each gap, and
-fixed positions, and predicts the pixels:
+visible patches only. A small decoder gets their codes, a shared mask token for each removed patch
+and fixed position embeddings, and predicts the pixels:
 
     loss = mean over removed patches of  mean over pixels of (prediction - target)^2
 
@@ -12,7 +12,7 @@ The target is the patch's pixels, or (norm_pix) those pixels with zero mean and 
 
 Differs from the original:
   - images may be of any size and patch; the decoder's width, depth and heads are options;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class MAE(Method, Inpaints):
         decoder_dim: int = 512  # width of the decoder
         decoder_depth: int = 8  # blocks of the decoder
         decoder_heads: int = 16  # attention heads of the decoder
-        scale: tuple[float, float] = (0.2, 1.0)  # area of the crop
+        scale: tuple[float, float] = (0.2, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
@@ -78,7 +78,7 @@ class MAE(Method, Inpaints):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Fresh weights as in the official code, with fixed sine-cosine positions."""
+        """As in the official code, with fixed sine-cosine position embeddings."""
         if isinstance(backbone, ViT):
             init_like_mae(backbone.net)
             grid = backbone.image_size // backbone.patch_size
@@ -96,7 +96,7 @@ class MAE(Method, Inpaints):
             pred [B, P, patch*patch*C], mask [B, P] (1 = removed), embedding [B, D].
         """
         keep, restore, mask = keep_by_noise(noise, ratio)
-        seen = self.backbone.tokens(x, keep=keep)  # the visible patches alone
+        seen = self.backbone.tokens(x, keep=keep)  # the visible patches only
         prefix = seen.prefix if seen.prefix is not None else seen.patches[:, :0]
         front = self.decoder_embed(prefix[:, :1])
         codes = self.decoder_embed(seen.patches)
@@ -122,8 +122,8 @@ class MAE(Method, Inpaints):
     ) -> tuple[Tensor, Tensor]:
         """Predicted images [B, C, H, W] and the removed patches bool [B, h, w].
 
-        With norm_pix the prediction is drawn with each patch's TRUE mean and deviation, which
-        the network did not predict: such a picture knows more than the network.
+        With norm_pix, the predicted patches get their true mean and standard deviation, which the
+        network does not predict.
         """
         grid = (x.shape[-2] // self.patch, x.shape[-1] // self.patch)
         noise = torch.rand(len(x), grid[0] * grid[1], generator=generator).to(x.device)

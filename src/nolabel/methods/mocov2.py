@@ -10,8 +10,8 @@ finds its key k+ among the K keys of earlier batches:
     loss = -log( exp(q . k+ / T) / (exp(q . k+ / T) + sum_{k in queue} exp(q . k / T)) )    (eq. 1)
     theta_k <- m theta_k + (1 - m) theta_q,  m = 0.999, before the keys are made            (eq. 2)
 
-Then the new keys replace the oldest K entries. Keys carry no gradient. Batch norm would tell which
-key belongs to a query, so images are shuffled among processes before the keys are made.
+Then the new keys replace the oldest of the queue. Keys have no gradient. Statistics of batch norm
+would reveal which key belongs to a query, so images are shuffled among ranks before encoding keys.
 
 `infomin` takes the views of Tian et al., "What Makes for Good Views for Contrastive Learning?",
 2020, arXiv 2005.10243: stronger colour changes share less information between the views.
@@ -19,10 +19,10 @@ key belongs to a query, so images are shuffled among processes before the keys a
 Differs from the original:
   - the key encoder moves after the update of the query encoder, which is the same moment as before
     the next keys;
-  - images are shuffled among processes; within one process batch norm sees them together, as there;
-  - under gradient accumulation the negatives are those of the step's start, as for one large batch;
+  - with one rank nothing is shuffled, as there;
+  - under gradient accumulation the queue changes after the step, as for one large batch;
   - the InfoMin views leave out RandAugment and the jigsaw branch;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
 
 
 class MoCoV2(Method):
-    """Momentum contrast: keys of a slow encoder, many negatives from a queue."""
+    """Momentum contrast: keys of an EMA encoder, many negatives from a queue."""
 
-    own_norms = ("query", "key")  # keys are shuffled instead
+    own_norms = ("query", "key")  # statistics of one rank; keys are shuffled
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
@@ -67,11 +67,11 @@ class MoCoV2(Method):
         hidden: int = 2048  # width of the head's hidden layer
         projection: int = 128  # width of q and k
         infomin: bool = False  # views of InfoMin: twice the colour jitter
-        scale: tuple[float, float] = (0.2, 1.0)  # area of the crops
+        scale: tuple[float, float] = (0.2, 1.0)  # area of the crops, as share of the image
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a grey view
+        grey: float = 0.2  # probability of a greyscale view
         blur: float = 0.5  # probability of blur
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
@@ -79,7 +79,7 @@ class MoCoV2(Method):
         self.query: Any = nn.Sequential(
             backbone, mlp((backbone.dim, o.hidden, o.projection), norm=False)
         )
-        self.key = Ema(self.query)  # equal at birth
+        self.key = Ema(self.query)  # initially equal
         self.queue = Queue(o.queue, o.projection)
 
     @classmethod

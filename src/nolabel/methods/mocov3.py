@@ -17,7 +17,7 @@ Differs from the original:
   - the momentum encoder moves after the update of the base encoder with the next step's m, which
     is the same as before the next keys;
   - the paper's ViT-S has 12 heads; timm's has 6, and is used as it is;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ class MoCoV3(Contrastive):
         """MoCo v3's own options; defaults are the paper's for ViT on ImageNet."""
 
         temperature: float = 0.2  # T (1.0 for ResNet-50)
-        key_momentum: float = 0.99  # m at the start; 1 at the end
+        key_momentum: float = 0.99  # m in the first step; 1 in the last
         hidden: int = 4096  # width of the hidden layers of projector and predictor
         projection: int = 256  # width of q and k
         freeze_patch: bool = True  # a ViT's patch projection stays random
-        scale: tuple[float, float] = (0.08, 1.0)  # area of the crops
+        scale: tuple[float, float] = (0.08, 1.0)  # area of the crops, as share of the image
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a grey view
+        grey: float = 0.2  # probability of a greyscale view
         blur: tuple[float, float] = (1.0, 0.1)  # probability of blur, for each view
         solarise: tuple[float, float] = (0.0, 0.2)  # probability of solarising, for each view
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
@@ -76,13 +76,13 @@ class MoCoV3(Contrastive):
             backbone.net.pos_embed.requires_grad_(False)  # fixed, set by `init`
             backbone.net.patch_embed.proj.requires_grad_(not o.freeze_patch)
         self.base: Any = nn.Sequential(backbone, mlp(widths, bias=False, last_norm=True))
-        self.momentum_encoder = Ema(self.base)  # equal at birth
+        self.momentum_encoder = Ema(self.base)  # initially equal
         widths = (o.projection, o.hidden, o.projection)
         self.predictor = mlp(widths, bias=False, last_norm=is_vit)
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Fresh weights as in the official code, with fixed sine-cosine positions."""
+        """As in the official code, with fixed sine-cosine position embeddings."""
         if isinstance(backbone, ViT):
             init_like_mocov3(backbone)
 
@@ -93,15 +93,15 @@ class MoCoV3(Contrastive):
     def features(self, batch: Batch) -> tuple[Tensor, ...]:
         x, slow = batch.views["view"], self.momentum_encoder.module[0]
         with torch.no_grad():
-            seen = torch.stack([slow(v) for v in x])
-        return torch.stack([self.base[0](v) for v in x]), seen  # [2, B, D] each
+            h_slow = torch.stack([slow(v) for v in x])
+        return torch.stack([self.base[0](v) for v in x]), h_slow  # [2, B, D] each
 
     def compare(self, features: tuple[Tensor, ...], clock: Clock) -> Step:
-        (h, seen), temperature = features, self.options.temperature
+        (h, h_slow), temperature = features, self.options.temperature
         q1, q2 = (F.normalize(self.predictor(self.base[1](x)).float(), dim=-1) for x in h)
         with torch.no_grad():
             slow = self.momentum_encoder.module[1]
-            k1, k2 = (F.normalize(slow(x).float(), dim=-1) for x in seen)
+            k1, k2 = (F.normalize(slow(x).float(), dim=-1) for x in h_slow)
         loss = ctr(q1, k2, temperature) + ctr(q2, k1, temperature)
         logs = pair_signals(q1, k2) | {"key_momentum": self.momentum(clock)}
         return Step(loss, logs, features=h[0].detach())

@@ -4,32 +4,32 @@ Gidaris et al., "OBoW: Online Bag-of-Visual-Words Generation for Self-Supervised
 arXiv 2012.11552.
 
 A momentum teacher T turns an image into feature maps of its last levels. A vocabulary of K visual
-words v_k is kept online, a queue of local teacher features. Every location u of a map is softly
-assigned to the words, the image's bag of words is the largest assignment of each word over the
-locations, normalised to sum 1:
+words v_k is a queue of local teacher features. Every location u of a map is softly assigned to the
+words; the image's bag of words is the largest assignment of each word over the locations,
+normalised to sum 1:
 
     q_u = softmax_k( -|t_u - v_k|^2 / delta ),  delta = temperature * running mean of min_k |.|^2
     y   = max_u q_u / sum_k max_u q_u,k                                              (section 3.1)
 
 A student S sees other crops and predicts the bag from its global feature, with word weights that a
-small network G makes from the words of the moment (the vocabulary never stays the same):
+small network G computes from the current words (the vocabulary changes in each step):
 
     p    = softmax_k( kappa S(x) . G(v_k) / |G(v_k)| )                               (eq. 4 and 5)
     loss = sum over large and small crops of the mean over these and over levels of
            -sum_k y_k log p_k                                                        (eq. 1)
     T   <- alpha T + (1 - alpha) S,  alpha from alpha_0 to 1 by half a cosine
 
-Each update one local feature an image, averaged over 3 x 3 locations, replaces the oldest words.
-The outermost locations of a map take no part (unless it is less than 5 wide).
+After each step one local feature an image, averaged over 3 x 3 locations, replaces the oldest
+words. The border of a map is left out, unless it is less than 5 wide.
 
 Differs from the original:
   - the student's small crops are random crops of the same areas (the official code cuts them out
     of a 3 x 3 grid with jitter, all out of one larger crop with one change of colours);
-  - words start as random unit vectors, and until the last of these is replaced the mean distance
-    is the last batch's (officially a running mean from 0.5);
-  - the words are replaced after the update, by all processes' features in order of rank;
+  - initial words are random unit vectors, and until all are replaced the mean distance is that of
+    the last batch (in the official code a running mean from 0.5);
+  - the words are replaced after the update, by the features of all ranks;
   - the loss is a cross-entropy, the official KL divergence without its constant;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def bag_of_words(t: Tensor, words: Tensor, delta: Tensor) -> tuple[Tensor, Tenso
 
 
 def inner(level: Tokens) -> Tensor:
-    """Feature map [B, D, h, w] of a level without its outermost locations, if 5 wide or more."""
+    """Feature map [B, D, h, w] of a level without its border, if it is 5 wide or more."""
     maps = level.patches.float().mT.unflatten(2, level.grid)
     return maps[..., 1:-1, 1:-1] if min(level.grid) >= 5 else maps
 
@@ -70,20 +70,20 @@ def inner(level: Tokens) -> Tensor:
 @torch.no_grad()
 def one_location(maps: Tensor) -> Tensor:
     """One random location's feature [B, D] of each map, averaged over 3 x 3 locations."""
-    wide = min(maps.shape[-2:]) >= 3
-    maps = F.avg_pool2d(maps, 3, 1, padding=0 if wide else 1, count_include_pad=False).flatten(2)
-    places, device = maps.shape[2], maps.device
-    place = distributed.draw_for_rank(
-        lambda n: torch.randint(places, (n,), device=device), len(maps)
+    padding = 0 if min(maps.shape[-2:]) >= 3 else 1
+    maps = F.avg_pool2d(maps, 3, 1, padding=padding, count_include_pad=False).flatten(2)
+    locations, device = maps.shape[2], maps.device
+    location = distributed.draw_for_rank(
+        lambda n: torch.randint(locations, (n,), device=device), len(maps)
     )
-    return maps[torch.arange(len(maps), device=maps.device), :, place]
+    return maps[torch.arange(len(maps), device=device), :, location]
 
 
 class OBoW(Method):
     """Online bags of visual words: predict which words of the moment an image contains."""
 
     needs = frozenset({"any_size", "patches"})
-    own_norms = ("generators",)  # their input, the words, is the same on all processes
+    own_norms = ("generators",)  # their input, the words, is equal on all ranks
     spread: Tensor
     vocabulary: Any  # a Queue of words for each level
     generators: Any  # G for each level
@@ -93,29 +93,32 @@ class OBoW(Method):
         """OBoW's own options; defaults are the paper's for ResNet-50 on ImageNet."""
 
         words: int = 8192  # K, size of the vocabulary
-        levels: int = 2  # last levels of the teacher that make bags (stages, or blocks of a ViT)
-        temperature: float = 1 / 15  # of the assignment, in units of the mean squared distance
+        levels: int = 2  # number of last levels with a bag each (stages, or blocks of a ViT)
+        temperature: float = 1 / 15  # of the assignment, relative to the mean squared distance
         spread_momentum: float = 0.99  # of the running mean of min_k |t_u - v_k|^2
-        kappa: float = 8.0  # scale of the student's predictions
-        teacher_momentum: float = 0.99  # alpha at the start; 1 at the end
-        global_scale: tuple[float, float] = (0.08, 0.6)  # area of the student's two large crops
-        local_scale: tuple[float, float] = (0.08, 0.14)  # area of its small crops
-        local_crops: int = 5  # small crops; 0 = none
+        kappa: float = 8.0  # kappa, scale of the student's predictions
+        teacher_momentum: float = 0.99  # alpha in the first step; 1 in the last
+        global_scale: tuple[float, float] = (
+            0.08,
+            0.6,
+        )  # area of the student's two large crops, as share
+        local_scale: tuple[float, float] = (0.08, 0.14)  # area of its small crops, as share
+        local_crops: int = 5  # number of small crops; 0 = none
         global_size: int = 160  # side of the large crops in pixels
         local_size: int = 96  # side of the small crops in pixels
         teacher_grey: float = 0.0  # probability that the teacher's image is grey
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a grey crop
+        grey: float = 0.2  # probability of a greyscale crop
         blur: float = 0.5  # probability of blur of the large crops
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
         o = options
         self.student = backbone
-        self.teacher = Ema(backbone)  # equal at birth
+        self.teacher = Ema(backbone)  # initially equal
         backbone.eval()
-        with torch.no_grad():  # the width of each level, and features for the first words
+        with torch.no_grad():  # to get the width of each level
             x = torch.zeros(1, backbone.channels, backbone.image_size, backbone.image_size)
             dims = [level.patches.shape[-1] for level in backbone.layers(x, o.levels)]
         backbone.train()
@@ -172,7 +175,7 @@ class OBoW(Method):
         self.teacher.follow(self.student, self.momentum(clock))
         (spreads,) = self._spreads.take()  # [micro-batches, levels]
         spread = distributed.mean(spreads.mean(0))
-        # While random words remain, distances are not yet what they will be.
+        # Distances to initial random words are not representative: no running mean yet.
         m = self.options.spread_momentum if self.vocabulary[0].full else 0.0
         self.spread.mul_(m).add_(spread, alpha=1 - m)
         for words in self.vocabulary:

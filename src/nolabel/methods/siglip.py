@@ -2,14 +2,13 @@
 
 Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023, arXiv 2303.15343.
 
-An image encoder and a text transformer give unit vectors x_i and y_j of B images and B texts. Every
-pair is asked by itself whether it belongs together, z_ij = 1 for i = j and -1 otherwise:
+An image encoder and a text transformer give unit vectors x_i and y_j of B images and B texts. Each
+pair is a binary classification, with the label z_ij = 1 for i = j and -1 otherwise:
 
     loss = - 1/B  sum over i, j of  log sigmoid( z_ij (t x_i . y_j + b) )            (equation 1)
 
-t = exp(t') and b are learnt, from 10 and -10: most pairs do not belong together, and the bias says
-so from the start. The text tower sees the whole text from each token (no causal mask), and its
-feature is that of the last place.
+t = exp(t') and b are learnt, initially 10 and -10: most pairs are negative, and the initial bias
+accounts for that. The text tower has no causal mask, and its feature is that of the last position.
 
 Differs from the original:
   - an image's embedding is the backbone's own and a linear projection (the original pools a ViT's
@@ -17,9 +16,9 @@ Differs from the original:
   - byte pairs learnt from the captions of the training data stand for the published SentencePiece
     vocabulary; case is lowered and punctuation kept;
   - images are normalised by this library's mean and deviation, and cropped a little;
-  - with several processes all texts are gathered, with gradient; the original passes them on from
-    neighbour to neighbour, which needs less memory and gives the same sum;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - texts are all-gathered with gradient; the original passes them from rank to rank, which needs
+    less memory and gives the same sum;
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ class SigLIP(Contrastive, LearnsFromText):
         text_dim: int = 768  # width of the text tower
         text_depth: int = 12  # blocks of the text tower
         text_heads: int = 12  # attention heads of the text tower
-        factor: float = 10.0  # t at the start
-        bias: float = -10.0  # b at the start
-        chunk: int = 0  # rows of the logits held at once, for large batches; 0 = all
-        scale: tuple[float, float] = (0.9, 1.0)  # area of the crop
+        factor: float = 10.0  # initial t
+        bias: float = -10.0  # initial b
+        chunk: int = 0  # rows of the logits in memory at a time, for large batches; 0 = all
+        scale: tuple[float, float] = (0.9, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options, *, text: Tokenizer):
         super().__init__(backbone, options)

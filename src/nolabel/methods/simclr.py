@@ -3,18 +3,18 @@
 Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020,
 arXiv 2002.05709.
 
-Two random views of each of N images give 2N embeddings z = g(f(x)) of unit length. Each one picks
-its partner out of the other 2N - 1:
+Two random views of each of N images give 2N embeddings z = g(f(x)) of unit length. Each one is
+classified among the other 2N - 1, of which the other view j is the right one:
 
     l(i, j) = -log( exp(z_i . z_j / T) / sum over k != i of exp(z_i . z_k / T) )        (eq. 1)
     loss    = mean over the 2N anchors
 
-f is the encoder that is kept, g the projection head that is thrown away. With several processes
-the other processes' embeddings are negatives too, gathered with gradient.
+f is the encoder, g the projection head, which is discarded after training. The embeddings of other
+ranks are negatives too, all-gathered with gradient.
 
 Differs from the original:
   - the official code sums the two views' means, twice the paper's equation 1, which is used here;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class SimCLR(Contrastive):
         temperature: float = 0.1  # T
         hidden: int = 2048  # width of the projection head's hidden layer
         projection: int = 128  # width of z
-        scale: tuple[float, float] = (0.08, 1.0)  # area of the crops
+        scale: tuple[float, float] = (0.08, 1.0)  # area of the crops, as share of the image
         strength: float = 1.0  # s: jitter is s * (0.8, 0.8, 0.8, 0.2) with probability 0.8
         hue: float = 0.2  # largest hue shift at s = 1, in turns
-        grey: float = 0.2  # probability of a grey view
+        grey: float = 0.2  # probability of a greyscale view
         blur: float = 0.5  # probability of blur
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)

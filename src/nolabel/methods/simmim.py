@@ -3,14 +3,14 @@
 Xie et al., "SimMIM: A Simple Framework for Masked Image Modeling", 2021, arXiv 2111.09886.
 
 An image is cut into square units; a share of them (60 %), drawn at random, is hidden: a learned
-mask token replaces the embeddings of their patches, and the encoder sees all places. One linear
-layer, from each final token to the pixels of its square, predicts the image. With the normalised
+mask token replaces the embeddings of their patches, and the encoder gets all tokens. One linear
+layer predicts the pixels of its square from each final token. With the normalised
 pixels x, the prediction y and m = 1 on hidden pixels, 0 elsewhere,
 
     loss = sum of m |x - y|  /  (sum of m + 1e-5)  /  C channels
 
 over the whole batch. Hidden units are larger than the patches that are embedded (32 pixels against
-4 in Swin), so that no prediction is a matter of copying its neighbour.
+4 in Swin), so that copying neighbouring pixels does not help.
 
 Differs from the original:
   - any backbone that can mask, so the ViT is timm's, with absolute positions that start as sines,
@@ -20,7 +20,7 @@ Differs from the original:
   - units may have any side that divides the image and that embedded patches divide;
   - the rate falls by a cosine, as in the official recipe for 100 epochs; the one for 800 epochs
     has a step;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SimMIM(Method, Inpaints):
 
         mask_ratio: float = 0.6  # share of units hidden, above 0 and below 1
         unit: int = 32  # side of a unit in pixels; divides the image's, a multiple of a patch's
-        scale: tuple[float, float] = (0.67, 1.0)  # area of the crop
+        scale: tuple[float, float] = (0.67, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
@@ -64,8 +64,8 @@ class SimMIM(Method, Inpaints):
         if not 0 < options.unit < side or side % options.unit or options.unit % patch:
             fit = [str(u) for u in range(patch, side, patch) if side % u == 0]
             raise UsageError(
-                f"unit is {options.unit} px; it must be a part of the image's {side} px that "
-                f"divides them, and a multiple of the patch's {patch} px. "
+                f"unit is {options.unit} px; it must be smaller than the image's {side} px and "
+                f"divide them, and be a multiple of the patch's {patch} px. "
                 f"Use {', '.join(fit) or 'smaller patches'}."
             )
         self.backbone = backbone
@@ -76,7 +76,8 @@ class SimMIM(Method, Inpaints):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """Matrices that grow with narrow networks, and sine-cosine positions to start from."""
+        """Xavier-uniform matrices and, in a ViT, sine-cosine position embeddings, which are
+        trained."""
         init_like_mae(backbone)
         if isinstance(backbone, ViT) and backbone.net.pos_embed is not None:
             grid = backbone.image_size // backbone.patch_size

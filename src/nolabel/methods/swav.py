@@ -5,22 +5,22 @@ arXiv 2006.09882.
 
 Every crop of an image becomes a unit vector z and is compared with K unit prototypes c: scores
 s = z . c. The two global crops are assigned to prototypes by Sinkhorn-Knopp, which gives every
-prototype an equal share of the batch; every other crop has to predict that assignment:
+prototype an equal share of the batch; all other crops predict that assignment:
 
     q    = Sinkhorn(s / epsilon), 3 iterations, without gradient                    (eq. 3 and 5)
     loss = mean over assigning crops t, and crops v != t, of  -sum_K q_t log softmax(s_v / tau)
                                                                                     (eq. 2 and 6)
 
-With small batches a queue of earlier embeddings of each global crop joins the assignment (not the
-loss). Prototypes keep unit length and do not move in the first steps.
+With small batches a queue of earlier embeddings of each global crop takes part in the assignment,
+not in the loss. Prototypes have unit length and are frozen in the first steps.
 
 Differs from the original:
   - Sinkhorn works on logarithms (the official code's exponential overflows in half precision);
-  - the queue takes the new embeddings after the update, and holds those of all processes, each of
-    which takes its share of them into the assignment;
-  - batch norm sees the images of all processes (in the official code of groups of them);
-  - under gradient accumulation the shares are equal within a micro-batch;
-  - the recipe "auto" (ours) is for small data and small machines.
+  - new embeddings are enqueued after the update; the queue has those of all ranks, and each rank
+    assigns its share of them;
+  - batch norm uses the images of all ranks (in the official code of groups of ranks);
+  - under gradient accumulation the shares are equal within each micro-batch;
+  - the automatic recipe is ours, for small data and small machines.
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ class SwAV(Method, HasPrototypes):
         hidden: int = 2048  # width of the head's hidden layer
         projection: int = 128  # width of z
         temperature: float = 0.1  # tau
-        epsilon: float = 0.05  # sharpness of the assignment; larger is softer
+        epsilon: float = 0.05  # epsilon of the assignment; larger is softer
         iterations: int = 3  # of Sinkhorn-Knopp
-        queue: int = 0  # earlier embeddings in the assignment (3840 for batches of 256)
-        queue_from_epoch: int = 15  # epoch in which the queue starts to fill
-        freeze_prototypes: int = 313  # steps in which the prototypes do not move
-        global_scale: tuple[float, float] = (0.14, 1.0)  # area of the two global crops
-        local_scale: tuple[float, float] = (0.05, 0.14)  # area of the local crops
-        local_crops: int = 6  # 0 = no multi-crop
+        queue: int = 0  # earlier embeddings in the assignment (3840 at batch 256); 0 = none
+        queue_from_epoch: int = 15  # first epoch in which the queue is filled
+        freeze_prototypes: int = 313  # first steps, in which the prototypes are frozen
+        global_scale: tuple[float, float] = (0.14, 1.0)  # area of the two global crops, as share
+        local_scale: tuple[float, float] = (0.05, 0.14)  # area of the local crops, as share
+        local_crops: int = 6  # number of local crops; 0 = no multi-crop
         local_size: int = 96  # side of the local crops in pixels
         jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a grey crop
+        grey: float = 0.2  # probability of a greyscale crop
         blur: float = 0.5  # probability of blur
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
@@ -105,7 +105,7 @@ class SwAV(Method, HasPrototypes):
 
     @torch.no_grad()
     def _assign(self, t: int, z: Tensor, scores: Tensor) -> Tensor:
-        """q [B, K] of global crop t; earlier embeddings take part once there are enough."""
+        """q [B, K] of global crop t, assigned together with a queue that is full."""
         o = self.options
         if self.queues and self.queues[t].full:
             earlier = self.queues[t].local_rows()
@@ -117,7 +117,7 @@ class SwAV(Method, HasPrototypes):
 
     @torch.no_grad()
     def normalise_prototypes(self) -> None:
-        """Brings the prototypes back to unit length."""
+        """Normalises the prototypes to unit length."""
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=-1))
 
     def before_update(self, clock: Clock) -> None:

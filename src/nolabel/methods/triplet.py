@@ -14,8 +14,8 @@ of other images are negatives. With unit embeddings and d(x, y) = |x - y|:
                  farthest negative
     "hard"       the nearest negative (batch-hard)
 
-The mean includes the triplets whose loss is zero. With several processes the negatives of all are
-gathered with gradient.
+The mean includes triplets whose loss is zero. The views of all ranks are negatives, all-gathered
+with gradient.
 
 Differs from the original:
   - views of one image take the place of faces of one person, so an anchor has a single positive;
@@ -44,7 +44,7 @@ MINING = ("all", "semi-hard", "hard")
 
 
 def triplet_loss(d: Tensor, same: Tensor, margin: float, mining: str) -> Tensor:
-    """The loss of N anchors among M views, of which each image has exactly two.
+    """The triplet loss of N anchors among M views, exactly two of each image.
 
     Args:
         d: distances [N, M].
@@ -55,15 +55,15 @@ def triplet_loss(d: Tensor, same: Tensor, margin: float, mining: str) -> Tensor:
     Returns:
         Scalar: mean over the anchors, and for "all" over their negatives too.
     """
-    # Of the two views of an anchor's image one is itself, at distance (almost) 0.
+    # One of the two views of an anchor's image is the anchor itself, at distance (almost) 0.
     positive = d.masked_fill(~same, 0.0).amax(1, keepdim=True)
     if mining == "all":
         return F.relu(positive - d + margin)[~same].mean()
     nearest = d.masked_fill(same, torch.inf).amin(1, keepdim=True)
     if mining == "semi-hard":
-        farther = d.masked_fill(same | (d <= positive), torch.inf).amin(1, keepdim=True)
+        semi_hard = d.masked_fill(same | (d <= positive), torch.inf).amin(1, keepdim=True)
         farthest = d.masked_fill(same, -torch.inf).amax(1, keepdim=True)
-        nearest = torch.where(farther.isinf(), farthest, farther)
+        nearest = torch.where(semi_hard.isinf(), farthest, semi_hard)
     return F.relu(positive - nearest + margin).mean()
 
 
@@ -74,15 +74,15 @@ class Triplet(Contrastive):
     class Options:
         """The triplet loss's own options."""
 
-        margin: float = 0.2  # m, in units of distance on the unit sphere (at most 2)
+        margin: float = 0.2  # m, a distance between unit vectors, in (0, 2]
         mining: str = "semi-hard"  # all, semi-hard or hard (hard may collapse early)
         hidden: int = 2048  # width of the head's hidden layer
         projection: int = 128  # width of the embedding that is compared
-        scale: tuple[float, float] = (0.2, 1.0)  # area of the crops
+        scale: tuple[float, float] = (0.2, 1.0)  # area of the crops, as share of the image
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a grey view
+        grey: float = 0.2  # probability of a greyscale view
         blur: float = 0.5  # probability of blur
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)

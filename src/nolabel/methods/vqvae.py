@@ -14,20 +14,20 @@ vectors at code i in a step,
 
     N_i <- g N_i + (1 - g) n_i,   m_i <- g m_i + (1 - g) sum of those z,   e_i <- m_i / N_i
 
-where the N are first smoothed, (N_i + eps) / (sum N + K eps) * sum N with eps = 1e-5. Each image
-becomes ids of codes, row by row: `tokens`, for BEiT and its like.
+where the N are first smoothed, (N_i + eps) / (sum N + K eps) * sum N with eps = 1e-5. `tokens` are
+the ids of an image's codes, row by row, such as for BEiT.
 
 Differs from the original:
   - encoder: any ViT or ResNet with its grid; decoder: a transformer that predicts the pixels of
     each patch, where the paper has convolutions in both;
   - the reconstruction is the squared error of normalised pixels, the other terms are means over
     numbers too (as the authors' code has it, which divides the first by the data's variance);
-  - a code that is used less than `revive` times an equal share is put on a random vector of the
-    step; the first update so puts the codes where the data are (0 = the paper: never);
-  - the averages start at zero, which their ratio does not feel; a code never used stays;
-  - the averages cover the whole optimiser step, all micro-batches and processes;
-  - the prior over codes (a PixelCNN) is left out: it is for sampling;
-  - a ViT's class token is not trained but by what it gives to the patches.
+  - dead codes, used less than `revive` times an equal share, are replaced by random vectors of the
+    step, so the first update initialises the codes from data (0 = the paper: never);
+  - the averages are initially zero, which cancels in their ratio; unused codes do not change;
+  - the averages include all micro-batches of an optimiser step and all ranks;
+  - the prior over codes (a PixelCNN) is left out, as it is for sampling;
+  - a ViT's class token gets gradient only through attention from the patches.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ EPS = 1e-5  # Laplace smoothing of the codes' counts
 
 
 class Codebook(nn.Module):
-    """K codes of `dim` numbers and how much each is used.
+    """K codes of width `dim`, with moving averages of their use.
 
-    `observe` only collects (`StepBuffer`); `update` moves the codes once an optimiser step.
+    `observe` collects in each micro-batch, `update` applies once an optimiser step.
     """
 
     codes: Tensor  # e [K, D]
@@ -86,12 +86,13 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def observe(self, z: Tensor, ids: Tensor, step: int) -> None:
-        """Adds vectors z [..., D] with ids [...] of optimiser step `step` to the next update."""
+        """Collects vectors z [..., D] with ids int64 [...] of optimiser step `step`."""
         self._seen.add(step, z.float().flatten(0, -2), ids.flatten())
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the averages, with `ema` the codes too, and revives codes of little use."""
+        """Updates the averages over all ranks, with `ema` the codes too, and replaces dead
+        codes."""
         (z, ids), k = self._seen.take(), len(self.codes)
         count = torch.bincount(ids, minlength=k).to(z.dtype)
         self.count.lerp_(distributed.sum(count), 1.0 - self.decay)
@@ -106,7 +107,7 @@ class Codebook(nn.Module):
             dead = self.count < self.revive * n / k
             fresh = distributed.random_rows(z, k)
             self.codes[dead] = fresh[dead]
-            self.count[dead] = n / k  # as if of average use, to have the time to find it
+            self.count[dead] = n / k  # as if of average use, so that it is not replaced at once
             if self.ema:
                 self.total[dead] = fresh[dead] * n / k
 
@@ -121,21 +122,21 @@ class VQVAE(Method, Tokenizes, Reconstructs):
         """VQ-VAE's own options; codes, commitment and decay are the paper's."""
 
         codes: int = 512  # K, size of the codebook
-        code_dim: int = 64  # numbers of a code
-        commitment: float = 0.25  # beta, how firmly vectors are held to their code
-        ema: bool = True  # codes follow by moving averages; False: by the codebook loss
+        code_dim: int = 64  # width of a code
+        commitment: float = 0.25  # beta, weight of the commitment loss
+        ema: bool = True  # codes are moving averages; False: trained by the codebook loss
         decay: float = 0.99  # g of the moving averages
-        revive: float = 0.03  # codes used less than this times an equal share start anew; 0 = never
+        revive: float = 0.03  # replace codes used less than this times an equal share; 0 = never
         decoder_dim: int = 256  # width of the decoder
         decoder_depth: int = 4  # blocks of the decoder
         decoder_heads: int = 8  # attention heads of the decoder
-        scale: tuple[float, float] = (0.5, 1.0)  # area of the crop
+        scale: tuple[float, float] = (0.5, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
         o = options
         if o.codes < 2 or o.code_dim < 1:
-            raise UsageError(f"Got {o.codes} codes of {o.code_dim}; take 2 of 1 number at least.")
+            raise UsageError(f"codes is {o.codes}, code_dim {o.code_dim}; use at least 2 and 1.")
         if not 0.0 <= o.decay < 1.0:
             raise UsageError(f"decay is {o.decay}; it must be at least 0 and below 1.")
         self.backbone, self.patch = backbone, backbone.patch_size

@@ -1,15 +1,15 @@
 """DINO with the switches of its paper's ablations.
 
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021, arXiv 2104.14294,
-tables 7 and 8 and appendix B. With its defaults it is DINO (`methods/dino.py`), step by step. Each
-switch takes a piece away or puts another in its place:
+tables 7 and 8 and appendix B. With its defaults it equals DINO (`methods/dino.py`). Each option
+removes or replaces one component:
 
     teacher     a copy of the student of the last step (lambda = 0)
-    centring    Sinkhorn-Knopp (SwAV), or nothing, in place of the centre
+    centring    Sinkhorn-Knopp (SwAV) or none, instead of the centre
     loss        mean over the pairs v != t of |g_t/|g_t| - g_s/|g_s||^2, as in BYOL
     predictor   two layers between the student's bottleneck and its prototypes
 
-No local crops are an option of DINO itself.
+Training without local crops is an option of DINO itself (`local_crops`).
 """
 
 from __future__ import annotations
