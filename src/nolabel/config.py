@@ -27,6 +27,8 @@ from nolabel.types import Optim
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from nolabel.encoders import Encoder
 
 T = TypeVar("T")
@@ -283,8 +285,13 @@ def override(default: T, values: Mapping[str, Any], where: str = "") -> T:
     return dataclasses.replace(changed, **{k: getattr(new, k) for k in values})
 
 
+def field_values(instance: DataclassInstance) -> dict[str, Any]:
+    """The fields of a dataclass with their values, not copied."""
+    return {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
+
+
 def to_builtin(value: Any) -> Any:
-    """Tuples to lists, all the way down."""
+    """Tuples to lists, at any depth."""
     if isinstance(value, Mapping):
         return {str(k): to_builtin(v) for k, v in value.items()}
     return [to_builtin(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -20,7 +20,7 @@ COUNT = 4096
 
 
 def found(room, monkeypatch, method="simclr", count=COUNT, **given):
-    monkeypatch.setattr(machine, "room_of", lambda on_gpu: room)
+    monkeypatch.setattr(machine, "usable_memory", lambda on_gpu: room)
     source = Creatures("train", size=32, count=count)
     return resolve(Request.of(method, **{**SMALL, **given}), source=source, quiet=True).run
 
@@ -60,7 +60,7 @@ def test_what_does_not_fit_at_all_is_told_before_training(monkeypatch):
 
 
 def test_a_run_keeps_the_number(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(machine, "room_of", lambda on_gpu: 20e6)
+    monkeypatch.setattr(machine, "usable_memory", lambda on_gpu: 20e6)
     out = str(tmp_path / "run")
     nl.pretrain("simclr", **{**SMALL, "out": out})
     batch = read_yaml(tmp_path / "run" / "config.yaml")["settings"]["batch_size"]
@@ -74,7 +74,7 @@ def test_other_words_are_refused():
 
 
 def test_every_verb_that_resolves_a_run_takes_an_automatic_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "room_of", lambda on_gpu: 20e6)
+    monkeypatch.setattr(machine, "usable_memory", lambda on_gpu: 20e6)
     expected = found(20e6, monkeypatch, count=10_000).settings.batch_size
     step = bench_step("simclr", backbone="vit_pico", image_size=32, batch_size="auto",
                       precision="fp32", recipe="auto")  # fmt: skip

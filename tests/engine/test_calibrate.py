@@ -7,7 +7,7 @@ import torch
 
 from nolabel.config import Settings
 from nolabel.engine.calibrate import Measured
-from nolabel.engine.measurement import _measured_settings, where_views_are_made, worker_count
+from nolabel.engine.measurement import _measured_settings, views_device, worker_count
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -26,7 +26,7 @@ def test_workers_are_used_unless_they_take_the_cores_from_the_training(data, dev
     [(0.9, 4, CPU, "cpu"), (0.3, 4, GPU, "cpu"), (0.5, 4, GPU, "device"), (0.2, 0, GPU, "device")],
 )
 def test_views_move_to_a_gpu_that_the_cores_cannot_feed(data, workers, device, where):
-    assert where_views_are_made(workers, device, data, 0.1) == where
+    assert views_device(workers, device, data, 0.1) == where
 
 
 def test_views_stay_where_the_user_wants_them():

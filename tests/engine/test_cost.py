@@ -48,7 +48,7 @@ def test_memory_of_the_state_is_what_a_step_leaves_behind(name, optim):
         if isinstance(value, torch.Tensor) and value.ndim  # a step's number is no moment
     )
     weights = sum(t.nbytes for t in (*method.parameters(), *method.buffers()) if t.ndim)
-    found = cost.state_memory(*cost.numbers_of(method), optim)
+    found = cost.state_memory(*cost.state_elements(method), optim)
     assert found["moments"] == moments
     assert found["gradients"] == gradients
     assert found["weights"] == pytest.approx(weights, rel=1e-4)  # buffers may be whole numbers
@@ -73,21 +73,21 @@ def test_plan_scan_and_the_description_of_a_run_agree(name, monkeypatch):
     resolved = resolve(Request.of("simclr", **given), source=source)
     built = build(resolved)
     run, method, views = built.run, built.method, built.plan
-    expected = cost.state_memory(*cost.numbers_of(method), run.optim)
+    expected = cost.state_memory(*cost.state_elements(method), run.optim)
     planned = plan.plan("simclr", backbone="vit_pico", image_size=32, patch_size=4, batch_size=32,
                         recipe="auto", images=64, precision="fp32")["memory"]  # fmt: skip
     assert {k: planned[k] for k in expected} == pytest.approx(expected)
     said = describe(built, resolved)
     assert f"{sum(expected.values()) / 1e6:,.0f} MB of weights" in said
     few = noise_batch(views, 8)
-    activations = cost.activations(method, few, 32)
+    activations = cost.extrapolated_activations(method, few, 32)
     assert activations == pytest.approx(planned["activations"], rel=0.02)
     # A scan resolves everything by itself.
     request = Request.of("simclr", data=source.name, out="unused")
     built = build(resolve(request, source=source))
     run, method, views = built.run, built.method, built.plan
-    expected = cost.state_memory(*cost.numbers_of(method), run.optim)
-    expected["activations"] = cost.activations(method, noise_batch(views, 8), 32)
+    expected = cost.state_memory(*cost.state_elements(method), run.optim)
+    expected["activations"] = cost.extrapolated_activations(method, noise_batch(views, 8), 32)
     found = scan.suggest(source, "simclr")["memory_bytes"]
     assert found == pytest.approx(sum(expected.values()), rel=0.02)
 
@@ -104,5 +104,7 @@ def test_memory_of_activations_is_what_the_backward_pass_needs():
             return Step(self.layer(batch.views["v"][0]).square().sum(), {})
 
     batch = Batch(views={"v": torch.randn(1, 8, 1000)})
-    assert cost.kept_bytes(Net(), batch) == pytest.approx(8 * 4 * (1000 + 3000), rel=0.05)
-    assert cost.activations(Net(), batch, 80) == pytest.approx(80 * 4 * (1000 + 3000), rel=0.05)
+    assert cost.activation_bytes(Net(), batch) == pytest.approx(8 * 4 * (1000 + 3000), rel=0.05)
+    assert cost.extrapolated_activations(Net(), batch, 80) == pytest.approx(
+        80 * 4 * (1000 + 3000), rel=0.05
+    )

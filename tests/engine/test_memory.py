@@ -41,7 +41,7 @@ def test_activations_that_are_computed_again_give_the_same_gradients_and_need_le
         torch.manual_seed(3)
         method.step(noise_batch(kind.views(options, 32), 4), Clock(6, 8, 1)).loss.backward()
         grads = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
-        found.append((grads, cost.count(method, 4, 32, "fp32").kept))
+        found.append((grads, cost.count(method, 4, 32, "fp32").activations))
     (plain, much), (again, little) = found
     assert plain.keys() == again.keys()
     for key, grad in plain.items():
@@ -79,7 +79,7 @@ def test_a_batch_that_does_not_fit_is_cut_in_halves_until_it_does(monkeypatch, c
         explain_out_of_memory(resolved.run),
     ):
         measurement(resolved, built.method, built.plan, torch.device("cpu"))
-    assert "16 images at a time of a batch of 32" in str(caught.value)
+    assert "micro-batches of 16 images of a batch of 32" in str(caught.value)
     assert "--checkpoint-activations" in str(caught.value)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nolabel.cli import main
-from nolabel.engine.replay import CAPTURED, Repeated, format_replay, replay
+from nolabel.engine.replay import CAPTURED, Replay, format_replay, replay
 from nolabel.errors import GuardStop, UsageError
 from nolabel.methods.mae import MAE
 
@@ -33,7 +33,7 @@ def test_a_kept_step_is_repeated_exactly(accumulate, tiny_run, tmp_path, monkeyp
     assert step == 2
     assert seen.loss == torch.tensor(losses).mean().item()
     assert seen.finite and not (seen.views or seen.weights or seen.output or seen.gradient)
-    assert "what broke it was not the step itself" in format_replay(step, seen)
+    assert "the step itself is not the cause" in format_replay(step, seen)
 
 
 def test_a_rate_that_is_far_too_high_is_found_where_it_breaks(tiny_run, tmp_path, capsys):
@@ -60,14 +60,14 @@ def test_where_nothing_was_kept_that_is_said(tiny_run, tmp_path):
 
 
 def test_what_only_breaks_in_half_precision_is_told_apart():
-    half = Repeated("bf16", math.inf, [], [], "head.2", 3e38, "", 4)
-    full = Repeated("fp32", 2.0, [], [], "", 0.0, "", 0)
+    half = Replay("bf16", math.inf, [], [], "head.2", 3e38, "", 4)
+    full = Replay("fp32", 2.0, [], [], "", 0.0, "", 0)
     assert "--precision fp32" in format_replay(7, half, full)
     assert "--precision fp32" not in format_replay(7, half, half)
-    only = Repeated("fp32", 2.0, [], [], "", 0.0, "head.0", 3)
-    assert "from head.0 on backwards" in format_replay(7, only)
-    assert "the loss itself" in format_replay(7, Repeated("fp32", math.nan, [], [], "", 0.0, "", 3))
+    only = Replay("fp32", 2.0, [], [], "", 0.0, "head.0", 3)
+    assert "first at head.0 in the backward pass" in format_replay(7, only)
+    assert "the loss itself" in format_replay(7, Replay("fp32", math.nan, [], [], "", 0.0, "", 3))
     named = format_replay(
-        7, Repeated("fp32", math.nan, ["global"], ["head.weight"], "head", 1.0, "", 3)
+        7, Replay("fp32", math.nan, ["global"], ["head.weight"], "head", 1.0, "", 3)
     )
     assert "first head.weight" in named and "global" in named

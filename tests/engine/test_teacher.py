@@ -198,7 +198,7 @@ def test_a_run_without_tokens_is_no_tokenizer(tiny_run, photos, tmp_path):
 
 @pytest.mark.parametrize("name", ["nowhere", "timm:vit_small_patch16_224.dino"])
 def test_a_tokenizer_must_be_a_runs_folder(name, photos, tmp_path):
-    with pytest.raises(UsageError, match=r"no folder of a run.*runs/vqvae"):
+    with pytest.raises(UsageError, match=r"not the folder of a run.*runs/vqvae"):
         pretrain("beit", photos, tmp_path / "run", name)
 
 

@@ -91,7 +91,7 @@ def test_a_capture_that_cannot_be_written_does_not_stop_the_run(toy_trainer, mon
     monkeypatch.setattr(module, "save_checkpoint", full)
     trainer.method.factor = math.nan
     trainer.train_step(clock(0))
-    assert notes[-1] == "Could not keep it. no space"
+    assert notes[-1] == "The step could not be saved for `nolabel replay`. no space"
     trainer.method.factor = 1.0
     trainer.train_step(clock(1))
 
@@ -119,7 +119,7 @@ def test_a_failed_save_goes_on_from_the_older_one_and_a_final_one_raises(
         m.setattr(where, name, fails)
         trainer.save(2)
         assert len(notes) == 1
-        assert notes[0].startswith("Could not save at step 2; going on from the older one.")
+        assert notes[0].startswith("Step 2: the checkpoint could not be saved; training goes on.")
         assert "space" in notes[0].lower()
         with pytest.raises((SaveFailed, OSError), match="(?i)no space"):
             trainer.save(3, final=True)

@@ -33,10 +33,10 @@ def test_shallow_copies_and_few_images_tell_what_a_deep_network_and_many_take(na
     depth = {"depth": depth_of("vit_pico")}
     assert depth == {"depth": 4}
     true = cost.count(build_on(kind, given, "vit_pico", 32, None, depth), 6, 32, "fp32")
-    assert guess.trained == true.trained
-    assert guess.held == true.held
+    assert guess.trainable == true.trainable
+    assert guess.untrained == true.untrained
     assert guess.flops == pytest.approx(true.flops, rel=1e-3)
-    assert guess.kept == pytest.approx(true.kept, rel=0.02)
+    assert guess.activations == pytest.approx(true.activations, rel=0.02)
 
 
 def test_the_count_of_a_transformer_is_the_formula_by_hand():

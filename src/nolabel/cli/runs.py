@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def resume_(args: list[str], about: str) -> None:
 
 def read_ahead(folder: Path) -> None:
     """Asks the system to read the newest checkpoint of a run while torch is imported."""
-    if not hasattr(os, "posix_fadvise"):
+    if sys.platform != "linux":
         return
     with contextlib.suppress(OSError, ValueError):  # errors are reported where the file is opened
         newest = max((folder / "checkpoints").glob("step-*.ckpt"), key=lambda p: p.stat().st_mtime)
@@ -40,14 +41,14 @@ def replay_(args: list[str], about: str) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Replay:
         folder: Positional[str]  # the run's folder
-        json: str | None = None  # write what was seen to this file
+        json: str | None = None  # write what was found to this file
 
     given = flags(Replay, args, "nolabel replay", f"{about}.")
     from nolabel.engine.monitor.metrics import strict
     from nolabel.engine.replay import format_replay, replay
 
-    step, seen = replay(given.folder)
-    full = replay(given.folder, "fp32")[1] if seen.precision != "fp32" else None
-    print(format_replay(step, seen, full))
-    both = {"step": step, "seen": asdict(seen), "fp32": asdict(full) if full else None}
+    step, replayed = replay(given.folder)
+    fp32 = replay(given.folder, "fp32")[1] if replayed.precision != "fp32" else None
+    print(format_replay(step, replayed, fp32))
+    both = {"step": step, "seen": asdict(replayed), "fp32": asdict(fp32) if fp32 else None}
     write_json(given.json, strict(both))

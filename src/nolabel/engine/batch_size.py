@@ -1,4 +1,4 @@
-"""`--batch-size auto`: the largest batch that the devices hold, known before training."""
+"""`--batch-size auto`: the largest batch that fits into memory, predicted before training."""
 
 from __future__ import annotations
 
@@ -11,64 +11,66 @@ from nolabel.engine.log import say
 from nolabel.engine.machine import Machine
 from nolabel.errors import OutOfMemory
 
-LEAST_STEPS = 8  # of an epoch: larger batches would make next to no steps of small data
+MIN_STEPS_PER_EPOCH = 8  # larger batches would leave hardly any steps on small data
 
 
 def largest_batch(run: Run, paper: int, machine: Machine, *, quiet: bool = False) -> int:
-    """Images of a step that fit, counted as `nolabel plan` does, with the run's other settings.
+    """Largest batch size that fits, predicted with the cost model of `nolabel plan`.
 
-    The largest power of two for each device and micro-batch; over all of them not more than the
-    paper's batch, nor than an eighth of the data. Only what all processes know alike goes in, so
-    that they agree: the whole memory, not what is free of it. Where that turns out to be less, the
-    trial before training cuts the batch into micro-batches.
+    The micro-batch of a device is the largest power of two that fits. The batch is at most the
+    paper's, and at most an eighth of the data. Only values that are equal on all ranks are used, so
+    that the ranks agree: total memory, not free memory. If less is free, the trial steps before
+    training (`engine.calibrate`) split the batch into more micro-batches.
 
     Args:
-        run: resolved with any batch.
-        paper: the batch of the paper's recipe, in images.
-        machine: that trains it.
-        quiet: say nothing.
+        run: resolved, with any batch size.
+        paper: batch size of the paper's recipe, in images.
+        machine: the devices that train it.
+        quiet: print nothing.
 
     Returns:
-        The batch in images, over all devices and micro-batches.
+        The batch size in images, over all devices and micro-batches.
 
     Raises:
-        OutOfMemory: a single image of each device is too much.
+        OutOfMemory: one image a device does not fit.
     """
-    s, kind = run.settings, methods.load(run.method)
-    processes, room = machine.processes, machine.room
-    parts = processes * s.accumulate  # pieces of a batch
-    most = max(min(paper, run.images // LEAST_STEPS), parts)
+    s, method_class = run.settings, methods.load(run.method)
+    processes, budget = machine.processes, machine.usable_memory
+    micro_batches = processes * s.accumulate  # of a step, over all devices
+    limit = max(min(paper, run.images // MIN_STEPS_PER_EPOCH), micro_batches)
 
-    def needed(own: int) -> float:
+    def needed(images: int) -> float:
         counts = extrapolated(
-            kind, run.options, s.backbone, s.image_size, s.patch_size, s.precision, own,
-            again=s.checkpoint_activations,
+            method_class, run.options, s.backbone, s.image_size, s.patch_size, s.precision, images,
+            checkpoint_activations=s.checkpoint_activations,
         )  # fmt: skip
-        sharing = processes if s.shard else 1
-        memory = memory_of(counts, run.optim, parts=sharing, layers=s.shard_layers)
+        shards = processes if s.shard else 1
+        memory = memory_of(counts, run.optim, shards=shards, by_layer=s.shard_layers)
         return sum(memory.values())
 
-    own = largest_power(needed, room, most // parts)
-    if needed(own) > room:
+    size = largest_power(needed, budget, limit // micro_batches)
+    if needed(size) > budget:
         raise OutOfMemory(
-            f"One image for each device needs {needed(own) / 1e9:,.1f} GB of {room / 1e9:,.1f}. "
-            "Use --checkpoint-activations, a smaller --backbone or --image-size."
+            f"One image on each device needs {needed(size) / 1e9:,.1f} GB; {budget / 1e9:,.1f} GB "
+            "can be used. Use --checkpoint-activations, a smaller --backbone or --image-size."
         )
+    batch_size = micro_batches * size
     if not quiet:
-        why = "more do not fit" if parts * own * 2 <= most else (
-            f"the paper takes {paper:,}" if paper < 2 * parts * own else "the data are few"
+        why = "a larger batch does not fit" if batch_size * 2 <= limit else (
+            f"limit: the paper's batch of {paper:,}" if paper < 2 * batch_size
+            else f"limit: an eighth of {run.images:,} images"
         )  # fmt: skip
         say(
-            f"batch size: {parts * own:,}, {needed(own) / 1e9:,.2f} of {room / 1e9:,.1f} GB a "
+            f"batch size: {batch_size:,}, {needed(size) / 1e9:,.2f} of {budget / 1e9:,.1f} GB a "
             f"device ({why})"
         )
-    return parts * own
+    return batch_size
 
 
-def largest_power(needed: Callable[[int], float], room: float, most: int) -> int:
-    """The largest power of two of images, at most `most`, that need no more than `room` bytes; 1
-    where even two do not fit."""
-    own = 1
-    while own * 2 <= most and needed(own * 2) <= room:
-        own *= 2
-    return own
+def largest_power(needed: Callable[[int], float], budget: float, limit: int) -> int:
+    """The largest power of two of images, at most `limit`, that needs no more than `budget` bytes;
+    1 if even two images do not fit."""
+    size = 1
+    while size * 2 <= limit and needed(size * 2) <= budget:
+        size *= 2
+    return size

@@ -1,11 +1,11 @@
-"""From a run to its method: backbone, frozen teacher, view plan.
+"""Builds what a run trains: the method on its backbone, its frozen inputs, its view plan.
 
-A method that learns from a frozen network (`Method.inputs`) gets it from here. The run's folder
-keeps a copy, so that the run goes on when the original is gone:
+A method that learns from a frozen network (`Method.inputs`) gets it from here. A copy is saved in
+the run's folder, so that the run can be resumed when the original is gone:
 
-    teacher.safetensors        an encoder, as any encoder file
-    tokenizer/config.yaml      a tokenizer's run,
-    tokenizer/weights.safetensors  and all tensors of its method
+    teacher.safetensors            an encoder file
+    tokenizer/config.yaml          the run of a tokenizer
+    tokenizer/weights.safetensors  the state_dict of its method
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ EXAMPLES = {
     "tokenizer": "--teacher runs/vqvae-creatures, the folder of a run of vqvae or dvae",
 }
 
-
 FrozenInputs = Frozen | Tokenizer | None  # what a method is built with beside its backbone
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of each channel
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a run trains, made once a process."""
+    """What a run trains; built once in each process."""
 
     run: Run
-    method: Method  # with the weights that the seed gives
+    method: Method  # initialised with the run's seed
     plan: ViewPlan
     frozen: FrozenInputs
 
 
 def plan_of(run: Run) -> ViewPlan:
-    """The views of a run, normalised by its statistics."""
+    """The view plan of a run, with the run's mean and std."""
     s = run.settings
     plan = methods.load(run.method).views(run.options, s.image_size)
     return plan.with_statistics(s.mean, s.std)
@@ -72,11 +72,11 @@ def build(resolved: Resolved) -> Built:
 def frozen_inputs(
     run: Run, source: Source | None = None, folder: Path | None = None
 ) -> FrozenInputs:
-    """The frozen network or the tokenizer of texts that the run's method is built with, if any.
+    """The frozen network or the text tokenizer that the run's method is built with; None without.
 
     Args:
-        source: the training data of a new run, from whose captions a tokenizer is learnt.
-        folder: of a run that has started: what it keeps is used.
+        source: training data of a new run; a text tokenizer is learnt from its captions.
+        folder: of a started run; the copy in it is used.
     """
     if "text" not in methods.load(run.method).inputs:
         return load_teacher(run, folder)
@@ -86,15 +86,18 @@ def frozen_inputs(
 def build_method(
     run: Run, frozen: FrozenInputs = None, init: InitNetwork | None = None
 ) -> tuple[Method, ViewPlan]:
-    """Backbone, method and view plan of a run, with the weights that its seed gives.
+    """Method and view plan of a run, initialised with the run's seed.
 
     Args:
         run: resolved.
-        frozen: from `frozen_inputs`; None finds what the run names or its folder keeps.
-        init: the network of --init, where it is loaded already.
+        frozen: from `frozen_inputs`; None loads what the run names.
+        init: the network of --init, if it is loaded already.
+
+    Raises:
+        UsageError: the backbone does not suit the method, the views or the settings.
     """
     s = run.settings
-    kind = methods.load(run.method)
+    method_class = methods.load(run.method)
     if frozen is None:
         frozen = frozen_inputs(run)
     if s.init:
@@ -106,107 +109,116 @@ def build_method(
         backbone = backbones.build(
             s.backbone, image_size=s.image_size, patch_size=s.patch_size,
             channels=s.channels,
-            kwargs={**kind.backbone_kwargs(run.options), **run.backbone_kwargs},
+            kwargs={**method_class.backbone_kwargs(run.options), **run.backbone_kwargs},
         )  # fmt: skip
-        require(backbone, kind.needs, kind.__name__)
-        kind.init(backbone)
+        require(backbone, method_class.needs, method_class.__name__)
+        method_class.init(backbone)
     plan = plan_of(run)
     for view in plan.views:
         if "mask" in backbone.can and view.size % backbone.patch_size:
-            near = max(round(view.size / backbone.patch_size), 1) * backbone.patch_size
+            nearest = max(round(view.size / backbone.patch_size), 1) * backbone.patch_size
             raise UsageError(
-                f"The {view.name!r} crops are {view.size} px, no multiple of the patches "
-                f"of {backbone.patch_size} px. Use {near} px."
+                f"The {view.name!r} crops are {view.size} px, not a multiple of the patch "
+                f"size of {backbone.patch_size} px. Use {nearest} px."
             )
-    given = {} if frozen is None else {name: frozen for name in kind.inputs}  # one at most
-    method = kind(backbone, run.options, **given)
+    inputs = {} if frozen is None else {name: frozen for name in method_class.inputs}  # at most one
+    method = method_class(backbone, run.options, **inputs)
     method.mean, method.std = plan.mean, plan.std
     if s.checkpoint_activations:
         if not any(can in backbone.can for can in ("drop", "mask")):
             raise UsageError(
-                f"--checkpoint-activations is for transformers; {backbone.name!r} is none. Use "
-                "--accumulate to save memory."
+                f"--checkpoint-activations is for transformers, and {backbone.name!r} is not one. "
+                "Use --accumulate to save memory."
             )
         recompute(method)
     if s.init:
-        method.continued = _take_up(method, run)
+        method.continued = _load_heads(method, run)
     return method, plan
 
 
-def _take_up(method: Method, run: Run) -> bool:
-    """Whether it continues a whole run of its own kind: student, teacher, heads, centres, queues.
+def _load_heads(method: Method, run: Run) -> bool:
+    """Loads the complete state of the run that --init names: student, teacher, heads, queues.
 
-    So a last stage at a higher resolution is `--init RUN --image-size N`. Where a tensor does not
-    fit (other prototypes, another method), the encoder alone is what was taken.
+    So a last stage at a higher resolution is `--init RUN --image-size N`. If the run is of another
+    method, or a tensor has another shape (another number of prototypes), only the encoder is used.
+
+    Returns:
+        Whether the complete state was loaded.
     """
     folder = Path(str(run.settings.init))
     if not (folder / "config.yaml").is_file() or not (folder / "checkpoints").is_dir():
         return False
-    other = str(methods.upgrade_config(read_yaml(folder / "config.yaml")).get("method"))
-    if _usercode.without_hash(other) != _usercode.without_hash(run.method):
+    init_method = str(methods.upgrade_config(read_yaml(folder / "config.yaml")).get("method"))
+    if _usercode.without_hash(init_method) != _usercode.without_hash(run.method):
         return False
     state = load_checkpoint(folder).state["learner"]["method"]
-    own = method.state_dict()
+    target = method.state_dict()
     if isinstance(method.encoder, ViT):
-        state = fit_positions(state, own, method.encoder)
-    fits = own.keys() == state.keys() and all(own[k].shape == v.shape for k, v in state.items())
+        state = fit_positions(state, target, method.encoder)
+    same_keys = target.keys() == state.keys()
+    fits = same_keys and all(target[k].shape == v.shape for k, v in state.items())
     if fits:
         method.load_state_dict(state)
     return fits
 
 
-def started(folder: Path) -> tuple[Run, Method, ViewPlan]:
-    """A run that has started, its method without its weights (what --init named may be gone), and
-    its views."""
+def rebuild(folder: Path) -> tuple[Run, Method, ViewPlan]:
+    """A started run, its method and its view plan.
+
+    The weights are random: they come from a checkpoint, and the encoder of --init may be gone.
+    """
     run = load_run(folder)
     return run, *build_method(run.with_settings(init=None), frozen_inputs(run, folder=folder))
 
 
 def load_method(folder: str | Path) -> tuple[Method, Run]:
-    """A trained method with its heads and decoders, from a run's newest checkpoint."""
+    """A trained method with heads and decoders, in eval mode, from a run's newest checkpoint."""
     folder = Path(folder)
-    run, method, _ = started(folder)
+    run, method, _ = rebuild(folder)
     restore(method, None, load_checkpoint(folder).state["learner"])
     return method.eval(), run
 
 
 def load_teacher(run: Run, folder: Path | None = None) -> Frozen | None:
-    """The frozen network that the run's method learns from; None if it takes none.
+    """The frozen network that the run's method learns from; None if the method has none.
 
     Args:
-        folder: of a run that has started: its own copy is used, not what the options name.
+        folder: of a started run; the copy in it is used, not what the options name.
 
     Raises:
-        UsageError: none is named, it is of the wrong kind, or its channels are not the run's.
+        UsageError: no teacher is named, it is of the wrong type, or it has other channels.
         FileDamaged: the copy was altered.
     """
-    takes = next(iter(methods.load(run.method).inputs & EXAMPLES.keys()), "")
-    if not takes:
+    input_name = next(iter(methods.load(run.method).inputs & EXAMPLES.keys()), "")
+    if not input_name:
         return None
     plan = plan_of(run)
-    given = (plan.mean, plan.std)
-    if takes == "tokenizer":
+    statistics = (plan.mean, plan.std)
+    if input_name == "tokenizer":
         copy = folder / TOKENIZER if folder else None
-        kept = copy is not None and (copy / "config.yaml").is_file()
-        frozen = _kept_tokenizer(copy, given) if copy and kept else _tokenizer(run, given)
+        if copy is not None and (copy / "config.yaml").is_file():
+            frozen = _tokenizer_copy(copy, statistics)
+        else:
+            frozen = _tokenizer_of_run(run, statistics)
     else:
-        kept = folder is not None and (folder / TEACHER).is_file()
-        name = str(folder / TEACHER) if folder and kept else _named(run, takes)
+        copy = folder / TEACHER if folder else None
+        name = str(copy) if copy and copy.is_file() else _teacher_name(run, input_name)
         enc = load(name, device="cpu", channels=plan.channels)
         frozen = Frozen(
-            enc.backbone, enc.mean, enc.std, given=given, image_size=enc.image_size,
+            enc.backbone, enc.mean, enc.std, given=statistics, image_size=enc.image_size,
             about={k: enc.meta.get(k) for k in ("method", "licence")},
         )  # fmt: skip
     if len(frozen.mean) != plan.channels:
         raise UsageError(
             f"The teacher {run.options.teacher!r} takes images of {len(frozen.mean)} channels, the "
-            f"run's have {plan.channels}. Use --channels {len(frozen.mean)}, or another teacher."
+            f"run's images have {plan.channels}. Use --channels {len(frozen.mean)}, or another "
+            "teacher."
         )
     return frozen
 
 
-def keep(frozen: FrozenInputs, folder: Path) -> None:
-    """Writes a method's frozen inputs into a run's folder; pixels need none."""
+def save_frozen_inputs(frozen: FrozenInputs, folder: Path) -> None:
+    """Writes a method's frozen inputs into a run's folder; the teacher `pixels` needs no file."""
     if isinstance(frozen, Tokenizer):
         frozen.save(folder / TOKENIZER_FILE)
         return
@@ -217,14 +229,14 @@ def keep(frozen: FrozenInputs, folder: Path) -> None:
     if "run" in about:
         from safetensors.torch import save_file
 
-        place = folder / TOKENIZER
-        place.mkdir()
+        tokenizer = folder / TOKENIZER
+        tokenizer.mkdir()
         state: dict[str, Tensor] = teacher.module.state_dict()
-        # Copies, because tensors that share their memory are refused.
-        save_file({k: v.cpu().clone().contiguous() for k, v in state.items()}, place / WEIGHTS)
-        _usercode.copy_code(about["run"], place)
+        # Copies: safetensors refuses tensors that share memory.
+        save_file({k: v.cpu().clone().contiguous() for k, v in state.items()}, tokenizer / WEIGHTS)
+        _usercode.copy_code(about["run"], tokenizer)
         text = yaml.safe_dump(about["run"], sort_keys=False)
-        (place / "config.yaml").write_text(text, encoding="utf-8")
+        (tokenizer / "config.yaml").write_text(text, encoding="utf-8")
         return
     save_encoder(
         folder / TEACHER,
@@ -239,43 +251,40 @@ def keep(frozen: FrozenInputs, folder: Path) -> None:
     )
 
 
-def _named(run: Run, takes: str) -> str:
+def _teacher_name(run: Run, input_name: str) -> str:
     if not run.options.teacher:
-        raise UsageError(f"{run.method} learns from a frozen network. Give {EXAMPLES[takes]}.")
+        raise UsageError(f"{run.method} learns from a frozen network. Give {EXAMPLES[input_name]}.")
     return str(run.options.teacher)
 
 
-Given = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def _tokenizer(run: Run, given: Given) -> Frozen:
-    name = _named(run, "tokenizer")
+def _tokenizer_of_run(run: Run, statistics: Statistics) -> Frozen:
+    name = _teacher_name(run, "tokenizer")
     if not (Path(name) / "config.yaml").is_file():
         raise UsageError(
-            f"The teacher {name!r} is no folder of a run (no config.yaml). Give "
+            f"The teacher {name!r} is not the folder of a run (no config.yaml). Give "
             f"{EXAMPLES['tokenizer']}."
         )
-    return _frozen_tokenizer(*load_method(name), given, name)
+    return _frozen_tokenizer(*load_method(name), statistics, name)
 
 
-def _kept_tokenizer(place: Path, given: Given) -> Frozen:
+def _tokenizer_copy(folder: Path, statistics: Statistics) -> Frozen:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    run = load_run(place)
+    run = load_run(folder)
     method, _ = build_method(run.with_settings(init=None))
     try:
-        method.load_state_dict(load_file(place / WEIGHTS))
+        method.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise FileDamaged(f"The copy of the tokenizer in {place} is damaged: {error}") from error
-    return _frozen_tokenizer(method, run, given, str(place))
+        raise FileDamaged(f"The copy of the tokenizer in {folder} is damaged: {error}") from error
+    return _frozen_tokenizer(method, run, statistics, str(folder))
 
 
-def _frozen_tokenizer(method: Method, run: Run, given: Given, name: str) -> Frozen:
+def _frozen_tokenizer(method: Method, run: Run, statistics: Statistics, name: str) -> Frozen:
     if not isinstance(method, Tokenizes):
         raise UsageError(
             f"The teacher {name!r} is a run of {run.method}, which makes no tokens. Give "
             f"{EXAMPLES['tokenizer']}; a method of your own inherits Tokenizes."
         )
     plan = plan_of(run)
-    return Frozen(method, plan.mean, plan.std, given=given, about={"run": run.to_dict()})
+    return Frozen(method, plan.mean, plan.std, given=statistics, about={"run": run.to_dict()})

@@ -1,7 +1,7 @@
-"""A few steps on a copy of the method, for what can only be known by trying.
+"""Trial steps on a copy of the method, to measure what cannot be predicted.
 
-Is bf16 faster here, do the data need workers of their own, does a batch fit at once, how long does
-a step take? `engine.resolve.measurement` decides by it.
+Whether bf16 is faster on this machine, whether data loading needs worker processes, whether the
+batch fits without micro-batches, and how long a step takes. `engine.measurement` decides by it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from nolabel.types import Batch, Clock
 from nolabel.views import FastViews
 from nolabel.views.plan import ViewPlan
 
-# Steps of a precision: up to five, fewer when they are slow, as nobody likes to wait for a start.
-ENOUGH = 2
-PATIENCE = 2.0  # seconds
+# Trial steps for each precision: fewer when they are slow, so that training starts soon.
+MIN_STEPS, MAX_STEPS = 2, 5
+MAX_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a few steps took."""
+    """What the trial steps measured."""
 
-    batch: Batch  # one of them, on the device
+    batch: Batch  # a micro-batch, on the device
     data: float  # seconds to read a micro-batch and make its views
     times: dict[str, float]  # precision -> seconds of a micro-batch's step
     accumulate: int  # micro-batches of a step
@@ -56,50 +56,52 @@ def measure(
     device: torch.device,
     *,
     precisions: Sequence[str],
-    may_cut: bool = False,
+    may_split: bool = False,
 ) -> Measured:
-    """Reads three micro-batches and takes a few steps a precision, on one copy of the method.
+    """Loads three micro-batches and takes a few steps in each precision, on a copy of the method.
 
     Args:
-        run: resolved but for what is measured.
-        method: on the device; it stays as it is.
+        run: resolved, except for the settings that are measured.
+        method: on the device; it is not changed.
         plan: of the run's views.
-        source: of the data.
+        source: the training data.
         device: on which steps are taken.
-        precisions: fp32, bf16 or both; bf16 is left out on a GPU that has none.
-        may_cut: whether, when memory runs out, there may be twice as many micro-batches, until a
-            step fits or cannot be cut any more.
+        precisions: fp32, bf16 or both; bf16 is left out on a GPU without it.
+        may_split: whether to double the number of micro-batches when memory runs out, until a step
+            fits or the batch cannot be divided further.
     """
-    parts, batch_size = run.settings.accumulate, run.settings.batch_size
+    micro_batches, batch_size = run.settings.accumulate, run.settings.batch_size
     if device.type == "cuda" and not torch.cuda.is_bf16_supported():
         precisions = [p for p in precisions if p != "bf16"]
-    trial = copy.deepcopy(method).train()  # thrown away
+    trial = copy.deepcopy(method).train()
     while True:
         try:
-            batches = _batches(run, plan, source, parts)
+            batches = _batches(run, plan, source, micro_batches)
             batch = batches[0][0].to(device)
             times = {p: _step_seconds(run, trial, batch, p, device) for p in precisions}
-            return Measured(batch, min(seconds for _, seconds in batches), times, parts)
+            data = min(seconds for _, seconds in batches)
+            return Measured(batch, data, times, micro_batches)
         except RuntimeError as error:
-            divides = batch_size % (2 * parts * distributed.world_size()) == 0
-            if not memory.ran_out(error) or not may_cut or not divides:
+            divides = batch_size % (2 * micro_batches * distributed.world_size()) == 0
+            if not memory.ran_out(error) or not may_split or not divides:
                 raise
-        parts *= 2
+        micro_batches *= 2
 
 
-def _batches(run: Run, plan: ViewPlan, source: Source, parts: int) -> list[tuple[Batch, float]]:
-    """The first micro-batches with the seconds that each took to make."""
+def _batches(run: Run, plan: ViewPlan, source: Source, accumulate: int
+             ) -> list[tuple[Batch, float]]:  # fmt: skip
+    """The first three micro-batches, each with the seconds that loading it took."""
     s = run.settings
     loader = make_loader(
         source, FastViews(plan, s.seed, device="cpu"), seed=s.seed,
-        batch_size=s.batch_size, start_step=0, total_steps=3, accumulate=parts,
+        batch_size=s.batch_size, start_step=0, total_steps=3, accumulate=accumulate,
         rank=distributed.rank(), world=distributed.world_size(),
         with_text="text" in methods.load(run.method).inputs,
     )  # fmt: skip
-    out, tick = [], time.perf_counter()
+    out, started = [], time.perf_counter()
     for batch in loader:
-        out.append((batch, time.perf_counter() - tick))
-        tick = time.perf_counter()
+        out.append((batch, time.perf_counter() - started))
+        started = time.perf_counter()
         if len(out) == 3:
             break
     return out
@@ -108,17 +110,19 @@ def _batches(run: Run, plan: ViewPlan, source: Source, parts: int) -> list[tuple
 def _step_seconds(
     run: Run, trial: Method, batch: Batch, precision: str, device: torch.device
 ) -> float:
-    """Seconds of one micro-batch, update included, on a copy that is thrown away."""
+    """Median seconds of a step on one micro-batch, with the update, on a copy of the method."""
     optimiser = build_optimiser(trial, run.optim)
-    optimiser.zero_grad(set_to_none=True)  # what a step left that ran out of memory
+    optimiser.zero_grad(set_to_none=True)  # gradients of a step that ran out of memory
     clock = Clock(0, 1000, max(run.steps_per_epoch, 1))
     parameters = [p for p in trial.parameters() if p.requires_grad]
     times = []
     with preserve_rng():
-        # Several processes must take the same number of steps, for they wait for each other.
-        alone = distributed.world_size() == 1
-        while len(times) < ENOUGH or (alone and len(times) < 5 and sum(times) < PATIENCE):
-            tick = time.perf_counter()
+        # All ranks must take the same number of steps: each has collectives.
+        single = distributed.world_size() == 1
+        while len(times) < MIN_STEPS or (
+            single and len(times) < MAX_STEPS and sum(times) < MAX_SECONDS
+        ):
+            started = time.perf_counter()
             with autocast(precision, device):
                 loss = trial.step(batch, clock).loss
             loss.backward()
@@ -126,5 +130,5 @@ def _step_seconds(
             apply_update(trial, optimiser, run.optim, clock)
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            times.append(time.perf_counter() - tick)
-    return statistics.median(times[1:])  # the first also fills caches
+            times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])  # without the first, which fills caches

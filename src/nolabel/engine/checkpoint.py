@@ -1,10 +1,10 @@
-"""A run's checkpoints: written atomically, checked by digest, never unpickled blindly.
+"""A run's checkpoints: written atomically, checked by SHA-256, never unpickled.
 
-A file is one line of JSON (magic, format, step, SHA-256 and length of the rest), padded with
-spaces, and then what `torch.save` wrote. It is read with `weights_only=True`. Neither writing nor
-reading holds a second copy of the state: it is streamed to the disk, the digest is computed on the
-way, and the first line is written last. Saving reads the state and draws nothing at random, so a
-run that saves equals one that does not.
+A file is one header line of JSON (magic, format, step, SHA-256 and length of the payload), padded
+with spaces, and then the payload that `torch.save` wrote. It is read with `weights_only=True`.
+Neither writing nor reading holds a second copy of the state in memory: it is streamed to the disk,
+hashed on the way, and the header is written last. Saving draws no random numbers, so a run with
+checkpoints equals one without.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,13 @@ from torch.optim import Optimizer
 from nolabel import distributed
 from nolabel.errors import FileDamaged, NolabelError
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 MAGIC = "nolabel-checkpoint"
-FORMAT = 2  # the first had a first line of its own length
-FIRST_LINE = 256  # bytes
-KEPT = 2  # checkpoints of a run; one more while it is written
+FORMAT = 2  # format 1 had a header line without padding
+HEADER_BYTES = 256
+KEEP_NEWEST = 2  # checkpoints of a run; one more while it is written
 
 
 class SaveFailed(NolabelError):  # noqa: N818  named as in errors.py
@@ -40,8 +43,8 @@ class SaveFailed(NolabelError):  # noqa: N818  named as in errors.py
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """The newest usable checkpoint, and what had to be passed over to find it."""
+class LoadedCheckpoint:
+    """The newest intact checkpoint, and a note for each newer one that is damaged."""
 
     step: int
     state: dict[str, Any]
@@ -49,10 +52,10 @@ class Loaded:
 
 
 def capture(method: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
-    """Weights, teacher, centres and the optimiser's moments: the live tensors, not copies.
+    """The state_dicts of method and optimiser: references to the live tensors, not copies.
 
-    Sharded tensors are gathered on the CPU, so that the file is the same for any number of
-    processes; it is a collective then.
+    Sharded tensors are all-gathered to the CPU, so that the file is the same for any number of
+    processes; then all ranks must call it.
     """
     return {
         "method": _gathered(method.state_dict()),
@@ -61,8 +64,8 @@ def capture(method: nn.Module, optimiser: Optimizer) -> dict[str, Any]:
     }
 
 
-def _gathered(value: Any) -> Any:
-    """A nest of mappings and lists with its sharded tensors gathered."""
+def _gathered(value: object) -> object:
+    """Nested mappings and lists with their sharded tensors gathered."""
     if isinstance(value, Tensor):
         return value if (x := distributed.full_tensor(value)) is value else x.cpu()
     if isinstance(value, Mapping):
@@ -71,10 +74,13 @@ def _gathered(value: Any) -> Any:
 
 
 def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, Any]) -> None:
-    """Puts `capture`'s state back; every tensor must be there and fit.
+    """Loads the state of `capture`; every tensor must exist and have the right shape.
+
+    Args:
+        optimiser: None restores the method alone.
 
     Raises:
-        FileDamaged: names missing, unexpected or misfit tensors.
+        FileDamaged: tensors are missing, unexpected or of another shape; the message names them.
     """
     try:
         if optimiser is not None:
@@ -90,17 +96,17 @@ def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, 
 
 
 def _sharded(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Full tensors sharded as those that they are loaded into."""
+    """Full tensors, sharded like the tensors that they are loaded into."""
     shard = distributed.shard_like
     return {k: shard(v, like[k]) if k in like else v for k, v in state.items()}
 
 
 def _sharded_moments(optimiser: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimiser's state with its moments sharded as the parameters that they belong to."""
-    held = [p for g in optimiser.param_groups for p in g["params"]]
+    """The optimiser's state with each moment sharded like its parameter."""
+    parameters = [p for g in optimiser.param_groups for p in g["params"]]
     numbers = [i for g in state["param_groups"] for i in g["params"]]
     moments = dict(state["state"])
-    for i, p in zip(numbers, held, strict=True):
+    for i, p in zip(numbers, parameters, strict=True):
         moments[i] = {
             k: distributed.shard_like(v, p) if isinstance(v, Tensor) and v.ndim else v
             for k, v in moments.get(i, {}).items()
@@ -109,52 +115,54 @@ def _sharded_moments(optimiser: Optimizer, state: Mapping[str, Any]) -> dict[str
 
 
 def _check_moments(method: nn.Module, optimiser: Optimizer, state: Mapping[str, Any]) -> None:
-    """What torch does not check: the optimiser's kind, and that moments fit their tensors.
+    """Checks what torch does not: the optimiser's class, and the shapes of the moments.
 
     Raises:
-        ValueError: names what does not fit.
+        ValueError: something does not fit; the message names it.
     """
-    kind, saved = type(optimiser).__name__, state["optimiser"]
-    if state.get("optimiser_kind", kind) != kind:
-        raise ValueError(f"its optimiser is {state['optimiser_kind']}, the run's is {kind}.")
+    own, saved = type(optimiser).__name__, state["optimiser"]
+    if state.get("optimiser_kind", own) != own:
+        raise ValueError(f"its optimiser is {state['optimiser_kind']}, the run's is {own}.")
     names = {id(p): n for n, p in method.named_parameters()}
-    held = [len(g["params"]) for g in saved["param_groups"]]
-    wanted = [len(g["params"]) for g in optimiser.param_groups]
-    if held != wanted:
-        raise ValueError(f"its optimiser's groups hold {held} tensors, the run's {wanted}.")
-    wrong = []
+    sizes = [len(g["params"]) for g in saved["param_groups"]]
+    expected = [len(g["params"]) for g in optimiser.param_groups]
+    if sizes != expected:
+        raise ValueError(f"its optimiser's groups hold {sizes} tensors, the run's {expected}.")
+    mismatches = []
     for old, group in zip(saved["param_groups"], optimiser.param_groups, strict=True):
         for index, p in zip(old["params"], group["params"], strict=True):
             for key, value in saved["state"].get(index, {}).items():
                 # Counters have no dimension; every moment has the shape of its tensor.
                 if isinstance(value, Tensor) and value.ndim and value.shape != p.shape:
                     shapes = f"{list(value.shape)}, not {list(p.shape)}"
-                    wrong.append(f"{key} of {names.get(id(p), '?')} is {shapes}")
-    if wrong:
-        raise ValueError("; ".join(wrong) + ".")
+                    mismatches.append(f"{key} of {names.get(id(p), '?')} is {shapes}")
+    if mismatches:
+        raise ValueError("; ".join(mismatches) + ".")
 
 
-def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int = KEPT) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, state: Mapping[str, Any], keep: int = KEEP_NEWEST
+) -> Path:
     """Writes checkpoints/step-XXXXXXXX.ckpt so that a crash at any moment loses nothing.
 
-    Written to a temporary file beside it, flushed to the disk, then renamed. Afterwards all but
-    the newest `keep` go, as do temporaries that a crash left and files of later steps: a run
-    resumes from the newest whole one, so whatever is newer than this one was damaged.
+    It is written to a temporary file beside it, fsynced, then renamed. Afterwards all but the
+    newest `keep` are deleted, and so are temporary files of a crash and checkpoints of later steps:
+    a run resumes from the newest intact one, so those that are newer are damaged.
 
     Raises:
-        SaveFailed: the disk is full or not writable; older checkpoints still stand.
+        SaveFailed: the disk is full or not writable; older checkpoints are untouched.
     """
-    place = Path(folder) / "checkpoints"
-    path = place / f"step-{step:08d}.ckpt"
+    checkpoints = Path(folder) / "checkpoints"
+    path = checkpoints / f"step-{step:08d}.ckpt"
     temporary = path.with_suffix(".tmp")
-    needed = _tensor_bytes(state)  # an estimate: spares a doomed write and a full disk
+    needed = _tensor_bytes(state)  # an estimate, to fail before the disk is full
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(place).free < needed * 1.05:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(checkpoints).free < needed * 1.05:
             raise OSError(errno.ENOSPC, "Not enough free space")
         with open(temporary, "wb") as file:
-            file.write(b" " * FIRST_LINE)
-            payload = _Digested(file)
+            file.write(b" " * HEADER_BYTES)
+            payload = _HashingWriter(file)
             with _without_crc():
                 torch.save(dict(state), cast(BinaryIO, payload))
             payload.check()
@@ -163,67 +171,67 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(place)
+        sync_folder(checkpoints)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         advice = "Make the folder writable"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            there = next(p for p in (place, *place.absolute().parents) if p.exists())
-            free = shutil.disk_usage(there).free
+            parents = (checkpoints, *checkpoints.absolute().parents)
+            free = shutil.disk_usage(next(p for p in parents if p.exists())).free
             advice = f"It needs {needed:,} bytes and {free:,} are free: free some space"
         raise SaveFailed(
             f"Cannot write {path}: {error.strerror or error}. Older checkpoints are untouched. "
             f"{advice}, then go on or resume."
         ) from error
-    files = _files(place)
+    files = _files(checkpoints)
     older = [f for f in files if _step(f) <= step]
     for old in [f for f in files if _step(f) > step] + older[max(keep, 1) :]:
         with contextlib.suppress(OSError):
             old.unlink()
-    for orphan in place.glob("*.tmp"):
+    for orphan in checkpoints.glob("*.tmp"):
         with contextlib.suppress(OSError):
             orphan.unlink()
     return path
 
 
-def load_checkpoint(folder: Path) -> Loaded:
-    """The newest checkpoint of a run that is whole; damaged ones are passed over and noted.
+def load_checkpoint(folder: Path) -> LoadedCheckpoint:
+    """The newest intact checkpoint of a run; damaged ones are skipped and noted.
 
     Raises:
-        FileDamaged: there is none, or none is whole.
+        FileDamaged: there is no checkpoint, or none is intact.
     """
     files = _files(Path(folder) / "checkpoints")
     notes: list[str] = []
     for path in files:
         try:
             step, state = _read(path)
-            return Loaded(step, state, notes)
+            return LoadedCheckpoint(step, state, notes)
         except (FileDamaged, OSError) as error:
-            notes.append(f"{error} Going back to the one before.")
+            notes.append(f"{error} Using the checkpoint before it.")
     if not files:
         raise FileDamaged(f"{folder} holds no checkpoint. Start the run again.")
     raise FileDamaged(
-        f"None of the {len(files)} checkpoints in {folder} is whole: {' '.join(notes)} Start a "
-        f"new run; --init {folder} takes the last encoder as its beginning."
+        f"None of the {len(files)} checkpoints in {folder} is intact: {' '.join(notes)} Start "
+        f"a new run; --init {folder} starts it from the last encoder."
     )
 
 
-def _files(place: Path) -> list[Path]:
-    """Checkpoints, newest first; by number, as a ninth digit would upset the order of names."""
-    found = [f for f in place.glob("step-*.ckpt") if re.fullmatch(r"step-\d+", f.stem)]
-    return sorted(found, key=_step, reverse=True)
+def _files(checkpoints: Path) -> list[Path]:
+    """Checkpoint files, newest first, sorted by number: names sort wrongly from nine digits on."""
+    files = [f for f in checkpoints.glob("step-*.ckpt") if re.fullmatch(r"step-\d+", f.stem)]
+    return sorted(files, key=_step, reverse=True)
 
 
 def _step(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-class _Digested:
-    """What is written goes on to a file, and into a digest.
+class _HashingWriter:
+    """Writes to a file and updates a SHA-256 of what was written.
 
-    The file's first error waits for `check`: raised in the midst of `torch.save`, it would be
-    replaced by one of torch's own, about a position that is not the expected one.
+    The first error of the file is raised by `check`, not by `write`: inside `torch.save` it would
+    be replaced by torch's own error about an unexpected file position.
     """
 
     def __init__(self, file: BinaryIO):
@@ -241,17 +249,17 @@ class _Digested:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing: the file is flushed when its first line is there."""
+        """Does nothing: the file is flushed after its header is written."""
 
     def check(self) -> None:
         if self.error is not None:
             raise self.error
 
 
-class _Rest(io.RawIOBase):
-    """An open file from its present position on, as if it began there."""
+class _Payload(io.RawIOBase):
+    """An open file from its present position on, seen as a file that starts there."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: io.BufferedReader):
         self.file, self.start = file, file.tell()
 
     def readable(self) -> bool:
@@ -264,16 +272,16 @@ class _Rest(io.RawIOBase):
         return self.file.tell() - self.start
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        at = offset + self.start if whence == os.SEEK_SET else offset
-        return self.file.seek(at, whence) - self.start
+        position = offset + self.start if whence == os.SEEK_SET else offset
+        return self.file.seek(position, whence) - self.start
 
-    def readinto(self, buffer: Any) -> int:
-        return self.file.readinto(buffer)  # type: ignore[attr-defined,no-any-return]
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        return self.file.readinto(buffer)
 
 
 @contextlib.contextmanager
 def _without_crc() -> Iterator[None]:
-    """torch.save without checksums of its own: the digest is better, and they cost as much."""
+    """torch.save without its CRC-32 checksums: they cost as much time as the SHA-256."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -282,14 +290,14 @@ def _without_crc() -> Iterator[None]:
         torch.serialization.set_crc32_options(before)
 
 
-def _header(step: int, digest: str, length: int, kind: int = FORMAT) -> bytes:
-    header = {"magic": MAGIC, "format": kind, "step": step, "sha256": digest, "bytes": length}
+def _header(step: int, digest: str, length: int, version: int = FORMAT) -> bytes:
+    header = {"magic": MAGIC, "format": version, "step": step, "sha256": digest, "bytes": length}
     line = json.dumps(header).encode()
-    return (line if kind == 1 else line.ljust(FIRST_LINE - 1)) + b"\n"
+    return (line if version == 1 else line.ljust(HEADER_BYTES - 1)) + b"\n"
 
 
-def _tensor_bytes(value: Any) -> int:
-    """Bytes of all tensors in a nest of mappings, lists and tuples."""
+def _tensor_bytes(value: object) -> int:
+    """Bytes of all tensors in nested mappings, lists and tuples."""
     if isinstance(value, Tensor):
         return value.nbytes
     if isinstance(value, Mapping):
@@ -301,11 +309,11 @@ def _read(path: Path) -> tuple[int, dict[str, Any]]:
     step = _step(path)
     with open(path, "rb") as file:
         line = file.readline(100_000)
-        rest = _Rest(file)
-        digest, length = hashlib.file_digest(file, "sha256").hexdigest(), rest.tell()
-        # Compared as a whole with what it must be: the digest guards the payload, not the first
-        # line, and one altered digit of the step would resume at a wrong place.
-        if line not in (_header(step, digest, length, kind) for kind in (FORMAT, 1)):
+        payload = _Payload(file)
+        digest, length = hashlib.file_digest(file, "sha256").hexdigest(), payload.tell()
+        # The SHA-256 does not cover the header, so the header is compared with what it must be: one
+        # altered digit in "step" would resume the run at a wrong step.
+        if line not in (_header(step, digest, length, version) for version in (FORMAT, 1)):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 header = json.loads(line)
                 if header["magic"] == MAGIC and header["format"] > FORMAT:
@@ -314,18 +322,18 @@ def _read(path: Path) -> tuple[int, dict[str, Any]]:
                         f"reads {FORMAT}, or it is damaged. Resume with the version that wrote it."
                     )
             raise FileDamaged(f"The checkpoint {path} is damaged (short or altered).")
-        rest.seek(0)
+        payload.seek(0)
         try:
-            state = torch.load(cast(BinaryIO, rest), map_location="cpu", weights_only=True)
+            state = torch.load(cast(BinaryIO, payload), map_location="cpu", weights_only=True)
         except OSError:
             raise
-        except Exception as error:  # the digest is right, yet this is not a state of ours
+        except Exception as error:  # the SHA-256 is right, but this is no state of ours
             raise FileDamaged(f"The checkpoint {path} cannot be read: {error}") from error
     return step, state
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in a folder durable."""
+    """Flushes a folder's entries to the disk (fsync), so that a rename survives a power cut."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

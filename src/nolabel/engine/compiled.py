@@ -1,8 +1,8 @@
-"""`--compile`: the networks' layers, by torch.compile.
+"""`--compile`: torch.compile for the layers of the networks.
 
-Layers are compiled, not the step. The layers of a network are alike and share one compiled graph,
-and a method stays plain Python. Shapes do not change: crops have few sizes, and masks hide the same
-number of patches in every batch.
+Layers are compiled, not the step: equal layers share one compiled graph, and a method stays plain
+Python. Shapes are static: crops have few sizes, and masks hide the same number of patches in every
+batch.
 """
 
 from __future__ import annotations
@@ -34,13 +34,19 @@ def compile_layers(method: nn.Module, device: torch.device) -> int:
         UsageError: there is no compiler for the device.
     """
     if device.type == "cuda":
-        able, needs = importlib.util.find_spec("triton") is not None, "Triton (pip install triton)"
+        available, compiler = (
+            importlib.util.find_spec("triton") is not None,
+            "Triton (pip install triton)",
+        )
     else:
         names = (os.environ.get("CXX", ""), "g++", "clang++")
-        able, needs = any(shutil.which(n) for n in names if n), "a C++ compiler (g++ or clang++)"
-    if not able:
+        available, compiler = (
+            any(shutil.which(n) for n in names if n),
+            "a C++ compiler (g++ or clang++)",
+        )
+    if not available:
         raise UsageError(
-            f"--compile needs {needs}, and there is none. Leave it out, or install it."
+            f"--compile needs {compiler}, which was not found. Install it, or leave --compile out."
         )
     layers: list[nn.Module] = []
     for module in method.modules():
@@ -55,11 +61,11 @@ def compile_layers(method: nn.Module, device: torch.device) -> int:
 
 
 def without_compile(compiled: bool) -> AbstractContextManager[None]:
-    """A context in which layers run eagerly: a probe's batches have other sizes, and would use up
-    the compiler's limit of shapes.
+    """A context in which compiled layers run in eager mode: the probe's batches have other shapes,
+    which would reach torch.compile's limit of recompilations.
 
     Args:
-        compiled: whether there are compiled layers at all.
+        compiled: whether there are compiled layers.
     """
     if not compiled:
         return contextlib.nullcontext()

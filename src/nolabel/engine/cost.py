@@ -1,16 +1,16 @@
-"""What a run costs: memory, work and communication. The only such model in the project.
+"""The cost model: memory, FLOP and communication of a training step.
 
 `nolabel plan`, `nolabel scan`, `--batch-size auto` and the description of a run all use it.
 
-A step is counted, not looked up: the method takes one step on a few images of noise, on two shallow
-copies of the network, and what grows with depth and with the batch is extrapolated. This is exact
-for a transformer, whose blocks are equal. Heads, teachers, crops and masks are therefore included,
-whatever the method.
+Costs are counted, not taken from a table: the method takes one step on a few noise images, with two
+shallow copies of the network, and the result is extrapolated linearly in depth and batch size. This
+is exact for a transformer, whose blocks are equal, and includes heads, teachers, crops and masks of
+any method.
 
-    weights      4 bytes a number: parameters and buffers, and frozen inputs where they are given
-    gradients    4 bytes a number that is trained
-    moments      4 bytes a number that is trained, times `MOMENTS` of the optimiser
-    activations  what the forward pass keeps for the backward pass, and the batch itself
+    weights      4 bytes for each element of parameters, buffers and (where given) frozen inputs
+    gradients    4 bytes for each trainable element
+    moments      4 bytes for each trainable element, times `MOMENTS` of the optimiser
+    activations  tensors that autograd saves for the backward pass, and the batch itself
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,24 +35,24 @@ from nolabel.nn.parameters import count_parameters
 from nolabel.nn.random_state import preserve_rng
 from nolabel.types import Batch, Clock, Optim
 
-SHALLOW, DEEPER = 2, 3  # blocks of the copies that are counted
-FEW, MORE = 2, 4  # images of theirs
-LATE = Clock(600, 800, 1)  # a step at which nothing is frozen any more
-NODE = 8  # devices that a fast network joins
-BACKWARD = 2 / 3  # share of a step during which gradients can be sent
-FULL = 0.92  # share of a device's memory that may be planned for
-# Numbers that an optimiser keeps for each number that is trained, beside its gradient.
+SHALLOW, DEEPER = 2, 3  # blocks of the two copies that are counted
+FEW, MORE = 2, 4  # images of the batches that are counted
+LATE = Clock(600, 800, 1)  # a step late enough that no layer is frozen any more
+DEVICES_PER_NODE = 8  # joined by the fast interconnect
+OVERLAP = 2 / 3  # share of a step (the backward pass) during which gradients can be sent
+USABLE_SHARE = 0.92  # of a device's memory
+# Optimiser state: elements for each trainable element, beside its gradient.
 MOMENTS = {"adamw": 2, "sgd": 1, "lars": 1, "larc": 1}
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What makers state about a GPU."""
+    """A GPU's figures by its data sheet."""
 
     flops: float  # a second, dense bf16 (fp16 where there is none)
     memory: float  # bytes
-    inside: float  # bytes a second to a neighbour in its machine, one way
-    outside: float  # bytes a second to other machines
+    intra_node: float  # bytes a second to another GPU of its machine, one way
+    inter_node: float  # bytes a second to other machines
 
 
 GPUS = {
@@ -70,15 +69,15 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Counts:
-    """What a step of some images on a network of some depth is made of."""
+    """The counts of one step, for a number of images and a depth of the network."""
 
     flops: float  # forward and backward, teachers included
-    kept: float  # bytes of activations
-    trained: float  # numbers that are trained
-    held: float  # numbers that are not, but are saved: teachers, centres, queues
-    units: float  # modules that `--shard-layers` gathers one at a time
-    in_units: float  # numbers in them
-    gathered: float  # numbers that it gathers in a step: at each use, forward and backward
+    activations: float  # bytes
+    trainable: float  # elements of trainable parameters
+    untrained: float  # elements in checkpoints that are not trained: EMA teachers, centres, queues
+    units: float  # modules that `--shard-layers` all-gathers one at a time
+    in_units: float  # elements in these modules
+    gathered: float  # elements all-gathered in a step: at each use, forward and backward
 
     def __add__(self, other: Counts) -> Counts:
         a, b = dataclasses.astuple(self), dataclasses.astuple(other)
@@ -92,7 +91,7 @@ class Counts:
 
 
 def moments_of(optim: Optim) -> int:
-    """Numbers that the optimiser keeps for each trained number, beside its gradient.
+    """Elements of optimiser state for each trainable element, beside its gradient.
 
     Raises:
         UsageError: unknown optimiser.
@@ -100,243 +99,257 @@ def moments_of(optim: Optim) -> int:
     if optim.name not in MOMENTS:
         raise unknown("optimiser", optim.name, MOMENTS)
     if optim.name == "sgd" and not optim.beta1:
-        return 0  # torch keeps no momentum then
+        return 0  # torch stores no momentum buffer then
     return MOMENTS[optim.name]
 
 
-def numbers_of(method: nn.Module) -> tuple[int, int]:
-    """Numbers of a method's state: those that are trained, and those that are not (frozen
-    parameters and buffers). Frozen inputs, which are never saved, are not among them."""
-    trained = count_parameters(method, trainable=True)
-    return trained, sum(t.numel() for t in (*method.parameters(), *method.buffers())) - trained
+def state_elements(method: nn.Module) -> tuple[int, int]:
+    """Elements of a method's state: trainable ones, and others (frozen parameters, buffers). Frozen
+    inputs are not counted: checkpoints do not contain them."""
+    trainable = count_parameters(method, trainable=True)
+    total = sum(t.numel() for t in (*method.parameters(), *method.buffers()))
+    return trainable, total - trainable
 
 
-def frozen_numbers(method: nn.Module) -> int:
-    """Parameters of the frozen networks that a method holds (a teacher, a tokenizer)."""
-    held = [value.module for value in vars(method).values() if isinstance(value, Frozen)]
-    return sum(count_parameters(module) for module in held)
+def frozen_parameters(method: nn.Module) -> int:
+    """Number of parameters of a method's frozen inputs (a teacher, a tokenizer)."""
+    modules = [value.module for value in vars(method).values() if isinstance(value, Frozen)]
+    return sum(count_parameters(module) for module in modules)
 
 
 def state_memory(
-    trained: float, held: float, optim: Optim, *, frozen: float = 0.0, parts: int = 1
+    trainable: float, untrained: float, optim: Optim, *, frozen: float = 0.0, shards: int = 1
 ) -> dict[str, float]:
     """Bytes on a device that do not depend on the batch: weights, gradients, moments.
 
     Args:
-        trained: numbers that are trained.
-        held: numbers of the method that are not.
+        trainable: trainable elements.
+        untrained: other elements of the method's state.
         optim: the optimiser.
-        frozen: numbers of frozen inputs, which every device has as a whole.
-        parts: devices that share weights, gradients and moments; 1: each has its own.
+        frozen: elements of frozen inputs, which are never sharded.
+        shards: devices over which weights, gradients and moments are sharded; 1: not sharded.
 
     Raises:
         UsageError: unknown optimiser.
     """
     return {
-        "weights": 4 * (trained + held) / parts + 4 * frozen,
-        "gradients": 4 * trained / parts,
-        "moments": 4 * moments_of(optim) * trained / parts,
+        "weights": 4 * (trainable + untrained) / shards + 4 * frozen,
+        "gradients": 4 * trainable / shards,
+        "moments": 4 * moments_of(optim) * trainable / shards,
     }
 
 
 def memory_of(
-    counts: Counts, optim: Optim, *, parts: int = 1, layers: bool = False
+    counts: Counts, optim: Optim, *, shards: int = 1, by_layer: bool = False
 ) -> dict[str, float]:
-    """Bytes that a step needs on a device, by what for.
+    """Bytes that a step needs on a device, by purpose.
 
     Args:
-        counts: of the images that a device has at once.
+        counts: of a device's micro-batch.
         optim: the optimiser.
-        parts: devices that share weights, gradients and moments; 1: each has its own.
-        layers: of sharing: whether weights are gathered a layer at a time.
+        shards: devices over which weights, gradients and moments are sharded; 1: not sharded.
+        by_layer: whether sharded weights are all-gathered a layer at a time (`--shard-layers`).
+
+    Returns:
+        Bytes of weights, gradients, moments, all-gathered weights ("put together") and activations.
     """
-    gathered = 4 * (2 * counts.trained + counts.held) if parts > 1 else 0.0
-    if layers and counts.units:  # of equal ones, one in use and one on its way
-        share = counts.in_units / (counts.trained + counts.held)
+    gathered = 4 * (2 * counts.trainable + counts.untrained) if shards > 1 else 0.0
+    if by_layer and counts.units:  # two layers at a time: the one in use and the next
+        share = counts.in_units / (counts.trainable + counts.untrained)
         gathered *= 1 - share + share * 2 / counts.units
     return {
-        **state_memory(counts.trained, counts.held, optim, parts=parts),
+        **state_memory(counts.trainable, counts.untrained, optim, shards=shards),
         "put together": gathered,
-        "activations": counts.kept,
+        "activations": counts.activations,
     }
 
 
-def checkpoint_bytes(trained: float, held: float, optim: Optim) -> float:
+def checkpoint_bytes(trainable: float, untrained: float, optim: Optim) -> float:
     """Size of a checkpoint: weights, buffers and moments."""
-    return 4 * (trained + held) + 4 * moments_of(optim) * trained
+    return 4 * (trainable + untrained) + 4 * moments_of(optim) * trainable
 
 
 def communication(
-    counts: Counts, devices: int, gpu: Gpu, compute: float, *, shard: bool, layers: bool
+    counts: Counts, devices: int, gpu: Gpu, compute: float, *, shard: bool, by_layer: bool
 ) -> tuple[float, float]:
-    """Bytes that a device sends in a step, and seconds for which it waits for them.
+    """Communication of a device in one step.
 
-    In a ring of W, an average moves 2 (W - 1) / W of what is averaged. Gradients travel during the
-    backward pass, and layers during the layers before them; weights that are gathered at the start
-    do not.
+    A ring all-reduce over W devices sends 2 (W - 1) / W of the data. The gradients' all-reduce
+    overlaps with the backward pass, and a layer's all-gather with the layers before it; an
+    all-gather of all weights at the start of a step overlaps with nothing.
 
     Args:
-        counts: of the images that a device has at once.
-        devices: how many.
-        gpu: what they are.
+        counts: of a device's micro-batch.
+        devices: number of devices.
+        gpu: their model.
         compute: seconds of a step without communication.
-        shard: whether weights, gradients and moments are shared (`--shard`).
-        layers: whether weights are gathered a layer at a time (`--shard-layers`).
+        shard: whether weights, gradients and moments are sharded (`--shard`).
+        by_layer: whether weights are all-gathered a layer at a time (`--shard-layers`).
+
+    Returns:
+        Bytes sent, and the seconds of waiting that do not overlap with computation.
     """
     if devices == 1:
         return 0.0, 0.0
     ring = (devices - 1) / devices
-    speed = gpu.inside if devices <= NODE else gpu.outside
-    gradients = 4 * counts.trained * ring * (1 if shard else 2)
-    weights = 4 * (counts.trained + counts.held) * ring if shard else 0.0
-    during = 0.0
-    if layers:
+    speed = gpu.intra_node if devices <= DEVICES_PER_NODE else gpu.inter_node
+    gradients = 4 * counts.trainable * ring * (1 if shard else 2)
+    weights = 4 * (counts.trainable + counts.untrained) * ring if shard else 0.0
+    layers = 0.0
+    if by_layer:
         weights -= 4 * counts.in_units * ring
-        during = 4 * counts.gathered * ring
-    late = max(gradients / speed - BACKWARD * compute, 0.0)
-    if during:
-        late = max((gradients + during) / speed - compute, late)
-    return gradients + weights + during, weights / speed + late
+        layers = 4 * counts.gathered * ring
+    exposed = max(gradients / speed - OVERLAP * compute, 0.0)
+    if layers:
+        exposed = max((gradients + layers) / speed - compute, exposed)
+    return gradients + weights + layers, weights / speed + exposed
 
 
-def kept_bytes(method: Method, batch: Batch, precision: str = "fp32") -> int:
-    """Bytes of activations of a step: the batch, and what the forward pass keeps for the backward
-    pass beside parameters and buffers, each storage once.
+def activation_bytes(method: Method, batch: Batch, precision: str = "fp32") -> int:
+    """Bytes of activations of a step: the batch, and the tensors that autograd saves for the
+    backward pass except parameters and buffers, each storage once.
 
     Args:
         method: on the device of the batch.
-        batch: what the step gets.
+        batch: the input of the step.
         precision: fp32 or bf16.
     """
-    own = {t.untyped_storage().data_ptr() for t in (*method.parameters(), *method.buffers())}
-    kept: dict[int, Tensor] = {}  # tensors are held, so that no address is used twice
+    state = {t.untyped_storage().data_ptr() for t in (*method.parameters(), *method.buffers())}
+    saved: dict[int, Tensor] = {}  # holds the tensors, so that no address is reused
 
-    def keep(x: Tensor) -> Tensor:
+    def save(x: Tensor) -> Tensor:
         address = x.untyped_storage().data_ptr()
-        if address not in own:
-            kept.setdefault(address, x)
+        if address not in state:
+            saved.setdefault(address, x)
         return x
 
     views = list(batch.views.values())
     for view in views:
-        keep(view)
+        save(view)
     device = views[0].device
     with (
         preserve_rng(),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+        torch.autograd.graph.saved_tensors_hooks(save, lambda x: x),
         autocast(precision, device),
     ):
         method.step(batch, LATE)
-    return sum(x.untyped_storage().nbytes() for x in kept.values())
+    return sum(x.untyped_storage().nbytes() for x in saved.values())
 
 
 def count(method: Method, images: int, size: int, precision: str) -> Counts:
-    """Counts one step of a method on the CPU, at a time when nothing is frozen any more.
+    """Counts one step of a method on the CPU, at a step when no layer is frozen any more.
 
     Args:
         method: on the CPU.
         images: of the step.
-        size: side of its images in pixels.
+        size: side of the images in pixels.
         precision: fp32 or bf16, for the activations.
     """
     batch = noise_batch(type(method).views(method.options, size), images)
     units = shard_units(method)
-    in_unit = {u: count_parameters(u) for u in units}
+    unit_size = {u: count_parameters(u) for u in units}
     gathered = 0
 
-    def use(unit: nn.Module, args: tuple[object, ...]) -> None:
+    def add_gathers(unit: nn.Module, args: tuple[object, ...]) -> None:
         nonlocal gathered
-        back = torch.is_grad_enabled() and any(p.requires_grad for p in unit.parameters())
-        gathered += in_unit[unit] * (2 if back else 1)
+        backward = torch.is_grad_enabled() and any(p.requires_grad for p in unit.parameters())
+        gathered += unit_size[unit] * (2 if backward else 1)
 
-    hooks = [u.register_forward_pre_hook(use) for u in units]
-    kept = kept_bytes(method, batch, precision)
+    hooks = [u.register_forward_pre_hook(add_gathers) for u in units]
+    activations = activation_bytes(method, batch, precision)
     for hook in hooks:
         hook.remove()
-    # torch's counter does not know fused attention; the plain one does the same products.
+    # FlopCounterMode does not count every fused attention; the unfused one has the same FLOP.
     with (
         preserve_rng(),
         FlopCounterMode(display=False) as counter,
         sdpa_kernel(SDPBackend.MATH),
     ):
         method.step(batch, LATE).loss.backward()
-    trained, held = numbers_of(method)
+    trainable, untrained = state_elements(method)
     return Counts(
-        float(counter.get_total_flops()), float(kept), trained, held,
-        len(units), sum(in_unit.values()), gathered,
+        float(counter.get_total_flops()), float(activations), trainable, untrained,
+        len(units), sum(unit_size.values()), gathered,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=8)
 def _copies(
-    kind: type[Method], options: Any, backbone: str, size: int, patch: int | None, precision: str,
-    again: bool,
+    method_class: type[Method], options: object, backbone: str, size: int, patch: int | None,
+    precision: str, checkpoint_activations: bool,
 ) -> tuple[int, Counts, Counts, Counts]:  # fmt: skip
-    """Depth of the whole network, and the counts of a shallow copy with few and with more images,
-    and of a deeper one; a network without a stack of equal blocks is its own copy."""
+    """Depth of the network, and the counts of a shallow copy with few and with more images, and of
+    a deeper copy. A network that is not a stack of equal blocks is counted as it is."""
 
-    def at(depth: int | None, n: int) -> Counts:
+    def count_copy(depth: int | None, images: int) -> Counts:
         kwargs = {} if depth is None else {"depth": depth}
         with preserve_rng():
-            method = build_on(kind, options, backbone, size, patch, kwargs)
-        recompute(method, again)
-        return count(method, n, size, precision)
+            method = build_on(method_class, options, backbone, size, patch, kwargs)
+        recompute(method, checkpoint_activations)
+        return count(method, images, size, precision)
 
     depth = backbones.depth_of(backbone, patch)
     if depth is None or depth <= DEEPER:
-        few = at(None, FEW)
-        return SHALLOW, few, at(None, MORE), few
-    return depth, at(SHALLOW, FEW), at(SHALLOW, MORE), at(DEEPER, FEW)
+        few = count_copy(None, FEW)
+        return SHALLOW, few, count_copy(None, MORE), few
+    few, more = count_copy(SHALLOW, FEW), count_copy(SHALLOW, MORE)
+    return depth, few, more, count_copy(DEEPER, FEW)
 
 
 def extrapolated(
-    kind: type[Method], options: Any, backbone: str, size: int, patch: int | None,
-    precision: str, images: int, again: bool = False,
+    method_class: type[Method], options: object, backbone: str, size: int, patch: int | None,
+    precision: str, images: int, checkpoint_activations: bool = False,
 ) -> Counts:  # fmt: skip
-    """Counts of a step of so many images on the whole network.
+    """Counts of a step with `images` images on the full network, extrapolated.
 
     Args:
-        kind, options: the method.
-        backbone: a preset or timm's name.
+        method_class, options: the method.
+        backbone: name of a preset or of timm.
         size, patch: sides in pixels of image and patch.
         precision: fp32 or bf16.
         images: of the step.
-        again: whether activations are computed again instead of kept (`--checkpoint-activations`).
+        checkpoint_activations: whether the backward pass recomputes activations.
     """
-    depth, few, more, deeper = _copies(kind, options, backbone, size, patch, precision, again)
-    an_image, a_layer = (more - few) * (1 / (MORE - FEW)), deeper - few
-    base = few + an_image * (images - FEW)
-    extra = dataclasses.replace(
-        a_layer, flops=a_layer.flops * images / FEW, kept=a_layer.kept * images / FEW
+    depth, few, more, deeper = _copies(
+        method_class, options, backbone, size, patch, precision, checkpoint_activations
     )
-    return base + extra * (depth - SHALLOW)
+    per_image, per_layer = (more - few) * (1 / (MORE - FEW)), deeper - few
+    shallow = few + per_image * (images - FEW)
+    layer = dataclasses.replace(
+        per_layer,
+        flops=per_layer.flops * images / FEW,
+        activations=per_layer.activations * images / FEW,
+    )
+    return shallow + layer * (depth - SHALLOW)
 
 
-def activations(method: Method, batch: Batch, images: int, precision: str = "fp32") -> float:
+def extrapolated_activations(
+    method: Method, batch: Batch, images: int, precision: str = "fp32"
+) -> float:
     """Bytes of activations of a step of `images` images, measured on a few images of a batch.
 
     Args:
         method: on the batch's device.
-        batch: at least one image; four are looked at.
-        images: of the step that is asked for.
+        batch: of at least one image; at most four are used.
+        images: of the step to predict.
         precision: fp32 or bf16.
     """
     small, large = min(FEW, batch.size), min(MORE, batch.size)
-    a = kept_bytes(method, _first(batch, small), precision)
+    a = activation_bytes(method, _first(batch, small), precision)
     if small == large:
         return a * images / small
-    b = kept_bytes(method, _first(batch, large), precision)
+    b = activation_bytes(method, _first(batch, large), precision)
     return a + (b - a) / (large - small) * (images - small)
 
 
 def _first(batch: Batch, n: int) -> Batch:
-    """The first n images of a batch, as tensors of their own."""
+    """The first n images of a batch, copied."""
 
-    def some(x: Tensor | None) -> Tensor | None:
+    def first(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[:n].clone()
 
     return dataclasses.replace(
         batch, views={name: view[:, :n].clone() for name, view in batch.views.items()},
-        keys=some(batch.keys), labels=some(batch.labels), masks=some(batch.masks),
+        keys=first(batch.keys), labels=first(batch.labels), masks=first(batch.masks),
         text=None if batch.text is None else batch.text[:n],
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware, commit."""
+"""The environment of a run: versions, hardware, commit."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from nolabel._version import __version__
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware, commit of the package (None unless it is a checkout) and date."""
+    """Versions, hardware, date, and the package's commit (None unless it is a git checkout)."""
     versions = {"python": platform.python_version()}
     for name in ("torch", "torchvision", "timm", "numpy"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "unknown"
-    versions["nolabel"] = __version__  # a checkout has no metadata, or that of an older install
+    versions["nolabel"] = __version__  # a checkout's metadata may be missing or old
     versions["cuda"] = torch.version.cuda or "none"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -48,10 +48,10 @@ def _cpu() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this very file's checkout.
+    """The commit of this file's git checkout.
 
-    That git tracks the file is asked first: a package installed in a virtual environment inside
-    the user's own repository would else be given the commit of that repository.
+    Only if git tracks the file: a package in a virtual environment inside the user's repository
+    would else get the commit of that repository.
     """
 
     def git(*args: str) -> str:

@@ -1,4 +1,4 @@
-"""The batches of a run, made from its settings alone: a repeated step gets the same ones."""
+"""The batches of a run; a function of its settings, so that a repeated step gets the same ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ def batches_of(
     *,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """This process's micro-batches of steps start .. end - 1."""
+    """This rank's micro-batches of steps start .. end - 1.
+
+    Args:
+        workers: processes that read the data; 0 reads in this process.
+    """
     s = run.settings
     return make_loader(
         source,
@@ -49,15 +53,15 @@ def batches_of(
 
 
 class TimedFeed(Iterator[Batch]):
-    """Micro-batches on the device, with the time that was spent waiting for them.
+    """Moves micro-batches to the device, and measures the time spent waiting for them.
 
     Args:
         batches: micro-batches on the CPU.
-        device: where they go.
+        device: where they are moved to.
 
     Attributes:
         wait: seconds waited since it was last set to 0.
-        unreadable: (path, reason) of files that could not be read, since it was last cleared.
+        unreadable: (path, reason) of files that could not be read since it was last cleared.
     """
 
     def __init__(self, batches: Iterator[Batch], device: torch.device):

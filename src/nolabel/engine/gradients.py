@@ -1,18 +1,19 @@
 """The gradients of an optimiser step, of one batch or of several micro-batches.
 
-Methods that are `Contrastive` have their micro-batches compared with each other, though only one of
-them at a time has its activations in memory (Gao et al., "Scaling Deep Contrastive Learning Batch
-Size under Memory Limited Setup", 2021, arXiv 2101.06983): the features of all are computed without
-gradient; the loss of all gives the gradient of each feature; then those of each micro-batch are
-computed again, with gradient, from the same random state. The update is that of the whole batch at
-once, heads with batch norm included; a batch norm in the backbone sees a micro-batch.
+For a `Contrastive` method, gradient accumulation uses the gradient cache of Gao et al. ("Scaling
+Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021, arXiv 2101.06983), so that
+the negatives come from all micro-batches while one at a time has activations in memory. First, the
+features of all micro-batches are computed without gradient. Then the loss on all features gives the
+gradient of each feature. Then the features of each micro-batch are computed again, with gradient
+and from the same random state, and backpropagated. The update equals that of one large batch,
+including batch norm in heads; batch norm in the backbone sees one micro-batch.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -27,71 +28,76 @@ from nolabel.types import Batch, Clock, Step
 def gradients(
     distributed: DistributedMethod,
     batches: Iterator[Batch],
-    parts: int,
+    accumulate: int,
     clock: Clock,
-    cast: Callable[[], Any] = contextlib.nullcontext,
-    beat: Callable[[float], Any] = lambda share: None,
+    cast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    beat: Callable[[float], object] = lambda share: None,
 ) -> tuple[Step, Tensor]:
-    """Leaves the gradients of a step in the parameters.
+    """Computes the gradients of an optimiser step; they are left in `.grad` of the parameters.
 
     Args:
-        distributed: the method, in all processes.
-        batches: micro-batches on the device; the step takes the next `parts`.
-        parts: number of micro-batches of the step.
+        distributed: the method, on all ranks.
+        batches: micro-batches on the device; the step takes the next `accumulate`.
+        accumulate: number of micro-batches of the step.
         clock: of the step.
-        cast: makes the autocast context.
-        beat: is called with the share of the step that is done, 0 to 1.
+        cast: returns the autocast context.
+        beat: called with the share of the step that is done, 0 to 1.
 
     Returns:
-        The Step of the last micro-batch (of all where they are compared), and the mean loss.
+        The Step of the last micro-batch (of a contrastive method: of all), and the mean loss.
     """
-    if parts > 1 and isinstance(distributed.method, Contrastive):
-        out = _compared(distributed, [next(batches) for _ in range(parts)], clock, cast)
+    if accumulate > 1 and isinstance(distributed.method, Contrastive):
+        out = _compared(distributed, [next(batches) for _ in range(accumulate)], clock, cast)
         distributed.after_backward()
         return out, out.loss
     losses = []
-    for micro in range(parts):
+    for micro in range(accumulate):
         batch = next(batches)
-        beat(micro / parts)
+        beat(micro / accumulate)
         with cast():
-            out = distributed.step(batch, clock, last=micro + 1 == parts)
-        beat((micro + 0.5) / parts)
-        (out.loss / parts).backward()
+            out = distributed.step(batch, clock, last=micro + 1 == accumulate)
+        beat((micro + 0.5) / accumulate)
+        (out.loss / accumulate).backward()
         losses.append(out.loss.detach())
     distributed.after_backward()
     return out, torch.stack(losses).mean()
 
 
 def _compared(
-    distributed: DistributedMethod, batches: Sequence[Batch], clock: Clock, cast: Callable[[], Any]
+    distributed: DistributedMethod,
+    batches: Sequence[Batch],
+    clock: Clock,
+    cast: Callable[[], AbstractContextManager[object]],
 ) -> Step:
-    states, held = [], []
+    """The gradient cache: features without gradient, the loss, features with gradient."""
+    states, cached = [], []
     with torch.no_grad(), _frozen_statistics(distributed.method):
         for batch in batches:
             states.append(rng_state())
             with cast():
-                held.append(distributed.features(batch))
-    whole = tuple(torch.cat(some, 1).requires_grad_() for some in zip(*held, strict=True))
+                cached.append(distributed.features(batch))
+    # Each [V, B, ...] of all micro-batches, as a leaf that collects the loss's gradient.
+    leaves = tuple(torch.cat(parts, 1).requires_grad_() for parts in zip(*cached, strict=True))
     with cast():
-        out = distributed.compare(whole, clock)
+        out = distributed.compare(leaves, clock)
     out.loss.backward()
-    after, at = rng_state(), 0
+    rng_after, start = rng_state(), 0
     for batch, state in zip(batches, states, strict=True):
         set_rng_state(state)
         with cast():
             features = distributed.features(batch, last=batch is batches[-1])
-        own = slice(at, at + batch.size)
-        pairs = [(f, w.grad[:, own].to(f.dtype)) for f, w in zip(features, whole, strict=True)
-                 if w.grad is not None and f.requires_grad]  # fmt: skip
+        rows = slice(start, start + batch.size)
+        pairs = [(f, x.grad[:, rows].to(f.dtype)) for f, x in zip(features, leaves, strict=True)
+                 if x.grad is not None and f.requires_grad]  # fmt: skip
         torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
-        at += batch.size
-    set_rng_state(after)
+        start += batch.size
+    set_rng_state(rng_after)
     return Step(out.loss.detach(), out.logs, features=out.features)
 
 
 @contextlib.contextmanager
 def _frozen_statistics(method: nn.Module) -> Iterator[None]:
-    """Inside, batch norms keep their running statistics; the second pass updates them."""
+    """Inside, batch norm does not update its running statistics: the second pass does."""
     norms = [m for m in method.modules() if isinstance(m, _BatchNorm)]
     momenta = [m.momentum for m in norms]
     try:

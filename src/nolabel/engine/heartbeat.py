@@ -1,4 +1,4 @@
-"""Names the processes that the others wait for when a step does not end."""
+"""Reports which ranks the others wait for when a step hangs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch.distributed as dist
 from nolabel import distributed
 from nolabel.engine.parallel import TIMEOUT
 
-SILENCE = 60.0  # seconds without progress after which the late processes are looked for
+SILENCE = 60.0  # seconds without progress until late ranks are reported
 
 
 class Heartbeat:
-    """A watch over the progress of all processes; does nothing in a single one.
+    """Watches the progress of all ranks; does nothing in a single process.
 
-    Each process writes its step into the process group's store. A process that makes no progress
-    for a while reads the steps of the others, and reports those that are behind and how long ago
-    they were heard of, once a step.
+    Each rank writes its step into the process group's store. A rank that makes no progress for
+    `silence` seconds reads the steps of the others, and reports those that are behind and the time
+    since their last progress, at most once a step.
 
-    Used as a context; it must be entered in all processes.
+    A context manager; all ranks must enter it.
 
     Args:
-        report: takes the report, a sentence for the user.
-        silence: seconds without progress after which the late processes are looked for.
+        report: called with a sentence for the user.
+        silence: seconds without progress until late ranks are reported.
     """
 
     def __init__(self, report: Callable[[str], None], silence: float = SILENCE):
@@ -47,7 +47,7 @@ class Heartbeat:
         self._ended.set()  # no more steps are expected
 
     def beat(self, step: float) -> None:
-        """Records this process's progress: its step, with the share of the step that is done."""
+        """Records this rank's progress: its step plus the share of the step that is done."""
         if self._store is not None:
             self.step, self.time = step, time.time()
             self._store.set(str(distributed.rank()), f"{step} {self.time} {os.uname().nodename}")
@@ -58,7 +58,10 @@ class Heartbeat:
             if time.time() - self.time > self.silence and reported != self.step:
                 reported = self.step
                 try:
-                    late = ", ".join(self.late()) or "one that hangs within the step: all began it"
+                    late = (
+                        ", ".join(self.late())
+                        or "a process that hangs inside the step (all have started it)"
+                    )
                 except RuntimeError:  # the process group was destroyed
                     return
                 self.report(
@@ -68,13 +71,13 @@ class Heartbeat:
                 )
 
     def late(self) -> list[str]:
-        """The processes whose step is behind this one's, described."""
+        """Descriptions of the ranks whose step is behind this one's."""
         out: list[str] = []
         if self._store is None:
             return out
         for rank in range(distributed.world_size()):
             if not self._store.check([str(rank)]):
-                out.append(f"process {rank} (never heard of)")
+                out.append(f"process {rank} (not started)")
                 continue
             step, at, host = self._store.get(str(rank)).decode().split(" ", 2)
             if float(step) < self.step:

@@ -1,4 +1,4 @@
-"""Lines for the user on standard error."""
+"""Messages to the user on standard error."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from nolabel import distributed
 
 
 def say(text: str) -> None:
-    """A line for the user, on standard error so that standard output stays data; from the first
-    process of a run alone."""
+    """Prints a line on standard error, on rank 0 only. Standard output is for results."""
     if distributed.speaks():
         print(text, file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """A line on standard error from whichever process it concerns."""
+    """Prints a line on standard error, on any rank, with the rank in front."""
     print(f"process {distributed.rank()}: {text}", file=sys.stderr, flush=True)

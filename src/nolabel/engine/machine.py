@@ -1,4 +1,4 @@
-"""The devices that a run is for, and the memory that it may plan for."""
+"""The devices of a run, and how much of their memory it can use."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ from pathlib import Path
 
 import torch
 
-FULL_CPU = 0.5  # of the machine's memory: what is counted is up to 1.5 times as much in a process
-LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+# Share of the machine's memory: a process takes up to 1.5 times what the cost model predicts.
+USABLE_CPU_SHARE = 0.5
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What automatic values depend on beside the data: the devices that a run is for."""
+    """The devices of a run; automatic values depend on them and on the data."""
 
     on_gpu: bool
     processes: int  # one a device
-    room: float  # bytes that each may plan for
+    usable_memory: float  # bytes a process
 
     @classmethod
     def here(cls, device: str) -> Machine:
-        """This machine and the processes that a launcher announced.
+        """This machine and the number of processes that a launcher (torchrun) started.
 
         Args:
             device: auto, cpu or cuda.
         """
         on_gpu = device != "cpu" and torch.cuda.is_available()
-        return cls(on_gpu, int(os.environ.get("WORLD_SIZE", "1")), room_of(on_gpu))
+        return cls(on_gpu, int(os.environ.get("WORLD_SIZE", "1")), usable_memory(on_gpu))
 
 
-def room_of(on_gpu: bool) -> float:
-    """Bytes that a process may plan for: of its GPU, or its share of the machine's memory."""
+def usable_memory(on_gpu: bool) -> float:
+    """Bytes that a process can use: of its GPU, or its share of the machine's memory."""
     if on_gpu:
-        from nolabel.engine.cost import FULL
+        from nolabel.engine.cost import USABLE_SHARE
 
-        return FULL * torch.cuda.get_device_properties(0).total_memory
+        return USABLE_SHARE * torch.cuda.get_device_properties(0).total_memory
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = LIMIT.read_text().strip() if LIMIT.is_file() else "max"
+    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else "max"
     if limit.isdigit():
         total = min(total, int(limit))
-    return FULL_CPU * total / max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return USABLE_CPU_SHARE * total / max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)

@@ -1,4 +1,4 @@
-"""The last stage of resolving a run: what only a few steps on a copy of the method can tell."""
+"""The last stage of resolving a run: settings that are measured with trial steps."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def measurement(
     *,
     quiet: bool = False,
 ) -> Run:
-    """The last stage: the run with everything settled, by a few steps on a copy where needed.
+    """Fills in the settings that are still open, with trial steps on a copy of the method.
 
     Args:
         resolved: by the other stages.
-        method: built for it, on the device; it stays as it is.
+        method: of the run, on the device; it is not changed.
         plan: of its views.
         device: on which it trains.
-        quiet: say nothing.
+        quiet: print nothing.
 
     Returns:
-        The final run, the same on all processes.
+        The final run, equal on all ranks.
     """
     run, s = resolved.run, resolved.settings
     if resolved.open:
         precisions = ("fp32", "bf16") if s.precision == "auto" else (s.precision,)
         measured = measure(
             run, method, plan, resolved.source, device,
-            precisions=precisions, may_cut=s.accumulate is None,
+            precisions=precisions, may_split=s.accumulate is None,
         )  # fmt: skip
         s = _measured_settings(s, measured, device, quiet)
         if s.steps is None and s.minutes is not None:
@@ -50,19 +50,19 @@ def measurement(
             )
     settings = complete(s, continued=method.continued)
     if settings.warm_heads and s.warm_heads is None and not quiet:
-        say(f"init: the new heads alone learn in the first {settings.warm_heads} steps")
-    # One measurement for all processes.
+        say(f"init: only the new heads are trained in the first {settings.warm_heads} steps")
+    # Each rank measured other times: all take those of rank 0.
     return parallel.broadcast_object(dataclasses.replace(run, settings=settings))
 
 
 def _measured_settings(
     s: Settings, measured: Measured, device: torch.device, quiet: bool
 ) -> Settings:
-    """Micro-batches, precision, workers and place of the views by what a few steps took."""
+    """Micro-batches, precision, workers and device of the views, by the measured times."""
     times, data = measured.times, measured.data
     if measured.accumulate != (s.accumulate or 1) and not quiet:
         say(
-            f"memory: a batch of {s.batch_size} does not fit at once; it is taken in "
+            f"memory: a batch of {s.batch_size} does not fit; it is split into "
             f"{measured.accumulate} micro-batches"
         )
     best = min(times, key=lambda k: times[k])
@@ -73,22 +73,24 @@ def _measured_settings(
     if workers is None:
         workers = worker_count(data, times[best], device)
         if not quiet and workers == 0:
-            shown = f"{data * 1e3:.0f} ms of data to {times[best] * 1e3:.0f} ms of training"
-            say(f"workers: 0 ({shown} a step; they would take the cores from each other)")
+            shown = (
+                f"{data * 1e3:.0f} ms of loading and {times[best] * 1e3:.0f} ms of training a step"
+            )
+            say(f"workers: 0 ({shown}; workers would compete with training for the cores)")
     views_on = s.views_on
     if views_on == "auto":
-        views_on = where_views_are_made(workers, device, data, times[best])
+        views_on = views_device(workers, device, data, times[best])
     return dataclasses.replace(
         s, accumulate=measured.accumulate, precision=best, workers=workers, views_on=views_on
     )
 
 
 def _length(s: Settings, measured: Measured, device: torch.device, quiet: bool) -> Settings:
-    """The number of steps that fit into the minutes."""
+    """Sets the number of steps that fit into `minutes`."""
     step, data, minutes = measured.times[s.precision], measured.data, s.minutes or 0.0
-    # Workers read while a GPU computes; on the CPU both need the same cores, so times add up.
-    apart = s.workers and device.type != "cpu"
-    seconds = measured.accumulate * (max(step, data) if apart else step + data)
+    # Workers load data while a GPU computes; on the CPU both need the cores, so times add up.
+    overlap = s.workers and device.type != "cpu"
+    seconds = measured.accumulate * (max(step, data) if overlap else step + data)
     steps = max(int(minutes * 60 / seconds), 1)
     if not quiet:
         say(f"length: {steps} steps in {minutes:g} min ({seconds * 1e3:.0f} ms a step)")
@@ -96,14 +98,14 @@ def _length(s: Settings, measured: Measured, device: torch.device, quiet: bool) 
 
 
 def worker_count(data: float, step: float, device: torch.device) -> int:
-    """Processes that read data: one a core, at most sixteen; none if that is faster.
+    """Number of data loading workers: one for each core, at most 16; none where that is faster.
 
-    Training on the CPU uses all cores itself. Workers beside it interrupt its threads, which wait
-    for each other, and cost more than they bring until reading takes about half of a step.
+    Training on the CPU uses all cores, and its threads synchronise often: workers slow it down
+    until loading takes about half as long as a step.
 
     Args:
-        data: seconds to read a micro-batch and make its views.
-        step: seconds of its step.
+        data: seconds to load a micro-batch and make its views.
+        step: seconds of its training step.
         device: on which it is trained.
     """
     if device.type == "cpu" and data < step / 2:
@@ -111,7 +113,7 @@ def worker_count(data: float, step: float, device: torch.device) -> int:
     return min(parallel.cores(), 16)
 
 
-def where_views_are_made(workers: int, device: torch.device, data: float, step: float) -> str:
-    """cpu, or device: a GPU makes them when the cores together cannot keep up with it."""
+def views_device(workers: int, device: torch.device, data: float, step: float) -> str:
+    """Where views are made: "cpu", or "device" if all workers together are slower than the GPU."""
     slow = device.type != "cpu" and data / max(workers, 1) > step
     return "device" if slow else "cpu"

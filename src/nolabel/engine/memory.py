@@ -1,4 +1,4 @@
-"""What to do when memory runs out."""
+"""Out-of-memory errors, explained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nolabel.errors import OutOfMemory
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error of torch says that memory ran out, on a GPU or on the CPU."""
+    """Whether an error of torch is an out-of-memory error, of a GPU or of the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
@@ -21,10 +21,10 @@ def ran_out(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_out_of_memory(run: Run) -> Iterator[None]:
-    """Turns torch's out-of-memory error inside into advice for the user.
+    """Turns an out-of-memory error inside into an error that says what to change.
 
     Raises:
-        OutOfMemory: memory ran out; the text says what helps.
+        OutOfMemory: memory ran out.
     """
     try:
         yield
@@ -32,19 +32,17 @@ def explain_out_of_memory(run: Run) -> Iterator[None]:
         if not ran_out(error):
             raise
         s, processes = run.settings, distributed.world_size()
-        parts = s.accumulate
-        at_once = s.batch_size // processes // parts
-        ways = (
-            [f"--accumulate {2 * parts} (the same batch in smaller pieces)"] if at_once > 1 else []
-        )
+        images = s.batch_size // processes // s.accumulate  # of a micro-batch
+        more = f"--accumulate {2 * s.accumulate} (the same batch in smaller micro-batches)"
+        options = [more] if images > 1 else []
         if not s.checkpoint_activations:
-            ways.append("--checkpoint-activations (slower)")
+            options.append("--checkpoint-activations (slower)")
         if processes > 1 and not s.shard:
-            ways.append("--shard")
+            options.append("--shard")
         if s.precision == "fp32":
-            ways.append("--precision bf16")
+            options.append("--precision bf16")
         raise OutOfMemory(
-            f"Memory ran out with {at_once} images at a time of a batch of {s.batch_size}. Use "
-            f"{', '.join([*ways, 'a smaller --batch-size'])}. `nolabel plan` says what needs how "
-            f"much. (torch: {str(error).splitlines()[0][:200]})"
+            f"Memory ran out with micro-batches of {images} images of a batch of {s.batch_size}. "
+            f"Use {', '.join([*options, 'a smaller --batch-size'])}. `nolabel plan` shows "
+            f"what takes how much. (torch: {str(error).splitlines()[0][:200]})"
         ) from error

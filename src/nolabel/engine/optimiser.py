@@ -1,4 +1,4 @@
-"""Optimisers with the papers' parameter groups."""
+"""Optimisers with the papers' parameter groups, schedules, clipping and update sizes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CLIPS = ("global", "tensor", "module")
 
 class Lars(Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888), as MoCo v3 and
-    Barlow Twins use it: decay, then the trust ratio, then momentum.
+    Barlow Twins use it: weight decay, then the trust ratio, then momentum.
 
-    The rate of a decayed tensor is scaled by eta * |w| / |g + decay * w|; tensors of the group
-    without decay (1-D, biases) are neither decayed nor scaled.
+    The learning rate of a decayed tensor is scaled by eta * |w| / |g + decay * w|; tensors of the
+    group without decay (1-D, biases) are neither decayed nor scaled.
 
     As LARC (`larc=True`, for SwAV and DeepCluster v2) the ratio is eta * |w| / (|g| + decay * |w|)
     and every tensor is scaled.
@@ -33,7 +33,7 @@ class Lars(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
@@ -75,10 +75,10 @@ class Lars(Optimizer):
 
 
 def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
-    """An optimiser whose parameter groups differ in decay and in rate.
+    """The optimiser, with parameter groups by weight decay and learning rate.
 
-    Matrices and tokens are decayed, the others are not (`skips_weight_decay`). The rate may grow
-    from layer to layer (`layer_numbers`).
+    Weight matrices and tokens are decayed; biases and other 1-D tensors are not
+    (`skips_weight_decay`). The learning rate may grow from layer to layer (`layer_numbers`).
 
     Raises:
         UsageError: unknown optimiser.
@@ -95,16 +95,16 @@ def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
         new = {"params": [], "decay": decay, "scale": scale,
                "weight_decay": optim.weight_decay if decay else 0.0}  # fmt: skip
         groups.setdefault((decay, scale), new)["params"].append(p)
-    # Decayed tensors first, whatever the order of the modules: a checkpoint counts on it.
-    given = [groups[k] for k in sorted(groups, key=lambda k: (not k[0], k[1]))]
+    # Decayed groups first, whatever the order of the modules: checkpoints depend on this order.
+    ordered = [groups[k] for k in sorted(groups, key=lambda k: (not k[0], k[1]))]
     lr, beta = optim.lr, optim.beta1
     if optim.name == "adamw":
         betas = (beta, optim.beta2)
-        return torch.optim.AdamW(given, lr=lr, betas=betas, eps=optim.eps, fused=True)
+        return torch.optim.AdamW(ordered, lr=lr, betas=betas, eps=optim.eps, fused=True)
     if optim.name == "sgd":
-        return torch.optim.SGD(given, lr=lr, momentum=beta)
+        return torch.optim.SGD(ordered, lr=lr, momentum=beta)
     if optim.name in ("lars", "larc"):
-        return Lars(given, lr=lr, momentum=beta, larc=optim.name == "larc")
+        return Lars(ordered, lr=lr, momentum=beta, larc=optim.name == "larc")
     raise unknown("optimiser", optim.name, NAMES)
 
 
@@ -124,7 +124,7 @@ def decay_in_use(optimiser: Optimizer) -> float:
 
 
 def clip_gradients(method: nn.Module, optim: Optim) -> None:
-    """Scales gradients whose norm is above `optim.clip`.
+    """Clips gradients to the norm `optim.clip`.
 
     The norm is that of all gradients together, of each tensor (DINO), or of each network, that is
     each child of a child of the method (DINOv2: the backbone, each head). The factor is
@@ -136,7 +136,7 @@ def clip_gradients(method: nn.Module, optim: Optim) -> None:
     if optim.clip is None:
         return
     if optim.clip_by not in CLIPS:
-        raise unknown("way to clip", optim.clip_by, CLIPS)
+        raise unknown("clip_by", optim.clip_by, CLIPS)
     named = [(n, p.grad) for n, p in method.named_parameters() if p.grad is not None]
     if not named:
         return
@@ -165,8 +165,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 class UpdateSize:
-    """How far an update moves the parameters, relative to their size: built before the update,
-    called after it."""
+    """Relative size of an update: construct it before the update, call it after."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]):
         self.parameters = list(parameters)
@@ -179,10 +178,10 @@ class UpdateSize:
 
 
 def update_metrics(method: nn.Module, size: UpdateSize | None) -> dict[str, float]:
-    """What to log of an update: its relative size, and a teacher's distance from its student.
+    """Metrics of an update: its relative size, and the largest teacher-student distance.
 
     Args:
-        size: built before the update; None leaves its size out.
+        size: constructed before the update; None leaves "update_size" out.
     """
     out = {} if size is None or not size.before else {"update_size": float(size())}
     teachers = [m for m in method.modules() if isinstance(m, Ema) and m.followed]
@@ -194,8 +193,8 @@ def update_metrics(method: nn.Module, size: UpdateSize | None) -> dict[str, floa
 
 @torch.no_grad()
 def teacher_distance(teacher: Ema) -> Tensor:
-    """|teacher - student| / |student| over all parameters, for the student that it followed last;
-    a scalar."""
+    """|teacher - student| / |student| over all parameters of an EMA teacher and its student; a
+    scalar."""
     student = [p.detach() for p in teacher.followed[0].parameters()]
     return _relative_distance([p.detach() for p in teacher.module.parameters()], student)
 
@@ -210,9 +209,9 @@ def _relative_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
 
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:
-    """Norm of each tensor, in fp32 at least: squares of bf16 or fp16 underflow or overflow.
+    """Norm of each tensor, in fp32 or wider: squares of bf16 or fp16 underflow or overflow.
 
-    A sharded tensor's norm is that of the full tensor; it is a collective then.
+    For a sharded tensor, the norm of the full tensor; then it is a collective.
     """
     wide = torch.float32
     for dtype in {g.dtype for g in grads}:

@@ -1,8 +1,8 @@
-"""The process group of a run, and reductions over its processes.
+"""The process group of a run, and collectives on its ranks.
 
-A launcher (torchrun) starts the processes and gives each its place by the environment: RANK,
-WORLD_SIZE, LOCAL_RANK. All hold the same random state; each reads its part of every batch. The
-first one alone prints and writes.
+A launcher (torchrun) starts the processes and sets RANK, WORLD_SIZE and LOCAL_RANK in their
+environment. All ranks have the same random state; each reads its part of every batch. Only rank 0
+prints and writes files.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from nolabel.device import uses_cuda
 from nolabel.errors import NolabelError
 
 T = TypeVar("T")
-TIMEOUT = datetime.timedelta(minutes=10)  # of a collective, after which a process gives up
+TIMEOUT = datetime.timedelta(minutes=10)  # of a collective
 
 
 @contextlib.contextmanager
 def processes(device: str) -> Iterator[None]:
-    """Joins the process group that a launcher announced and leaves it at the end; does nothing in a
-    single process.
+    """Joins the process group of a launcher, and leaves it at the end; nothing in a single process.
 
     Args:
-        device: auto, cpu or cuda; on GPUs each process takes the one of its LOCAL_RANK.
+        device: auto, cpu or cuda; each process uses the GPU of its LOCAL_RANK.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -40,11 +39,11 @@ def processes(device: str) -> Iterator[None]:
     backend = "gloo"
     if uses_cuda(device):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "cpu:gloo,cuda:nccl"  # Python objects are exchanged on the CPU
+        backend = "cpu:gloo,cuda:nccl"  # gloo for Python objects
     dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         with warnings.catch_warnings():
-            # About the class token's gradient; no cost could be measured.
+            # DDP's warning about the class token's gradient; it costs nothing measurable.
             warnings.filterwarnings("ignore", message="Grad strides do not match")
             yield
     finally:
@@ -56,9 +55,10 @@ def reduce_loss_and_flags(loss: Tensor, *flags: bool) -> tuple[Tensor, list[bool
 
     Args:
         loss: scalar.
+        flags: of this rank.
 
     Returns:
-        The mean loss over processes, and for each flag whether it is set in any process.
+        The mean loss over ranks, and for each flag whether it is set on any rank.
     """
     if distributed.world_size() == 1:
         return loss, list(flags)
@@ -67,13 +67,13 @@ def reduce_loss_and_flags(loss: Tensor, *flags: bool) -> tuple[Tensor, list[bool
 
 
 def all_reduce_mean(logs: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """The mean of each value over processes; all must have the same names."""
-    own = torch.tensor([float(v) for v in logs.values()], dtype=torch.float64)
-    return dict(zip(logs, distributed.mean(own).tolist(), strict=True))
+    """The mean of each value over ranks; all ranks must have the same names."""
+    values = torch.tensor([float(v) for v in logs.values()], dtype=torch.float64)
+    return dict(zip(logs, distributed.mean(values).tolist(), strict=True))
 
 
 def broadcast_object(value: T) -> T:
-    """The first process's value in all processes; anything that can be pickled."""
+    """Rank 0's value on all ranks; any object that can be pickled."""
     if distributed.world_size() == 1:
         return value
     box: list[Any] = [value]
@@ -82,11 +82,11 @@ def broadcast_object(value: T) -> T:
 
 
 def rank0_first(work: Callable[[], T]) -> T:
-    """Runs `work` in the first process alone, and returns its result in all.
+    """Runs `work` on rank 0 only, and returns its result on all ranks.
 
-    The others wait until it is done. An error for the user is raised in all processes.
+    The other ranks wait. A `NolabelError` of rank 0 is raised on all ranks.
     """
-    value: list[T] = []  # empty in the other processes
+    value: list[T] = []  # stays empty on the other ranks
     error: NolabelError | None = None
     if distributed.rank() == 0:
         try:
@@ -100,7 +100,7 @@ def rank0_first(work: Callable[[], T]) -> T:
 
 
 def all_gather_objects(values: tuple[T, ...]) -> tuple[T, ...]:
-    """The values of all processes, in order of rank."""
+    """The values of all ranks, in order of rank."""
     if distributed.world_size() == 1:
         return values
     boxes: list[Any] = [None] * distributed.world_size()
@@ -109,6 +109,6 @@ def all_gather_objects(values: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def cores() -> int:
-    """Cores for this process: the machine's, shared with the other processes on it."""
-    here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
-    return max((os.cpu_count() or 1) // here, 1)
+    """CPU cores for this process: an equal share among the machine's processes."""
+    processes_here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return max((os.cpu_count() or 1) // processes_here, 1)

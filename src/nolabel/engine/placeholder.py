@@ -1,4 +1,4 @@
-"""Data of which only the number and the size of the images are known, for figures on paper."""
+"""A source without data, to resolve runs for a given number and size of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two ends of an optimiser step: the update, and a rejected step that is undone."""
+"""The update of an optimiser step, and the guard that skips non-finite steps."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from nolabel.types import Clock, Optim
 
 
 def apply_update(method: Method, optimiser: Optimizer, optim: Optim, clock: Clock) -> None:
-    """Updates the weights by the gradients that are in the parameters.
+    """Updates the weights with the gradients in `.grad`.
 
-    Clips, calls the method's gradient edits, steps, clears the gradients, and calls the method's
-    moving averages. It is the project's only optimiser step of a method.
+    Clips the gradients, calls `before_update`, steps, sets the gradients to None, and calls
+    `after_update`. This is the only optimiser step of methods in the project.
 
     Args:
-        optimiser: of the method's parameters, with the rates of this step (`set_rates`).
-        optim: says how gradients are clipped.
+        optimiser: of the method's parameters, with this step's learning rates (`set_rates`).
+        optim: for gradient clipping.
     """
     clip_gradients(method, optim)
     method.before_update(clock)
@@ -32,16 +32,22 @@ def apply_update(method: Method, optimiser: Optimizer, optim: Optim, clock: Cloc
 
 
 class NonFiniteGuard:
-    """Accepts a step if its loss and gradients are finite; stops after `limit` others in a row."""
+    """Accepts steps with finite loss and gradients; stops after `limit` non-finite ones in a row.
+
+    Attributes:
+        consecutive: non-finite steps in a row so far; the guard's only state, in checkpoints.
+    """
 
     def __init__(self, limit: int = 3):
         self.limit = limit
         self.consecutive = 0
 
     def check(self, loss: Tensor | float, gradient_norm: Tensor | float) -> bool:
-        """Whether to update; otherwise the step is to be skipped.
+        """Whether to update; if not, the step must be skipped.
 
-        `consecutive` is the guard's whole state: save it, and set it on resume.
+        Args:
+            loss: scalar.
+            gradient_norm: scalar, over all gradients.
 
         Raises:
             GuardStop: `limit` steps in a row were not finite.
@@ -54,9 +60,9 @@ class NonFiniteGuard:
         if self.consecutive >= self.limit:
             what = "loss" if not bool(torch.isfinite(loss)) else "gradient norm"
             raise GuardStop(
-                f"The {what} was not finite, {self.limit} steps in a row without a good one (the "
+                f"The {what} was not finite; {self.limit} steps in a row were skipped (the "
                 f"last: loss {float(loss):g}, gradient norm {float(gradient_norm):g}); the weights "
-                "are those of the last good step and the last checkpoint is whole. Likely causes: "
+                "are those of the last good step and the last checkpoint is intact. Likely causes: "
                 "a learning rate that is too high, or too little precision. Try --optim.lr a third "
                 "as large, --precision fp32, or --optim.clip 1."
             )
@@ -64,8 +70,8 @@ class NonFiniteGuard:
 
 
 class StepSnapshot:
-    """What a step changes even if its update is left out: the running statistics of batch norms,
-    and the random state. Everything else changes in `apply_update` alone.
+    """The state that a step changes before its update: running statistics of batch norms, and the
+    random state. Everything else changes in `apply_update`.
 
     Attributes:
         rng: the random state before the step.
@@ -74,7 +80,7 @@ class StepSnapshot:
     def __init__(self, method: nn.Module):
         norms = [m for m in method.modules() if isinstance(m, _BatchNorm)]
         buffers = [(m.running_mean, m.running_var, m.num_batches_tracked) for m in norms]
-        self._live = [b for some in buffers for b in some if b is not None]
+        self._live = [b for triple in buffers for b in triple if b is not None]
         self._copies = [b.clone() for b in self._live]
         self.rng: RngState = rng_state()
 
@@ -85,6 +91,6 @@ class StepSnapshot:
             torch._foreach_copy_(self._copies, self._live)
 
     def restore_statistics(self) -> None:
-        """Puts the batch norms' statistics back: one NaN would stay in them for ever."""
+        """Restores the batch norms' running statistics: a NaN would stay in them."""
         if self._live:
             torch._foreach_copy_(self._live, self._copies)

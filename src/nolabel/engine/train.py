@@ -1,7 +1,7 @@
-"""A run from its start to its end: trained from scratch, or resumed where it stopped.
+"""Trains a new run, or resumes a stopped one.
 
-The trainer takes the steps, the monitor watches them. The position of a run is one integer, the
-step.
+The trainer takes the steps, the monitor logs and checks them. The position of a run is one integer,
+the step.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def pretrain(
     show: Callable[[Built, Resolved], None] | None = None,
     dry_run: bool = False,
 ) -> Run:
-    """Trains a new run into its folder and returns it as it was resolved.
+    """Trains a new run, writes its folder, and returns the resolved run.
 
     Args:
         request: what the user asked for.
-        source: the data, where they are open already.
-        quiet: whether to print no progress.
-        show: is called with what was resolved and built, before anything is measured or written.
-        dry_run: whether to end after that.
+        source: the data, if they are open already.
+        quiet: print no progress.
+        show: called with the built and the resolved run, before measuring and writing.
+        dry_run: return after `show`.
 
     Raises:
         UsageError: impossible settings, or the folder already holds a run.
-        GuardStop: the loss stayed non-finite.
-        Stopped: asked to stop; saved and resumable.
+        GuardStop: a guard stopped it (see `train`).
+        Stopped: stopped on request; it can be resumed.
     """
     with parallel.processes(request.settings.device):
         resolved = resolve(request, source=source, quiet=quiet)
@@ -76,7 +76,7 @@ def _train(built: Built, resolved: Resolved, *, quiet: bool) -> Run:
     device = pick_device(resolved.run.settings.device, fallback=True)
     method.to(device)
     prerender(source)
-    # On a copy: the weights of a run depend on its seed, not on how it was measured.
+    # Measured on a copy: the weights of a run depend on its seed alone.
     run = measurement(resolved, method, plan, device, quiet=quiet)
     parallel.rank0_first(lambda: run_folder.make(run, built.frozen))
     with memory.explain_out_of_memory(run):
@@ -91,17 +91,17 @@ def resume(
     trust_code: bool = False,
     backbone: nn.Module | type[nn.Module] | None = None,
 ) -> Run:
-    """Continues a stopped run exactly where its last checkpoint stands.
+    """Continues a stopped run from its newest checkpoint; the result equals an uninterrupted run.
 
     Args:
         folder: of the run.
-        quiet: no progress.
-        trust_code: execute the code that the folder holds, also if it was never run here.
-        backbone: the network, or its class, of a run that got one in Python.
+        quiet: print no progress.
+        trust_code: execute the code in the folder even if it was never run on this machine.
+        backbone: the network, or its class, if the run got one in Python.
 
     Raises:
-        UsageError: the folder holds no run, or the run got no network in Python.
-        UntrustedCode: it holds code that was never run here.
+        UsageError: the folder holds no run, or `backbone` is not that of the run.
+        UntrustedCode: the folder holds code that was never run on this machine.
     """
     with trusted_code(trust_code):
         run = load_run(folder).with_settings(out=str(folder))
@@ -123,20 +123,20 @@ def _resume(run: Run, *, quiet: bool) -> Run:
     device = pick_device(run.settings.device, fallback=True)
     frozen = frozen_inputs(run, folder=folder)
     if not any((folder / "checkpoints").glob("step-*.ckpt")):
-        say(f"{folder} has no checkpoint yet: starting from step 0.")
+        say(f"{folder} has no checkpoint yet; starting from step 0.")
         method, plan = build_method(run, frozen)
         _take_steps(run, method.to(device), plan, source, device, start=0, quiet=quiet)
         return run
-    with ThreadPoolExecutor(1) as pool:  # a large file takes as long to read as a network to build
+    with ThreadPoolExecutor(1) as pool:  # reads the checkpoint while the network is built
         loading = pool.submit(load_checkpoint, folder)
-        # The weights come from the checkpoint: what --init named may be gone by now.
+        # The weights come from the checkpoint; the encoder of --init may be gone.
         method, plan = build_method(run.with_settings(init=None), frozen)
         method.to(device)
     loaded = loading.result()
     for note in loaded.notes:
         say(note)
     if loaded.step >= s.steps:
-        say(f"{folder} is already finished: {loaded.step} steps.")
+        say(f"{folder} is already finished ({loaded.step} steps); nothing to do.")
     _take_steps(
         run, method, plan, source, device, start=loaded.step, state=loaded.state, quiet=quiet
     )
@@ -144,14 +144,14 @@ def _resume(run: Run, *, quiet: bool) -> Run:
 
 
 def train(trainer: Trainer, monitor: Monitor) -> None:
-    """Takes the steps of a run from the trainer's start to its end.
+    """The training loop, from the trainer's start step to the last.
 
-    Several processes, started by torchrun, run it together, each on its part of every batch.
+    Under torchrun all ranks run it together, each on its part of every batch.
 
     Raises:
-        GuardStop: the method collapsed (`--on-collapse stop`), the network of --init was being
+        GuardStop: the features collapsed (`--on-collapse stop`), the features of --init were being
             destroyed (`--init-guard rollback`), or several steps in a row were not finite.
-        Stopped: the run was asked to stop; it is saved and can be resumed.
+        Stopped: stopped on request; the run is saved and can be resumed.
     """
     run, total = trainer.run, trainer.total
     every = run.settings.checkpoint_every
@@ -173,7 +173,7 @@ def train(trainer: Trainer, monitor: Monitor) -> None:
                     (run.folder / STOPPED).write_text(f"{done}\n", encoding="utf-8")
                 trainer.save(done, final=True)
                 raise Stopped(
-                    f"Stopped at step {done} of {total}; everything is saved. Go on with "
+                    f"Stopped at step {done} of {total}; everything is saved. Continue with "
                     f"`nolabel resume {run.folder}`."
                 )
             if done < total and (result.save or (every and done % every == 0)):
@@ -192,7 +192,7 @@ def _take_steps(
     state: dict[str, Any] | None = None,
     quiet: bool = False,
 ) -> None:
-    """Builds the trainer and the monitor of a run, and trains."""
+    """Builds trainer and monitor of a run, and trains."""
     quiet = quiet or distributed.rank() > 0
     progress = Progress(run.settings.steps, start, enabled="off" if quiet else "auto")
     trainer = Trainer(

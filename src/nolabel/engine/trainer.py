@@ -1,8 +1,7 @@
-"""What trains: a method, its optimiser and its data, and the three things that can happen to them.
+"""The trainer: a method, its optimiser and its data.
 
-A step updates the weights (`train_step`) or is rejected (`reject`), and the state is saved
-(`save`). The position of a run is one integer, the step; all else that must be saved is in
-`Trainer.state`.
+A step updates the weights (`train_step`) or is skipped (`reject`); the state is saved with `save`.
+The position of a run is one integer, the step; all other state is in `Trainer.state`.
 """
 
 from __future__ import annotations
@@ -40,21 +39,21 @@ from nolabel.nn.random_state import RngState, preserve_rng, rng_state, set_rng_s
 from nolabel.types import Clock, Step
 from nolabel.views.plan import ViewPlan
 
-CHECKPOINT_SECONDS = 300.0  # between checkpoints, unless --checkpoint-every says how many steps
+CHECKPOINT_SECONDS = 300.0  # between checkpoints, unless --checkpoint-every counts steps
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimiser step gave.
+    """The result of an optimiser step.
 
     Attributes:
-        loss: mean over all micro-batches and processes, a scalar.
+        loss: mean over micro-batches and ranks, a scalar.
         gradient_norm: norm of all gradients before clipping, a scalar.
-        step: the method's logs and features, of this process's last micro-batch.
-        update_size: measures how far the update moved the weights, where that was asked for.
-        data_wait: seconds for which the step waited for data.
-        stop: whether any process was asked to stop.
-        save: whether the time for a checkpoint has come.
+        step: the method's output for this rank's last micro-batch.
+        update_size: computes the relative size of the update; None unless it is measured.
+        data_wait: seconds spent waiting for data.
+        stop: whether any rank received a stop request.
+        save: whether a checkpoint is due by time.
     """
 
     loss: Tensor
@@ -67,17 +66,17 @@ class StepResult:
 
 
 class Trainer:
-    """Built once a process, from what a run was resolved to.
+    """Takes, skips and saves the steps of a run. Built once in each process.
 
     Args:
-        run: resolved, with its length.
+        run: resolved.
         method: on its device.
         plan: the views.
         source: the training data.
         device: where to compute.
         start: the step to start from.
         state: of a checkpoint of that step; None for a new run.
-        note: takes a line for the user.
+        note: called with lines for the user.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class Trainer:
         method.train()
         if s.compile:
             compile_layers(method, device)
-        self.distributed = DistributedMethod(method, shard=s.shard, layers=s.shard_layers)
+        self.distributed = DistributedMethod(method, shard=s.shard, by_layer=s.shard_layers)
         self.optimiser = build_optimiser(method, run.optim)
         self.parameters = [p for p in method.parameters() if p.requires_grad]
         self.guard, self.before = NonFiniteGuard(), StepSnapshot(method)
@@ -122,10 +121,10 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def train_step(self, clock: Clock, *, measure: bool = False) -> StepResult:
-        """One optimiser step, in all processes at once.
+        """One optimiser step; a collective.
 
         Args:
-            measure: whether to measure the update, and to exchange the list of unreadable files.
+            measure: whether to measure the update, and to all-gather the unreadable files.
 
         Raises:
             GuardStop: several steps in a row were not finite.
@@ -135,10 +134,10 @@ class Trainer:
         self.before.take()
         self.feed.wait = 0.0
         out, loss = self._gradients(clock)
-        if clock.step < self.warm_steps:  # only the new heads learn
+        if clock.step < self.warm_steps:  # train only the new heads
             for p in self.frozen:
                 p.grad = None
-        if measure or distributed.world_size() == 1:  # not a collective at every step
+        if measure or distributed.world_size() == 1:  # saves a collective in most steps
             self.unreadable.add(parallel.all_gather_objects(tuple(self.feed.unreadable)))
             self.feed.unreadable.clear()
         loss, (stop, save) = parallel.reduce_loss_and_flags(
@@ -146,14 +145,14 @@ class Trainer:
         )
         norm = gradient_norm(self.parameters)
         update_size = UpdateSize(self.parameters) if measure else None
-        if self.guard.check(loss, norm):  # before the update and the moving averages
+        if self.guard.check(loss, norm):  # before the update and EMA
             apply_update(self.method, self.optimiser, self.run.optim, clock)
         else:
             self.reject(clock)
         return StepResult(loss, norm, out, update_size, self.feed.wait, stop, save)
 
     def _gradients(self, clock: Clock) -> tuple[Step, Tensor]:
-        """Leaves the step's gradients in the parameters."""
+        """Computes the step's gradients."""
         s = self.run.settings
 
         def cast() -> AbstractContextManager[Any]:
@@ -165,15 +164,15 @@ class Trainer:
         return gradients(self.distributed, self.feed, s.accumulate, clock, cast, beat)
 
     def _save_is_due(self) -> bool:
-        """Whether the time between checkpoints is over, where steps do not count."""
+        """Whether a checkpoint is due by time, unless --checkpoint-every counts steps."""
         elapsed = time.monotonic() - self.saved_at
         return not self.run.settings.checkpoint_every and elapsed > CHECKPOINT_SECONDS
 
     def reject(self, clock: Clock) -> None:
-        """Skips a step that is not finite: its gradients and statistics are dropped.
+        """Skips a non-finite step: discards its gradients and batch norm statistics.
 
-        The first one of several in a row is captured, so that `nolabel replay` can repeat it. A
-        capture that cannot be written does not stop the run.
+        The first of several in a row is saved, so that `nolabel replay` can repeat it. If that
+        cannot be written, the run goes on.
         """
         self.optimiser.zero_grad(set_to_none=True)
         self.before.restore_statistics()
@@ -181,18 +180,20 @@ class Trainer:
         if self.guard.consecutive > 1:
             return
         folder = self.run.folder
-        self.note(f"`nolabel replay {folder}` repeats it and says where that began.")
+        self.note(
+            f"`nolabel replay {folder}` repeats the step and names the module that caused it."
+        )
         state = self.state(self.before.rng)
         try:
             if self.first:
                 save_checkpoint(folder / CAPTURED, clock.step, state, keep=1)
         except SaveFailed as error:
-            self.note(f"Could not keep it. {error}")
+            self.note(f"The step could not be saved for `nolabel replay`. {error}")
 
     def state(self, rng: RngState) -> dict[str, Any]:
-        """What a checkpoint holds: weights, moments, random state and the guard's count.
+        """The content of a checkpoint: weights, moments, random state and the guard's count.
 
-        A collective where the weights are sharded: all processes must call it.
+        A collective if the weights are sharded: all ranks must call it.
 
         Args:
             rng: the random state to save.
@@ -202,18 +203,17 @@ class Trainer:
         return {"learner": learner, "rng": rng, "guard": self.guard.consecutive}
 
     def save(self, step: int, *, final: bool = False) -> None:
-        """Writes a checkpoint and the encoder file; the first process writes.
+        """Writes a checkpoint and the encoder file on rank 0; all ranks must call it.
 
-        All processes must call it. A failed save is reported and the run goes on from the older
-        checkpoint; not so a final one.
+        If saving fails, that is reported and the run goes on, unless it is the final save.
 
         Args:
             step: number of steps done.
-            final: whether nothing follows; all processes then wait until it is written.
+            final: whether it is the last save; all ranks then wait until it is written.
 
         Raises:
             SaveFailed: the final checkpoint could not be written.
-            OSError: nor the final encoder file.
+            OSError: the final encoder file could not be written.
         """
         self.saved_at = time.monotonic()
         state = self.state(rng_state())
@@ -224,13 +224,15 @@ class Trainer:
             except (SaveFailed, OSError) as error:
                 if final:
                     raise
-                self.note(f"Could not save at step {step}; going on from the older one. {error}")
+                self.note(
+                    f"Step {step}: the checkpoint could not be saved; training goes on. {error}"
+                )
             self.saved_at = time.monotonic()
         if final:
             distributed.barrier()
 
     def export(self) -> None:
-        """Writes the encoder file; a sharded method is read from the checkpoint just saved."""
+        """Writes the encoder file; for sharded weights, from the checkpoint just saved."""
         with preserve_rng():
             sharded = self.run.settings.shard
             method = load_method(self.run.folder)[0] if sharded else self.method
@@ -238,5 +240,5 @@ class Trainer:
 
 
 def _backbone_parameters(method: Method) -> list[nn.Parameter]:
-    """The parameters of all networks of a method, heads left out."""
+    """The parameters of all backbones of a method, without heads."""
     return [p for m in method.modules() if isinstance(m, Backbone) for p in m.parameters()]

@@ -17,7 +17,7 @@ from nolabel.data.sources.items import Items
 from nolabel.device import pick_device
 from nolabel.engine import calibrate, cost
 from nolabel.engine.build import build
-from nolabel.engine.checkpoint import KEPT
+from nolabel.engine.checkpoint import KEEP_NEWEST
 from nolabel.engine.resolve import resolve
 from nolabel.nn.parameters import count_parameters
 from nolabel.pictures._tiles import sheet
@@ -110,13 +110,13 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
     built = build(resolved)
     network, plan = built.method.to(device), built.plan
     measured = calibrate.measure(
-        run, network, plan, good, device, precisions=("fp32", "bf16"), may_cut=True
+        run, network, plan, good, device, precisions=("fp32", "bf16"), may_split=True
     )
     s, steps = run.settings, run.settings.steps
     images, optim = s.batch_size // measured.accumulate, run.optim
-    trained, held = cost.numbers_of(network)
-    fixed = cost.state_memory(trained, held, optim, frozen=cost.frozen_numbers(network))
-    saved = cost.checkpoint_bytes(trained, held, optim)
+    trainable, untrained = cost.state_elements(network)
+    fixed = cost.state_memory(trainable, untrained, optim, frozen=cost.frozen_parameters(network))
+    saved = cost.checkpoint_bytes(trainable, untrained, optim)
     return {
         "method": chosen,
         "why": "is the choice for a GPU" if gpu else "learns within minutes on a CPU",
@@ -130,8 +130,9 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
         "steps": steps,
         "seconds_per_step": measured.step + measured.data,
         "seconds": steps * (measured.step + measured.data),
-        "memory_bytes": sum(fixed.values()) + cost.activations(network, measured.batch, images),
-        "disk_bytes": (KEPT + 1) * saved + 4 * count_parameters(network.encoder),
+        "memory_bytes": sum(fixed.values())
+        + cost.extrapolated_activations(network, measured.batch, images),
+        "disk_bytes": (KEEP_NEWEST + 1) * saved + 4 * count_parameters(network.encoder),
         "disk_free_bytes": shutil.disk_usage(".").free,
         "command": f"nolabel pretrain {chosen} --data {source.name}"
         + (f" --channels {channels}" if channels != 3 else ""),
