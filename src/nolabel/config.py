@@ -74,8 +74,15 @@ class Settings:
     download: bool = False  # allow a named set to be downloaded
 
 
-LENGTHS = ("epochs", "steps", "minutes")  # ways to say how long a run is
-WARM_HEADS = 0.05  # share of the run in which new heads learn alone
+LENGTHS = ("epochs", "steps", "minutes")  # the settings of which one gives the run's length
+WARM_HEADS = 0.05  # share of the run in which only new heads are trained
+CHOICES = {  # settings that take one of a few words
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("auto", "fp32", "bf16"),
+    "views_on": ("auto", "cpu", "device"),
+    "init_guard": ("off", "warn", "rollback"),
+    "on_collapse": ("warn", "stop"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,40 +362,33 @@ def check_settings(s: Settings) -> None:
     """Refuses impossible shared settings before anything is opened."""
     if not s.data:
         raise UsageError("No data given. Use --data with a folder of images, or --data creatures.")
-    lengths = {k: getattr(s, k) for k in LENGTHS}
-    given = [k for k, v in lengths.items() if v is not None]
-    if len(given) > 1:
-        raise UsageError(f"Give one of --epochs, --steps, --minutes; got {' and '.join(given)}.")
-    for key in (*lengths, "batch_size", "accumulate", "image_size", "patch_size", "log_every",
+    values = field_values(s)
+    lengths = [k for k in LENGTHS if values[k] is not None]
+    if len(lengths) > 1:
+        raise UsageError(f"Give one of --epochs, --steps, --minutes; got {' and '.join(lengths)}.")
+    for key in (*LENGTHS, "batch_size", "accumulate", "image_size", "patch_size", "log_every",
                 "checkpoint_every", "probe_every"):  # fmt: skip
-        value = getattr(s, key)
+        value = values[key]
         if value is not None and value != "auto" and value <= 0:
             raise UsageError(f"--{key.replace('_', '-')} is {value}; it must be above 0.")
-    if s.device not in ("auto", "cpu", "cuda"):
-        raise unknown("device", s.device, ("auto", "cpu", "cuda"))
+    for key, allowed in CHOICES.items():
+        if values[key] not in allowed:
+            raise unknown(key.replace("_", "-"), values[key], allowed)
     if s.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda, but torch finds no CUDA device. Use --device cpu.")
-    if s.precision not in ("auto", "fp32", "bf16"):
-        raise unknown("precision", s.precision, ("auto", "fp32", "bf16"))
     if s.channels < 1:
         raise UsageError(f"--channels is {s.channels}; it must be above 0.")
     if (s.mean is None) != (s.std is None):
         raise UsageError("--mean and --std belong together: give both or neither.")
     if s.mean is not None and not len(s.mean) == len(s.std or ()) == s.channels:
         raise UsageError(f"--mean and --std need one number for each of {s.channels} channels.")
-    if s.init_guard not in ("off", "warn", "rollback"):
-        raise unknown("init-guard", s.init_guard, ("off", "warn", "rollback"))
     if s.shard and s.init_guard == "rollback":
         raise UsageError("--shard and --init-guard rollback exclude each other. Use one of them.")
     if s.shard_layers and not s.shard:
         raise UsageError("--shard-layers is for runs with --shard. Use both, or none.")
-    if s.on_collapse not in ("warn", "stop"):
-        raise unknown("on-collapse", s.on_collapse, ("warn", "stop"))
     if s.warm_heads is not None and (s.warm_heads < 0 or (s.warm_heads and not s.init)):
         what = "without --init" if not s.init else "below 0"
         raise UsageError(f"--warm-heads is {s.warm_heads} {what}; it is for runs with --init.")
-    if s.views_on not in ("auto", "cpu", "device"):
-        raise unknown("views-on", s.views_on, ("auto", "cpu", "device"))
     if not 0 <= s.max_bad <= 1:
         raise UsageError(f"--max-bad is {s.max_bad}; it is a share between 0 and 1.")
     if s.recipe not in ("auto", "paper") and not Path(s.recipe).is_file():

@@ -97,9 +97,11 @@ def test_what_is_impossible_says_why(capsys, wide):
 def test_every_option_is_in_one_group_and_has_an_explanation(method):
     kind = methods.load(method)
     listed = [n for first, more in page.groups(kind).values() for n in (*first, *more)]
-    wanted = [f.name for c in (Settings, kind.Options, page.Own) for f in dataclasses.fields(c)]
+    wanted = [
+        f.name for c in (Settings, kind.Options, page.VerbFlags) for f in dataclasses.fields(c)
+    ]
     wanted += ["optim." + f.name for f in dataclasses.fields(Optim)]
     assert sorted(listed) == sorted(wanted)
-    for c in (Settings, kind.Options, page.Own, Optim):
+    for c in (Settings, kind.Options, page.VerbFlags, Optim):
         silent = [name for name, text in page.comments(c).items() if not text]
         assert not silent, silent

@@ -1,7 +1,7 @@
-"""`nolabel pretrain METHOD --help`: the options in groups, with the values that a run takes.
+"""`nolabel pretrain METHOD --help`: the options in groups, with the values that a run would take.
 
-The values are not the defaults of the classes: they are resolved as for a run, with the recipe
-"auto" and with the paper's, for the data given or else for two examples.
+The values are not the defaults of the classes: they are resolved as for a run, with the recipes
+"auto" and "paper", for the data given or else for two examples.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import textwrap
 import tokenize
 import typing
 from dataclasses import dataclass
-from typing import Any
 
 from nolabel import methods
-from nolabel.cli.pretrain_flags import Given, Own, first_line
-from nolabel.config import Layer, Request, Settings
+from nolabel.cli.pretrain_flags import CommandLine, VerbFlags, first_line
+from nolabel.config import CHOICES, Layer, Request, Settings, field_values
 from nolabel.data.source import Source
+from nolabel.engine.optimiser import CLIPS, NAMES
 from nolabel.engine.placeholder import Placeholder
 from nolabel.engine.resolve import Resolved, resolve
 from nolabel.errors import UsageError
@@ -27,10 +27,10 @@ from nolabel.methods.base import Method
 from nolabel.types import Optim
 
 EXAMPLES = (Placeholder(50_000, 224), Placeholder(50_000, 32))
-METHOD_FIRST = 5  # of a method's options, in their order, are shown without --help-all
+METHOD_FIRST = 5  # options of a method that are shown without --help-all
 OPTIM = "optim."
 
-# Group -> options that matter first, further options. The method's own stand between.
+# Group -> options that --help shows, options that only --help-all shows.
 GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "data": (
         ("data", "image_size", "probe"),
@@ -57,90 +57,101 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+# What an option takes, where its type does not say it.
+PLACEHOLDERS = {
+    "data": "SRC", "probe": "SRC", "init": "ENC", "teacher": "ENC", "backbone": "NAME",
+    "out": "DIR", "config": "FILE", "json": "FILE", "recipe": "auto|paper|FILE",
+    **{name: "|".join(values) for name, values in CHOICES.items()},
+    "optim.name": "|".join(NAMES), "optim.clip_by": "|".join(CLIPS),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Column:
     """The values of one recipe on some data."""
 
     title: str
     resolved: Resolved | None  # None: such a run is impossible
-    why: str = ""  # it is
+    why: str = ""  # why it is impossible
 
     def value(self, name: str) -> str:
-        """An option's value as it is typed on the command line."""
+        """The value as typed on the command line; "-" for none, "measured" if it is measured."""
         if self.resolved is None:
             return "-"
-        run, asked = self.resolved.run, self.resolved.settings
+        run, unmeasured = self.resolved.run, self.resolved.settings
         if name.startswith(OPTIM):
-            return typed(getattr(run.optim, name.removeprefix(OPTIM)))
-        if name in {f.name for f in dataclasses.fields(run.options)}:
-            return typed(getattr(run.options, name))
+            return typed(field_values(run.optim)[name.removeprefix(OPTIM)])
+        options = field_values(run.options)
+        if name in options:
+            return typed(options[name])
         if name in ("data", "out") and isinstance(self.resolved.source, Placeholder):
             return "-"
         if name in self.resolved.open or (
-            name == "accumulate" and asked.accumulate is None and self.resolved.open
+            name == "accumulate" and unmeasured.accumulate is None and self.resolved.open
         ):
             return "measured"
-        if name == "warm_heads" and not asked.init:
+        if name == "warm_heads" and not unmeasured.init:
             return "-"
-        return typed(getattr(run.settings, name))
+        return typed(field_values(run.settings)[name])
 
 
-def show_help(name: str, given: Given, *, everything: bool) -> None:
+def show_help(name: str, line: CommandLine, *, everything: bool) -> None:
     """Prints the help of a method.
 
     Args:
         name: of the method.
-        given: the other flags of the command line, which the values follow.
-        everything: all options, not only those that matter first.
+        line: the other flags of the command line; the values depend on them.
+        everything: show all options (`--help-all`).
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    kind = methods.load(name)
-    shown = columns(name, given)
+    method_class = methods.load(name)
+    value_columns = columns(name, line)
     console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = max(console.width, 100)
     about = {
-        **comments(Own), **comments(Settings), **comments(kind.Options),
+        **comments(VerbFlags), **comments(Settings), **comments(method_class.Options),
         **{OPTIM + k: v for k, v in comments(Optim).items()},
     }  # fmt: skip
     types = {
-        **typing.get_type_hints(Own), **typing.get_type_hints(Settings),
-        **typing.get_type_hints(kind.Options),
+        **typing.get_type_hints(VerbFlags), **typing.get_type_hints(Settings),
+        **typing.get_type_hints(method_class.Options),
         **{OPTIM + k: v for k, v in typing.get_type_hints(Optim).items()},
     }  # fmt: skip
-    console.print(f"usage: nolabel pretrain {name} --data SRC [options]\n\n{first_line(kind)}\n")
-    console.print(_explanation(shown) + "\n")
+    console.print(
+        f"usage: nolabel pretrain {name} --data SRC [options]\n\n{first_line(method_class)}\n"
+    )
+    console.print(_explanation(value_columns) + "\n")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=True)
+    # Narrow enough that something is left for the explanations on a terminal of 80 columns.
+    widths = (400, None) if console.width >= 200 else (40, 14) if console.width >= 110 else (28, 9)
     table.add_column("", no_wrap=True)
-    for column in shown:
-        narrow = 14 if console.width < 200 else None
+    for column in value_columns:
         title = Text(column.title.replace(", ", "\n"))
-        table.add_column(title, max_width=narrow, overflow="fold")
+        table.add_column(title, max_width=widths[1], overflow="fold")
     table.add_column("")
     hidden = 0
-    for group, (first, more) in groups(kind).items():
+    for group, (first, more) in groups(method_class).items():
         hidden += 0 if everything else len(more)
         names = (*first, *more) if everything else first
         if names:
             table.add_row(Text(group, style="bold"))
         for option in names:
-            own = option in {f.name for f in dataclasses.fields(Own)}
-            values = ["-" if own else column.value(option) for column in shown]
-            table.add_row(f"  {_flag(option, types[option])}", *values, Text(about[option]))
+            of_verb = option in {f.name for f in dataclasses.fields(VerbFlags)}
+            values = ["-" if of_verb else column.value(option) for column in value_columns]
+            table.add_row(_flag(option, types[option], widths[0]), *values, Text(about[option]))
     console.print(table)
     if hidden:
         console.print(f"\n--help-all lists {hidden} more options.")
     if everything:
-        console.print("\nWhat is on is turned off by --no-NAME (--optim.no-NAME).")
+        console.print("\nTo turn a switch off: --no-NAME, or --optim.no-NAME.")
 
 
-def columns(name: str, given: Given) -> list[Column]:
-    """The values with the automatic recipe and the paper's: for the data given, or two examples."""
-    own = Layer.from_file(given.own.config) if given.own.config else Layer()
-    settings = {**own.settings, **given.explicit.settings}
+def columns(name: str, line: CommandLine) -> list[Column]:
+    """The values with the automatic recipe and the paper's, for the data or two examples."""
+    file = Layer.from_file(line.verb.config) if line.verb.config else Layer()
+    settings = {**file.settings, **line.explicit.settings}
     recipes = [r for r in ("auto", "paper") if settings.get("recipe", r) == r]
     recipes = recipes or [str(settings["recipe"])]  # a file
     cases: list[tuple[str, str, Source | None]] = []
@@ -152,21 +163,21 @@ def columns(name: str, given: Given) -> list[Column]:
             cases += [(f"{recipe}, {e.size} px", recipe, e) for e in examples]
     out = []
     for title, recipe, source in cases:
-        changed = {**given.explicit.settings, "recipe": recipe}
+        changed = {**line.explicit.settings, "recipe": recipe}
         if source is not None:
             changed["data"] = source.name
-        layer = dataclasses.replace(given.explicit, settings=changed)
+        layer = dataclasses.replace(line.explicit, settings=changed)
         try:
-            request = Request(method=name, explicit=layer, file=own)
+            request = Request(method=name, explicit=layer, file=file)
             out.append(Column(title, resolve(request, source=source, quiet=True)))
         except UsageError as error:
             out.append(Column(title, None, str(error)))
     return out
 
 
-def groups(kind: type[Method]) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+def groups(method_class: type[Method]) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """`GROUPS` with the options of a method and of the optimiser in them."""
-    options = tuple(f.name for f in dataclasses.fields(kind.Options))
+    options = tuple(f.name for f in dataclasses.fields(method_class.Options))
     out = dict(GROUPS)
     out["this method"] = (options[:METHOD_FIRST], options[METHOD_FIRST:])
     first = GROUPS["optimiser"][0]
@@ -175,8 +186,8 @@ def groups(kind: type[Method]) -> dict[str, tuple[tuple[str, ...], tuple[str, ..
     return out
 
 
-def typed(value: Any) -> str:
-    """A value as it is typed on the command line; "-" for none, on and off for switches."""
+def typed(value: object) -> str:
+    """A value as typed on the command line; "-" for none, "on" and "off" for switches."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -187,17 +198,17 @@ def typed(value: Any) -> str:
 
 
 def comments(cls: type) -> dict[str, str]:
-    """The comment of each field of a dataclass: behind it, or on the lines above it."""
+    """The comment of each field of a dataclass, from its source: on its line, or on lines above."""
     out: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
         try:
             text = textwrap.dedent(inspect.getsource(base))
-        except (OSError, TypeError):  # a class that was made without a file
+        except (OSError, TypeError):  # a class without a source file
             continue
         lines = text.splitlines()
-        found = {
+        by_line = {
             t.start[0]: t.string.lstrip("# ").rstrip()
             for t in tokenize.generate_tokens(io.StringIO(text).readline)
             if t.type == tokenize.COMMENT
@@ -206,46 +217,56 @@ def comments(cls: type) -> dict[str, str]:
         for node in tree.body if isinstance(tree, ast.ClassDef) else ():
             if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
                 continue
-            said = found.get(node.end_lineno or 0, "")
+            comment = by_line.get(node.end_lineno or 0, "")
             above, line = [], node.lineno - 1
-            while not said and line in found and lines[line - 1].lstrip().startswith("#"):
-                above.insert(0, found[line])
+            while not comment and line in by_line and lines[line - 1].lstrip().startswith("#"):
+                above.insert(0, by_line[line])
                 line -= 1
-            out[node.target.id] = said or " ".join(above)
+            out[node.target.id] = comment or " ".join(above)
     return {f.name: out.get(f.name, "") for f in dataclasses.fields(cls)}
 
 
-def _explanation(shown: list[Column]) -> str:
-    first = next((c.resolved for c in shown if c.resolved), None)
+def _explanation(value_columns: list[Column]) -> str:
+    first = next((c.resolved for c in value_columns if c.resolved), None)
     if first is not None and isinstance(first.source, Placeholder):
         data = (
-            f"{first.source.count:,} images of the size named, on this machine. `--data SRC "
-            "--help` shows the values for your data"
+            f"{first.source.count:,} images of the given size, on this machine. With --data SRC, "
+            "--help shows the values for your data"
         )
     else:
         data = "these data, on this machine" if first is None else f"{first.source.name}: "
         data += "" if first is None else f"{len(first.source):,} images, on this machine"
     text = (
-        "Values that a run takes where nothing is given, with --recipe auto (which is the default) "
-        f"and with --recipe paper, for {data}. measured: by a few steps at the start."
+        "The columns show the value that a run takes when an option is left out, with --recipe "
+        f"auto (the default) and with --recipe paper, for {data}.\n\n"
+        '"-": no value. "measured": chosen when training starts, by a few trial steps. '
+        "SRC names data, ENC names an encoder: see `nolabel --help`."
     )
-    notes = [f"\n{c.title}: not possible here. {c.why}" for c in shown if c.why]
+    notes = [f"\n{c.title}: not possible here. {c.why}" for c in value_columns if c.why]
     return text + "".join(notes)
 
 
-def _flag(name: str, kind: Any) -> str:
-    """`--batch-size N|auto`, say."""
-    flag = "--" + name.replace("_", "-")
-    word = _placeholder(kind)
-    return f"{flag} {word}" if word else flag
+def _flag(name: str, hint: object, width: int) -> str:
+    """An option with what it takes, such as `--batch-size N|auto`; two lines if above `width`."""
+    flag = "  --" + name.replace("_", "-")
+    word = PLACEHOLDERS.get(name) or _placeholder(hint)
+    if len(flag) > width:  # in two lines, broken at a hyphen
+        end = flag.rindex("-", 0, width) + 1
+        flag, word = flag[:end], f"{flag[end:]} {word}".rstrip()
+        return f"{flag}\n      {word}"
+    if not word:
+        return flag
+    return f"{flag} {word}" if len(flag) + 1 + len(word) <= width else f"{flag}\n      {word}"
 
 
-def _placeholder(kind: Any) -> str:
-    args = [a for a in typing.get_args(kind) if a is not type(None)]
-    if kind in (bool, int, float, str):
-        return {bool: "", int: "N", float: "X", str: "TEXT"}[kind]
-    if typing.get_origin(kind) is typing.Literal:
+def _placeholder(hint: object) -> str:
+    """What a value of a type looks like: N, X, TEXT, or its choices."""
+    args = [a for a in typing.get_args(hint) if a is not type(None)]
+    words = {bool: "", int: "N", float: "X", str: "TEXT"}
+    if isinstance(hint, type) and hint in words:
+        return words[hint]
+    if typing.get_origin(hint) is typing.Literal:
         return "|".join(str(a) for a in args)
-    if typing.get_origin(kind) is tuple:
+    if typing.get_origin(hint) is tuple:
         return "X ..." if args[-1] is ... else " ".join(_placeholder(a) for a in args)
     return "|".join(_placeholder(a) for a in args)

@@ -18,27 +18,27 @@ def run_pretrain(name: str, args: list[str]) -> None:
     if HELP & set(args):
         from nolabel.cli.help import show_help
 
-        given = read_flags(name, [a for a in args if a not in HELP])
-        return show_help(name, given, everything="--help-all" in args)
-    given = read_flags(name, args)
+        line = read_flags(name, [a for a in args if a not in HELP])
+        return show_help(name, line, everything="--help-all" in args)
+    line = read_flags(name, args)
     from nolabel.config import Layer, Request
     from nolabel.engine.build import Built
     from nolabel.engine.describe import describe
     from nolabel.engine.resolve import Resolved
     from nolabel.engine.train import pretrain
 
-    own = given.own
+    verb = line.verb
     request = Request(
         method=name,
-        explicit=given.explicit,
-        file=Layer.from_file(own.config) if own.config else Layer(),
+        explicit=line.explicit,
+        file=Layer.from_file(verb.config) if verb.config else Layer(),
     )
 
     def show(built: Built, resolved: Resolved) -> None:
         print(describe(built, resolved))
-        if own.dry_run:
-            write_json(own.json, resolved.to_dict())
+        if verb.dry_run:
+            write_json(verb.json, resolved.to_dict())
 
-    run = pretrain(request, show=show, dry_run=own.dry_run)
-    if not own.dry_run:
-        write_json(own.json, {**run.to_dict(), "encoder": str(run.folder / "encoder.safetensors")})
+    run = pretrain(request, show=show, dry_run=verb.dry_run)
+    if not verb.dry_run:
+        write_json(verb.json, {**run.to_dict(), "encoder": str(run.folder / "encoder.safetensors")})

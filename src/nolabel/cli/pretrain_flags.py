@@ -1,17 +1,21 @@
-"""The flags of the verb pretrain, read once, as the options that are given explicitly."""
+"""The flags of the verb pretrain: parsed once, into the options that are set explicitly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Annotated
 
 from nolabel.cli.flags import flags, flags_in
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    from nolabel.config import Layer
+
 
 @dataclass(frozen=True, kw_only=True)
-class Own:
-    """The verb's own flags."""
+class VerbFlags:
+    """Flags of the verb itself, beside the options of a run."""
 
     config: str | None = None  # a config.yaml whose values these flags override
     dry_run: bool = False  # print the resolved run and stop
@@ -19,49 +23,49 @@ class Own:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """A command line, read."""
+class CommandLine:
+    """A parsed command line."""
 
-    own: Own = field(default_factory=Own)
-    explicit: Any  # the options that it sets, a `Layer`
+    verb: VerbFlags = field(default_factory=VerbFlags)
+    explicit: Layer  # the options that it sets
 
 
-def read_flags(name: str, args: list[str]) -> Given:
-    """The verb's own flags, and the options that are given explicitly.
+def read_flags(name: str, args: list[str]) -> CommandLine:
+    """Parses the flags of `nolabel pretrain NAME`.
 
     Args:
         name: of the method.
-        args: without those that ask for help.
+        args: without -h, --help and --help-all.
     """
     from nolabel import methods
-    from nolabel.config import Layer, Settings
+    from nolabel.config import Layer, Settings, field_values
     from nolabel.types import Optim
 
-    kind = methods.load(name)
+    method_class = methods.load(name)
     if not args:
-        return Given(explicit=Layer())
+        return CommandLine(explicit=Layer())
     import tyro
 
     flat = tyro.conf.OmitArgPrefixes
     everything = make_dataclass(
         "Pretrain",
         [
-            ("own", Annotated[Own, flat], Own()),
+            ("verb", Annotated[VerbFlags, flat], VerbFlags()),
             ("settings", Annotated[Settings, flat], Settings()),
-            ("options", Annotated[kind.Options, flat], kind.Options()),
+            ("options", Annotated[method_class.Options, flat], method_class.Options()),
             ("optim", Optim, Optim()),
         ],
         frozen=True,
     )
-    values = flags(everything, args, f"nolabel pretrain {name}", first_line(kind))
+    values = flags(everything, args, f"nolabel pretrain {name}", first_line(method_class))
     named = set(flags_in(args))
     named |= {f.replace("no_", "", 1) for f in named}  # --no-shard, --optim.no-decay-all
 
-    def explicit(part: Any, prefix: str = "") -> dict[str, Any]:
-        return {f.name: getattr(part, f.name) for f in fields(part) if prefix + f.name in named}
+    def explicit(part: DataclassInstance, prefix: str = "") -> dict[str, object]:
+        return {k: v for k, v in field_values(part).items() if prefix + k in named}
 
-    return Given(
-        own=values.own,
+    return CommandLine(
+        verb=values.verb,
         explicit=Layer(
             settings=explicit(values.settings),
             options=explicit(values.options),
@@ -70,6 +74,6 @@ def read_flags(name: str, args: list[str]) -> Given:
     )
 
 
-def first_line(kind: Callable[..., Any]) -> str:
-    """What a class says it is."""
-    return (kind.__doc__ or kind.__name__).strip().splitlines()[0]
+def first_line(cls: type) -> str:
+    """The first line of a class's docstring."""
+    return (cls.__doc__ or cls.__name__).strip().splitlines()[0]

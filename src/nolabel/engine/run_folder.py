@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import yaml
 
@@ -63,6 +64,11 @@ def make(run: Run, frozen: FrozenInputs) -> None:
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
 
 
+def encoder_file(run: Run) -> Path:
+    """Path of the run's encoder file."""
+    return run.folder / ENCODER_FILE
+
+
 def export(run: Run, method: Method, plan: ViewPlan) -> None:
     """Writes the encoder file of the evaluated branch, and the text tower if there is one."""
     if isinstance(method, LearnsFromText):
@@ -75,7 +81,7 @@ def export(run: Run, method: Method, plan: ViewPlan) -> None:
     for file in public.get("code", {}).values():
         file.pop("original")
     save_encoder(
-        run.folder / ENCODER_FILE,
+        encoder_file(run),
         encoder,
         branch="teacher" if is_teacher else "encoder",
         method=run.method,

@@ -1,4 +1,4 @@
-"""What the first process found in a line of metrics, as all processes must know it."""
+"""The alarms of a line of metrics; rank 0 finds them, and they are broadcast to all ranks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Alarms(NamedTuple):
-    """Reasons to end a run; empty without an alarm."""
+    """Reasons to stop a run; empty strings if there is none."""
 
-    collapsed: str = ""  # the doctor's verdict, while it is "collapsed"
-    destroyed: str = ""  # why the network that --init named is being destroyed
+    collapsed: str = ""  # the doctor's verdict while it is "collapsed"
+    destroyed: str = ""  # why the features of --init count as destroyed

@@ -1,11 +1,11 @@
-"""A watch over the network that a run began with (`--init`, `--init-guard`).
+"""Checks whether training destroys the network of `--init` (`--init-guard`).
 
-The features of a fixed set of images are compared with those of the start, by linear CKA (Kornblith
-et al., "Similarity of Neural Network Representations Revisited", 2019, arXiv 1905.00414) and by
-their effective rank. A network that learns something new moves away too; it counts as destroyed
-where both are below `LIMIT` of what they were, or where the k-NN curve (`--probe`) falls by more
-than `FALL` below its start. `--init-guard` says what follows: nothing, a warning, or a roll-back to
-the last good network and the end of the run.
+The features of a fixed set of images are compared with those before training, by linear CKA
+(Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019, arXiv 1905.00414)
+and by their effective rank. Features change in a good run too; they count as destroyed if both
+values are below `LIMIT`, or if k-NN (`--probe`) falls by more than `FALL` below its start.
+`--init-guard` chooses what follows: nothing, a warning, or a roll-back to the last good weights and
+the end of the run.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from nolabel.errors import BadImage, DataError
 from nolabel.views.plan import ViewPlan
 
 IMAGES = 256  # whose features are compared
-MIN_IMAGES = 8  # fewer tell nothing
-LIMIT = 0.5  # of similarity and of effective rank
-FALL = 0.05  # of the k-NN curve, as a fraction
+MIN_IMAGES = 8  # fewer are too few to compare
+LIMIT = 0.5  # of CKA, and of the effective rank relative to the start
+FALL = 0.05  # of k-NN top-1, as a fraction
 FILE = "start.safetensors"  # the first features, in the run's folder
 
 
 class InitCheck(NamedTuple):
-    """How near the network is to that of the start."""
+    """How similar the features are to those before training."""
 
     similarity: float  # linear CKA of the features, 0 to 1
     rank: float  # their effective rank, as a fraction of that of the start
@@ -46,19 +46,19 @@ def similarity(a: Tensor, b: Tensor) -> float:
     to rotation and scale, near 0 for unrelated ones."""
     a, b = (z.double() - z.double().mean(0) for z in (a, b))
     cross = (a.T @ b).square().sum()
-    own = (a.T @ a).norm() * (b.T @ b).norm()
-    return float(cross / own) if own > 0 else 0.0
+    norms = (a.T @ a).norm() * (b.T @ b).norm()
+    return float(cross / norms) if norms > 0 else 0.0
 
 
 class InitGuard:
-    """Compares the network with the one that the run began with, and keeps the last good weights.
+    """Compares the network with that of --init, and keeps the last good weights.
 
     Args:
-        folder: of the run; the first features are kept there for a resumed one.
-        encoder: the branch to judge.
-        plan: how images are prepared.
-        source: whose images are taken, evenly spread.
-        probe: gives a network's k-NN top-1 as a fraction, where there is a probe.
+        folder: of the run; the first features are saved in it, for resuming.
+        encoder: the evaluated branch.
+        plan: for the mean and std of the images.
+        source: the images; some are taken, evenly spread.
+        probe: returns a network's k-NN top-1 as a fraction; None without a probe.
 
     Raises:
         DataError: too few images can be read.
@@ -80,19 +80,22 @@ class InitGuard:
             except BadImage:
                 continue
         if len(images) < MIN_IMAGES:
-            raise DataError(f"{source.name!r} has too few images that can be read to watch --init.")
+            raise DataError(
+                f"{source.name!r} has fewer than {MIN_IMAGES} readable images, too few for "
+                "--init-guard. Use --init-guard off."
+            )
         self.plan, self.images = plan, images
         file = folder / FILE
         if file.is_file():
-            kept = load_file(file)
+            saved = load_file(file)
         else:
-            kept = {"features": self._features(encoder)}
+            saved = {"features": self._features(encoder)}
             if probe:
-                kept["probe"] = torch.tensor(probe(encoder, plan), dtype=torch.float64)
-            save_file(kept, file)
-        self.features = kept["features"]
+                saved["probe"] = torch.tensor(probe(encoder, plan), dtype=torch.float64)
+            save_file(saved, file)
+        self.features = saved["features"]
         self.rank = effective_rank(self.features)
-        self.probe = float(kept["probe"]) if "probe" in kept else None
+        self.probe = float(saved["probe"]) if "probe" in saved else None
         self.good_step, self.good_state = 0, self._state(encoder)
 
     def _features(self, encoder: Backbone) -> Tensor:
@@ -109,28 +112,28 @@ class InitGuard:
         return {k: v.detach().cpu().clone() for k, v in state.items()}
 
     def check(self, step: int, encoder: Backbone, probe: float | None) -> InitCheck:
-        """Compares the network after `step` steps; keeps its weights if it is still good.
+        """Compares the network after `step` steps; saves its weights if it counts as good.
 
         Args:
-            probe: its k-NN top-1 as a fraction, if it was measured.
+            probe: its k-NN top-1 as a fraction, if measured.
         """
         z = self._features(encoder)
         finite = bool(torch.isfinite(z).all())
-        alike = similarity(self.features, z) if finite else 0.0
+        cka = similarity(self.features, z) if finite else 0.0
         rank = effective_rank(z) / self.rank if finite else 0.0
         why = ""
         if self.probe is not None and probe is not None and probe < self.probe - FALL:
             why = f"k-NN fell from {self.probe:.1%} to {probe:.1%}"
-        if alike < LIMIT and rank < LIMIT:
+        if cka < LIMIT and rank < LIMIT:
             why = (
-                f"features are like those of the start by {alike:.2f} (CKA) only, and have "
-                f"{rank:.0%} of their effective rank"
+                f"the features' CKA with those before training is {cka:.2f}, their effective rank "
+                f"{rank:.0%} of the rank before training"
             )
         if not why:
             self.good_step, self.good_state = step, self._state(encoder)
-        return InitCheck(alike, rank, why)
+        return InitCheck(cka, rank, why)
 
     def roll_back(self, encoder: Backbone) -> int:
-        """Loads the last good weights into the network, and returns the step they are of."""
+        """Loads the last good weights into the network; returns their step."""
         encoder.load_state_dict(self.good_state)
         return self.good_step

@@ -1,4 +1,4 @@
-"""metrics.jsonl: the lines of a run, one JSON object each, written and read."""
+"""Writes and reads metrics.jsonl: one JSON object a line."""
 
 from __future__ import annotations
 
@@ -9,38 +9,41 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 
 class MetricsLog:
     """Appends one JSON object a line, flushed at once.
 
-    A line's "step" is the number of steps done, so a run that resumes at step s has written lines
-    up to s itself. On opening, lines after s are dropped: the resumed run writes them again.
+    A line's "step" is the number of steps done. When a run resumes at step s, the lines after s are
+    deleted: the resumed run writes them again.
 
     Args:
-        path: the file; created if it is not there.
+        path: the file; created if it does not exist.
         start: step at which the run starts or resumes.
     """
 
     def __init__(self, path: Path, start: int = 0):
         self.path = path
         if path.exists():
-            kept = []
+            lines = []
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     if json.loads(line)["step"] <= start:
-                        kept.append(line + "\n")
+                        lines.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
-                    continue  # a line cut short by a crash
+                    continue  # a line truncated by a crash
             temporary = path.with_suffix(".tmp")
             with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(kept)
+                file.writelines(lines)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut after the rename may leave it empty
             os.replace(temporary, path)
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Writes a line; numbers that are not finite become null."""
+        """Writes a line; non-finite numbers become null."""
         self.file.write(json.dumps(strict(line), allow_nan=False) + "\n")
         self.file.flush()
 
@@ -56,24 +59,24 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; what a crash cut short is passed over."""
+    """The lines of metrics.jsonl; lines truncated by a crash are skipped."""
     out: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            read = json.loads(line)
+            value = json.loads(line)
         except ValueError:
             continue
-        if isinstance(read, dict) and isinstance(read.get("step"), int):
-            out.append(read)
+        if isinstance(value, dict) and isinstance(value.get("step"), int):
+            out.append(value)
     return out
 
 
 def strict(value: Any) -> Any:
-    """A value as strict JSON knows it: scalars of torch and numpy as numbers, no NaN."""
+    """A value for strict JSON: scalars of torch and numpy as numbers, NaN and infinity as None."""
     if isinstance(value, Mapping):
         return {str(k): strict(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [strict(v) for v in value]
-    if hasattr(value, "item"):
+    if isinstance(value, torch.Tensor | np.generic | np.ndarray):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The monitor of a run: all processes call it, the first one works, and the result is broadcast."""
+"""The monitor of a run: all ranks call it, rank 0 does the work, and the result is broadcast."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from nolabel.types import Clock
 
 
 class Monitor:
-    """Progress, metrics, probe, snapshots, doctor, init guard and starvation of a run.
+    """Progress, metrics, probe, snapshots, doctor and init guard of a run.
 
-    Used as a context. Methods with collectives must be called by all processes.
+    A context manager. Methods with collectives must be called by all ranks.
 
     Args:
-        trainer: what is watched.
-        progress: the bar; its notes reach the user.
+        trainer: of the run.
+        progress: the bar; prints notes to the user.
     """
 
     def __init__(self, trainer: Trainer, progress: Progress):
         self.trainer, self.run, self.progress = trainer, trainer.run, progress
         self.log_every = trainer.run.settings.log_every
         self.snapshot_steps = snapshot_steps(trainer.total)
-        self.starving = False  # reported once
-        self.recorder: Recorder | None = None  # of the first process, inside the context
+        self.starving = False  # whether slow loading was reported
+        self.recorder: Recorder | None = None  # on rank 0, inside the context
         self.began = time.monotonic()
 
     def __enter__(self) -> Monitor:
@@ -67,7 +67,7 @@ class Monitor:
             The alarms of the line of metrics, if one was due.
 
         Raises:
-            GuardStop: the network of --init was being destroyed, and was rolled back.
+            GuardStop: the features of --init were being destroyed; the weights were rolled back.
         """
         done = clock.step + 1
         batch_size = self.run.settings.batch_size
@@ -80,10 +80,10 @@ class Monitor:
         return alarms
 
     def log(self, clock: Clock, result: StepResult) -> Alarms:
-        """Writes a line of metrics, with a probe where it is due. A collective.
+        """Writes a line of metrics, with a probe if it is due. A collective.
 
         Returns:
-            The alarms that the line gives, the same in all processes.
+            The alarms of the line, equal on all ranks.
         """
         t, done, out = self.trainer, clock.step + 1, result.step
         line: dict[str, Any] = {
@@ -102,7 +102,7 @@ class Monitor:
             return parallel.broadcast_object(alarms)
 
     def snapshot(self, done: int) -> None:
-        """Keeps the features of a few images, at a few steps of the run. A collective."""
+        """Saves the features of a few images, at a few steps of the run. A collective."""
         if done in self.snapshot_steps:
             with self._probing():
                 if self.recorder:
@@ -110,13 +110,13 @@ class Monitor:
 
     @contextlib.contextmanager
     def _probing(self) -> Iterator[None]:
-        """The first process may run the network on its own inside."""
+        """Inside, rank 0 may run the network by itself."""
         compiled = self.run.settings.compile
         with self.trainer.distributed.unsharded(), without_compile(compiled):
             yield
 
     def _check_starvation(self) -> None:
-        """Says once, and why, if data come too late."""
+        """Reports once, with the reason, that loading data slows the training down."""
         if self.starving or not self.progress.starving():
             return
         t, self.starving = self.trainer, True
@@ -126,11 +126,11 @@ class Monitor:
         self.progress.note(f"Waiting for data takes {share:.0%} of the time. {why}")
 
     def guard_init(self, why: str, done: int) -> None:
-        """Warns that the network of --init is being destroyed, or puts the last good one back and
-        ends the run (`--init-guard rollback`). A collective.
+        """Warns that the features of --init are being destroyed, or restores the last good weights
+        and ends the run (`--init-guard rollback`). A collective.
 
         Raises:
-            GuardStop: it was rolled back.
+            GuardStop: the weights were rolled back.
         """
         s, t = self.run.settings, self.trainer
         advice = "Try a smaller --optim.lr or more --warm-heads."
@@ -150,9 +150,13 @@ class Monitor:
         )
 
     def summary(self) -> None:
-        """Prints what the run did, and the doctor's verdict on it."""
+        """Prints what was trained and where it is, the doctor's verdict, and what to do next."""
         t, batch_size = self.trainer, self.run.settings.batch_size
         images, seconds = (t.total - t.start) * batch_size, time.monotonic() - self.began
         folder = self.run.folder
-        say(f"Done: {t.total} steps, {images:,} images in {seconds:.0f} s. Encoder: {folder}")
-        say(str(examine(read_metrics(folder / "metrics.jsonl"), t.total)))
+        done = f"Done: {t.total} steps"
+        done += f" ({t.total - t.start} of them since resuming)" if t.start else ""
+        say(f"{done}, {images:,} images in {seconds:.0f} s.")
+        say(f"Encoder: {run_folder.encoder_file(self.run)}")
+        say(f"Verdict: {examine(read_metrics(folder / 'metrics.jsonl'), t.total)}")
+        say(f"Next: nolabel report {folder}")
