@@ -1,13 +1,14 @@
-"""`nolabel bench`: throughput of each stage on this machine."""
+"""`nolabel bench`: measures the throughput of data loading, training steps and embedding."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,7 +28,7 @@ from nolabel.engine.resolve import resolve
 from nolabel.errors import DataError, UsageError, unknown
 from nolabel.views import FastViews
 
-_WARM = 2  # batches a worker makes before the clock starts
+_WARM_UP = 2  # batches of each worker before timing starts
 
 
 def bench_data(
@@ -41,17 +42,17 @@ def bench_data(
     device: str = "auto",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Images per second from the source to finished batches, and where the time goes.
+    """Images per second from the source to batches on the device, and the time of each stage.
 
     Args:
         source: where the images come from.
-        method: whose views are made, with its automatic recipe.
-        image_size: side of the large views in pixels; None lets the data decide.
-        workers: processes; with 0 this one does the work, in one thread.
-        batch_size: images in a batch; "auto": as many as training would take.
-        seconds: how long the complete path is measured, after a warm-up.
+        method: its views are made, with the automatic recipe.
+        image_size: side of the large views in pixels; None: chosen by the data.
+        workers: data loading processes; 0: this process, in one thread.
+        batch_size: images in a batch; "auto": as in training.
+        seconds: how long the complete loading is measured, after a warm-up.
         device: where the batches go: "auto", "cpu" or "cuda".
-        seed: which images, in which order.
+        seed: of the order of the images.
 
     Returns:
         Rates in images per second, in total and per core used, seconds per image of each stage (of
@@ -61,16 +62,16 @@ def bench_data(
         UsageError: a number out of range.
         DataError: the images cannot be read.
     """
-    for name, value, least in (("workers", workers, 0), ("batch-size", batch_size, 1)):
-        if value != "auto" and value < least:
-            raise UsageError(f"--{name} is {value}; it must be at least {least}.")
+    for name, value, minimum in (("workers", workers, 0), ("batch-size", batch_size, 1)):
+        if value != "auto" and value < minimum:
+            raise UsageError(f"--{name} is {value}; it must be at least {minimum}.")
     if seconds <= 0:
         raise UsageError(f"--seconds is {seconds:g}; it must be above 0.")
     if batch_size != "auto":
         batch_size = min(batch_size, len(source))
-    known = {"data": source.name, "out": "unused", "image_size": image_size, "device": device,
+    options = {"data": source.name, "out": "unused", "image_size": image_size, "device": device,
              "batch_size": batch_size}  # fmt: skip
-    run = resolve(Request.of(method, **known), source=source, quiet=True).run
+    run = resolve(Request.of(method, **options), source=source, quiet=True).run
     batch_size = run.settings.batch_size
     plan, where = plan_of(run), pick_device(run.settings.device, fallback=True)
     stages = measure_stages(source, plan, device=where, workers=workers, seed=seed)
@@ -78,7 +79,9 @@ def bench_data(
     if workers == 0:
         torch.set_num_threads(1)
     try:
-        rate = _rate(source, FastViews(plan, seed), workers, batch_size, seconds, where, seed)
+        rate = _loader_rate(
+            source, FastViews(plan, seed), workers, batch_size, seconds, where, seed
+        )
     finally:
         torch.set_num_threads(threads)
     cores = os.cpu_count() or 1
@@ -97,7 +100,7 @@ def bench_data(
     }  # fmt: skip
 
 
-def _rate(
+def _loader_rate(
     source: Source,
     views: FastViews,
     workers: int,
@@ -112,12 +115,11 @@ def _rate(
         workers=workers, pin=device.type == "cuda",
     )  # fmt: skip
 
-    def made() -> Iterator[int]:
-        with contextlib.closing(loader) as batches:  # type: ignore[type-var]  it is a generator
-            for batch in batches:
-                yield batch.to(device).size
+    def batches() -> Generator[int, None, None]:
+        for batch in loader:
+            yield batch.to(device).size
 
-    return _pace(made(), seconds, device, warm=_WARM * max(workers, 1))
+    return _rate_of(batches(), seconds, device, warm_up=_WARM_UP * max(workers, 1))
 
 
 def bench_step(
@@ -132,13 +134,13 @@ def bench_step(
     recipe: str = "paper",
     teacher: str | None = None,
 ) -> dict[str, Any]:
-    """How fast a method's step is, update included, and how much of the machine it uses.
+    """Speed of a method's training step with its update, and the share of the peak FLOP/s.
 
     Args:
         method: a built-in name or path/to/file.py:Class.
         backbone: a preset or timm's name.
-        image_size, patch_size: pixels.
-        batch_size: images of a step; "auto": as many as memory holds.
+        image_size, patch_size: sides in pixels.
+        batch_size: images of a step; "auto": as many as fit into memory.
         precision: auto (both are measured), fp32 or bf16.
         device: auto, cpu or cuda.
         recipe: auto or paper.
@@ -148,12 +150,12 @@ def bench_step(
         Images per second, FLOP per image and per second, the device's measured peak at the
         precision, and the share of it; seconds of a step at each precision.
     """
-    known = {"data": "creatures", "out": "unused", "image_size": image_size, "backbone": backbone,
+    options = {"data": "creatures", "out": "unused", "image_size": image_size, "backbone": backbone,
              "patch_size": patch_size, "batch_size": batch_size, "precision": precision,
              "device": device, "recipe": recipe, "steps": 1000, "workers": 0,
              "teacher": teacher}  # fmt: skip
-    given = {k: v for k, v in known.items() if v is not None}
-    resolved = resolve(Request.of(method, **given))
+    options = {k: v for k, v in options.items() if v is not None}
+    resolved = resolve(Request.of(method, **options))
     run, source = resolved.run, resolved.source
     where, batch_size = pick_device(run.settings.device, fallback=True), run.settings.batch_size
     built = build(resolved)
@@ -181,12 +183,12 @@ def bench_embed(
     precision: str = "auto",
     seconds: float = 5.0,
 ) -> dict[str, Any]:
-    """How fast features are made, stage by stage, and how much of the machine that uses.
+    """Speed of embedding, stage by stage, and the share of the peak FLOP/s.
 
     Args:
-        encoder: does the work on its own device.
-        source: the images; a set that is too small for the time is read again.
-        batch_size: images at once.
+        encoder: on its device.
+        source: the images; a small set is read repeatedly.
+        batch_size: images of a batch.
         precision: auto (both are measured), fp32 or bf16.
         seconds: how long each stage is measured, after a warm-up.
 
@@ -210,61 +212,77 @@ def bench_embed(
     first = next(chunks(source, batch_size))
     if not len(first.keys):
         raise DataError(f"No image of the first batch of {source.name!r} can be read.")
-    x, where, before = encoder.prepare_pixels(first.images), encoder.device, encoder.precision
-
-    def reading() -> Iterator[int]:
-        while True:
-            yield from (len(c.keys) + len(c.skipped) for c in chunks(source, batch_size))
-
-    def preparing() -> Iterator[int]:
-        while True:
-            yield len(encoder.prepare_pixels(first.images))
-
-    def network() -> Iterator[int]:
-        while True:
-            with encoder.evaluating():
-                encoder.backbone(x)
-            yield len(x)
-
-    def whole() -> Iterator[int]:
-        while True:
-            for c, _ in embed_chunks(encoder, source, batch_size):
-                yield len(c.keys) + len(c.skipped)
-
-    rates = {
-        "read": _pace(reading(), seconds, where),
-        "prepare": _pace(preparing(), seconds, where),
-    }
-    each: dict[str, dict[str, float]] = {}
+    stages = _stages(encoder, source, first.images, batch_size)
+    device, before = encoder.device, encoder.precision
+    rates = {name: _rate_of(stages[name](), seconds, device) for name in ("read", "prepare")}
+    by_precision: dict[str, dict[str, float]] = {}
     try:
         for p in ("fp32", "bf16") if precision == "auto" else (precision,):
             encoder.precision = p
-            each[p] = {"network": _pace(network(), seconds, where),
-                       "whole": _pace(whole(), seconds, where)}  # fmt: skip
-        best = max(each, key=lambda p: each[p]["whole"])
+            by_precision[p] = {
+                name: _rate_of(stages[name](), seconds, device) for name in ("network", "whole")
+            }
+        best = max(by_precision, key=lambda p: by_precision[p]["whole"])
         encoder.precision = best
-        # The counter does not know every fused attention; unfused, it does the same products.
+        # FlopCounterMode does not count every fused attention; the unfused one has the same FLOP.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            next(network())
+            images = next(stages["network"]())
     finally:
         encoder.precision = before
-    flops, peak = counter.get_total_flops() / len(x), peak_flops(where, best)
-    rate = each[best]["whole"]
+    flops, peak = counter.get_total_flops() / images, peak_flops(device, best)
+    rate = by_precision[best]["whole"]
     return {
         "encoder": encoder.name, "image_size": encoder.size, "data": source.name,
-        "images": len(source), "batch_size": batch_size, "device": str(where), "precision": best,
-        "images_per_second": rate, "stages": rates, "precisions": each,
-        "share_of_network": rate / each[best]["network"], "flops_per_image": flops,
+        "images": len(source), "batch_size": batch_size, "device": str(device), "precision": best,
+        "images_per_second": rate, "stages": rates, "precisions": by_precision,
+        "share_of_network": rate / by_precision[best]["network"], "flops_per_image": flops,
         "flops_per_second": flops * rate, "peak_flops_per_second": peak,
         "share_of_peak": flops * rate / peak, "environment": environment(),
     }  # fmt: skip
 
 
-def _pace(work: Iterator[int], seconds: float, device: torch.device, warm: int = 1) -> float:
-    """Images per second of an iterator that yields the number of images of each step; the first
-    `warm` steps are not timed."""
-    with contextlib.closing(work):  # type: ignore[type-var]  it is a generator
-        for _ in range(warm):
+def _stages(
+    encoder: Encoder, source: Source, images: np.ndarray | list[np.ndarray], batch_size: int
+) -> dict[str, Callable[[], Generator[int, None, None]]]:
+    """The stages of embedding by name; each is a generator without end of numbers of images.
+
+    Args:
+        encoder: that embeds.
+        source: that is read.
+        images: of one batch, uint8 [B, H, W, C] or B of [H, W, C], for the stages after reading.
+        batch_size: images of a batch.
+    """
+    x = encoder.prepare_pixels(images)
+
+    def read() -> Generator[int, None, None]:
+        while True:
+            yield from (len(c.keys) + len(c.skipped) for c in chunks(source, batch_size))
+
+    def prepare() -> Generator[int, None, None]:
+        while True:
+            yield len(encoder.prepare_pixels(images))
+
+    def network() -> Generator[int, None, None]:
+        while True:
+            with encoder.evaluating():
+                encoder.backbone(x)
+            yield len(x)
+
+    def whole() -> Generator[int, None, None]:
+        while True:
+            for c, _ in embed_chunks(encoder, source, batch_size):
+                yield len(c.keys) + len(c.skipped)
+
+    return {"read": read, "prepare": prepare, "network": network, "whole": whole}
+
+
+def _rate_of(
+    work: Generator[int, None, None], seconds: float, device: torch.device, warm_up: int = 1
+) -> float:
+    """Images per second of a generator that yields the number of images of each step; the first
+    `warm_up` steps are not timed."""
+    with contextlib.closing(work):
+        for _ in range(warm_up):
             next(work)
         done, start = 0, time.perf_counter()
         while done == 0 or time.perf_counter() - start < seconds:
@@ -275,7 +293,7 @@ def _pace(work: Iterator[int], seconds: float, device: torch.device, warm: int =
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """FLOP a second of a large product of matrices, the best of several."""
+    """FLOP/s of a large matrix product, the best of six."""
     n = 8192 if device.type == "cuda" else 1536
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else None)
     best = float("inf")
@@ -297,8 +315,8 @@ def describe_step(found: dict[str, Any]) -> str:
         f"speed       {found['images_per_second']:,.2f} images/s in {found['precision']}",
         f"work        {found['flops_per_image'] / 1e9:,.1f} GFLOP an image, "
         f"{found['flops_per_second'] / 1e12:,.3f} TFLOP/s",
-        f"machine     {found['peak_flops_per_second'] / 1e12:,.3f} TFLOP/s in a product of "
-        f"matrices; the step reaches {found['share_of_peak']:.0%} of it",
+        f"machine     {found['peak_flops_per_second'] / 1e12:,.3f} TFLOP/s in a matrix product; "
+        f"the step reaches {found['share_of_peak']:.0%} of it",
     ]
     if found["peak_bytes"]:
         lines.append(f"memory      {found['peak_bytes'] / 1e9:,.2f} GB at most")
@@ -323,8 +341,8 @@ def describe_embed(found: dict[str, Any]) -> str:
     lines += [
         f"work        {found['flops_per_image'] / 1e9:,.3f} GFLOP an image, "
         f"{found['flops_per_second'] / 1e12:,.3f} TFLOP/s in {found['precision']}",
-        f"machine     {found['peak_flops_per_second'] / 1e12:,.3f} TFLOP/s in a product of "
-        f"matrices; {found['share_of_peak']:.0%} of it is reached",
+        f"machine     {found['peak_flops_per_second'] / 1e12:,.3f} TFLOP/s in a matrix product; "
+        f"{found['share_of_peak']:.0%} of it is reached",
     ]
     return "\n".join(lines)
 

@@ -38,8 +38,8 @@ ADVICE = {
     "prototypes": "Try a higher teacher temperature, centring by Sinkhorn-Knopp, or fewer "
     "prototypes.",
     "diverging": "Try --optim.lr a third as large, --optim.clip 1, or --precision fp32.",
-    "starved": "`nolabel bench data` measures each stage of loading; try more --workers, or `nolabel "
-    "pack`.",
+    "starved": "`nolabel bench data` measures each stage of loading; try more --workers, or "
+    "`nolabel pack`.",
     "stopped improving": "More steps will hardly help: try more or other data, a "
     "larger network, or stronger views.",
 }

@@ -9,17 +9,20 @@ from typing import Any, TypeGuard
 
 CURVES = (
     ("loss", "Loss"),
-    ("loss_spikes", "Lines so far whose loss leapt up"),
+    ("loss_spikes", "Loss spikes so far"),
     ("probe_knn", "k-NN on labelled data (top-1)"),
     ("feature_std", "Spread of features (1 = everywhere, 0 = collapsed)"),
     ("effective_rank", "Effective rank of features (RankMe)"),
     ("target_entropy", "Entropy of the targets (nats)"),
-    ("target_information", "What targets tell of the image (nats, 0 = collapsed)"),
+    ("target_information", "Information of the targets about the image (nats, 0 = collapsed)"),
     ("update_size", "Update of the weights, relative to their size"),
     ("momentum_distance", "Distance of the teacher from its student, relative"),
     ("gradient_norm", "Norm of the gradient"),
     ("agreement", "Agreement of two views of a picture (cosine)"),
-    ("agreement_others", "Agreement of different pictures (cosine, near agreement = collapsed)"),
+    (
+        "agreement_others",
+        "Agreement of different pictures (cosine, near that of two views = collapsed)",
+    ),
     ("lr", "Learning rate"),
     ("images_per_second", "Images a second"),
     ("data_wait", "Share of time spent waiting for data"),
@@ -38,12 +41,12 @@ def curves(metrics: Sequence[Mapping[str, Any]], warmup_steps: float = 0.0) -> s
     drawn = "".join(_curve(metrics, key, title, warmup_steps, resumed) for key, title in CURVES)
     if not drawn:
         return '<p class="soft">Too few lines in metrics.jsonl for curves.</p>'
-    said = []
+    notes = []
     if warmup_steps >= 1:
-        said.append(f"shaded: the warm-up, {warmup_steps:,.0f} steps")
+        notes.append(f"shaded: the warm-up, {warmup_steps:,.0f} steps")
     if resumed:
-        said.append("dashed: resumed at step " + ", ".join(f"{s:,}" for s in resumed))
-    note = f'<p class="soft">{"; ".join(said)}.</p>' if said else ""
+        notes.append("dashed: resumed at step " + ", ".join(f"{s:,}" for s in resumed))
+    note = f'<p class="soft">{"; ".join(notes)}.</p>' if notes else ""
     return f'<div class="curves">{drawn}</div>{note}'
 
 
@@ -76,8 +79,8 @@ def _curve(
             f'<rect class="warm" x="{LEFT}" y="{TOP}" width="{across(warm) - LEFT:.1f}" '
             f'height="{BOTTOM - TOP}"/>'
         )
-    for at in resumed:
-        x = f"{across(at):.1f}"
+    for step in resumed:
+        x = f"{across(step):.1f}"
         marks += f'<line class="resumed" x1="{x}" x2="{x}" y1="{TOP}" y2="{BOTTOM}"/>'
     texts = (
         f'<text x="{LEFT - 3}" y="{TOP + 7}" text-anchor="end">{high:.3g}</text>'

@@ -1,7 +1,7 @@
-"""The report: verdict, tables, looks, pictures, curves, settings; one file, no request, no account.
+"""The report: verdict, tables, snapshots, pictures, curves and settings, in one offline HTML file.
 
-Its one script draws similarities under the pointer; the page's policy names that script by its hash
-and forbids every other one, and every request.
+The page's Content-Security-Policy forbids all requests, and all scripts but `script.js`, which it
+names by its hash.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def build_report(
         out: the file; default report.html in the folder.
         rows: a comparison, objects with encoder, setting, metric, value, low, high; default
             comparison.json in the folder, when it is there.
-        notes: what could not be drawn.
+        notes: pictures that could not be drawn, and why.
 
     Raises:
         UsageError: the folder holds no run.
@@ -54,8 +54,7 @@ def build_report(
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"{folder} holds no run (no config.yaml). Give the folder of a run.")
     if rows is None:
-        raw = _json(folder / "comparison.json") or {}
-        rows = raw.get("rows", []) if isinstance(raw, dict) else []
+        rows = _json(folder / "comparison.json").get("rows", [])
     metrics = read_metrics(folder / "metrics.jsonl")
     config = (folder / "config.yaml").read_text("utf-8")
     run, unread = _run(folder)
@@ -63,12 +62,12 @@ def build_report(
     path = Path(out) if out else folder / "report.html"
     skipped = folder / "skipped.jsonl"
     bad = len(skipped.read_text("utf-8").splitlines()) if skipped.exists() else 0
-    said = verdict(rows, metrics, run.settings.steps if run else 0)
+    text = verdict(rows, metrics, run.settings.steps if run else 0)
     warm = run.optim.warmup_epochs * run.steps_per_epoch if run else 0.0
     touched = touch(folder)
     body = [
         f"<h1>{_e(folder.name)}</h1>",
-        f'<p class="verdict {_mood(said)}">{_e(said)}</p>',
+        f'<p class="verdict {_mood(text)}">{_e(text)}</p>',
         _about(run),
         _table(rows),
         strip(folder),
@@ -79,7 +78,7 @@ def build_report(
         curves(metrics, warm),
         _speed(metrics),
         f"<p>Files that could not be read: {bad}.</p>",
-        _departures(run),
+        _settings(run),
         f"<h2>Again</h2><p><code>nolabel pretrain {_e(_method(config, folder.name))} --config "
         f"{_e(str(folder.name))}/config.yaml --out NEW_FOLDER</code></p>",
         f"<details><summary>All settings</summary><pre>{_e(config)}</pre></details>",
@@ -108,21 +107,21 @@ def build_report(
 def verdict(
     rows: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], total: int = 0
 ) -> str:
-    """What the numbers say in plain words: learned, inconclusive, not measured; and the doctor's
-    verdict where it is another than learning.
+    """The verdict in words: learned, inconclusive or not measured, and the doctor's verdict unless
+    it is "learning".
 
     Args:
         rows: a comparison.
         metrics: lines of metrics.jsonl.
-        total: steps of the run; 0 is as far as the lines go.
+        total: steps of the run; 0: those of the last line.
     """
     if not metrics:
         return "Not measured: no metrics yet."
-    found = examine(metrics, total or int(metrics[-1]["step"]))
-    if found.state in ("collapsed", "diverging"):
-        return str(found)
-    said = _learned(rows, metrics[-1])
-    return said if found.state in ("learning", "early") else f"{said} {found}"
+    health = examine(metrics, total or int(metrics[-1]["step"]))
+    if health.state in ("collapsed", "diverging"):
+        return str(health)
+    text = _learned(rows, metrics[-1])
+    return text if health.state in ("learning", "early") else f"{text} {health}"
 
 
 def _learned(rows: Sequence[Mapping[str, Any]], last: Mapping[str, Any]) -> str:
@@ -155,8 +154,7 @@ def _learned(rows: Sequence[Mapping[str, Any]], last: Mapping[str, Any]) -> str:
 
 
 def _run(folder: Path) -> tuple[Run | None, tuple[str, ...]]:
-    """The run as it was saved, None where its file was edited beyond reading or needs code that is
-    not trusted; and what has to be said about that."""
+    """The saved run and notes; None if config.yaml cannot be read or needs untrusted code."""
     try:
         return load_run(folder), ()
     except UntrustedCode as error:
@@ -165,15 +163,16 @@ def _run(folder: Path) -> tuple[Run | None, tuple[str, ...]]:
         return None, ()
 
 
-def _mood(said: str) -> str:
-    word = said.partition(".")[0]
+def _mood(text: str) -> str:
+    """CSS class of a verdict: good, bad, or empty."""
+    word = text.partition(".")[0]
     return {"Learned": "good", "Learning": "good"}.get(
         word, "bad" if word.startswith(("Collapsed", "Diverging")) else ""
     )
 
 
 def _about(run: Run | None) -> str:
-    """What was trained, on what, for how long: the limits of everything below."""
+    """What was trained, on which data, for how long."""
     if run is None:
         return ""
     s = run.settings
@@ -181,7 +180,7 @@ def _about(run: Run | None) -> str:
         f'<p class="soft">{_e(run.method)} with {_e(s.backbone)} of {s.image_size} px on '
         f"{run.images:,} images of {_e(str(s.data))}: {s.steps:,} steps of "
         f"{s.batch_size:,} "
-        f"images, seed {s.seed}. Of other images it may know little.</p>"
+        f"images, seed {s.seed}. The features may be worse for other images.</p>"
     )
 
 
@@ -199,17 +198,17 @@ def _speed(metrics: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _departures(run: Run | None) -> str:
-    """Settings that are not the recipe's."""
+def _settings(run: Run | None) -> str:
+    """The settings that differ from the recipe."""
     if run is None:
         return ""
-    found = diff_from_recipe(run)
+    differences = diff_from_recipe(run)
     name = run.settings.recipe if run.settings.recipe == "paper" else "auto"
-    if not found:
+    if not differences:
         return f"<h2>Settings</h2><p>As the recipe {name!r} says.</p>"
     cells = "".join(
-        f"<tr><td>{_e(key)}</td><td>{_e(str(own))}</td><td>{_e(str(told))}</td></tr>"
-        for key, own, told in found
+        f"<tr><td>{_e(key)}</td><td>{_e(str(value))}</td><td>{_e(str(other))}</td></tr>"
+        for key, value, other in differences
     )
     return (
         f"<h2>Settings</h2><p>They differ from the recipe {name!r} in:</p><table><tr>"
@@ -225,20 +224,22 @@ def _text(path: Path) -> str:
     return path.read_text("utf-8") if path.exists() else ""
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
-        return None
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _method(config: str, folder: str) -> str:
-    """The method as a command names it."""
+    """The method's name on a command line."""
     for line in config.splitlines():
         if line.startswith("method:"):
             name = line.partition(":")[2].strip()
-            own = _usercode.parse(name)  # the copy, which the command executes as the user's wish
-            return f"{folder}/{own.copy}:{own.attribute}" if own and own.digest else name
+            code = _usercode.parse(name)
+            return f"{folder}/{code.copy}:{code.attribute}" if code and code.digest else name
     return "METHOD"
 
 
@@ -263,7 +264,7 @@ def _span(row: Mapping[str, Any]) -> str:
 
 
 def _pictures(folder: Path) -> str:
-    captions = _json(folder / "numbers.json") or {}
+    captions = _json(folder / "numbers.json")
     paths = sorted(folder.glob("*.png"))
     packed = [_packed(path, 100) for path in paths]
     if sum(len(data) for data in packed) > BUDGET:
@@ -280,7 +281,7 @@ def _pictures(folder: Path) -> str:
 
 
 def _packed(path: Path, quality: int) -> str:
-    """A picture as WebP in base64: without loss at quality 100, else smaller in size too."""
+    """A picture as WebP in base64: lossless at quality 100, else at most 1200 px wide."""
     with Image.open(path) as picture:
         image = picture.convert("RGB")
     if quality < 100 and image.width > 1200:

@@ -1,16 +1,16 @@
 "use strict";
-// Hovering a patch shows the cosine of every patch of every image with it.
+// Shows the cosine similarity of all patches of all images to the patch under the pointer.
 (() => {
   const box = document.getElementById("touch");
-  const told = JSON.parse(document.getElementById("touch-data").textContent);
-  const [rows, columns] = told.grid, patches = rows * columns, width = told.width;
-  const bytes = Uint8Array.from(atob(told.features), (c) => c.charCodeAt(0));
-  const whole = new Int8Array(bytes.buffer), z = new Float32Array(whole.length);
-  for (let p = 0; p < whole.length; p += width) {
+  const data = JSON.parse(document.getElementById("touch-data").textContent);
+  const [rows, columns] = data.grid, patches = rows * columns, width = data.width;
+  const bytes = Uint8Array.from(atob(data.features), (c) => c.charCodeAt(0));
+  const quantised = new Int8Array(bytes.buffer), z = new Float32Array(quantised.length);
+  for (let p = 0; p < quantised.length; p += width) {
     let square = 0;
-    for (let k = 0; k < width; k++) square += whole[p + k] ** 2;
+    for (let k = 0; k < width; k++) square += quantised[p + k] ** 2;
     const scale = 1 / Math.max(Math.sqrt(square), 1e-12);
-    for (let k = 0; k < width; k++) z[p + k] = whole[p + k] * scale;
+    for (let k = 0; k < width; k++) z[p + k] = quantised[p + k] * scale;
   }
   const canvases = [], images = [], heat = document.createElement("canvas");
   heat.width = columns;
@@ -59,21 +59,21 @@
     state.image = i;
     state.patch = Math.min(Math.max(y, 0), rows - 1) * columns + Math.min(Math.max(x, 0), columns - 1);
   };
-  const timed = (work) => {
-    const began = performance.now();
+  const measureTime = (work) => {
+    const started = performance.now();
     work();
-    box.dataset.slowest = Math.max(Number(box.dataset.slowest || 0), performance.now() - began);
+    box.dataset.slowest = Math.max(Number(box.dataset.slowest || 0), performance.now() - started);
   };
   const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-  Promise.all(told.images.map((source, i) => new Promise((done) => {
+  Promise.all(data.images.map((source, i) => new Promise((done) => {
     const image = new Image(), canvas = document.createElement("canvas");
     canvas.width = canvas.height = 200;
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", "image " + (i + 1) + ": arrow keys move the patch");
     canvas.addEventListener("pointermove", (event) => {
-      if (!state.pinned) timed(() => { at(event, i); draw(); });
+      if (!state.pinned) measureTime(() => { at(event, i); draw(); });
     });
     canvas.addEventListener("click", (event) => {
       state.pinned = !state.pinned;
@@ -87,7 +87,7 @@
       const own = state.image === i ? state.patch : (rows >> 1) * columns + (columns >> 1);
       const x = Math.min(Math.max((own % columns) + step[0], 0), columns - 1);
       const y = Math.min(Math.max(Math.floor(own / columns) + step[1], 0), rows - 1);
-      timed(() => { state.image = i; state.patch = y * columns + x; draw(); });
+      measureTime(() => { state.image = i; state.patch = y * columns + x; draw(); });
     });
     canvases[i] = canvas;
     images[i] = image;

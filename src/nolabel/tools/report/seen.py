@@ -1,5 +1,4 @@
-"""What the encoder saw while it learnt: a strip of looks at the same images, and the last one to
-touch."""
+"""The feature snapshots of a run as HTML: a strip over time, and the last one interactively."""
 
 from __future__ import annotations
 
@@ -17,15 +16,15 @@ TILE = 80
 
 
 def strip(folder: Path) -> str:
-    """Attention and principal components of the same images after some steps, as HTML."""
-    found = read_snapshots(folder)
-    if found is None:
+    """Principal components and attention of the same images after some steps, as HTML."""
+    read = read_snapshots(folder)
+    if read is None:
         return ""
-    pixels, seen = found
-    titles = ["image", *(f"{step:,} steps" for step, _ in seen)]
+    pixels, snapshots = read
+    titles = ["image", *(f"{step:,} steps" for step, _ in snapshots)]
     columns, before = [], None
-    for _, look in seen:
-        patches = look["patches"].astype(np.float32)
+    for _, arrays in snapshots:
+        patches = arrays["patches"].astype(np.float32)
         n, h, w, k = patches.shape
         scores = principal(patches.reshape(-1, k))[0]
         scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1]))).reshape(n, h, w, 3)
@@ -34,12 +33,12 @@ def strip(folder: Path) -> str:
     rows = [[image, *(c[i] for c in columns)] for i, image in enumerate(pixels)]
     out = _figure(
         sheet(rows, titles, TILE),
-        "Patch features: three principal components as colours, each column turned towards the "
-        "one before it.",
+        "Patch features: three principal components as colours, each column rotated to match "
+        "the one before it.",
     )
-    if all("attention" in look for _, look in seen):
+    if all("attention" in arrays for _, arrays in snapshots):
         rows = [
-            [image, *(heat(look["attention"][i].astype(np.float32)) for _, look in seen)]
+            [image, *(heat(arrays["attention"][i].astype(np.float32)) for _, arrays in snapshots)]
             for i, image in enumerate(pixels)
         ]
         out += _figure(sheet(rows, titles, TILE), "Attention of the class token, mean of heads.")
@@ -54,18 +53,20 @@ def _figure(image: np.ndarray, caption: str) -> str:
 
 
 def touch(folder: Path) -> str:
-    """Images to hover over: the cosine of every patch with the one that is pointed at, as HTML; the
-    script that draws it is the page's."""
-    found = read_snapshots(folder)
-    if found is None:
+    """Images with the cosine similarity of every patch to the one under the pointer, as HTML.
+
+    The page adds `script.js`, which draws it.
+    """
+    read = read_snapshots(folder)
+    if read is None:
         return ""
-    pixels, seen = found
-    step, look = seen[-1]
-    patches = look["patches"].astype(np.float32)
+    pixels, snapshots = read
+    step, arrays = snapshots[-1]
+    patches = arrays["patches"].astype(np.float32)
     n, h, w, k = patches.shape
     flat = patches.reshape(n, h * w, k)
     small = quantised(flat)
-    told = {
+    data = {
         "images": [data_uri(image) for image in pixels],
         "grid": [h, w],
         "width": k,
@@ -78,12 +79,12 @@ def touch(folder: Path) -> str:
         '<div class="touch" id="touch"></div>'
         f'<p class="soft">{h} x {w} patches, {k} numbers of 8 bits each; cosines are off by '
         f"{error:.3f} at most.</p>"
-        f'<script type="application/json" id="touch-data">{script_json(told)}</script>'
+        f'<script type="application/json" id="touch-data">{script_json(data)}</script>'
     )
 
 
 def quantised(z: np.ndarray) -> np.ndarray:
-    """Rows of float [..., K] as int8, each in units of its own largest number."""
+    """Rows of float [..., K] quantised to int8, each scaled by its largest absolute value."""
     largest = np.abs(z).max(-1, keepdims=True)
     return np.rint(z / np.maximum(largest, 1e-12) * 127).astype(np.int8)
 
@@ -100,5 +101,5 @@ def cosine_error(z: np.ndarray, small: np.ndarray) -> float:
 
 
 def script_json(value: object) -> str:
-    """JSON that cannot end the script element that it stands in."""
+    """JSON without "<", so that it cannot close its script element."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
