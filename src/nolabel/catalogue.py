@@ -1,5 +1,4 @@
-"""The one shape of what `nolabel list` shows: methods, backbones, weights, data sets, protocols,
-pictures.
+"""The entries of `nolabel list`: methods, backbones, weights, data sets, protocols, pictures.
 
 Each table is a dictionary of frozen `Entry` objects by name, made by `by_name`; a table's own class
 adds what its package needs. Nothing heavy is imported, so that lists are quick.
@@ -20,10 +19,10 @@ class Entry:
 
     Attributes:
         name: what users write.
-        description: what it is, in half a sentence.
-        paper: authors, title or year, and where to find it; empty for what no paper describes.
-        family: the heading below which it is listed.
-        needs: what it must be given, beside what all of its kind take.
+        description: what it is, in a few words.
+        paper: authors, title or year, and where to find it; empty without a paper.
+        family: the heading under which it is listed.
+        needs: inputs that it needs beside the usual ones of its table.
         when: when to use it.
     """
 

@@ -1,9 +1,9 @@
-"""The options of a run: what the user asked for, and the resolved run.
+"""The options of a run: what the user requested, and the resolved run.
 
-`Settings` are the options that all methods share; `Method.Options` and `Optim` stand beside them.
-The command line, Python and configuration files set values in these classes, each as a `Layer`.
-`engine.resolve` turns them into a `Run`, in which nothing is left open and which `config.yaml`
-holds.
+`Settings` are the options that all methods share, beside `Method.Options` and `Optim`. Command
+line, Python keywords and configuration files set values in these classes, each as a `Layer`.
+`engine.resolve` turns them into a `Run`, in which every value is final and which is saved as
+`config.yaml`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the user may ask of every run. None means "auto": resolved once, printed and saved."""
+    """Options that all methods share. None means "auto": resolved once, printed and saved."""
 
     data: str = ""  # SRC: a folder, list, table, shards, or a named set (nolabel list datasets)
     out: str = ""  # the run's folder; default runs/METHOD-DATA
@@ -49,27 +49,29 @@ class Settings:
     epochs: int | None = None  # length: one of epochs, steps, minutes
     steps: int | None = None  # length in optimiser steps
     minutes: float | None = None  # length in minutes on this machine, measured at the start
-    batch_size: int | Literal["auto"] | None = None  # images of a step, globally; auto: as many fit
+    batch_size: int | Literal["auto"] | None = (
+        None  # images of a step, over all processes; auto: as many as fit
+    )
     accumulate: int | None = None  # micro-batches of a step; auto: as few as memory allows
-    workers: int | None = None  # processes that read data; 0 = none but the main one
-    views_on: str = "auto"  # where views are made: cpu, or device (workers then only decode)
+    workers: int | None = None  # processes that load data; 0: the main process loads
+    views_on: str = "auto"  # where views are made: cpu, or device (workers only decode)
     seed: int = 0  # fixes weights, order and augmentation
     device: str = "auto"  # auto, cpu or cuda
     checkpoint_activations: bool = False  # transformers: less memory for a third more time
-    shard: bool = False  # several processes share weights, gradients and moments (FSDP2)
-    shard_layers: bool = False  # of --shard: weights come together a layer at a time, not a step
-    compile: bool = False  # the networks' layers, by torch.compile; for long runs on GPUs
+    shard: bool = False  # shard weights, gradients and moments over processes (FSDP2)
+    shard_layers: bool = False  # with --shard: all-gather weights a layer at a time
+    compile: bool = False  # torch.compile for the layers; for long runs on GPUs
     precision: str = "auto"  # auto (measured), fp32 or bf16
     init: str | None = None  # ENC: continue from these weights
-    warm_heads: int | None = None  # of --init: steps in which new heads alone learn; auto: 5 %
-    init_guard: str = "warn"  # of --init, when features are being destroyed: off, warn, rollback
-    on_collapse: str = "warn"  # or stop, with exit code 3, when the signals show a collapse
+    warm_heads: int | None = None  # with --init: steps that train only new heads; auto: 5 %
+    init_guard: str = "warn"  # with --init: what to do when its features are destroyed
+    on_collapse: str = "warn"  # what to do when features collapse; stop: exit code 3
     probe: str | None = None  # SRC with labels for a k-NN curve while training
     probe_every: int | None = None  # steps between probes
     recipe: str = "auto"  # auto (small data), paper, or a config.yaml to take settings from
     log_every: int | None = None  # steps between lines of metrics.jsonl
     checkpoint_every: int | None = None  # steps between checkpoints; auto: five minutes
-    max_bad: float = 0.01  # share of unreadable files at which the run stops
+    max_bad: float = 0.01  # largest share of files that may be unreadable
     overwrite: bool = False  # replace a run that is already in the folder
     download: bool = False  # allow a named set to be downloaded
 
@@ -87,11 +89,11 @@ CHOICES = {  # settings that take one of a few words
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Settings):
-    """The settings of a resolved run: every value that exists is final.
+    """The settings of a resolved run: every value is final.
 
-    `epochs` and `minutes` say how the length was asked for, `steps` is the length. None is left
-    where there is nothing: no `init`, no `probe`, `patch_size` of a network without a choice of
-    patches, `checkpoint_every` where the clock decides.
+    `steps` is the length; `epochs` and `minutes` tell how it was requested. None means that there
+    is no such thing: no `init`, no `probe`, no choice of `patch_size`, no `checkpoint_every`
+    because checkpoints are due by time.
     """
 
     backbone: str = field()
@@ -121,7 +123,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the run lives."""
+        """The run's folder."""
         return Path(self.settings.out)
 
     @property
@@ -136,45 +138,45 @@ class Run:
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in config.yaml; `code` lists the user's files that they name."""
+        """Built-in types, as in config.yaml; `code` lists the user's code files that are named."""
         values = to_builtin(dataclasses.asdict(self))
         code = _usercode.records(values)
         return {**values, "code": code} if code else values
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Run:
-        """Reads what `to_dict` wrote, of older versions too. Of a folder: `engine.saved_run`.
+        """A run from `to_dict`, of older versions too. `engine.saved_run` reads a folder.
 
         Raises:
-            UsageError: unknown keys, values of a wrong type, or a user's code that is not loaded.
+            UsageError: unknown keys, values of a wrong type, or user code that is not loaded.
         """
         raw = {k: v for k, v in methods.upgrade_config(raw).items() if k != "code"}
         _usercode.refuse_paths(raw, "The configuration")
-        kind = methods.load(str(raw.get("method", "")))
+        method_class = methods.load(str(raw.get("method", "")))
         parts = {"options": None, "settings": None, "optim": None}
         run = from_dict(cls, {**raw, **parts})
         settings = from_dict(Settings, raw.get("settings") or {}, "settings.")
         return dataclasses.replace(
             run,
             settings=complete(settings, continued=False),
-            options=from_dict(kind.Options, raw.get("options") or {}, "options."),
+            options=from_dict(method_class.Options, raw.get("options") or {}, "options."),
             optim=from_dict(Optim, raw.get("optim") or {}, "optim."),
         )
 
 
 def complete(s: Settings, *, continued: bool) -> RunSettings:
-    """Settings whose length is known, with the remaining open values filled in by rule.
+    """Fills in the settings that are still None, by fixed rules.
 
-    Files of older versions hold such values as null; the rules are those by which they ran.
+    Files of older versions hold such values as null; they ran by the same rules.
 
     Args:
-        s: the settings.
-        continued: whether `init` brought the heads as well as the network, so that there are no
-            new heads to train alone first.
+        s: settings with a known length.
+        continued: whether `init` loaded the heads too, so that there are no new heads to train
+            first.
     """
     total = s.steps or 0
     new_heads = bool(s.init) and s.warm_heads is None and not continued
-    by_rule: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "backbone": "",
         "image_size": 0,
         "mean": IMAGENET_MEAN,
@@ -187,18 +189,18 @@ def complete(s: Settings, *, continued: bool) -> RunSettings:
         "probe_every": max(total // 10, 1),
         "log_every": max(min(total // 100, 100), 1),  # about a hundred lines a run
     }
-    known = {f.name: getattr(s, f.name) for f in dataclasses.fields(s)}
-    known |= {k: v for k, v in by_rule.items() if known[k] is None}
-    if known["precision"] == "auto":
-        known["precision"] = "fp32"
-    if known["views_on"] == "auto":
-        known["views_on"] = "cpu"
-    return RunSettings(**known)
+    values = field_values(s)
+    values |= {k: v for k, v in defaults.items() if values[k] is None}
+    if values["precision"] == "auto":
+        values["precision"] = "fp32"
+    if values["views_on"] == "auto":
+        values["views_on"] = "cpu"
+    return RunSettings(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """Options that one place sets: the command line, Python's keywords, or a file."""
+    """Options from one origin: the command line, Python keywords, or a file."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)  # of `Settings`
     options: Mapping[str, Any] = field(default_factory=dict)  # of the method's `Options`
@@ -208,12 +210,12 @@ class Layer:
     def from_file(cls, path: str | Path) -> Layer:
         """The options in a YAML file, such as a run's config.yaml.
 
-        The file of a run holds its steps beside the epochs or minutes that were asked for. Epochs
-        are taken, which hold for any batch size; else the steps, so that the run is repeated.
+        The config.yaml of a run holds its steps beside the epochs or minutes that were requested.
+        Then epochs are used, which suit any batch size; else steps, which repeat the run.
 
         Raises:
             UsageError: no such file, or it is not of this form.
-            UntrustedCode: it names code that the user neither ran on this machine nor allowed.
+            UntrustedCode: it names code that was never run on this machine and is not allowed.
         """
         raw = methods.upgrade_config(_usercode.admitted(read_yaml(path), path))
         parts = {f.name: raw.get(f.name) or {} for f in dataclasses.fields(cls)}
@@ -222,26 +224,26 @@ class Layer:
                 raise UsageError(f"{name} in {path} must hold 'key: value' lines, got {values!r}.")
         parts["settings"] = {k: v for k, v in parts["settings"].items() if v is not None}
         if "steps_per_epoch" in raw:
-            given = [k for k in ("epochs", "steps", "minutes") if k in parts["settings"]]
-            for derived in given[1:]:
+            lengths = [k for k in LENGTHS if k in parts["settings"]]
+            for derived in lengths[1:]:
                 del parts["settings"][derived]
         return cls(**parts)
 
     @classmethod
-    def from_keywords(cls, kind: type[Method], given: Mapping[str, Any]) -> Layer:
-        """Python's keyword arguments, each put where its name belongs.
+    def from_keywords(cls, method: type[Method], options: Mapping[str, Any]) -> Layer:
+        """Keyword arguments, sorted into settings, options and optimiser by name.
 
         Raises:
             UsageError: an unknown name (with the nearest one), or a value of a wrong type.
         """
-        classes = {"settings": Settings, "options": kind.Options, "optim": Optim}
+        classes = {"settings": Settings, "options": method.Options, "optim": Optim}
         fields = {k: {f.name for f in dataclasses.fields(c)} for k, c in classes.items()}
         fields["optim"] -= {"name"}  # `optimiser` names it
         parts: dict[str, dict[str, Any]] = {k: {} for k in classes}
-        for key, value in given.items():
+        for key, value in options.items():
             part, name = "optim", "name"
             if key != "optimiser":
-                part, name = next((k for k, own in fields.items() if key in own), ""), key
+                part, name = next((k for k, names in fields.items() if key in names), ""), key
             if not part:
                 names = set().union(*fields.values())
                 raise UsageError(
@@ -249,14 +251,14 @@ class Layer:
                     f"{', '.join(sorted(names))}."
                 )
             hint = typing.get_type_hints(classes[part])[name]
-            plain = os.fspath(value) if isinstance(value, Path) else value
-            parts[part][name] = _coerce(hint, plain, name)
+            value = os.fspath(value) if isinstance(value, Path) else value
+            parts[part][name] = _coerce(hint, value, name)
         return cls(**parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What the user asked for: a method, and options in layers. What is explicit wins."""
+    """A user's request: a method, and options in layers. Explicit options win."""
 
     method: str  # a built-in name or path/to/file.py:Class
     explicit: Layer = Layer()  # flags, or Python's keyword arguments
@@ -270,9 +272,9 @@ class Request:
 
     @property
     def settings(self) -> Settings:
-        """The shared settings, None where nothing was asked.
+        """The shared settings, None where nothing was requested.
 
-        A length that is given explicitly replaces that of the file.
+        An explicit length replaces the length of the file.
         """
         in_file, explicit = self.file.settings, self.explicit.settings
         if any(explicit.get(k) is not None for k in LENGTHS):
@@ -282,7 +284,7 @@ class Request:
 
 
 def override(default: T, values: Mapping[str, Any], where: str = "") -> T:
-    """A copy of the dataclass `default` with some values replaced by plain ones, which are checked.
+    """A copy of the dataclass `default` with some values replaced; the new values are checked.
 
     Raises:
         UsageError: as `from_dict`.
@@ -305,7 +307,7 @@ def to_builtin(value: Any) -> Any:
 
 
 def from_dict(cls: type, raw: Mapping[str, Any], where: str = "") -> Any:
-    """Builds a dataclass from plain values, checking names and types.
+    """Builds a dataclass from built-in values, checking names and types.
 
     Raises:
         UsageError: unknown key (with the nearest one) or a value of the wrong type.
@@ -317,31 +319,36 @@ def from_dict(cls: type, raw: Mapping[str, Any], where: str = "") -> Any:
     out: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in names:
-            near = did_you_mean(str(key), names)
-            raise UsageError(f"Unknown key {where}{key!r} in the configuration.{near}")
+            nearest = did_you_mean(str(key), names)
+            raise UsageError(f"Unknown key {where}{key!r} in the configuration.{nearest}")
         out[key] = _coerce(hints[key], value, where + key)
     return cls(**out)
 
 
-def _coerce(kind: Any, value: Any, where: str) -> Any:
-    if kind is Any or dataclasses.is_dataclass(kind):  # parts are read on their own
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    """The value, checked against a type hint; int becomes float and list tuple where needed.
+
+    Raises:
+        UsageError: a value of another type.
+    """
+    if hint is Any or dataclasses.is_dataclass(hint):  # nested dataclasses are read separately
         return value
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        inner = [k for k in typing.get_args(kind) if k is not type(None)]
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        inner = [k for k in typing.get_args(hint) if k is not type(None)]
         if value is None or any(value in typing.get_args(k) for k in inner[1:]):  # a Literal's
             return value
         return _coerce(inner[0], value, where)
-    if typing.get_origin(kind) is Mapping or getattr(kind, "__name__", "") == "Mapping":
+    if typing.get_origin(hint) is Mapping or hint is Mapping:
         return dict(value)
-    if typing.get_origin(kind) is tuple:
-        args = typing.get_args(kind)
+    if typing.get_origin(hint) is tuple:
+        args = typing.get_args(hint)
         if isinstance(value, (list, tuple)) and (args[-1] is ... or len(value) == len(args)):
             return tuple(_coerce(args[0], v, where) for v in value)
-    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    name = getattr(kind, "__name__", str(kind))
+    name = hint.__name__ if isinstance(hint, type) else str(hint)
     raise UsageError(f"{where} is {value!r}; it must be of type {name}.")
 
 
@@ -359,7 +366,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def check_settings(s: Settings) -> None:
-    """Refuses impossible shared settings before anything is opened."""
+    """Checks the shared settings before any data are opened.
+
+    Raises:
+        UsageError: an impossible value or combination.
+    """
     if not s.data:
         raise UsageError("No data given. Use --data with a folder of images, or --data creatures.")
     values = field_values(s)

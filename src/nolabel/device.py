@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""The device and the precision of computation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def pick_device(device: torch.device | str = "auto", *, fallback: bool = False) 
 
     Args:
         device: "auto" is a GPU where there is one, and else the CPU.
-        fallback: use the CPU where a GPU is named and none is there, as for a run that was trained
-            on another machine.
+        fallback: use the CPU if a GPU is named and there is none, as for a run that was trained on
+            another machine.
 
     Raises:
         UsageError: an unknown device, or (without `fallback`) a GPU that is not there.

@@ -1,4 +1,4 @@
-"""Sums and gathers over processes; right without a process group."""
+"""Collectives over ranks; without a process group they work as with one rank."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def _on() -> bool:
+def _initialised() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
     """This process's number, 0 without a process group."""
-    return dist.get_rank() if _on() else 0
+    return dist.get_rank() if _initialised() else 0
 
 
 def world_size() -> int:
     """Number of processes, 1 without a process group."""
-    return dist.get_world_size() if _on() else 1
+    return dist.get_world_size() if _initialised() else 1
 
 
-def speaks() -> bool:
-    """Whether this process is the one that speaks and writes: the first of the group, or, before
-    there is one, the one that a launcher announced as the first (RANK)."""
-    return rank() == 0 if _on() else os.environ.get("RANK", "0") == "0"
+def is_main() -> bool:
+    """Whether this process prints and writes files: rank 0, or RANK=0 before there is a group."""
+    return rank() == 0 if _initialised() else os.environ.get("RANK", "0") == "0"
 
 
 class _Gather(torch.autograd.Function):
@@ -104,9 +103,9 @@ def ratio(total: Tensor, count: Tensor) -> Tensor:
 
 
 def global_rows(n: int, copies: int = 1, device: torch.device | None = None) -> Tensor:
-    """Numbers of this process's rows among those of all processes.
+    """Indices of this rank's rows among the rows of all ranks.
 
-    The whole batch is cut into W parts of n images, and each image has `copies` rows, view by view.
+    The global batch is split into W parts of n images; each image has `copies` rows, view by view.
 
     Args:
         n: images of this process.
@@ -116,48 +115,48 @@ def global_rows(n: int, copies: int = 1, device: torch.device | None = None) -> 
     Returns:
         int64 [copies * n], of rows [copies * W * n].
     """
-    own = torch.arange(n, device=device) + rank() * n
-    return (torch.arange(copies, device=device)[:, None] * (n * world_size()) + own).flatten()
+    images = torch.arange(n, device=device) + rank() * n
+    return (torch.arange(copies, device=device)[:, None] * (n * world_size()) + images).flatten()
 
 
 def draw_for_rank(draw: Callable[[int], Tensor], n: int) -> Tensor:
-    """This process's n rows of what is drawn at random for the whole batch.
+    """This rank's n rows of random numbers that are drawn for the global batch.
 
-    All processes have the same random state and draw the same, so each image gets what it would
+    All ranks have the same random state and draw the same numbers, so each image gets what it would
     get in a single process, and different images get different numbers.
 
     Args:
-        draw: makes so many rows.
+        draw: draws that many rows.
         n: images of this process.
     """
     return draw(n * world_size())[rank() * n : (rank() + 1) * n]
 
 
 def random_rows(x: Tensor, n: int) -> Tensor:
-    """n rows at random, with replacement, out of those of all processes; the same on each.
+    """n random rows of all ranks, drawn with replacement; the same result on every rank.
 
     Args:
         x: [B, ...] of this process, of one shape on all processes.
         n: rows to draw.
     """
     drawn = torch.randint(len(x) * world_size(), (n,), device=x.device)
-    own = drawn - rank() * len(x)
-    here = (own >= 0) & (own < len(x))  # each process gives those that it has
-    return sum(x[own.clamp(0, len(x) - 1)] * here[:, None])
+    local = drawn - rank() * len(x)
+    here = (local >= 0) & (local < len(x))  # each rank contributes its own rows
+    return sum(x[local.clamp(0, len(x) - 1)] * here[:, None])
 
 
 def local_shard(x: Tensor) -> Tensor:
-    """The shard of a tensor in this process (FSDP2); a tensor that is not sharded itself."""
+    """This rank's shard of a sharded tensor (FSDP2); any other tensor is returned as it is."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 def full_tensor(x: Tensor) -> Tensor:
-    """A sharded tensor gathered, a collective then; a tensor that is not sharded itself."""
+    """A sharded tensor, all-gathered (a collective); any other tensor is returned as it is."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def shard_like(x: Tensor, like: Tensor) -> Tensor:
-    """A full tensor, the same in all processes, sharded as `like` is, on its device."""
+    """A full tensor, equal on all ranks, sharded like `like` and on its device."""
     if not isinstance(like, DTensor) or x.shape != like.shape:
         return x
     return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
@@ -165,5 +164,5 @@ def shard_like(x: Tensor, like: Tensor) -> Tensor:
 
 def barrier() -> None:
     """Waits for all processes."""
-    if _on():
+    if _initialised():
         dist.barrier()

@@ -1,7 +1,7 @@
-"""The few kinds of error a user can meet.
+"""The errors that users see.
 
-Every message says what was got, what is allowed and what to do. The command line prints the
-message alone, without a traceback, and leaves with the error's `exit_code`.
+Every message says what was got, what is allowed and what to do. The command line prints the message
+without a traceback, and exits with the error's `exit_code`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class NolabelError(Exception):
-    """Base of all errors that are meant for the user's eyes."""
+    """Base of all errors with a message for the user."""
 
     exit_code = 1
 
@@ -27,11 +27,11 @@ class UntrustedCode(UsageError):
 
 
 class DataError(NolabelError):
-    """The data cannot serve: unreadable, too few images, too many bad files, missing labels."""
+    """The data cannot be used: unreadable, too few images, too many bad files, no labels."""
 
 
 class FileDamaged(NolabelError):
-    """A checkpoint or encoder file is truncated, altered, or not one of ours."""
+    """A checkpoint or encoder file is truncated, altered, or of another format."""
 
 
 class GuardStop(NolabelError):
@@ -41,7 +41,7 @@ class GuardStop(NolabelError):
 
 
 class OutOfMemory(NolabelError):  # noqa: N818
-    """A step needs more memory than there is."""
+    """A step needs more memory than the device has."""
 
 
 class Stopped(NolabelError):
@@ -63,7 +63,7 @@ class BadImage(Exception):
 
 
 def printable(path: str) -> str:
-    """A path that can always be printed and saved: undecodable bytes of a name are escaped."""
+    """A path that can be printed and saved: undecodable bytes are escaped."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -73,11 +73,11 @@ def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 
-def unknown(kind: str, got: str, allowed: Iterable[str], hint: str = "") -> UsageError:
-    """A uniform 'unknown name' error: what was got, the nearest, what is allowed."""
+def unknown(what: str, got: str, allowed: Iterable[str], hint: str = "") -> UsageError:
+    """The error for an unknown name, with the nearest and all allowed names."""
     names = list(allowed)
     listed = ", ".join(names)
     return UsageError(
-        f"Unknown {kind} {got!r}.{did_you_mean(got, names)} Allowed: {listed}."
+        f"Unknown {what} {got!r}.{did_you_mean(got, names)} Allowed: {listed}."
         + (f" {hint}" if hint else "")
     )

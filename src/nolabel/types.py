@@ -1,6 +1,6 @@
-"""The few values that travel between the rooms of the house.
+"""Data types that several packages share.
 
-Legend of shape letters, used in every docstring and comment:
+Shape letters of all docstrings and comments:
     B  images in a batch          V  views (crops) of one image      N  any number of images
     C  channels                   H, W  height, width in pixels      h, w  the patch grid
     P  patches = h * w            R  prefix tokens (class token first, then registers)
@@ -20,9 +20,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image as a source gives it, with the ground truth that the source knows."""
+    """One image of a source, with the ground truth that the source has."""
 
-    image: np.ndarray  # uint8 [H, W, C], RGB as a person sees it
+    image: np.ndarray  # uint8 [H, W, C], RGB, EXIF orientation applied
     label: int | None = None
     text: str | None = None
     mask: np.ndarray | None = None  # uint8 [H, W], 1 = figure
@@ -32,7 +32,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a method's step receives. The view axis is explicit: nobody chunks by position."""
+    """The input of a method's step. Views are a tensor axis, not chunks of the batch."""
 
     views: Mapping[str, Tensor]  # name -> float [V, B, C, H, W], normalised
     keys: Tensor | None = None  # int64 [B]: index of each image in its source
@@ -66,26 +66,28 @@ class Tokens:
     """A backbone's output."""
 
     pooled: Tensor  # [N, D]: the image's embedding
-    patches: Tensor  # [N, P, D] (or only the kept ones), row by row
+    patches: Tensor  # [N, P, D] (with `keep` only those), row by row
     grid: tuple[int, int]  # (h, w) of the full grid
     prefix: Tensor | None = None  # [N, R, D]: class token first, then registers
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a method's step returns."""
+    """The result of a method's step."""
 
     loss: Tensor  # scalar
-    logs: Mapping[str, Tensor | float] = field(default_factory=dict)  # scalars, fetched when logged
-    features: Tensor | None = None  # [B, D] embedding of the judged branch, for the health signals
+    logs: Mapping[str, Tensor | float] = field(
+        default_factory=dict
+    )  # scalars, moved to the CPU when logged
+    features: Tensor | None = None  # [B, D] embedding of the evaluated branch, for the signals
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Where the training stands, in optimiser steps. Every schedule is a pure function of it."""
+    """The position in training, in optimiser steps. Every schedule is a pure function of it."""
 
-    step: int  # 0-based index of the coming update
-    total: int  # steps of the whole run
+    step: int  # 0-based index of the next update
+    total: int  # steps of the run
     steps_per_epoch: int
 
     @property
@@ -95,13 +97,13 @@ class Clock:
 
     @property
     def epochs(self) -> float:
-        """Length of the whole run in epochs."""
+        """Length of the run in epochs."""
         return self.total / self.steps_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """The optimiser of a run. Rates are the final ones: no hidden scaling by batch size."""
+    """The optimiser of a run. Learning rates are used as given, not scaled by batch size."""
 
     name: str = "adamw"  # adamw | sgd | lars | larc
     lr: float = 5e-4  # peak learning rate

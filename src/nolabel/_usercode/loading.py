@@ -260,7 +260,7 @@ def _compare(reference: Reference, original: str, copy: Path) -> None:
         say = f"{original} has changed since it was copied"
     from nolabel import distributed  # imports torch
 
-    if distributed.speaks():
+    if distributed.is_main():
         sys.stderr.write(f"{say}: the copy {copy} is used.\n")
         sys.stderr.flush()
 

@@ -9,7 +9,7 @@ from nolabel import distributed
 
 def say(text: str) -> None:
     """Prints a line on standard error, on rank 0 only. Standard output is for results."""
-    if distributed.speaks():
+    if distributed.is_main():
         print(text, file=sys.stderr, flush=True)
 
 
