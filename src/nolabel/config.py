@@ -91,9 +91,8 @@ CHOICES = {  # settings that take one of a few words
 class RunSettings(Settings):
     """The settings of a resolved run: every value is final.
 
-    `steps` is the length; `epochs` and `minutes` tell how it was requested. None means that there
-    is no such thing: no `init`, no `probe`, no choice of `patch_size`, no `checkpoint_every`
-    because checkpoints are due by time.
+    `steps` is the length; `epochs` and `minutes` tell how it was requested. None is final too: no
+    `init`, no `probe`, no choice of `patch_size`, checkpoints by time.
     """
 
     backbone: str = field()
@@ -171,8 +170,7 @@ def complete(s: Settings, *, continued: bool) -> RunSettings:
 
     Args:
         s: settings with a known length.
-        continued: whether `init` loaded the heads too, so that there are no new heads to train
-            first.
+        continued: whether `init` loaded the heads too, so that there are no new ones to train.
     """
     total = s.steps or 0
     new_heads = bool(s.init) and s.warm_heads is None and not continued
@@ -326,11 +324,7 @@ def from_dict(cls: type, raw: Mapping[str, Any], where: str = "") -> Any:
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """The value, checked against a type hint; int becomes float and list tuple where needed.
-
-    Raises:
-        UsageError: a value of another type.
-    """
+    """The value of a type hint's type: int may become float, and list tuple; else UsageError."""
     if hint is Any or dataclasses.is_dataclass(hint):  # nested dataclasses are read separately
         return value
     if typing.get_origin(hint) in (types.UnionType, typing.Union):

@@ -1,4 +1,4 @@
-"""The contracts of a method and of a backbone, for ours and for users' own.
+"""The contract tests of methods and backbones, for built-in and own ones.
 
 from nolabel.testing import check_backbone, check_method
 
@@ -12,13 +12,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nolabel import methods, recipes
 from nolabel.backbones._contract import check_backbone as check_backbone
 from nolabel.backbones.base import Backbone
+from nolabel.config import field_values
 from nolabel.engine.checkpoint import capture, restore
 from nolabel.engine.optimiser import build_optimiser
 from nolabel.engine.step import apply_update
@@ -28,6 +29,9 @@ from nolabel.methods.capabilities import Inpaints, LearnsFromText, Reconstructs,
 from nolabel.nn.random_state import rng_state, set_rng_state
 from nolabel.types import Batch, Clock, Optim, Tokens
 from nolabel.views.plan import ViewPlan
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["Colours", "build_on", "build_small", "captions", "check_method", "noise_batch",
            "random_batch"]  # fmt: skip
@@ -76,14 +80,14 @@ def check_method(
     alternatives: Mapping[str, Any] | None = None,
     without: Collection[str] = (),
 ) -> None:
-    """Checks everything that every method must keep; fails with a sentence.
+    """Checks the contract of a method; raises AssertionError with a sentence.
 
     Args:
         method: class, built-in name or path/to/file.py:Class.
-        options: small settings to test with; the rest from the recipe "auto".
-        backbone: what to build it on.
-        alternatives: another legal value of an option, where changing it by itself is not legal.
-        without: options that this backbone has no use for.
+        options: small settings to test with; the others come from the recipe "auto".
+        backbone: name of the backbone.
+        alternatives: option -> another valid value, where the automatic change is not valid.
+        without: options without effect on this backbone.
 
     Checks: builds from the recipe; finite loss; gradients reach the student alone; the teacher's
     side gets none; right without a process group; works under bf16; saved after two steps and
@@ -91,19 +95,19 @@ def check_method(
     the views, the loss or the weights; each capability that the class inherits
     (`nolabel.methods.base`) holds. A method gets small stand-ins for its `inputs`.
     """
-    kind = methods.load(method) if isinstance(method, str) else method
-    recipe = recipes.automatic(kind, RecipeContext(image_size=SIDE, images=1000))
+    method_class = methods.load(method) if isinstance(method, str) else method
+    recipe = recipes.automatic(method_class, RecipeContext(image_size=SIDE, images=1000))
     chosen = dataclasses.replace(recipe.options, **dict(options or {}))
-    _inputs(kind, chosen)
+    _inputs(method_class, chosen)
 
-    run = _steps(kind, chosen, backbone, 2)
+    run = _steps(method_class, chosen, backbone, 2)
     assert all(torch.isfinite(torch.tensor(x)) for x in run.losses), f"loss {run.losses}"
-    _gradients(kind, chosen, backbone)
-    _bf16(kind, chosen, backbone)
-    _reload(kind, chosen, backbone)
+    _gradients(method_class, chosen, backbone)
+    _bf16(method_class, chosen, backbone)
+    _reload(method_class, chosen, backbone)
     _encoder(run.method)
-    _capabilities(build_small(kind, chosen, backbone), kind.views(chosen, SIDE))
-    _options(kind, chosen, backbone, dict(alternatives or {}), without)
+    _capabilities(build_small(method_class, chosen, backbone), method_class.views(chosen, SIDE))
+    _options(method_class, chosen, backbone, dict(alternatives or {}), without)
 
 
 @dataclasses.dataclass
@@ -118,9 +122,9 @@ def random_batch(plan: ViewPlan, seed: int) -> Batch:
     return noise_batch(plan, IMAGES, seed)
 
 
-def build_small(kind: type[Method], options: Any, backbone: str) -> Method:
+def build_small(method_class: type[Method], options: object, backbone: str) -> Method:
     """The method on a small backbone, with seed 0 and a stand-in for what it is built with."""
-    return build_on(kind, options, backbone, SIDE)
+    return build_on(method_class, options, backbone, SIDE)
 
 
 def _advance(run: _Run, plan: ViewPlan, start: int, steps: int) -> None:
@@ -132,19 +136,19 @@ def _advance(run: _Run, plan: ViewPlan, start: int, steps: int) -> None:
         run.losses.append(loss.item())
 
 
-def _steps(kind: type[Method], options: Any, backbone: str, steps: int) -> _Run:
-    method = build_small(kind, options, backbone)
+def _steps(method_class: type[Method], options: object, backbone: str, steps: int) -> _Run:
+    method = build_small(method_class, options, backbone)
     optimiser = build_optimiser(method, Optim(lr=1e-3))
     run = _Run(method, optimiser, [])
-    _advance(run, kind.views(options, SIDE), 0, steps)
+    _advance(run, method_class.views(options, SIDE), 0, steps)
     return run
 
 
-def _gradients(kind: type[Method], options: Any, backbone: str) -> None:
-    method = build_small(kind, options, backbone)
+def _gradients(method_class: type[Method], options: object, backbone: str) -> None:
+    method = build_small(method_class, options, backbone)
     before = copy.deepcopy(method.state_dict())
     # An epoch late enough that nothing is frozen any more.
-    out = method.step(random_batch(kind.views(options, SIDE), 0), Clock(6, 8, 1))
+    out = method.step(random_batch(method_class.views(options, SIDE), 0), Clock(6, 8, 1))
     assert out.loss.ndim == 0, f"the loss must be a scalar, got shape {tuple(out.loss.shape)}"
     out.loss.backward()
     trainable = {n for n, p in method.named_parameters() if p.requires_grad}
@@ -156,27 +160,27 @@ def _gradients(kind: type[Method], options: Any, backbone: str) -> None:
         assert torch.equal(before[name], value), f"step changed the weight {name}"
 
 
-def _bf16(kind: type[Method], options: Any, backbone: str) -> None:
-    method = build_small(kind, options, backbone)
+def _bf16(method_class: type[Method], options: object, backbone: str) -> None:
+    method = build_small(method_class, options, backbone)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = method.step(random_batch(kind.views(options, SIDE), 0), Clock(0, 8, 1)).loss
+        loss = method.step(random_batch(method_class.views(options, SIDE), 0), Clock(0, 8, 1)).loss
     loss.backward()
     assert torch.isfinite(loss), f"loss {loss} under bf16"
-    full = build_small(kind, options, backbone)
-    exact = full.step(random_batch(kind.views(options, SIDE), 0), Clock(0, 8, 1)).loss
+    full = build_small(method_class, options, backbone)
+    exact = full.step(random_batch(method_class.views(options, SIDE), 0), Clock(0, 8, 1)).loss
     gap = abs(loss.item() - exact.item()) / max(abs(exact.item()), 1e-6)
     assert gap < 0.1, f"bf16 loss {loss.item()} against {exact.item()}"
 
 
-def _reload(kind: type[Method], options: Any, backbone: str) -> None:
-    plan = kind.views(options, SIDE)
-    first = _steps(kind, options, backbone, 2)
+def _reload(method_class: type[Method], options: object, backbone: str) -> None:
+    plan = method_class.views(options, SIDE)
+    first = _steps(method_class, options, backbone, 2)
     saved, rng = copy.deepcopy(capture(first.method, first.optimiser)), rng_state()
     _advance(first, plan, 2, 2)
 
-    fresh = build_small(kind, options, backbone)
+    fresh = build_small(method_class, options, backbone)
     for p in fresh.parameters():
-        p.data.add_(1.0)  # whatever the state does not restore stays wrong
+        p.data.add_(1.0)  # so that a tensor that is not restored is wrong
     second = _Run(fresh, build_optimiser(fresh, Optim(lr=1e-3)), [])
     restore(fresh, second.optimiser, saved)
     set_rng_state(rng)
@@ -197,15 +201,19 @@ def _encoder(method: Method) -> None:
     assert out.patches.shape[1] == out.grid[0] * out.grid[1], "patches do not fill the grid"
 
 
-def _inputs(kind: type[Method], options: Any) -> None:
+def _inputs(method_class: type[Method], options: DataclassInstance) -> None:
     """What a class says that it is built with."""
-    assert kind.inputs <= INPUTS, f"inputs are {sorted(kind.inputs)}, allowed {sorted(INPUTS)}"
-    assert len(kind.inputs) <= 1, f"inputs are {sorted(kind.inputs)}, one is allowed"
+    assert method_class.inputs <= INPUTS, (
+        f"inputs are {sorted(method_class.inputs)}, allowed {sorted(INPUTS)}"
+    )
+    assert len(method_class.inputs) <= 1, (
+        f"inputs are {sorted(method_class.inputs)}, one is allowed"
+    )
     named = "teacher" in {field.name for field in dataclasses.fields(options)}
-    if kind.inputs & {"teacher", "tokenizer"}:
+    if method_class.inputs & {"teacher", "tokenizer"}:
         assert named, "it takes a frozen network, and no option `teacher` names it"
-    text = issubclass(kind, LearnsFromText)
-    assert text == ("text" in kind.inputs), "a class LearnsFromText has the input 'text'"
+    text = issubclass(method_class, LearnsFromText)
+    assert text == ("text" in method_class.inputs), "a class LearnsFromText has the input 'text'"
 
 
 @torch.no_grad()
@@ -265,27 +273,27 @@ def _part(batch: Batch, which: slice) -> Batch:
 
 
 def _options(
-    kind: type[Method],
-    chosen: Any,
+    method_class: type[Method],
+    chosen: DataclassInstance,
     backbone: str,
     alternatives: dict[str, Any],
     without: Collection[str],
 ) -> None:
     """Changes one option at a time; something must change with it."""
-    plan = kind.views(chosen, SIDE)
-    base = _steps(kind, chosen, backbone, 4)
+    plan = method_class.views(chosen, SIDE)
+    base, values = _steps(method_class, chosen, backbone, 4), field_values(chosen)
     for field in dataclasses.fields(chosen):
         if field.name in without:
             continue
-        if kind.inputs & {"teacher", "tokenizer"} and field.name == "teacher":
+        if method_class.inputs & {"teacher", "tokenizer"} and field.name == "teacher":
             continue  # a name, which the engine follows
-        value = getattr(chosen, field.name)
+        value = values[field.name]
         own = field.name in alternatives
         other = alternatives[field.name] if own else _another(value)
         changed = dataclasses.replace(chosen, **{field.name: other})
-        if kind.views(changed, SIDE) != plan:
+        if method_class.views(changed, SIDE) != plan:
             continue
-        run = _steps(kind, changed, backbone, 4)
+        run = _steps(method_class, changed, backbone, 4)
         same_loss = run.losses == base.losses
         a, b = run.method.state_dict(), base.method.state_dict()
         same = a.keys() == b.keys() and all(
@@ -294,7 +302,7 @@ def _options(
         assert not (same_loss and same), f"the option {field.name} ({value} to {other}) is dead"
 
 
-def _another(value: Any) -> Any:
+def _another(value: object) -> object:
     """Another plausible value of the same type."""
     if isinstance(value, bool):
         return not value

@@ -1,4 +1,4 @@
-"""The command line: parses options and prints. Heavy imports happen inside each verb."""
+"""The command line: parses options and prints results. Each verb imports what it needs."""
 
 import importlib
 import os
@@ -9,26 +9,26 @@ from typing import Annotated, Any
 
 from nolabel._version import __version__
 from nolabel.catalogue import Entry, render
-from nolabel.cli.flags import announced_first, first, flags, without_trust, write_json
+from nolabel.cli.flags import first, flags, is_rank0, without_trust, write_json
 from nolabel.errors import NolabelError, Stopped, UsageError, unknown
 
 VERBS = {
     "demo": "the main job on built-in data: pre-train, compare, pictures, report.html",
     "pretrain": "METHOD --data SRC: train an encoder on unlabelled images",
     "resume": "DIR: continue a stopped run exactly",
-    "replay": "DIR: repeat the step that was not finite, and say where that began",
+    "replay": "DIR: repeat a non-finite step, and name the module that caused it",
     "evaluate": "PROTOCOL --encoder ENC [--train SRC] [--test SRC]: measure an encoder",
     "compare": "ENC ENC ... [--train SRC] [--test SRC]: several encoders, one table",
-    "ablate": "METHOD --data SRC: its settings one at a time, equal budgets, several seeds",
+    "ablate": "METHOD --data SRC: change one setting at a time, equal budgets, several seeds",
     "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
-    "scan": "--data SRC: before training: sizes, bad files, duplicates, a recipe, its cost",
+    "scan": "--data SRC: check a data set: sizes, bad files, duplicates, a recipe and its cost",
     "pack": "--data SRC --out DIR [--max-side N]: shrink and pack into tar shards for speed",
     "bench": "data | step | embed: images per second of each stage, on this machine",
-    "plan": "--method METHOD --devices N --gpu GPU: memory, speed, time and cost, on paper",
-    "embed": "--encoder ENC --data SRC --out FILE: the features of a whole set, to be continued",
+    "plan": "--method METHOD --devices N --gpu GPU: predict memory, speed, time and cost",
+    "embed": "--encoder ENC --data SRC --out FILE: save the features of a data set, resumable",
     "search": "--index FILE --encoder ENC --query IMAGE_OR_TEXT: the nearest images",
-    "import": "FILE --as LAYOUT: a published checkpoint becomes an encoder",
-    "export": "--encoder ENC --to timm|hf|onnx --out DIR: for other libraries, with the proof",
+    "import": "FILE --as LAYOUT: convert a published checkpoint into an encoder",
+    "export": "--encoder ENC --to timm|hf|onnx --out DIR: for other libraries, and compare",
     "report": "DIR: one offline HTML file about a run, with a verdict first",
     "list": "methods | backbones | weights | datasets | protocols | pictures: what there is",
 }
@@ -57,8 +57,8 @@ def usage() -> str:
         "     hf:owner/name; creatures, digits, fashion-mnist, cifar10, emoji (:train or :test)\n"
         "ENC  a run's folder, an encoder.safetensors, timm:NAME, openclip:NAME/TAG, random:NAME,\n"
         "     pixels\n\n"
-        "--trust-code  of verbs that take an ENC or a run's DIR: execute the code that it brings\n"
-        "     (methods, networks, sources), also if it was never run on this machine\n\n"
+        "--trust-code  for verbs that take an ENC or a run's DIR: execute the code in it\n"
+        "     (methods, networks, sources) even if it was never run on this machine\n\n"
         "exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped by a guard, 75 stopped on request"
     )
 
@@ -66,17 +66,17 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if not announced_first():
+    if not is_rank0():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         args, trust = without_trust(args)
         with trust:
             code = _run(args)
-        sys.stdout.flush()  # here, so that a closed pipe (`| head`) is caught below
+        sys.stdout.flush()  # now, so that a closed pipe (`| head`) is caught below
     except NolabelError as error:
-        # Wrong use is the same in all processes, so the first reports it; other errors are
-        # reported by the process in which they occur.
-        if announced_first() or not isinstance(error, UsageError | Stopped):
+        # Wrong use is the same on all ranks, so rank 0 reports it; other errors are reported by
+        # the rank that raised them.
+        if is_rank0() or not isinstance(error, UsageError | Stopped):
             print(f"nolabel: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
@@ -149,7 +149,7 @@ def _evaluate(args: list[str]) -> None:
         raise unknown("protocol", name, [*names, "all"])
     import tyro
 
-    kind, learns = options_of(name), PROTOCOLS[name].learns
+    options_class, learns = options_of(name), PROTOCOLS[name].learns
     text, maybe, arg = str, str | None, tyro.conf.arg
     fields: list[Any] = [
         ("encoder", Annotated[text, arg(help="ENC: a run's folder, timm:NAME, pixels, ...")]),
@@ -160,7 +160,7 @@ def _evaluate(args: list[str]) -> None:
                                        "the set's test split, or a fifth of train")], None)
         if learns
         else ("test", Annotated[text, arg(help="SRC with labels, captions or both")]),
-        ("options", Annotated[kind, tyro.conf.OmitArgPrefixes], kind()),
+        ("options", Annotated[options_class, tyro.conf.OmitArgPrefixes], options_class()),
         ("json", Annotated[maybe, arg(help="write the table to this file")], None),
     ]  # fmt: skip
     given = flags(
@@ -225,8 +225,8 @@ def _show(args: list[str]) -> None:
         *((o.name, Annotated[o.kind, arg(help=o.help)], o.default) for o in options),
         ("json", Annotated[str | None, arg(help="write the numbers to this file")], None),
     ]
-    kind = make_dataclass("Show", fields, frozen=True, kw_only=True)
-    given = flags(kind, args[1:], f"nolabel show {name}", PICTURES[name].description)
+    show_class = make_dataclass("Show", fields, frozen=True, kw_only=True)
+    given = flags(show_class, args[1:], f"nolabel show {name}", PICTURES[name].description)
     from nolabel.tools.show import show
 
     pictures = show(

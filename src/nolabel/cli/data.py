@@ -154,20 +154,20 @@ def plan_(args: list[str], about: str) -> None:
         method: str = "dinov2"  # a built-in name or path/to/file.py:Class
         backbone: str = "vit_large_patch16_224"  # a preset or timm's name
         devices: int = 8  # how many GPUs
-        gpu: str = "h200"  # which: b200, h200, h100, a100, a100-40, l40s, rtx4090, v100
+        gpu: str = "h200"  # b200, h200, h100, a100, a100-40, l40s, rtx4090, v100
         image_size: int = 224  # side of the large views in pixels
         patch_size: int | None = None  # side of a patch in pixels
         # of a step, over all devices; auto: as many as fit; default: the recipe's
         batch_size: int | Literal["auto"] | None = None
         recipe: str = "paper"  # paper or auto
-        images: int = 1_281_167  # of the data (ImageNet's)
+        images: int = 1_281_167  # in the data set (default: ImageNet's number)
         epochs: int | None = None  # default: the recipe's
-        shard: bool = False  # weights, gradients and moments shared out
-        shard_layers: bool = False  # of --shard: weights come together a layer at a time
+        shard: bool = False  # shard weights, gradients and moments over devices
+        shard_layers: bool = False  # with --shard: all-gather weights a layer at a time
         precision: str = "bf16"  # bf16 or fp32
-        share: float = 0.4  # of the GPU's peak that a step reaches (nolabel bench step)
-        price: float = 0.0  # of a GPU for an hour
-        check: bool = True  # measure how far the counting is off, on this machine
+        share: float = 0.4  # of the peak FLOP/s that a step reaches (nolabel bench step)
+        price: float = 0.0  # of a GPU hour
+        check: bool = True  # compare the prediction of a step with a measured one, here
         json: str | None = None  # write the plan to this file
 
     given = flags(Plan, args, "nolabel plan", about)
@@ -192,7 +192,7 @@ def ablate_(args: list[str], about: str) -> None:
     name = first(args, "ablate", "METHOD", (*tables, "or any other with --rows"), about)
     if name is None:
         return
-    kind = methods.load(methods.with_ablations(name))
+    method_class = methods.load(methods.with_ablations(name))
 
     @dataclass(frozen=True, kw_only=True)
     class Ablate:
@@ -219,7 +219,7 @@ def ablate_(args: list[str], about: str) -> None:
     settings = {k: v for k, v in asdict(given).items() if k in keys and v is not None}
     if given.download:
         settings["download"] = True
-    rows = parse_rows(given.rows, kind) if given.rows else None
+    rows = parse_rows(given.rows, method_class) if given.rows else None
     table = ablate(name, data=given.data, test=given.test, rows=rows, seeds=given.seeds,
                    out=given.out, **settings)  # fmt: skip
     print(f"{name} on {given.data}: k-NN top-1, mean over {given.seeds} seeds")

@@ -1,4 +1,4 @@
-"""Flags from dataclasses, and what several verbs share."""
+"""Flags from dataclasses, and helpers of several verbs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAY_EXECUTE = frozenset(
 
 
 def without_trust(args: list[str]) -> tuple[list[str], contextlib.AbstractContextManager[None]]:
-    """The arguments without `--trust-code`, and the context in which it holds."""
+    """The arguments without `--trust-code`, and the context that enables it."""
     if not args or args[0] not in MAY_EXECUTE or TRUST not in args:
         return args, contextlib.nullcontext()
     from nolabel._usercode import trusted_code
@@ -28,18 +28,18 @@ def without_trust(args: list[str]) -> tuple[list[str], contextlib.AbstractContex
     return [a for a in args if a != TRUST], trusted_code()
 
 
-def flags(kind: type, args: list[str], prog: str, description: str, default: object = None) -> Any:
-    """Parses flags into a dataclass; tyro prints help and leaves with 2 on wrong use."""
+def flags(cls: type, args: list[str], prog: str, description: str, default: object = None) -> Any:
+    """Parses flags into a dataclass; for --help and wrong use, tyro prints and exits (0 or 2)."""
     import tyro
 
     if prog.split()[1] in MAY_EXECUTE:
         description += (
-            f"\n\n{TRUST}: execute the code that a run's folder or an encoder brings, also if it "
+            f"\n\n{TRUST}: execute the code in a run's folder or beside an encoder file even if it "
             "was never run on this machine."
         )
     if default is None:
-        return tyro.cli(kind, args=args, prog=prog, description=description)
-    return tyro.cli(kind, args=args, prog=prog, description=description, default=default)
+        return tyro.cli(cls, args=args, prog=prog, description=description)
+    return tyro.cli(cls, args=args, prog=prog, description=description, default=default)
 
 
 def flags_in(args: Sequence[str]) -> list[str]:
@@ -47,21 +47,20 @@ def flags_in(args: Sequence[str]) -> list[str]:
     return [a[2:].partition("=")[0].replace("-", "_") for a in args if a.startswith("--")]
 
 
-def announced_first() -> bool:
-    """Whether this is the first process, as the launcher (RANK) says; true without a launcher.
-    Known before torch is imported."""
+def is_rank0() -> bool:
+    """Whether RANK is 0 or not set. Unlike `distributed.is_main`, it needs no torch."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def write_json(path: str | None, value: object) -> None:
-    """Writes what `--json FILE` asks for; nothing without it. Of several processes one does."""
-    if path and announced_first():
+    """Writes a value to the file of `--json`, on rank 0; does nothing without a path."""
+    if path and is_rank0():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def first(args: list[str], verb: str, what: str, allowed: Sequence[str], about: str) -> str | None:
-    """The word after the verb; None when the user asks for help instead."""
+    """The word after the verb; None if it is -h or --help, after printing the help."""
     if args and args[0] in ("-h", "--help"):
         print(f"usage: nolabel {verb} {what} [options]\n\n{about}\n")
         print(f"{what}: {', '.join(allowed)}\n")

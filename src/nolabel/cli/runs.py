@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def resume_(args: list[str], about: str) -> None:
 
 def read_ahead(folder: Path) -> None:
     """Asks the system to read the newest checkpoint of a run while torch is imported."""
-    if sys.platform != "linux":
+    if not hasattr(os, "posix_fadvise"):
         return
     with contextlib.suppress(OSError, ValueError):  # errors are reported where the file is opened
         newest = max((folder / "checkpoints").glob("step-*.ckpt"), key=lambda p: p.stat().st_mtime)

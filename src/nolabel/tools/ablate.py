@@ -1,4 +1,4 @@
-"""A method's settings, one changed at a time, on the user's data, with equal budgets and seeds."""
+"""Ablations: one setting of a method changed at a time, with equal budgets and seeds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from nolabel.data.source import require_labels
 from nolabel.engine.log import say
 from nolabel.engine.train import pretrain
 from nolabel.errors import UsageError
+from nolabel.methods.base import Method
 from nolabel.protocols.run import evaluate
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval (Student's t) over seeds; one value has no interval (nan)."""
+    """Mean and 95 % confidence interval (Student's t) over seeds; NaN bounds for one value."""
     n = len(values)
     mean = sum(values) / n
     if n < 2:
@@ -43,7 +44,7 @@ def ablate(
     out: str | Path = "",
     **settings: Any,
 ) -> list[dict[str, Any]]:
-    """Trains the method as it is and once for each row of its table, and measures k-NN.
+    """Trains the method unchanged and once for each row of a table, and measures k-NN.
 
     Args:
         method: name or path/to/file.py:Class.
@@ -52,7 +53,7 @@ def ablate(
         rows: name -> options to change; None takes the method's own table `ablations`.
         seeds: runs of each row.
         out: folder for the runs and `ablation.json`, which is rewritten after every run, so that
-            a stopped table goes on where it stood.
+            a stopped ablation can be continued.
         settings: further options of `pretrain`, equal for all rows; give a length (`steps` makes
             the budgets equal in steps, `minutes` in time).
 
@@ -63,8 +64,8 @@ def ablate(
         UsageError: the method has no table and none was given.
     """
     variant = methods.with_ablations(method)
-    kind = methods.load(variant)
-    table = dict(kind.ablations if rows is None else rows)
+    method_class = methods.load(variant)
+    table = dict(method_class.ablations if rows is None else rows)
     if not table:
         raise UsageError(
             f"{method!r} has no table of ablations. Give rows of your own: --rows with options "
@@ -78,12 +79,12 @@ def ablate(
     train, judge = _sources(data, test)
     require_labels(open_source(train, download=bool(settings.get("download"))))
     file = folder / "ablation.json"
-    asked = {"method": method, "data": data, "test": test, "settings": _plain(settings)}
-    known = _known(file, asked)
+    request = {"method": method, "data": data, "test": test, "settings": _plain(settings)}
+    finished = _finished(file, request)
     results: list[dict[str, Any]] = []
     total, began = len(table) * seeds, time.monotonic()
     for name, change in table.items():
-        values = list(known.get(json.dumps([name, _plain(change)]), ()))[:seeds]
+        values = list(finished.get(json.dumps([name, _plain(change)]), ()))[:seeds]
         for seed in range(len(values), seeds):
             run = _train(variant, folder / f"{_slug(name)}-{seed}", data, settings, change, seed)
             row = evaluate("knn", run, train=train, test=judge).best
@@ -91,9 +92,9 @@ def ablate(
             done = len(results) * seeds + len(values)
             spent = time.monotonic() - began
             say(f"{done}/{total}  {name}, seed {seed}: {values[-1]:.1%}  ({spent:.0f} s so far)")
-            _write(file, asked, [*results, _row(name, change, values)])
+            _write(file, request, [*results, _row(name, change, values)])
         results.append(_row(name, change, values))
-    _write(file, asked, results)
+    _write(file, request, results)
     return results
 
 
@@ -108,13 +109,13 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def parse_rows(given: Sequence[str], kind: Any) -> dict[str, dict[str, Any]]:
+def parse_rows(texts: Sequence[str], method_class: type[Method]) -> dict[str, dict[str, Any]]:
     """Rows from texts such as "temperature=0.2 queue=128", typed like the method's options."""
     import yaml
 
-    names = {f.name for f in dataclasses.fields(kind.Options)}
+    names = {f.name for f in dataclasses.fields(method_class.Options)}
     rows: dict[str, dict[str, Any]] = {}
-    for text in given:
+    for text in texts:
         row: dict[str, Any] = {}
         for part in text.split():
             key, equals, value = part.partition("=")
@@ -160,18 +161,18 @@ def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name).strip("-")
 
 
-def _known(file: Path, asked: dict[str, Any]) -> dict[str, list[float]]:
+def _finished(file: Path, request: dict[str, Any]) -> dict[str, list[float]]:
     """Values of an earlier call with the same settings, by row."""
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if before.get("asked") != json.loads(json.dumps(asked, default=str)):
+    if before.get("asked") != json.loads(json.dumps(request, default=str)):
         return {}
     return {json.dumps([r["row"], r["change"]]): r["values"] for r in before["rows"]}
 
 
-def _write(file: Path, asked: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def _write(file: Path, request: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     part = file.with_suffix(".part")
-    part.write_text(json.dumps({"asked": asked, "rows": rows}, indent=2, default=str), "utf-8")
+    part.write_text(json.dumps({"asked": request, "rows": rows}, indent=2, default=str), "utf-8")
     part.replace(file)

@@ -53,8 +53,8 @@ def demo(
     knn = {}
     for row in table.rows:
         if row["metric"] == "top1" and row["setting"] == "k=20":
-            kind = {names[0]: "pixels", names[1]: "random"}.get(row["encoder"], "trained")
-            knn[kind] = float(row["value"])
+            name = {names[0]: "pixels", names[1]: "random"}.get(row["encoder"], "trained")
+            knn[name] = float(row["value"])
     print(table)
 
     say("3/3  pictures and report")

@@ -1,4 +1,4 @@
-"""`nolabel scan`: what a data set holds, suggested settings, and their cost."""
+"""`nolabel scan`: checks a data set, suggests settings, and predicts their cost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def scan(
         What scan.json holds: fractions of one, seconds, bytes.
     """
     found = survey(source, limit=limit)
-    result = facts(found)
+    result = to_dict(found)
     if found.good and predict:
         result["recipe"] = suggest(source, method)
     if out is not None:
@@ -67,8 +67,8 @@ def scan(
     return result
 
 
-def facts(found: Survey) -> dict[str, Any]:
-    """The survey as plain numbers."""
+def to_dict(found: Survey) -> dict[str, Any]:
+    """The survey as built-in types, as in scan.json."""
     out: dict[str, Any] = {
         "data": found.name,
         "images": found.images,
@@ -155,7 +155,7 @@ def _readable(source: Source) -> Source:
 def describe(result: dict[str, Any]) -> str:
     """The outcome of `scan` as lines to read."""
     r = result
-    part = "" if r["seen"] == r["images"] else f", {r['seen']:,} of them looked at"
+    part = "" if r["seen"] == r["images"] else f", {r['seen']:,} of them read"
     lines = [f"data        {r['data']}: {r['images']:,} images{part}"]
     if "width" in r:
         w, h, a = r["width"], r["height"], r["aspect"]
