@@ -49,9 +49,7 @@ class Settings:
     epochs: int | None = None  # length: one of epochs, steps, minutes
     steps: int | None = None  # length in optimiser steps
     minutes: float | None = None  # length in minutes on this machine, measured at the start
-    batch_size: int | Literal["auto"] | None = (
-        None  # images of a step, over all processes; auto: as many as fit
-    )
+    batch_size: int | Literal["auto"] | None = None  # images of a step in total; auto: what fits
     accumulate: int | None = None  # micro-batches of a step; auto: as few as memory allows
     workers: int | None = None  # processes that load data; 0: the main process loads
     views_on: str = "auto"  # where views are made: cpu, or device (workers only decode)
