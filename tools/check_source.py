@@ -15,7 +15,7 @@ from pathlib import Path
 
 from import_graph import circles, graph, imports_of, module_files
 
-MOST_LINES, MOST_PAGE, MOST_FUNCTION = 400, 200, 130
+MOST_LINES, MOST_PAGE, MOST_FUNCTION = 400, 200, 80
 UNPICKLING = frozenset({"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"})
 # A path that exists on one machine only. Where the system's package puts its data is no such path.
 MACHINE_PATH = re.compile(

@@ -134,12 +134,7 @@ def embed(
     encoder.precision = o.precision
     pooled = pooling(encoder, o.pool)
     width = width_of(encoder, o.pool)
-    about: dict[str, Any] = {
-        "format": 1, "encoder": encoder.name, "checksum": encoder.meta.get("checksum"),
-        "image_size": encoder.image_size, "data": source.name, "first": indices.start,
-        "count": len(indices), "dim": width, "dtype": "float16" if o.half else "float32",
-        "pool": o.pool, "normalized": o.normalize, "precision": o.precision,
-    }  # fmt: skip
+    about = _describe(encoder, source, indices, width, o)
     partial, state_file = _with_suffix(path, ".partial"), _with_suffix(path, ".partial.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     done, skipped = _read_progress(partial, state_file, about, overwrite)
@@ -178,6 +173,18 @@ def embed(
     _write_json(_with_suffix(path, ".json"), {**about, "skipped": skipped})
     state_file.unlink()
     return open_index(path)
+
+
+def _describe(
+    encoder: Encoder, source: Source, indices: range, width: int, o: Options
+) -> dict[str, Any]:
+    """What the index file says; a file that was begun with other values is not continued."""
+    return {
+        "format": 1, "encoder": encoder.name, "checksum": encoder.meta.get("checksum"),
+        "image_size": encoder.image_size, "data": source.name, "first": indices.start,
+        "count": len(indices), "dim": width, "dtype": "float16" if o.half else "float32",
+        "pool": o.pool, "normalized": o.normalize, "precision": o.precision,
+    }  # fmt: skip
 
 
 def pooling(encoder: Encoder, pool: str) -> Callable[[Tensor], Tensor]:

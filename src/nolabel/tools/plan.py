@@ -70,15 +70,7 @@ def plan(
         UsageError: an unknown device, impossible settings, or a batch that does not divide.
         OutOfMemory: with "auto", one image a device does not fit.
     """
-    if gpu not in GPUS:
-        raise unknown("gpu", gpu, GPUS)
-    if devices < 1 or not 0 < share <= 1:
-        raise UsageError(
-            f"Got {devices} devices and a share of {share:g}; devices must be at least 1, the "
-            "share above 0 and at most 1."
-        )
-    if precision not in ("bf16", "fp32"):
-        raise unknown("precision", precision, ("bf16", "fp32"))
+    _check(gpu, devices, share, precision)
     device = GPUS[gpu]
     usable = USABLE_SHARE * device.memory
     run = _resolved(
@@ -112,6 +104,19 @@ def plan(
         "largest_batch_of_a_device": _largest(memory, per_device, usable),
         **_times(run, counts, devices, device, share, price),
     }  # fmt: skip
+
+
+def _check(gpu: str, devices: int, share: float, precision: str) -> None:
+    """Refuses machines that do not exist."""
+    if gpu not in GPUS:
+        raise unknown("gpu", gpu, GPUS)
+    if devices < 1 or not 0 < share <= 1:
+        raise UsageError(
+            f"Got {devices} devices and a share of {share:g}; devices must be at least 1, the "
+            "share above 0 and at most 1."
+        )
+    if precision not in ("bf16", "fp32"):
+        raise unknown("precision", precision, ("bf16", "fp32"))
 
 
 def _times(
