@@ -125,7 +125,7 @@ def train(
     for held in vars(model).values():
         if isinstance(held, Frozen):
             held.module.double()
-    together = DistributedMethod(model, shard=shard, layers=layers)
+    together = DistributedMethod(model, shard=shard, by_layer=layers)
     optim = Optim(name="sgd", lr=0.05, lr_end=0.0, warmup_epochs=0.0, clip=3.0)
     optimiser = build_optimiser(model, optim)
     torch.manual_seed(1)
@@ -244,7 +244,7 @@ def put_together() -> None:
     kind, options = methods.load("mae"), methods.load("mae").Options(**OPTIONS["mae"])
     for layers in (False, True):
         model = build_small(kind, options, "vit_pico").double()
-        together = DistributedMethod(model, shard=True, layers=layers)
+        together = DistributedMethod(model, shard=True, by_layer=layers)
         together.step(part(random_batch(kind.views(options, SIDE), 0)), Clock(0, 8, 2))
         assert isinstance(model.encoder.shard_units[0].qkv.weight, DTensor) == layers
         with together.unsharded():

@@ -123,9 +123,14 @@ def show_help(name: str, line: CommandLine, *, everything: bool) -> None:
         f"usage: nolabel pretrain {name} --data SRC [options]\n\n{first_line(method_class)}\n"
     )
     console.print(_explanation(value_columns) + "\n")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=True)
+    table = Table(
+        box=None,
+        padding=(0, 2 if console.width >= 110 else 1, 0, 0),
+        pad_edge=False,
+        show_header=True,
+    )
     # Narrow enough that something is left for the explanations on a terminal of 80 columns.
-    widths = (400, None) if console.width >= 200 else (40, 14) if console.width >= 110 else (28, 9)
+    widths = (400, None) if console.width >= 200 else (40, 14) if console.width >= 110 else (25, 8)
     table.add_column("", no_wrap=True)
     for column in value_columns:
         title = Text(column.title.replace(", ", "\n"))
