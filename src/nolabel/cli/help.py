@@ -10,9 +10,11 @@ import ast
 import dataclasses
 import inspect
 import io
+import itertools
 import textwrap
 import tokenize
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nolabel import methods
@@ -104,8 +106,6 @@ def show_help(name: str, line: CommandLine, *, everything: bool) -> None:
         everything: show all options (`--help-all`).
     """
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     method_class = methods.load(name)
     value_columns = columns(name, line)
@@ -123,30 +123,19 @@ def show_help(name: str, line: CommandLine, *, everything: bool) -> None:
         f"usage: nolabel pretrain {name} --data SRC [options]\n\n{first_line(method_class)}\n"
     )
     console.print(_explanation(value_columns) + "\n")
-    table = Table(
-        box=None,
-        padding=(0, 2 if console.width >= 110 else 1, 0, 0),
-        pad_edge=False,
-        show_header=True,
-    )
-    # Narrow enough that something is left for the explanations on a terminal of 80 columns.
-    widths = (400, None) if console.width >= 200 else (40, 14) if console.width >= 110 else (25, 8)
-    table.add_column("", no_wrap=True)
-    for column in value_columns:
-        title = Text(column.title.replace(", ", "\n"))
-        table.add_column(title, max_width=widths[1], overflow="fold")
-    table.add_column("")
+    screen = _Screen(console.width, len(value_columns))
+    console.print(screen.row(["", *(c.title.replace(", ", "\n") for c in value_columns), ""]))
     hidden = 0
     for group, (first, more) in groups(method_class).items():
         hidden += 0 if everything else len(more)
         names = (*first, *more) if everything else first
         if names:
-            table.add_row(Text(group, style="bold"))
+            console.print(group, style="bold")
         for option in names:
             of_verb = option in {f.name for f in dataclasses.fields(VerbFlags)}
             values = ["-" if of_verb else column.value(option) for column in value_columns]
-            table.add_row(_flag(option, types[option], widths[0]), *values, Text(about[option]))
-    console.print(table)
+            flag = screen.flag(option, types[option])
+            console.print(screen.row([flag, *values, about[option]]), soft_wrap=True)
     if hidden:
         console.print(f"\n--help-all lists {hidden} more options.")
     if everything:
@@ -233,35 +222,60 @@ def comments(cls: type) -> dict[str, str]:
 
 def _explanation(value_columns: list[Column]) -> str:
     first = next((c.resolved for c in value_columns if c.resolved), None)
-    if first is not None and isinstance(first.source, Placeholder):
-        data = (
-            f"{first.source.count:,} images of the given size, on this machine. With --data SRC, "
-            "--help shows the values for your data"
-        )
+    if first is None:
+        data = "these data, on this machine"
+    elif isinstance(first.source, Placeholder):
+        data = f"{first.source.count:,} images on this machine (for your data: add --data SRC)"
     else:
-        data = "these data, on this machine" if first is None else f"{first.source.name}: "
-        data += "" if first is None else f"{len(first.source):,} images, on this machine"
+        data = f"{first.source.name}: {len(first.source):,} images, on this machine"
     text = (
-        "The columns show the value that a run takes when an option is left out, with --recipe "
-        f"auto (the default) and with --recipe paper, for {data}.\n\n"
-        '"-": no value. "measured": chosen when training starts, by a few trial steps. '
-        "SRC names data, ENC names an encoder: see `nolabel --help`."
+        "Values of options that are left out, with --recipe auto (the default) and --recipe paper, "
+        f'for {data}. "-": no value. "measured": chosen when training starts, by a few trial '
+        "steps. SRC names data, ENC names an encoder: see `nolabel --help`."
     )
     notes = [f"\n{c.title}: not possible here. {c.why}" for c in value_columns if c.why]
     return text + "".join(notes)
 
 
-def _flag(name: str, hint: object, width: int) -> str:
-    """An option with what it takes, such as `--batch-size N|auto`; two lines if above `width`."""
-    flag = "  --" + name.replace("_", "-")
-    word = PLACEHOLDERS.get(name) or _placeholder(hint)
-    if len(flag) > width:  # in two lines, broken at a hyphen
-        end = flag.rindex("-", 0, width) + 1
-        flag, word = flag[:end], f"{flag[end:]} {word}".rstrip()
-        return f"{flag}\n      {word}"
-    if not word:
-        return flag
-    return f"{flag} {word}" if len(flag) + 1 + len(word) <= width else f"{flag}\n      {word}"
+class _Screen:
+    """Lays out rows of flag, values and explanation.
+
+    Args:
+        width: of the terminal, in characters.
+        values: number of value columns.
+    """
+
+    def __init__(self, width: int, values: int):
+        # Narrow enough that something is left for the explanations on a terminal of 80 columns.
+        self.flags, value = (40, 14) if width >= 110 else (24, 8)
+        if width >= 200:
+            value = (width - 120) // values
+        self.gap = 2 if width >= 110 else 1
+        rest = max(width - self.flags - values * (value + self.gap) - self.gap - 1, 20)
+        self.widths = (self.flags, *(value,) * values, rest)
+
+    def flag(self, name: str, hint: object) -> str:
+        """An option with what it takes, such as `--batch-size N|auto`, in one line or two."""
+        flag, word = "  --" + name.replace("_", "-"), PLACEHOLDERS.get(name) or _placeholder(hint)
+        one_line = f"{flag} {word}".rstrip()
+        return one_line if len(one_line) <= self.flags else f"{flag}\n      {word}".rstrip()
+
+    def row(self, cells: Sequence[str]) -> str:
+        """The cells side by side, wrapped; a flag that is too long has a line of its own."""
+        first, _, rest = cells[0].partition("\n")
+        above = ""
+        if len(first) > self.flags:
+            above, first, rest = first + "\n", rest, ""
+        columns = [[first, rest] if rest else [first]]
+        for cell, width in zip(cells[1:], self.widths[1:], strict=True):
+            lines = (textwrap.wrap(line, width) for line in cell.split("\n"))
+            columns.append([part for line in lines for part in line])
+        gap = " " * self.gap
+        rows = itertools.zip_longest(*columns, fillvalue="")
+        padded = (
+            gap.join(f"{c:<{w}}" for c, w in zip(row, self.widths, strict=True)) for row in rows
+        )
+        return above + "\n".join(line.rstrip() for line in padded)
 
 
 def _placeholder(hint: object) -> str:
