@@ -94,7 +94,7 @@ def test_mismatched_channels_are_refused(folder, tmp_path, capsys):
         backbone="vit_pico", precision="fp32", out=str(grey),
     )  # fmt: skip
     assert "--channels 1" in says("--data", str(folder), "--channels", "5", "--init", str(grey))
-    with pytest.raises(UsageError, match="different channels"):
+    with pytest.raises(UsageError, match="different numbers of channels"):
         nolabel.compare([str(grey), "random:vit_pico", load("random:vit_pico")], train="digits")
 
 
