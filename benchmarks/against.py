@@ -159,7 +159,8 @@ def main() -> None:
         write_photographs(Path(data))
         roots = {"before": args.before.resolve(), "after": after}
         rows = {job: measure(job, args.rounds, roots, Path(data)) for job in args.only}
-    found = {"environment": environment(), "before": commit(args.before), "after": commit(after),
+    machine = environment() | {"command": " ".join(["python", *sys.argv])}
+    found = {"environment": machine, "before": commit(args.before), "after": commit(after),
              "rows": rows}  # fmt: skip
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
