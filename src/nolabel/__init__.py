@@ -1,4 +1,4 @@
-"""nolabel: learn to see without labels.
+"""nolabel: self-supervised vision, from training to evaluation and use of an encoder.
 
     import nolabel as nl
 
@@ -8,7 +8,7 @@
     print(nl.evaluate("knn", enc, train="labelled/"))
     nl.show("attention", enc, data="photos/").save("pictures")
 
-Everything is imported where it is first used, so `import nolabel` is quick.
+Submodules are imported where they are first used, so `import nolabel` takes little time.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def pretrain(
     Args:
         method: a name of `nolabel list methods`, or path/to/file.py:Class.
         data: a SRC (folder, creatures, ...), or a list of images.
-        quiet: no progress.
-        trust_code: execute the code that the runs named by `init` and `teacher` bring, also if it
-            was never run on this machine.
+        quiet: do not print progress.
+        trust_code: execute user code in the runs that `init` and `teacher` name, also if it was
+            never run on this machine.
         options: every option of `nolabel pretrain METHOD --help`, with underscores. `backbone` may
-            also be a `torch.nn.Module`, which is copied with its weights, or a class of them.
+            also be a `torch.nn.Module`, which is copied with its weights, or a subclass of it.
 
     Raises:
-        UsageError: unknown option (with the nearest one), or settings that do not fit.
+        UsageError: unknown option (the message names the nearest one), or invalid settings.
     """
     from nolabel._usercode import trusted_code
     from nolabel.backbones.own import register
@@ -97,20 +97,20 @@ def evaluate(
     trust_code: bool = False,
     **options: object,
 ) -> Report:
-    """Judges an encoder by one protocol; the report prints as a table.
+    """Evaluates an encoder by one protocol; the report prints as a table.
 
     Args:
         protocol: a name of `nolabel list protocols`.
-        encoder: an encoder, or what `load` takes.
+        encoder: an encoder, or a name that `load` takes.
         train: labelled images, for protocols that learn.
-        test: images to judge on; by default the test split of a named set, or a fifth of `train`.
-        trust_code: execute the code that an encoder brings, also if it was never run on this
-            machine.
+        test: test images; by default the test split of a named set, or a fifth of `train`.
+        trust_code: execute user code that is stored with an encoder, also if it was never run on
+            this machine.
         options: every option of `nolabel evaluate PROTOCOL --help`, with underscores.
 
     Raises:
         UsageError: unknown protocol or option, or train and test are the same images.
-        DataError: no labels, one class only, or classes in test that train does not have.
+        DataError: no labels, only one class, or classes in test that train does not have.
     """
     from nolabel._usercode import trusted_code
     from nolabel.protocols.run import evaluate as run
@@ -128,14 +128,14 @@ def compare(
     options: Mapping[str, Mapping[str, object]] | None = None,
     trust_code: bool = False,
 ) -> Comparison:
-    """Judges several encoders on the same images; the comparison prints as one table.
+    """Evaluates several encoders on the same images; the comparison prints as one table.
 
     Args:
-        encoders: encoders, or what `load` takes.
+        encoders: encoders, or names that `load` takes.
         train: as for `evaluate`.
         test: as for `evaluate`.
         protocols: names of `nolabel list protocols`; by default knn, and without `train` labelfree.
-        options: name of a protocol -> its options.
+        options: options of each protocol, by its name.
         trust_code: as for `evaluate`.
 
     Raises:
@@ -162,16 +162,16 @@ def show(
 
     Args:
         what: a name of `nolabel list pictures`.
-        encoder: an encoder, or what `load` takes; for some pictures the folder of a run; or
-            several, whose pictures of the same images stand below each other.
+        encoder: an encoder, or a name that `load` takes; for some pictures the folder of a run; or
+            several encoders, whose pictures of the same images are stacked.
         data: the images; some pictures need none.
-        count: number of images that are shown.
-        label: the class whose images are shown.
+        count: number of images to show.
+        label: name of the class whose images are shown; None: all classes.
         trust_code: as for `evaluate`.
         options: every option of `nolabel show WHAT --help`, with underscores.
 
     Raises:
-        UsageError: unknown picture or option, or an encoder that cannot serve it.
+        UsageError: unknown picture or option, or an encoder that does not support it.
         DataError: no image can be read, or there is no such class.
     """
     from nolabel._usercode import trusted_code

@@ -96,7 +96,7 @@ def desk(tmp_path, monkeypatch):
 
 def new_process(monkeypatch):
     monkeypatch.setattr(_usercode.loading, "_FILES", {})
-    monkeypatch.setattr(_usercode.loading, "_SAID", set())
+    monkeypatch.setattr(_usercode.loading, "_REPORTED", set())
 
 
 def another_user(monkeypatch, tmp_path):
@@ -245,7 +245,7 @@ def test_a_run_made_before_copies_were_kept(photos, tmp_path, monkeypatch):
     stopped_early(run.folder)
     nl.resume(run.folder, quiet=True)  # this user ran these bytes
     another_user(monkeypatch, tmp_path)
-    with pytest.raises(UsageError, match="no such file from here"):
+    with pytest.raises(UsageError, match="there is no such file here"):
         load_method(run.folder)
     monkeypatch.chdir(tmp_path / "desk")
     with pytest.raises(UntrustedCode):

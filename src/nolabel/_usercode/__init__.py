@@ -1,15 +1,16 @@
 """Classes from a user's own file: methods, backbones and sources named `path/to/file.py:Class`.
 
-A file that the user names is executed, and its bytes are remembered as trusted on this machine
-(`trust`). From then on the class goes by a name with the file's hash, `file.py:Class@1f2e3d4c5b6a`,
-in configurations and encoder files; a copy of the file lies beside them (`code/`). Whoever reads
-such a file back gets exactly these bytes, from the copy, and only if they are trusted.
+A file that the user names is executed, and the SHA-256 of its bytes is recorded as trusted on this
+machine (`trust`). From then on the class is named with the file's hash, such as
+`file.py:Class@1f2e3d4c5b6a`, in configurations and encoder files. A copy of the file is written
+beside them, in `code/`. When such a configuration is read again, exactly these bytes are executed,
+from the copy, and only if they are trusted.
 
     recorded = load_path("my.py:VICReg", suits).name      # what the user typed
     kind = find(recorded, suits)                          # anywhere later in this process
     admit(raw, folder)                                    # before a run's folder is read back
 
-Whether a folder came from somebody else is not asked: only what its code is.
+Trust depends on the bytes of the code alone, not on where a folder came from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Executes a user's file once, and finds its classes by the hash of its bytes from then on."""
+"""Executes a user's file once per process, and finds its classes by the hash of its bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nolabel._usercode.reference import HASH_DIGITS, Reference, parse, reference
 from nolabel._usercode.trust import is_trusted, remember
 from nolabel.errors import FileDamaged, UntrustedCode, UsageError
 
-Suits = Callable[[object], bool]  # whether what a file defines is what is looked for
+Suits = Callable[[object], bool]  # whether an object of a file is of the kind that is looked for
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class UserFile:
 
     Attributes:
         name: file name, such as `my.py`.
-        content: its bytes.
-        sha256: their SHA-256, 64 hexadecimal digits.
-        original: absolute path where the user has it.
-        module: what executing it gave.
+        content: bytes of the file.
+        sha256: SHA-256 of the bytes, 64 hexadecimal digits.
+        original: absolute path of the user's file.
+        module: module that holds its definitions.
     """
 
     name: str
@@ -40,26 +40,26 @@ class UserFile:
 
 @dataclass(frozen=True)
 class Found:
-    """What a user's file defines, and the name under which it is found again."""
+    """A class or function of a user's file, and the name under which `find` returns it again."""
 
     value: object
     name: str  # file.py:Class@hash
 
 
-_FILES: dict[str, UserFile] = {}  # executed in this process, by the digits that stand in names
-_SAID: set[tuple[str, str]] = set()  # (hash, path) of originals that were said to differ
+_FILES: dict[str, UserFile] = {}  # files executed in this process, by the hash digits of names
+_REPORTED: set[tuple[str, str]] = set()  # (hash, path) of originals that were reported to differ
 
 
 def load_path(text: str, suits: Suits, what: str) -> Found:
-    """Executes a file that the user named, and remembers its bytes as trusted.
+    """Executes a file that the user named, and records its bytes as trusted.
 
-    The same bytes are executed once a process, so that their classes are the same wherever they
-    are asked for. A name with a hash is found among what was executed.
+    The same bytes are executed once per process, so that every caller gets the same classes. A
+    name with a hash is looked up among the files that were executed.
 
     Args:
-        text: `path/to/file.py:Class`, or without the class where only one suits.
-        suits: which of the file's definitions may be meant.
-        what: these definitions in words, for messages: "method class (a subclass of ...)".
+        text: `path/to/file.py:Class`, or `path/to/file.py` if only one of its classes suits.
+        suits: which of the file's definitions are of the right kind.
+        what: that kind in words, for messages: "method class (a subclass of ...)".
 
     Raises:
         UsageError: no such file or class, or the file imports a file beside it.
@@ -80,11 +80,11 @@ def load_path(text: str, suits: Suits, what: str) -> Found:
 
 
 def find(text: str, suits: Suits, what: str) -> object:
-    """The class that a name with a hash stands for, or that a path names (`load_path`).
+    """The class that a name with a hash, or a path (`load_path`), stands for.
 
     Raises:
-        UsageError: no such class, or the file has not been executed in this process: what names it
-            was not read by `admit`.
+        UsageError: no such class, or its file was not executed in this process because `admit` was
+            not called.
     """
     reference = parse(text)
     if reference is None or not reference.digest:
@@ -99,7 +99,7 @@ def find(text: str, suits: Suits, what: str) -> object:
 
 
 def records(value: object) -> dict[str, dict[str, str]]:
-    """What has to be kept of the files that a nested value names.
+    """The records to save about the user's files that a nested value names.
 
     Returns:
         Name of the copy (`code/my-1f2e3d4c5b6a.py`) -> {"sha256", "original"}.
@@ -113,7 +113,7 @@ def records(value: object) -> dict[str, dict[str, str]]:
 
 
 def copy_code(value: object, folder: Path) -> None:
-    """Writes the files that a nested value names into `folder`/code; those there are left.
+    """Copies the files that a nested value names to `folder`/code; existing copies are kept.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -126,19 +126,19 @@ def copy_code(value: object, folder: Path) -> None:
 
 
 def admit(value: object, folder: Path, kept: object = None, *, paths: bool = False) -> None:
-    """Makes the code that a nested value names available from the copies in `folder`.
+    """Loads the code that a nested value names from the copies in `folder`, if it is trusted.
 
     Args:
-        value: a configuration or an encoder's header as read: names stand in its strings.
-        folder: that the file lies in.
+        value: a configuration or an encoder's header as read; its strings may name code.
+        folder: folder of the file that was read.
         kept: the `records` that were saved with it, if there are any.
-        paths: whether it may also name code by a path, as a configuration that a person wrote;
-            what lies there has to be trusted as well.
+        paths: whether names may also be paths without a hash, as in a configuration that a person
+            wrote. The files at these paths must be trusted too.
 
     Raises:
-        UntrustedCode: the code was never executed here at the user's wish, and is not allowed now.
+        UntrustedCode: the user never ran this code on this machine, and does not allow it now.
         UsageError: the copy is missing, or the value names code by a path.
-        FileDamaged: the copy is not what the name says.
+        FileDamaged: the copy does not have the hash in its name.
     """
     if paths:
         _trust_paths(value)
@@ -156,11 +156,11 @@ def admit(value: object, folder: Path, kept: object = None, *, paths: bool = Fal
 
 
 def admitted(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """A configuration that the user named, after `admit`: the code that it names is trusted.
+    """Calls `admit` for a configuration file that the user named, and returns the configuration.
 
     Args:
-        raw: its content. Its method is left out: the user names another one.
-        path: of its file, beside which copies of code may lie.
+        raw: content of the file. Its `method` is not loaded, because the user names the method.
+        path: of the file; copies of code may lie beside it.
 
     Raises:
         UntrustedCode, UsageError, FileDamaged: as `admit`.
@@ -171,19 +171,19 @@ def admitted(raw: dict[str, Any], path: str | Path) -> dict[str, Any]:
 
 
 def load_uncopied(text: str, suits: Suits, what: str) -> Found:
-    """The class that a run's folder names by a path: runs made before copies were kept.
+    """The class that an old run names by a path, without a copy of the code in its folder.
 
     Raises:
-        UntrustedCode: the bytes at the path were never executed here at the user's wish, and are
-            not allowed now.
+        UntrustedCode: the user never ran the file at this path on this machine, and does not allow
+            it now.
         UsageError: no such file or class.
     """
     reference = parse(text)
     path = Path(reference.file if reference else text).expanduser().resolve()
     if reference is None or not path.is_file():
         raise UsageError(
-            f"The run was made with the code {text!r}, of which its folder holds no copy, and "
-            f"there is no such file from here. Go to the folder from which {text!r} leads to it."
+            f"The run was made with the code {text!r}. Its folder holds no copy of it, and there "
+            f"is no such file here. Change to the folder in which the path {text!r} exists."
         )
     if not is_trusted(hashlib.sha256(path.read_bytes()).hexdigest()):
         raise UntrustedCode(
@@ -196,8 +196,10 @@ def load_uncopied(text: str, suits: Suits, what: str) -> Found:
 def refuse_paths(value: object, folder: Path | str) -> None:
     """Refuses a nested value, read from a file, that names code by its path.
 
+    Otherwise the author of that file could choose which local file is executed.
+
     Raises:
-        UsageError: it does. Whoever wrote the file would choose what is executed here.
+        UsageError: the value names code by its path.
     """
     for reference in references(value):
         if not reference.digest:
@@ -211,10 +213,10 @@ def _trust_paths(value: object) -> None:
     for reference in references(value):
         path = Path(reference.file).expanduser().resolve()
         if reference.digest or not path.is_file():
-            continue  # a missing file is said where it is used
+            continue  # a missing file is reported where it is used
         if not is_trusted(hashlib.sha256(path.read_bytes()).hexdigest()):
             raise UntrustedCode(
-                f"The configuration names code that you have not run on this machine before: "
+                "The configuration names code that you have not run on this machine before: "
                 f"{path}. Read it; if you trust it, use --trust-code (in Python trust_code=True)."
             )
 
@@ -245,36 +247,36 @@ def _admit_one(reference: Reference, folder: Path) -> None:
 
 
 def _compare(reference: Reference, original: str, copy: Path) -> None:
-    """Says where the file that was copied is another one by now, once a process."""
-    if (reference.digest, original) in _SAID:
+    """Reports, once per process, if the original of a copied file was changed or deleted."""
+    if (reference.digest, original) in _REPORTED:
         return
-    _SAID.add((reference.digest, original))
+    _REPORTED.add((reference.digest, original))
     path = Path(original)
     try:
         same = hashlib.sha256(path.read_bytes()).hexdigest().startswith(reference.digest)
     except OSError:
-        say = f"{original} is gone"
+        text = f"{original} is gone"
     else:
         if same:
             return
-        say = f"{original} has changed since it was copied"
+        text = f"{original} has changed since it was copied"
     from nolabel import distributed  # imports torch
 
     if distributed.is_main():
-        sys.stderr.write(f"{say}: the copy {copy} is used.\n")
+        sys.stderr.write(f"{text}: the copy {copy} is used.\n")
         sys.stderr.flush()
 
 
 def _execute(path: Path, content: bytes, original: str) -> UserFile:
-    """What these bytes define. They are compiled here: a cache of bytecode is never read."""
+    """Executes these bytes, unless they were executed before. Cached bytecode is never read."""
     sha256 = hashlib.sha256(content).hexdigest()
     digest = sha256[:HASH_DIGITS]
     if digest in _FILES:
         return _FILES[digest]
     tree = ast.parse(content, str(path))
     _refuse_siblings(tree, path)
-    # Dataclasses and type hints look their module up in sys.modules, so it needs a name there; no
-    # two files share one, and no import finds it.
+    # Dataclasses and type hints look up their module in sys.modules, so it must be entered there.
+    # The hash makes the name unique; no import statement uses it.
     module = ModuleType(f"nolabel_user_code_{digest}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
@@ -291,10 +293,10 @@ def _execute(path: Path, content: bytes, original: str) -> UserFile:
 
 
 def _refuse_siblings(tree: ast.AST, path: Path) -> None:
-    """Refuses a file that imports a file beside it: only the file itself is copied.
+    """Refuses a file that imports another file of its folder, because only the file is copied.
 
     Raises:
-        UsageError: it does, or it imports relative to a package that it is not in.
+        UsageError: it imports such a file, or has a relative import.
     """
     for top in sorted(set(_imported(tree, path))):
         beside = [path.parent / f"{top}.py", path.parent / top / "__init__.py"]
@@ -308,13 +310,13 @@ def _refuse_siblings(tree: ast.AST, path: Path) -> None:
         if origin is None or origin in [p.resolve() for p in beside]:
             raise UsageError(
                 f"{path} imports {top!r}, a file beside it. Only {path.name} is copied into a "
-                "run's folder, so it has to stand alone: move what it needs into it, or install "
+                "run's folder, so it must stand alone: move what it needs into it, or install "
                 f"{top!r} as a package."
             )
 
 
 def _imported(tree: ast.AST, path: Path) -> Iterable[str]:
-    """First parts of the names of all modules that a file imports."""
+    """Top-level names of all modules that a file imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -322,13 +324,13 @@ def _imported(tree: ast.AST, path: Path) -> Iterable[str]:
             if node.level:
                 raise UsageError(
                     f"{path}, line {node.lineno}: a relative import. Only {path.name} is copied "
-                    "into a run's folder, so it has to stand alone: move what it needs into it."
+                    "into a run's folder, so it must stand alone: move what it needs into it."
                 )
             yield (node.module or "").partition(".")[0]
 
 
 def _own(file: UserFile, suits: Suits) -> list[str]:
-    """Names of what the file itself defines and that suits."""
+    """Names of the suitable objects that the file defines itself, without imported ones."""
     return [
         name
         for name, value in vars(file.module).items()
@@ -337,7 +339,7 @@ def _own(file: UserFile, suits: Suits) -> list[str]:
 
 
 def _only(file: UserFile, suits: Suits) -> str:
-    """The name that is meant where none is given; "" where there is no single one."""
+    """The name of the only suitable object; "" if there are none or several."""
     own = _own(file, suits)
     return own[0] if len(own) == 1 else ""
 
@@ -346,6 +348,6 @@ def _get(file: UserFile, attribute: str, suits: Suits, what: str) -> object:
     value = vars(file.module).get(attribute)
     if not attribute or not suits(value):
         found = ", ".join(_own(file, suits)) or "none"
-        missing = f"no {what} {attribute!r}" if attribute else f"not one {what} alone"
+        missing = f"no {what} {attribute!r}" if attribute else f"not exactly one {what}"
         raise UsageError(f"{file.name} has {missing}. Found: {found}.")
     return value

@@ -1,4 +1,4 @@
-"""How a class in a user's file is named."""
+"""Parses and writes the names of classes in a user's file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
-HASH_DIGITS = 12  # of the SHA-256, in names; records hold all 64
+HASH_DIGITS = 12  # of the 64 digits of the SHA-256; names hold these only
 _REFERENCE = re.compile(
     r"(?P<file>.+\.py)(?::(?P<attribute>[A-Za-z_]\w*))?(?:@(?P<digest>[0-9a-f]{12}))?"
 )
-_PREFIXES = ("random:",)  # of encoder names, before a backbone's
-_NO_NAMES = ("out", "code")  # keys of a configuration whose values name no code to execute
+_PREFIXES = ("random:",)  # of encoder names that go on with a backbone's name
+_NO_NAMES = ("out", "code")  # keys of a configuration whose values never name code to execute
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Reference:
     """A class in a file.
 
     Attributes:
-        file: path as the user gave it, or the bare file name where there is a hash.
-        attribute: name of the class or function; "" is the only one that suits.
-        digest: first 12 hexadecimal digits of the file's SHA-256; "" names whatever lies at the
-            path.
+        file: path as the user gave it, or the file name without a folder if there is a hash.
+        attribute: name of the class or function; "" is the only suitable one of the file.
+        digest: first 12 hexadecimal digits of the file's SHA-256; "" is the file's present
+            content.
     """
 
     file: str
@@ -55,7 +55,7 @@ def is_reference(text: str) -> bool:
 
 
 def without_hash(text: str) -> str:
-    """`file.py:Class` of `file.py:Class@hash`; any other name as it is."""
+    """Returns `file.py:Class` for `file.py:Class@hash`, and any other name unchanged."""
     reference = parse(text)
     if reference is None or not reference.digest:
         return text
@@ -63,9 +63,9 @@ def without_hash(text: str) -> str:
 
 
 def references(value: object) -> Iterator[Reference]:
-    """All references among the strings of a nested value of mappings, lists and tuples.
+    """All references in the strings of a nested value of mappings, lists and tuples.
 
-    What stands under the keys "out" (where a run was written to) and "code" is left out.
+    The values of the keys "out" (a run's folder) and "code" are skipped.
     """
     if isinstance(value, str):
         for prefix in _PREFIXES:

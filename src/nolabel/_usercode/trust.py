@@ -1,9 +1,9 @@
-"""Which code of users may be executed: what was named on this machine by the user, or allowed.
+"""Decides which user code may be executed: files that the user named, or allowed by a flag.
 
-Trust is in bytes, not in folders. When a user names a file, or says `--trust-code`, the SHA-256 of
-its bytes is remembered in the user's own state folder. A run's folder cannot write there, and to
-execute the same bytes again gives nobody anything new. That the file named as the original still
-exists and is equal is *not* enough: a folder that was unpacked can bring that file as well.
+Trust belongs to the bytes of a file, not to its folder. When a user names a file, or gives
+`--trust-code`, the SHA-256 of its bytes is recorded in the user's own state folder. A downloaded
+run folder cannot write there. It is *not* enough that the original file still exists and is equal
+to the copy: an archive that holds a run folder can hold that file as well.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _ALL: ContextVar[bool] = ContextVar("nolabel_trusted_code", default=False)
 
 @contextlib.contextmanager
 def trusted_code(trust: bool = True) -> Iterator[None]:
-    """Inside, code in folders of runs and beside encoder files is trusted, and remembered.
+    """In this context, code in run folders and beside encoder files is trusted and recorded.
 
     Args:
-        trust: False changes nothing: what holds outside holds inside.
+        trust: False changes nothing: the state outside applies.
     """
     token = _ALL.set(_ALL.get() or trust)
     try:
@@ -32,7 +32,7 @@ def trusted_code(trust: bool = True) -> Iterator[None]:
 
 
 def state_folder() -> Path:
-    """Where trust is remembered: $NOLABEL_STATE, else `nolabel` in the user's state folder."""
+    """Folder of the trust records: $NOLABEL_STATE, else `nolabel` in the user's state folder."""
     named = os.environ.get("NOLABEL_STATE")
     if named:
         return Path(named)
@@ -52,13 +52,14 @@ def is_trusted(sha256: str) -> bool:
 
 
 def remember(sha256: str, origin: Path) -> None:
-    """Remembers that the user executed these bytes.
+    """Records that the user executed these bytes.
 
-    Where nothing can be written, nothing is remembered, and `--trust-code` has to be given again.
+    If the state folder cannot be written, nothing is recorded and the user has to give
+    `--trust-code` again.
 
     Args:
         sha256: of the file, 64 hexadecimal digits.
-        origin: where the file lay; for people who look into the state folder.
+        origin: path of the file; for people who look into the state folder.
     """
     with contextlib.suppress(OSError, RuntimeError):
         folder = state_folder() / "trusted-code"

@@ -23,7 +23,8 @@ def evaluate_all_(args: list[str]) -> None:
         test: str | None = None  # SRC with labels; default: the set's test split, or a fifth
         json: str | None = None  # write the tables to this file
 
-    given = flags(Evaluate, args, "nolabel evaluate all", "Every protocol that suits.")
+    about = "Every protocol that suits the encoder and the data."
+    given = flags(Evaluate, args, "nolabel evaluate all", about)
     found = evaluate_all(given.encoder, given.train, given.test)
     print(found)
     write_json(given.json, found.to_json())
@@ -71,12 +72,12 @@ def search_(args: list[str], about: str) -> None:
     class Search:
         index: str  # FILE that nolabel embed wrote
         encoder: str  # the ENC that made it
-        query: str  # an image; or words, for encoders of clip and siglip
-        k: int = 10  # images that are found
-        approximate: bool = False  # look into the nearest cells alone, for millions of rows (faiss)
+        query: str  # an image; or a text, for encoders of clip and siglip
+        k: int = 10  # number of results
+        approximate: bool = False  # search only the nearest cells, for millions of rows (faiss)
         data: str | None = None  # SRC that was embedded, to draw the images with --out
         out: str | None = None  # folder for the picture of the images
-        json: str | None = None  # write what was found to this file
+        json: str | None = None  # write the results to this file
 
     given = flags(Search, args, "nolabel search", about)
     index = open_index(given.index)
@@ -94,7 +95,7 @@ def search_(args: list[str], about: str) -> None:
 def _drawn(
     index: "Index", encoder: "Encoder", hits: "Hits", query: str, data: str | None
 ) -> "Pictures":
-    """The images that were found, the query first where it is an image."""
+    """A picture of the images that were found, the query first if it is an image."""
     import os
 
     from nolabel._usercode import refuse_paths
@@ -103,7 +104,7 @@ def _drawn(
     from nolabel.data.source import Subset
     from nolabel.data.sources._decode import read_image
 
-    if data is None:  # a file that somebody else may have written names it
+    if data is None:  # the name comes from the index file, which somebody else may have written
         refuse_paths(index.about["data"], str(index.path))
         data = index.about["data"]
     source = open_source(data, image_size=encoder.image_size, channels=encoder.channels)

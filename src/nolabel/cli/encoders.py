@@ -25,14 +25,14 @@ def import_(args: list[str], about: str) -> None:
         out: str = ""  # folder for the encoder; default imported/NAME-OF-THE-FILE
         branch: str = ""  # of a training checkpoint: teacher or student; default: as published
         heads: int | None = None  # attention heads; default: the published number for the width
-        text_heads: int | None = None  # those of CLIP's text tower; default: 64 wide each
+        text_heads: int | None = None  # of CLIP's text tower; default: its width / 64
         image_size: int | None = None  # side in pixels at which it will be used; default: its own
-        positions: str = ""  # dino, mae or timm: how positions are resized; default: the family's
-        pool: str = ""  # class or mean: the embedding; default: class, for BEiT mean
-        quick_gelu: bool = True  # CLIP as OpenAI trained it; most of OpenCLIP's are without
+        positions: str = ""  # how positions are resized: dino, mae or timm; default: the family's
+        pool: str = ""  # the embedding: class (token) or mean; default: class, for BEiT mean
+        quick_gelu: bool = True  # as in OpenAI's CLIP; most models of OpenCLIP do not use it
         tokenizer: str = ""  # tokenizer.json for CLIP's text tower; default: CLIP's own vocabulary
         overwrite: bool = False  # replace an encoder that is in the folder
-        json: str | None = None  # write what was imported to this file
+        json: str | None = None  # write a description of the encoder to this file
 
     given = flags(Import, args[1:], "nolabel import FILE", about)
     chosen: dict[str, Any] = {
@@ -59,7 +59,7 @@ def import_(args: list[str], about: str) -> None:
         f"of {e.image_size} px" + (f", positions resized as by {positions}" if positions else "")
     )
     if found.left_out:
-        print(f"left out, as no part of the encoder: {first_names(found.left_out, 4)}")
+        print(f"not part of the encoder, left out: {first_names(found.left_out, 4)}")
     if found.text and len(paths) == 1:
         print("the text tower was left out: its vocabulary is not CLIP's. Give --tokenizer.")
     for path in paths:
@@ -80,12 +80,12 @@ def export_(args: list[str], about: str) -> None:
         out: str  # a folder
         image_size: int | None = None  # side in pixels; default: the encoder's own
         overwrite: bool = False  # replace what is in the folder
-        json: str | None = None  # write what was done to this file
+        json: str | None = None  # write the results to this file
 
     given = flags(Export, args, "nolabel export", about)
     encoder = load(given.encoder, image_size=given.image_size, device="cpu")
     result = export(encoder, given.to, given.out, overwrite=given.overwrite)
     print(f"wrote {result['folder']}: {', '.join(result['files'])}")
-    print(f"read back: largest difference of a feature {result['largest_difference']:.1e}")
+    print(f"loaded again: largest difference of a feature {result['largest_difference']:.1e}")
     print(f"load it: {result['loading']}")
     write_json(given.json, result)

@@ -1,14 +1,14 @@
-"""From what the user asked for to a run in which nothing is open, in stages.
+"""Resolves a request to a run whose settings all have values, in stages.
 
-    layers       explicit options over --config over --recipe FILE over the recipe
+    layers       explicit options override --config, which overrides --recipe FILE and the recipe
     data         the source, its statistics, the image size
-    network      the backbone: the one named, the automatic one, or that of --init
+    network      the backbone: named by the user, chosen automatically, or that of --init
     batch        the batch size, the recipe's options for it, the length
-    measurement  precision, workers, micro-batches, place of the views, steps in M minutes
+    measurement  precision, workers, micro-batches, device of the views, steps in M minutes
 
-`resolve` does all but the last, which needs the network and is `engine.measurement`. Every verb
-that trains, measures or predicts a run uses them. Nothing heavy is imported before it is needed:
-`nolabel pretrain METHOD --help` resolves too.
+`resolve` does all but the last stage, which needs the network: `engine.measurement`. Every verb
+that trains, measures or predicts a run uses these stages. `nolabel pretrain METHOD --help` calls
+`resolve` too, so large modules are imported only where they are used.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ from nolabel.types import Optim
 if TYPE_CHECKING:
     from nolabel.engine.init_network import InitNetwork
 
-MEASURED = ("precision", "workers", "views_on", "steps")  # settings that a measurement can tell
+MEASURED = ("precision", "workers", "views_on", "steps")  # settings that the measurement can set
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
     """A run before the measurement."""
 
-    run: Run  # with provisional values for the settings that are still open
-    settings: Settings  # with None or "auto" for them
+    run: Run  # with provisional values for the settings that are not measured yet
+    settings: Settings  # with None or "auto" for those settings
     source: Source
     init: InitNetwork | None = None
 
     @property
     def open(self) -> frozenset[str]:
-        """Settings that only a measurement can tell."""
+        """Names of the settings that the measurement has to set."""
         return frozenset(k for k in MEASURED if getattr(self.settings, k) in (None, "auto"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in config.yaml; None or "auto" for the settings that are still open."""
+        """Built-in types, as in config.yaml; None or "auto" for settings not measured yet."""
         return {**self.run.to_dict(), "settings": to_builtin(dataclasses.asdict(self.settings))}
 
 
@@ -72,16 +72,16 @@ def resolve(
     machine: Machine | None = None,
     quiet: bool = False,
 ) -> Resolved:
-    """All stages but the measurement.
+    """Runs all stages except the measurement.
 
-    Under a launcher the caller has joined the group of processes before (`parallel.processes`):
-    what is opened and built here is the same on all of them.
+    Under torchrun the caller must have joined the process group (`parallel.processes`). All ranks
+    then open and build the same things.
 
     Args:
         request: what the user asked for.
-        source: the data, where they are open already.
-        machine: that the run is for; None: this one.
-        quiet: say nothing of an automatic batch size.
+        source: the data, if they are already open.
+        machine: the machine that the run is for; None: this one.
+        quiet: do not print the automatic batch size.
 
     Raises:
         UsageError: impossible or unknown settings.
@@ -105,10 +105,10 @@ def resolve(
     if s.batch_size == "auto":
         from nolabel.engine.batch_size import largest_batch
 
-        # The recipe's own batch may be larger than the data: any will do to count with.
+        # The recipe's own batch may be larger than the data; the cost model needs only some batch.
         draft = batch_stage(request, dataclasses.replace(s, batch_size=2), source, machine, kwargs)
         paper = recipes.paper(kind, context_of(draft.settings, kwargs, None, len(source)))
-        # Rates and more depend on the batch: the recipe is asked again.
+        # Learning rates and other options depend on the batch size, so the recipe is called again.
         s = dataclasses.replace(
             s, batch_size=largest_batch(draft.run, paper.batch_size, machine, quiet=quiet)
         )
@@ -116,21 +116,21 @@ def resolve(
 
 
 def data_stage(s: Settings, source: Source) -> Settings:
-    """What depends on the images alone: statistics and size."""
+    """Settings that depend only on the images: statistics and image size."""
     if s.channels != 3 and s.mean is None:
         mean, std = measure_statistics(source)
         s = dataclasses.replace(s, mean=mean, std=std)
     if s.image_size is None:
         s = dataclasses.replace(s, image_size=_image_size(source, s))
     if s.workers is None and source.in_memory:
-        s = dataclasses.replace(s, workers=0)  # a set in memory needs none; others are measured
+        s = dataclasses.replace(s, workers=0)  # data in memory need no worker processes
     return s
 
 
 def network_stage(
     s: Settings, kind: type[Method], machine: Machine
 ) -> tuple[Settings, InitNetwork | None]:
-    """The backbone and its patch: named, automatic, or those of --init, which is loaded here."""
+    """Backbone and patch size: named, automatic, or those of --init, which is loaded here."""
     if not s.init:
         return _backbone(s, kind, machine.on_gpu), None
     from nolabel.engine.init_network import load_init
@@ -147,14 +147,14 @@ def batch_stage(
     machine: Machine,
     backbone_kwargs: Mapping[str, Any],
 ) -> Resolved:
-    """Batch size, options and length: of the recipe where nothing is asked.
+    """Batch size, options and length: the user's, or else the recipe's.
 
     Args:
-        request: for its layers.
-        s: with data and network settled, and a batch size that is a number or None.
+        request: what the user asked for, with its layers.
+        s: settings with data and network resolved, and a batch size that is a number or None.
         source: the data.
-        machine: that the run is for.
-        backbone_kwargs: of the network of --init.
+        machine: the machine that the run is for.
+        backbone_kwargs: keyword arguments of the network of --init.
 
     Raises:
         UsageError: the batch is larger than the data.
@@ -199,13 +199,13 @@ def batch_stage(
 def context_of(
     s: Settings, backbone_kwargs: Mapping[str, Any], batch_size: int | None, images: int
 ) -> RecipeContext:
-    """What a recipe depends on.
+    """The facts that a recipe depends on.
 
     Args:
-        s: with image size and backbone settled.
-        backbone_kwargs: of the network of --init, whose patch is among them.
-        batch_size: None: the recipe chooses.
-        images: of the data.
+        s: settings with image size and backbone resolved.
+        backbone_kwargs: keyword arguments of the network of --init, with its patch size.
+        batch_size: images of a step; None: the recipe chooses.
+        images: number of images in the data.
     """
     return RecipeContext(
         image_size=s.image_size or 0,
@@ -218,7 +218,7 @@ def context_of(
 
 
 def diff_from_recipe(run: Run) -> list[tuple[str, Any, Any]]:
-    """Where a resolved run is not what its recipe says: name, value, the recipe's value."""
+    """Options in which a resolved run differs from its recipe: (name, value, recipe's value)."""
     s = run.settings
     recipe = recipes.recipe(
         methods.load(run.method),
@@ -236,14 +236,14 @@ def diff_from_recipe(run: Run) -> list[tuple[str, Any, Any]]:
 
 
 def limited_warmup(optim: Optim, s: Settings, steps: int, per_epoch: int) -> Optim:
-    """Of the automatic recipe: a warm-up of at most a tenth of the run."""
+    """With the automatic recipe, limits the warm-up to a tenth of the run."""
     if s.recipe != "auto":
         return optim
     return recipes.limited_warmup(optim, steps, per_epoch)
 
 
 def _record_networks(s: Settings) -> Settings:
-    """The settings with a user's own networks under the names that files keep."""
+    """The settings with a user's own networks named by file and hash, as config.yaml has them."""
     from nolabel.backbones.own import name_by_hash
 
     backbone = None if s.backbone is None else name_by_hash(s.backbone)
@@ -252,7 +252,7 @@ def _record_networks(s: Settings) -> Settings:
 
 
 def _record_teacher(options: Any) -> Any:
-    """The options with a teacher `random:file.py:Class` under the name that files keep."""
+    """The options with a teacher `random:file.py:Class` named by file and hash."""
     from nolabel.backbones.own import name_by_hash
 
     teacher = getattr(options, "teacher", None)
@@ -267,7 +267,7 @@ def _folder_name(method: str, source: Source) -> str:
 
 
 def _image_size(source: Source, s: Settings) -> int:
-    """Input size from the first readable image: 32 for tiny pictures up to 224."""
+    """Input size in pixels, 32 to 224, from the shorter side of the first readable image."""
     if s.backbone and "_224" in s.backbone:
         return 224
     for i in range(min(len(source), 20)):
@@ -280,7 +280,7 @@ def _image_size(source: Source, s: Settings) -> int:
 
 
 def _backbone(s: Settings, kind: type[Method], on_gpu: bool) -> Settings:
-    """A ViT fit for the image size, the machine and the method."""
+    """Adds the default network for the image size, the machine and the method, if none is named."""
     size = s.image_size or 0
     if s.backbone is None:
         name, patch = recipes.default_network(kind.needs, size, on_gpu=on_gpu)

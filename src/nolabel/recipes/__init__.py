@@ -1,15 +1,15 @@
-"""Recipes: a method's options, optimiser, batch and length, for a context.
+"""Recipes: a method's options, optimiser, batch size and length, for a given context.
 
-Two names: "paper" is on the method's page (`Method.paper_recipe`), "auto" is the module of this
-package that has the method's name. A user's own method gives its own by `automatic_recipe`, or
-takes `general`.
+There are two recipes of each method. "paper" is defined with the method (`Method.paper_recipe`).
+"auto" is the module of this package that has the method's name. A user's own method defines
+`automatic_recipe`, or takes `general`.
 
-Each module's docstring says what its recipe gave. Those figures come from
+Each module's docstring gives the measured results of its recipe, from
 benchmarks/results/methods.json (`python benchmarks/methods.py`): images of 32 pixels, as many steps
 as fit into two minutes of one CPU thread, three seeds, the networks `resnet_nano` and `vit_pico`
-with patches of 4 pixels. k-NN (k = 20) is the top-1 accuracy on unseen images, mean and standard
-deviation over the seeds; in brackets the same network before training. Chance is 10 %. Automatic
-recipes for more than 96 pixels have no measurement yet.
+with patches of 4 pixels. The numbers are top-1 accuracies of k-NN (k = 20) on test images, mean and
+standard deviation over the seeds; in brackets that of the same network before training. Chance is
+10 %. Automatic recipes for more than 96 pixels were not measured yet.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ METHODS_PACKAGE = "nolabel.methods"
 
 
 class _Module(Protocol):
-    """What a module of this package offers."""
+    """The interface of each module of this package."""
 
     def automatic(self, method: type[Method], context: RecipeContext) -> Recipe: ...
 
@@ -62,15 +62,15 @@ def recipe(method: type[Method], name: str, context: RecipeContext) -> Recipe:
 
 
 def paper(method: type[Method], context: RecipeContext) -> Recipe:
-    """The paper's settings; a method that names none takes the general ones."""
+    """The paper's recipe; `general` for a method that defines none."""
     _refuse_old_name(method)
     return method.paper_recipe(context) or general(method, context)
 
 
 def automatic(method: type[Method], context: RecipeContext) -> Recipe:
-    """Settings chosen for the data and the network.
+    """The automatic recipe, which depends on the data and the network.
 
-    A class derived from a built-in method takes that method's, with its own Options.
+    A subclass of a built-in method takes that method's recipe, with its own Options.
     """
     _refuse_old_name(method)
     if (own := method.automatic_recipe(context)) is not None:
@@ -84,14 +84,14 @@ def automatic(method: type[Method], context: RecipeContext) -> Recipe:
 
 
 def general(method: type[Method], context: RecipeContext) -> Recipe:
-    """AdamW with common settings, for methods of which nothing more is known."""
+    """AdamW with common settings, for methods without a recipe."""
     optim = Optim(lr=1e-3, warmup_epochs=1.0, lr_end=0.0, weight_decay=0.05)
     batch = batch_size(context, 256)
     return Recipe(options=method.Options(), optim=optim, batch_size=batch, epochs=100)
 
 
 def _refuse_old_name(method: type[Method]) -> None:
-    """Older files of users defined `recipe(name, facts)`: it must not be ignored in silence."""
+    """Refuses a user's method that defines the former `recipe(name, facts)`, now never called."""
     if any("recipe" in vars(base) for base in method.__mro__):
         raise UsageError(
             f"{method.__name__} defines recipe(name, facts), which is no longer called. Define "

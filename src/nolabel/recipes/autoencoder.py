@@ -9,7 +9,7 @@ from nolabel.types import Optim
 
 
 def automatic(method: type[Autoencoder], context: RecipeContext) -> Recipe:
-    """A code of more than the paper's 30 numbers, and a narrower decoder than its Options'.
+    """A code of more dimensions than the paper's 30, and a narrower decoder than the default.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:

@@ -15,7 +15,7 @@ from nolabel.recipes.choices import (
 
 
 def automatic(method: type[BarlowTwins], context: RecipeContext) -> Recipe:
-    """AdamW, a narrow projector, weaker crops and stronger colours on small pictures.
+    """AdamW, a narrow projector; larger crops and stronger colour jitter for small images.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:

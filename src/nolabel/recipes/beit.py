@@ -9,7 +9,7 @@ from nolabel.types import Optim
 
 
 def automatic(method: type[BEiT], context: RecipeContext) -> Recipe:
-    """Blocks that fit the number of patches, no dropped layers, a higher rate on small pictures.
+    """Masked blocks scaled to the number of patches, no drop path, a higher rate for small images.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:
@@ -17,7 +17,8 @@ def automatic(method: type[BEiT], context: RecipeContext) -> Recipe:
         vit_pico     creatures      15.6 ± 1.1  (20.9)  below random
         vit_pico     fashion-mnist  59.5 ± 0.2  (58.4)
 
-    The tokenizer was a vqvae of the same two minutes. Predicting tokens has hardly begun by then.
+    The tokenizer was a vqvae, trained for two minutes too. Two minutes are too short for BEiT to
+    learn much of the prediction of tokens.
     """
     small = is_small(context)
     patches = (context.image_size // context.patch_size) ** 2

@@ -17,7 +17,7 @@ from nolabel.recipes.choices import (
 
 
 def automatic(method: type[BYOL], context: RecipeContext) -> Recipe:
-    """Small heads, and a target that can follow in few steps.
+    """Small heads, and a lower EMA momentum of the target for short runs.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:
@@ -30,8 +30,8 @@ def automatic(method: type[BYOL], context: RecipeContext) -> Recipe:
     small = is_small(context)
     options = method.Options(
         hidden=512, projection=128,
-        projection_norm=small,  # in hundreds of steps few directions are learnt without
-        target_momentum=0.9 if small else 0.97,  # fewer steps: a target that can follow
+        projection_norm=small,  # without it, the effective rank stays low for hundreds of steps
+        target_momentum=0.9 if small else 0.97,  # short runs need a faster EMA
         scale=(0.15, 1.0) if small else (0.2, 1.0),
         jitter=colour_jitter(context, (0.4, 0.4, 0.2, 0.1)),
         grey=grey_probability(context),

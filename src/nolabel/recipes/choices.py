@@ -1,7 +1,7 @@
 """Choices that several automatic recipes share.
 
-The default ViTs for small pictures are trained for minutes on a CPU, the larger ones for hours on
-a GPU. One boundary divides the two: `is_small`.
+The default ViTs for small images are meant for minutes of training on a CPU, the larger ones for
+hours on a GPU. `is_small` is the boundary between the two.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from nolabel.methods.base import RecipeContext
 from nolabel.types import Optim
 
-SMALL_SIDE = 96  # pixels; up to here pictures are small
+SMALL_SIDE = 96  # pixels; images of at most this side are small
 STRONG_HUE = (0.4, 0.4, 0.4, 0.4)  # brightness, contrast, saturation, hue
 
 
@@ -19,12 +19,12 @@ def is_small(context: RecipeContext) -> bool:
 
 
 def batch_size(context: RecipeContext, most: int, least: int = 1) -> int:
-    """The batch that was asked for, else `most` images, but at most a quarter of the data.
+    """The user's batch size, else `most` images, but at most a quarter of the data.
 
     Args:
         context: of the run.
-        most: images of a step where the data are many.
-        least: images that the loss needs, 2 if it compares images with each other.
+        most: batch size for large data sets.
+        least: smallest batch size of the loss: 2 if it compares images with each other.
     """
     return context.batch_size or max(min(most, context.images // 4), least)
 
@@ -32,7 +32,7 @@ def batch_size(context: RecipeContext, most: int, least: int = 1) -> int:
 def blur_sigma(context: RecipeContext) -> tuple[float, float]:
     """Least and largest standard deviation of the blur, in pixels.
 
-    The papers' largest is 2 at 224 pixels (SimCLR, DINO); it scales with the picture.
+    The papers' largest is 2 at 224 pixels (SimCLR, DINO); here it is proportional to the size.
     """
     return 0.1, max(2.0 * context.image_size / 224, 0.2)
 
@@ -40,25 +40,25 @@ def blur_sigma(context: RecipeContext) -> tuple[float, float]:
 def colour_jitter(
     context: RecipeContext, of_photographs: tuple[float, float, float, float]
 ) -> tuple[float, float, float, float]:
-    """Strengths of brightness, contrast, saturation, hue: strong hue on small pictures.
+    """Strengths of brightness, contrast, saturation and hue, with a strong hue for small images.
 
-    On small pictures colour is a shortcut: two crops of one picture share it, so that a network can
-    tell pictures apart without their shapes.
+    On small images colour is a shortcut: two crops of one image have the same colours, so a network
+    can solve the task without shapes.
     """
     return STRONG_HUE if is_small(context) else of_photographs
 
 
 def grey_probability(context: RecipeContext) -> float:
-    """How often a view loses its colours: more often on small pictures, as for `colour_jitter`."""
+    """Probability that a view becomes grey: higher for small images, as with `colour_jitter`."""
     return 0.5 if is_small(context) else 0.2
 
 
 def local_size(context: RecipeContext, of_224: int = 96) -> int:
-    """Side of the local crops in pixels, in whole patches: half of small pictures.
+    """Side of the local crops in pixels, a multiple of the patch: half of the side of small images.
 
     Args:
         context: of the run.
-        of_224: the paper's side at images of 224 pixels; larger pictures keep its share.
+        of_224: the paper's side for images of 224 pixels; it is scaled to other large images.
     """
     share = 0.5 if is_small(context) else of_224 / 224
     return context.round_to_patches(context.image_size * share)

@@ -16,7 +16,7 @@ from nolabel.recipes.choices import (
 
 
 def automatic(method: type[DeepClusterV2], context: RecipeContext) -> Recipe:
-    """Clusters of at least 20 images, and two local crops on small pictures.
+    """Clusters of at least 20 images, and two local crops for small images.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:
@@ -26,7 +26,7 @@ def automatic(method: type[DeepClusterV2], context: RecipeContext) -> Recipe:
         vit_pico     creatures      22.5 ± 1.4  (18.8)
         vit_pico     fashion-mnist  56.9 ± 0.7  (56.8)
 
-    The first epoch only fills the memory, so short runs see few epochs of learning.
+    The first epoch only fills the memory bank, so short runs have few epochs of training.
     """
     small = is_small(context)
     options = method.Options(

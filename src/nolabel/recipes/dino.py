@@ -16,7 +16,7 @@ from nolabel.types import Optim
 
 
 def automatic(method: type[DINO], context: RecipeContext) -> Recipe:
-    """Small heads with batch norm and a quick teacher on small pictures, by pilots of minutes.
+    """For small images: small heads with batch norm and a faster EMA, chosen in short trial runs.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:
@@ -35,8 +35,8 @@ def automatic(method: type[DINO], context: RecipeContext) -> Recipe:
     if small:
         options = method.Options(
             prototypes=1024, hidden=512, bottleneck=128,
-            head_batch_norm=True,  # without it a small ViT is near collapse for long
-            teacher_momentum=0.97,  # fewer steps: a teacher that can follow
+            head_batch_norm=True,  # without it, a small ViT stays near collapse for many steps
+            teacher_momentum=0.97,  # short runs need a faster EMA
             freeze_last_layer=0, drop_path=0.0,
             local_crops=2, local_size=local_size(context), local_scale=(0.1, 0.4),
             grey=grey_probability(context), jitter=STRONG_HUE,

@@ -16,7 +16,7 @@ from nolabel.types import Optim
 
 
 def automatic(method: type[DINOv2], context: RecipeContext) -> Recipe:
-    """DINO's small heads and quick teacher, the same for patches, no LayerScale.
+    """DINO's small heads and faster EMA, also for the patch loss; no LayerScale.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:

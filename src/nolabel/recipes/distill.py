@@ -9,7 +9,7 @@ from nolabel.types import Optim
 
 
 def automatic(method: type[Distill], context: RecipeContext) -> Recipe:
-    """Both losses, with softer temperatures than SEED's, and anchors from the data's size.
+    """Both losses, with higher temperatures than SEED's; the queue depends on the data's size.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:
@@ -19,7 +19,7 @@ def automatic(method: type[Distill], context: RecipeContext) -> Recipe:
         vit_pico     creatures      29.5 ± 1.5  (18.8)
         vit_pico     fashion-mnist  68.9 ± 0.2  (56.8)
 
-    The teacher was the simclr run with `resnet_nano` of the same two minutes.
+    The teacher was a `resnet_nano`, trained by simclr for two minutes too.
     """
     options = method.Options(
         soft=1.0, features=1.0, anchors=max(min(4096, context.images // 2), 1),

@@ -9,7 +9,7 @@ from nolabel.types import Optim
 
 
 def automatic(method: type[DVAE], context: RecipeContext) -> Recipe:
-    """A squared error, a short annealing, and a small decoder on small pictures.
+    """A squared error, a short annealing, and a small decoder for small images.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:
@@ -19,7 +19,7 @@ def automatic(method: type[DVAE], context: RecipeContext) -> Recipe:
         vit_pico     creatures      26.8 ± 0.7  (18.8)
         vit_pico     fashion-mnist  57.4 ± 1.1  (56.8)
 
-    It is a tokenizer first; its features are a by-product.
+    The method is meant to train a tokenizer; its features are a by-product.
     """
     small = is_small(context)
     options = method.Options(

@@ -9,7 +9,7 @@ from nolabel.types import Optim
 
 
 def automatic(method: type[EVA], context: RecipeContext) -> Recipe:
-    """Blocks that fit the number of patches, no dropped layers, a higher rate on small pictures.
+    """Masked blocks scaled to the number of patches, no drop path, a higher rate for small images.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:
@@ -17,7 +17,7 @@ def automatic(method: type[EVA], context: RecipeContext) -> Recipe:
         vit_pico     creatures      24.2 ± 1.7  (19.7)
         vit_pico     fashion-mnist  60.6 ± 1.3  (57.4)
 
-    The teacher was the simclr run with `resnet_nano` of the same two minutes.
+    The teacher was a `resnet_nano`, trained by simclr for two minutes too.
     """
     small = is_small(context)
     patches = (context.image_size // context.patch_size) ** 2

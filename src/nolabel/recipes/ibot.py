@@ -16,7 +16,7 @@ from nolabel.types import Optim
 
 
 def automatic(method: type[IBOT], context: RecipeContext) -> Recipe:
-    """DINO's small heads and quick teacher, an own head for patches, which weigh little.
+    """DINO's small heads and faster EMA; a separate patch head, and a small weight of its loss.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:
@@ -32,7 +32,7 @@ def automatic(method: type[IBOT], context: RecipeContext) -> Recipe:
             head_batch_norm=True, teacher_momentum=0.97,
             teacher_temperature=0.04, warmup_teacher_temperature_epochs=0,
             freeze_last_layer=0, drop_path=0.0,
-            patch_weight=0.2,  # else the pixels of small patches are learnt first and for long
+            patch_weight=0.2,  # with 1, patch contents are learnt first, for many steps
             local_crops=2, local_size=local_size(context),
             global_scale=(0.4, 1.0), local_scale=(0.1, 0.4),
             grey=grey_probability(context), jitter=STRONG_HUE, blur_sigma=blur_sigma(context),

@@ -9,7 +9,7 @@ from nolabel.types import Optim
 
 
 def automatic(method: type[MAE], context: RecipeContext) -> Recipe:
-    """A small decoder, and small batches for short runs: they make more steps of a minute.
+    """A small decoder, and small batches for short runs: more steps per minute.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:

@@ -15,7 +15,7 @@ from nolabel.recipes.choices import (
 
 
 def automatic(method: type[MoCoV2], context: RecipeContext) -> Recipe:
-    """A queue of a quarter of the data at most, and keys that can follow in few steps.
+    """A queue of at most a quarter of the data, and a faster EMA of the key encoder.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:
@@ -28,7 +28,7 @@ def automatic(method: type[MoCoV2], context: RecipeContext) -> Recipe:
     small = is_small(context)
     options = method.Options(
         queue=max(min(4096, context.images // 4), 2),
-        key_momentum=0.99,  # fewer steps: keys that can follow
+        key_momentum=0.99,  # short runs need a faster EMA
         hidden=512,
         scale=(0.3, 1.0) if small else (0.2, 1.0),
         jitter=colour_jitter(context, (0.4, 0.4, 0.4, 0.1)),

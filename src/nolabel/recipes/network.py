@@ -10,16 +10,16 @@ from nolabel.types import Optim
 
 
 def default_image_size(side: int) -> int:
-    """The network's input in pixels for pictures whose shorter side has `side` pixels."""
+    """Side of the network's input, for images whose shorter side has `side` pixels."""
     return 32 if side < 48 else 64 if side < 96 else 96 if side < 160 else 224
 
 
 def default_network(needs: Set[str], image_size: int, *, on_gpu: bool) -> tuple[str, int | None]:
-    """A ViT fit for the image size, the machine and the method.
+    """The default ViT for the image size, the machine and the method.
 
-    In minutes on a CPU, many steps of the smallest network on few patches learn the most. Methods
-    that drop patches afford a larger network. Methods that hide patches of one view need enough of
-    them, those with several views of an image do not.
+    In some minutes on a CPU, the smallest network with few patches gives the best accuracy, because
+    it makes the most steps. Methods that drop patches are cheaper, so they take a larger network.
+    Methods that mask patches of a single view need enough patches; those with several views do not.
 
     Args:
         needs: what the method needs of a backbone (`Method.needs`).
@@ -39,7 +39,7 @@ def default_network(needs: Set[str], image_size: int, *, on_gpu: bool) -> tuple[
 
 
 def default_patch(backbone: str, image_size: int) -> int | None:
-    """Side in pixels of a patch for a network that was named; None: the network's own."""
+    """Side in pixels of the patches of a network that the user named; None: its own default."""
     if backbone in ("vit_pico", "vit_nano", "vit_micro"):
         return max(image_size // 8, 4)
     if backbone == "swin_nano":

@@ -16,7 +16,7 @@ from nolabel.recipes.choices import (
 
 
 def automatic(method: type[OBoW], context: RecipeContext) -> Recipe:
-    """Fewer words, grey pictures for the teacher, and a spread that fits small networks.
+    """Fewer words, grey views for the teacher, and a `kappa` for small networks.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:
@@ -29,18 +29,18 @@ def automatic(method: type[OBoW], context: RecipeContext) -> Recipe:
     small = is_small(context)
     options = method.Options(
         words=512 if small else 2048,
-        levels=3 if small and context.conv else 2,  # the last maps have few positions
+        levels=3 if small and context.conv else 2,  # the last feature maps have few positions
         spread_momentum=0.9 if small else 0.99,
         # The scale of a small network's features is not ResNet-50's.
         kappa=1.0 if small else 8.0,
-        teacher_momentum=0.97,  # fewer steps: a teacher that can follow
+        teacher_momentum=0.97,  # short runs need a faster EMA
         global_size=context.image_size if small else context.round_to_patches(160),
         local_size=local_size(context),
         local_crops=2 if small else 5,
         global_scale=(0.3, 1.0) if small else (0.08, 0.6),
         local_scale=(0.1, 0.4) if small else (0.08, 0.14),
         jitter=colour_jitter(context, (0.4, 0.4, 0.4, 0.1)),
-        # Colour is the shortcut on small pictures: no words for it.
+        # Colour is a shortcut on small images, so words must not depend on it.
         teacher_grey=1.0 if small else 0.0,
         grey=grey_probability(context),
         blur=0.0 if small else 0.5,

@@ -8,7 +8,7 @@ from nolabel.recipes.choices import adamw, batch_size, blur_sigma, grey_probabil
 
 
 def automatic(method: type[SimCLR], context: RecipeContext) -> Recipe:
-    """A higher temperature, a narrow projector, and colours that change more on small pictures.
+    """A higher temperature, a narrow projector, and a stronger hue jitter for small images.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:

@@ -9,7 +9,7 @@ from nolabel.types import Optim
 
 
 def automatic(method: type[SimMIM], context: RecipeContext) -> Recipe:
-    """Masked squares of a quarter of a small picture, by pilots, and small batches.
+    """Masked squares of a quarter of a small image, chosen in short trial runs; small batches.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:
@@ -31,7 +31,8 @@ def automatic(method: type[SimMIM], context: RecipeContext) -> Recipe:
 
 
 def mask_unit(context: RecipeContext, share: float) -> int:
-    """The side of whole patches that divides the image and is nearest to a share of it."""
+    """The mask unit in pixels, nearest to `share` of the image: it divides the image and is a
+    multiple of the patch."""
     side, patch = context.image_size, context.patch_size
     fit = [u for u in range(patch, side, patch) if side % u == 0]
     return min(fit, key=lambda u: abs(u - side * share), default=patch)

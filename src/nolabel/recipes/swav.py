@@ -16,7 +16,7 @@ from nolabel.recipes.choices import (
 
 
 def automatic(method: type[SwAV], context: RecipeContext) -> Recipe:
-    """Few prototypes, frozen for fewer steps, and two local crops on small pictures.
+    """Few prototypes, frozen for fewer steps, and two local crops for small images.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:

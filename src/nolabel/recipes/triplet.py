@@ -15,7 +15,7 @@ from nolabel.recipes.choices import (
 
 
 def automatic(method: type[Triplet], context: RecipeContext) -> Recipe:
-    """A wider margin, a narrow projector, and colours that change more on small pictures.
+    """A wider margin, a narrow projector, and a stronger hue jitter for small images.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:

@@ -9,7 +9,7 @@ from nolabel.types import Optim
 
 
 def automatic(method: type[VQVAE], context: RecipeContext) -> Recipe:
-    """Narrow codes, and a small decoder on small pictures.
+    """Narrow codes, and a small decoder for small images.
 
     Measured (benchmarks/results/methods.json; `nolabel.recipes` says how), k-NN in per cent, the
     untrained network in brackets:
@@ -19,7 +19,7 @@ def automatic(method: type[VQVAE], context: RecipeContext) -> Recipe:
         vit_pico     creatures      26.7 ± 1.6  (18.8)
         vit_pico     fashion-mnist  54.7 ± 1.9  (56.8)  below random
 
-    It is a tokenizer first; its features are a by-product.
+    The method is meant to train a tokenizer; its features are a by-product.
     """
     small = is_small(context)
     if small:

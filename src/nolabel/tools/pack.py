@@ -1,10 +1,10 @@
-"""Any source -> tar shards: optionally shrunk, checked, and quick to read.
+"""Packs any source into tar shards: images are checked, and resized if wanted.
 
-A shard is written completely or not at all (temporary file, fsync, rename), and `pack.json` is
-updated after each one. A packing that was stopped continues after the last complete shard.
+A shard is written atomically (temporary file, fsync, rename), and `pack.json` is updated after
+each one. A stopped run of `pack` continues after the last complete shard.
 
-A member is called `FOLDER/NUMBER_NAME.SUFFIX`, with the image's number in the source; the label
-and the text of sample stand beside it as `.cls` and `.txt`.
+A member is named `FOLDER/NUMBER_NAME.SUFFIX`, with the image's index in the source. The label and
+the text of a sample are members of the same name with the suffixes `.cls` and `.txt`.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ _COPIED_FORMATS = {
     "JPEG": "jpg",
     "PNG": "png",
     "WEBP": "webp",
-}  # formats that are taken over as they are
-_TIMED_IMAGES = 200  # images read before and after, to measure the gain
+}  # formats whose files are copied unchanged if no resizing is needed
+_TIMED_IMAGES = 200  # images that are read from the source and from the shards, to compare rates
 _UNSAFE = re.compile(r"[^A-Za-z0-9_/+-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How images are packed."""
+    """Options of `pack`."""
 
-    max_side: int | None = None  # longest side in pixels: larger images are shrunk, none enlarged
-    quality: int = 92  # of the JPEG that a shrunk image becomes, 1 to 100
+    max_side: int | None = None  # longest side in pixels: larger images are resized, none enlarged
+    quality: int = 92  # JPEG quality of resized images, 1 to 100
     shard_images: int = 10_000  # images in a shard
 
     def __post_init__(self) -> None:
@@ -67,19 +67,20 @@ def pack(
     """Packs a source into `out`/000000.tar, 000001.tar, ...
 
     Args:
-        source: what to pack. Images that cannot be read are left out and listed in
+        source: images to pack. Those that cannot be read are left out and listed in
             skipped.jsonl.
-        out: a new or empty folder, or one in which the same packing was stopped.
-        packing: how.
+        out: a new or empty folder, or one in which `pack` was stopped with the same source and
+            options.
+        packing: options; None: the defaults.
 
     Returns:
         {"images", "skipped", "shards", "bytes_before", "bytes_after", "images_per_second_before",
-        "images_per_second_after", "pattern"}; rates are of reading and decoding on one core;
-        "before" values are None for what has no files.
+        "images_per_second_after", "pattern"}. Rates are of reading and decoding on one core. The
+        "before" values are None for a source without files.
 
     Raises:
         UsageError: the folder holds something else.
-        DataError: no image could be read; or a shard that was packed before has changed.
+        DataError: no image could be read; or a shard has changed since it was written.
     """
     packing = packing or Packing()
     folder = Path(out)
@@ -143,7 +144,7 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _load_state(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """What was packed already; a fresh start in a new folder."""
+    """The content of pack.json: the shards that are complete; none in a new folder."""
     record = folder / "pack.json"
     if record.is_file():
         try:
@@ -183,7 +184,7 @@ def _write_shard(
     workers: int,
     advance: Callable[[int], None],
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """One shard, atomically; its entry in pack.json and the images left out."""
+    """Writes one shard atomically; returns its entry in pack.json and the images left out."""
     path = folder / f"{shard:06}.tar"
     temporary = path.with_suffix(".tmp")
     skipped: list[tuple[str, str]] = []
@@ -191,7 +192,7 @@ def _write_shard(
     try:
         with open(temporary, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                # Some at a time, so that few images are held however large the shard is.
+                # In small groups, so that few images are in memory, whatever the shard's size.
                 for start in range(span.start, span.stop, 8 * workers):
                     some = range(start, min(start + 8 * workers, span.stop))
                     for i, made in zip(
@@ -226,18 +227,18 @@ def _write_shard(
 class _Member:
     data: bytes
     suffix: str
-    before: int  # bytes of the file it came from; 0 for what had none
+    before: int  # bytes of the original file; 0 for a source without files
     text: str | None
 
 
 def _encode_member(source: Source, i: int, packing: Packing) -> _Member | BadImage:
-    """The file of image i for the shard: as it is when it is small enough, else shrunk."""
+    """The member for image i: its file unchanged if that is small enough, else resized."""
     try:
         if not source.has_files:
             sample = source.read(i)
             return _Member(*_encode(sample.image, packing, lossless=True), 0, sample.text)
         data = source.read_bytes(i)
-        pixels = read_image(data)  # whole, so that what is packed is known to be readable
+        pixels = read_image(data)  # decoded fully, so that only readable images are packed
         text = source.read_text(i)
         with Image.open(io.BytesIO(data)) as image:
             suffix = _COPIED_FORMATS.get(image.format or "")
@@ -280,7 +281,7 @@ def _add_sample(tar: tarfile.TarFile, source: Source, i: int, made: _Member) -> 
 
 
 def _member_name(source: Source, i: int) -> str:
-    """FOLDER/NUMBER_NAME without a suffix; only plain letters, never upwards."""
+    """FOLDER/NUMBER_NAME without a suffix, of ASCII letters, digits and `_+-`, without `..`."""
     path = source.path(i).replace("\\", "/").rpartition("::")[2]
     if source.root and path.startswith(source.root + "/"):
         path = path[len(source.root) + 1 :]
@@ -314,7 +315,7 @@ def _save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def _rate(source: Source) -> float:
-    """Images read and decoded a second, here and now, on one core."""
+    """Measures how many images per second one core reads and decodes."""
     count = min(_TIMED_IMAGES, len(source))
     picked = np.linspace(0, len(source) - 1, count).astype(int)
     began, good = time.perf_counter(), 0

@@ -1,4 +1,4 @@
-"""What a set of images holds: sizes, colours, bad files, duplicates. Reads every image once."""
+"""Measures a set of images: sizes, colours, unreadable files, duplicates. Reads each image once."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from nolabel.data.sources._decode import decoding_in_threads
 from nolabel.errors import BadImage, printable
 
 THUMB = 64  # side of the thumbnails on the contact sheet, pixels
-_SMALL = 16  # side of the thumbnails that duplicates are compared by
-_MAX_BITS = 3  # differing bits of 64 at which two images are candidates
-_MAX_DIFFERENCE = 3.0  # mean difference of the small thumbnails, of 255, at which they are the same
-_MAX_NEIGHBOURS = 64  # neighbours compared in a crowd of equal hashes
+_SMALL = 16  # side of the thumbnails that are compared to find near-duplicates, pixels
+_MAX_BITS = 3  # images whose 64-bit hashes differ in at most so many bits are candidates
+_MAX_DIFFERENCE = 3.0  # largest mean absolute difference of near-duplicates' thumbnails, of 255
+_MAX_NEIGHBOURS = 64  # hashes compared with each one in sorted order, where a quarter is equal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What `survey` found. All of it describes the images that were read."""
+    """The results of `survey`, over the images that were read."""
 
-    name: str
+    name: str  # of the source
     images: int  # in the source
-    seen: int  # images that were read
+    seen: int  # images that `survey` tried to read
     sizes: np.ndarray  # int32 [good, 2]: height and width of each in pixels
     modes: dict[str, int]  # grey or colour -> images
-    mean: tuple[float, ...]  # of each channel over all pixels, of 1
+    mean: tuple[float, ...]  # of each channel over all pixels, values in 0 to 1
     std: tuple[float, ...]
     bad: tuple[tuple[str, str], ...]  # (path, reason)
     same: tuple[tuple[str, ...], ...]  # groups of exact duplicates: equal pixels
@@ -50,7 +50,7 @@ class Survey:
 
 
 def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Survey:
-    """Reads the images of a source and says what they are like.
+    """Reads the images of a source and measures them.
 
     Args:
         source: any source.
@@ -125,7 +125,7 @@ class _ImageStatistics:
 
 
 def _measure_all(source: Source, chosen: np.ndarray) -> Iterator[_ImageStatistics | BadImage]:
-    """In order, decoded in threads, a few ahead."""
+    """Yields the images' statistics in order; threads decode some images ahead."""
     workers = os.cpu_count() or 1
     with decoding_in_threads(), ThreadPoolExecutor(workers, "nolabel-scan") as pool:
         for start in range(0, len(chosen), 16 * workers):
@@ -171,11 +171,12 @@ def _thumbnail(image: Image.Image) -> Image.Image:
 def _near_duplicates(
     hashes: np.ndarray, small: np.ndarray, numbers: np.ndarray, same: list[list[int]]
 ) -> list[list[int]]:
-    """Groups of images that look the same but are not equal.
+    """Groups of images that look the same but have different pixels.
 
-    The hash (dHash) says in 64 places whether an image becomes brighter to the right. Two hashes
-    that differ in three bits at most agree in one of their four quarters, so that sorting by each
-    quarter brings all candidates together. Thumbnails then decide.
+    Each of the 64 bits of the hash (dHash) says whether the image becomes brighter to the right at
+    one place. Two hashes that differ in at most three bits are equal in at least one of their four
+    quarters, so all candidates are neighbours when the hashes are sorted by that quarter. The
+    difference of their thumbnails then decides.
     """
     if len(hashes) < 2:
         return []
@@ -205,7 +206,7 @@ def _near_duplicates(
                 strict=True,
             ):
                 parent[root(j)] = root(i)
-    # One of each set of equal images stands for it here; a group of one is none.
+    # Each set of exact duplicates is represented by its first image; groups of one are dropped.
     extra = {i for members in same for i in members[1:]}
     groups: defaultdict[int, list[int]] = defaultdict(list)
     for i, number in enumerate(numbers.tolist()):

@@ -1,4 +1,4 @@
-"""The online k-NN probe: how good the encoder is now, on labelled data of the user's."""
+"""The online k-NN probe: the encoder's accuracy on labelled data during training."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.protocols.knn import run_knn
 from nolabel.views.plan import ViewPlan
 
-MOST = 4000  # images in the bank; a quarter as many are queries
+MOST = 4000  # training images of the k-NN; a quarter as many are test images
 
 
 class Probe:
-    """k-NN (k = 20) of the branch to judge, on at most `MOST` labelled images.
+    """k-NN (k = 20) of the method's encoder, on at most `MOST` labelled images.
 
     Args:
         spec: a data source with labels.
         image_size: side in pixels, or None for the source's own.
         download: whether a named set may be downloaded.
-        channels: of the images.
+        channels: number of channels of the images.
 
     Raises:
         DataError: the source has no labels.
@@ -34,7 +34,7 @@ class Probe:
         self.train, self.test = _at_most(rest, MOST), _at_most(part, MOST // 4)
 
     def __call__(self, backbone: Backbone, plan: ViewPlan) -> float:
-        """Top-1 as a fraction. Leaves the network's mode and the random state as they were."""
+        """Top-1 accuracy as a fraction. Restores train/eval modes and the random state."""
         modes = [(m, m.training) for m in backbone.modules()]
         encoder = Encoder(backbone, mean=plan.mean, std=plan.std)
         try:

@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, plain lines elsewhere, and the rates shown in it."""
+"""Shows the progress of a run: a bar on a terminal, lines of text elsewhere, with rates."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from nolabel.engine.log import say
 
 LINE_SECONDS = 10.0
 WINDOW = 50  # steps over which rates are taken
-STARVED = 0.1  # share of time spent waiting for data above which the run says why
+STARVED = 0.1  # share of time spent waiting for data above which the run reports the cause
 
 
 class Progress:
     """A bar with loss, images/s, ETA and the share of time spent waiting for data.
 
     Args:
-        enabled: "auto": a bar on a terminal, plain lines elsewhere; "off": nothing.
+        total: steps of the run.
+        start: step from which the run starts or continues.
+        enabled: "auto": a bar on a terminal, lines of text elsewhere; "off": nothing.
     """
 
     def __init__(self, total: int, start: int = 0, enabled: str = "auto"):
@@ -26,7 +28,7 @@ class Progress:
         self.rate = 0.0  # images per second
         self.data_wait = 0.0  # share of time spent waiting for data
         self._recent: collections.deque[tuple[float, int, float]] = collections.deque(maxlen=WINDOW)
-        self._said = time.monotonic()
+        self._line_time = time.monotonic()
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -53,7 +55,14 @@ class Progress:
             self._bar.stop()
 
     def update(self, step: int, loss: float, images: int, wait_seconds: float) -> None:
-        """Step `step` is done; it had `images` images and waited so long for data."""
+        """Reports a finished step.
+
+        Args:
+            step: number of steps done.
+            loss: of the step.
+            images: of the step, over all processes.
+            wait_seconds: time that the step waited for data.
+        """
         now = time.monotonic()
         self._recent.append((now, images, wait_seconds))
         span = now - self._recent[0][0]
@@ -64,13 +73,15 @@ class Progress:
         text = f"loss {loss:.4f}  {self.rate:,.0f} images/s  data wait {self.data_wait:.0%}"
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
-        elif self.enabled == "auto" and (now - self._said > LINE_SECONDS or step == self.total):
-            self._said = now
+        elif self.enabled == "auto" and (
+            now - self._line_time > LINE_SECONDS or step == self.total
+        ):
+            self._line_time = now
             left = (self.total - step) * span / max(len(later), 1)
             say(f"step {step}/{self.total}  {text}  {left:.0f} s left")
 
     def starving(self) -> bool:
-        """Whether data come too late, now that the start, when nothing is ready, is past."""
+        """Whether the run waits too long for data. False at the start, while workers start up."""
         span = self._recent[-1][0] - self._recent[0][0]
         steady = span > 3 and (len(self._recent) == WINDOW or span > 60)
         return steady and self.enabled == "auto" and self.data_wait > STARVED

@@ -1,4 +1,4 @@
-"""The first process's part of the monitor: it works alone and writes into the run's folder."""
+"""The part of the monitor that runs on rank 0 only and writes to the run's folder."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Recorder:
     """Writes metrics.jsonl, with signals, probe, init guard and the doctor's verdict in it.
 
     Args:
-        run: resolved, with its length.
+        run: resolved run.
         method, plan, source: of the run.
-        start: step from which it starts or goes on.
-        progress: has the rates, and takes lines for the user.
+        start: step from which the run starts or continues.
+        progress: measures the rates, and prints lines for the user.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Recorder:
             self.init_guard = InitGuard(run.folder, method.encoder, plan, source, self.probe)
         self.metrics = MetricsLog(run.folder / "metrics.jsonl", start)
         self.doctor = Doctor(self.total)
-        self.verdict: Verdict | None = None  # an alarm, as long as it lasts
+        self.verdict: Verdict | None = None  # the present alarm, if any
         for old in read_metrics(run.folder / "metrics.jsonl"):
             self.verdict = self.doctor.update(old)
         self.snapshots = FeatureSnapshots(
@@ -58,11 +58,11 @@ class Recorder:
         """Adds a line to metrics.jsonl.
 
         Args:
-            given: the line's values that all processes had to compute together.
-            features: [B, D] of the whole batch, for the signals.
+            given: values of the line that all processes computed together.
+            features: features [B, D] of the global batch, for the signals.
 
         Returns:
-            The alarms that the line gives.
+            The alarms of this line.
         """
         done = int(given["step"])
         line = dict(given) | {
@@ -87,8 +87,11 @@ class Recorder:
         return done % self.probe_every < self.log_every or done == self.total
 
     def _probe(self, line: dict[str, Any]) -> str:
-        """Adds what the probe and the init guard find; returns why the network of --init is being
-        destroyed, if it is."""
+        """Adds the results of the probe and the init guard to the line.
+
+        Returns:
+            Why the init guard says that training destroys the network of --init; else "".
+        """
         done, encoder = int(line["step"]), self.method.encoder
         if self.probe:
             line["probe_knn"] = self.probe(encoder, self.plan)

@@ -1,4 +1,4 @@
-"""Signals of a healthy representation that need no labels, and the signs of collapse."""
+"""Label-free measures of the features of a batch, and the detection of collapse."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from nolabel.nn.spectrum import effective_number
 
 
 def feature_std(z: Tensor) -> float:
-    """Spread of features [B, D]: mean over dimensions of the deviation of the unit-length
-    features, times sqrt(D). About 1 when they point everywhere, 0 when all are the same."""
+    """Spread of features [B, D]: the standard deviation of the unit-length features over the
+    batch, mean over dimensions, times sqrt(D). About 1 if their directions are uniform, 0 if all
+    are the same."""
     z = F.normalize(z.float(), dim=-1)
     return float(z.std(0, correction=0).mean() * z.shape[1] ** 0.5)
 
@@ -35,21 +36,22 @@ def signals(features: Tensor) -> dict[str, float]:
 
 
 class Collapse(NamedTuple):
-    """A sign of collapse."""
+    """A detected collapse."""
 
-    sign: str  # features, embeddings, targets or prototypes
-    why: str
+    sign: str  # what collapsed: features, embeddings, targets or prototypes
+    why: str  # the measured value, in words
 
 
 def collapse(line: Mapping[str, Any]) -> Collapse | None:
-    """The sign of collapse that a line of metrics.jsonl shows; None if it shows none.
+    """The collapse that a line of metrics.jsonl shows; None if it shows none.
 
-    The limits lie between forced failures and healthy runs of minutes on small pictures. Without
-    centring and sharpening DINO's targets carried 0.03 to 0.05 nats, those of runs that learn 0.1
-    to 1; with a teacher temperature of zero they used 3 prototypes, healthy ones 100 and more;
-    without the stop of the gradient BYOL's embeddings of different pictures agreed by 0.995,
-    healthy ones by 0.3. In the first steps of a healthy run the signals may look the same: judge
-    later ones (`doctor`).
+    The thresholds lie between the values of runs that were made to collapse and those of healthy
+    runs, both of some minutes on small images. Targets of DINO had a mutual information with the
+    image of 0.03 to 0.05 nats without centring and sharpening, and of 0.1 to 1 in healthy runs.
+    With a teacher temperature of zero they used 3 prototypes, in healthy runs 100 and more.
+    Without the stop-gradient the embeddings of different images in BYOL had a cosine of 0.995, in
+    healthy runs of 0.3. The first steps of a healthy run may have values like those of a collapse,
+    so `doctor` ignores them.
     """
     names = ("feature_std", "target_entropy", "target_information", "agreement_others", "agreement")
     values = (math.nan if line.get(name) is None else float(line[name]) for name in names)
@@ -69,8 +71,8 @@ def collapse(line: Mapping[str, Any]) -> Collapse | None:
     if information < 0.075:
         return Collapse(
             "targets",
-            f"the targets are nearly the same for all images (they tell {information:.2f} nats of "
-            "the image)",
+            "the targets are nearly the same for all images (mutual information with the image: "
+            f"{information:.2f} nats)",
         )
     if entropy + information < math.log(4):
         return Collapse(

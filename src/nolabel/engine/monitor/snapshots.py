@@ -1,8 +1,9 @@
-"""What the encoder sees in the same few images while it learns, kept for the report.
+"""Saves the patch features of the same few images at several steps, for the report.
 
-A run's folder keeps `film/images.npz` (pixels uint8 [n, S, S, 3]) and a file for each snapshot,
-`film/step-N.npz`: `patches` float16 [n, h, w, K], unit features of the last layer in their K main
-directions, and `attention` float16 [n, h, w] of the class token where there is one.
+A run's folder holds `film/images.npz` (pixels uint8 [n, S, S, 3]) and a file for each snapshot,
+`film/step-N.npz`: `patches` float16 [n, h, w, K], the unit-length features of the last layer
+projected to their first K principal components, and `attention` float16 [n, h, w] of the class
+token, if the network has one.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ from nolabel.views.plan import ViewPlan
 
 FOLDER = "film"
 IMAGES = 4
-SNAPSHOTS = 8  # beside the one before training, evenly over the run
+SNAPSHOTS = 8  # at equal distances over the run, in addition to the one before training
 WIDTH = 64  # K at most
-_TRIED = 40  # images that are tried until IMAGES of them can be read
+_TRIED = 40  # images to try until IMAGES of them could be read
 
 
 def snapshot_steps(total: int) -> set[int]:
-    """The numbers of steps done after which a run of `total` steps takes a snapshot."""
+    """The steps after which a run of `total` steps takes a snapshot; 0 is before training."""
     return {0} | {round(total * k / SNAPSHOTS) for k in range(1, SNAPSHOTS + 1)}
 
 
 class FeatureSnapshots:
-    """Keeps the features of a few images of the training data, at a few steps of a run.
+    """Saves the features of a few training images at a few steps of a run.
 
     Args:
         folder: of the run.
-        source: whose images are taken, spread over it.
-        plan: for their statistics.
+        source: training data; the images are taken at equal distances.
+        plan: view plan, for mean and standard deviation.
         image_size: side in pixels.
         total: steps of the run.
-        note: takes a line for the user, where a snapshot could not be written; training goes on.
+        note: prints a line if a snapshot could not be written; training continues.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class FeatureSnapshots:
         try:
             self._write(step, backbone)
         except OSError as error:
-            self.note(f"Could not keep what is seen at step {step}: {error}")
+            self.note(f"Could not write the snapshot of step {step}: {error}")
 
     def _write(self, step: int, backbone: Backbone) -> None:
         encoder = Encoder(backbone, mean=self.plan.mean, std=self.plan.std, image_size=self.size)
