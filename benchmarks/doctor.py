@@ -84,10 +84,10 @@ def render(found: dict[str, Any]) -> None:
     alarms = sum(s in ("collapsed", "diverging") for s in states)
     flat = sum(s == "stopped improving" for s in states)
     lines = [
-        f"Of {len(states)} healthy runs of minutes (every method, two networks, two sets) {alarms} "
-        f'gave an alarm; {flat} ended with the verdict "stopped improving". Forced failures, '
-        f"which have {STEPS} steps to be noticed:", "",
-        "| failure | network | noticed | at step | as |", "|---|---|---|---|---|",
+        f"Of {len(states)} healthy runs of some minutes (every method, two networks, two data "
+        f'sets), {alarms} gave an alarm and {flat} ended with the verdict "stopped improving". '
+        f"Runs that were made to fail, {STEPS} steps each:", "",
+        "| failure | network | detected | at step | verdict |", "|---|---|---|---|---|",
     ]  # fmt: skip
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for key, row in found["forced"].items():
@@ -99,8 +99,8 @@ def render(found: dict[str, Any]) -> None:
         kinds = ", ".join(sorted({r["state"] for r in rows if r["state"]}))
         missed = [r for r in rows if r["step"] is None]
         if missed:  # it may still have learnt something
-            kinds += "not: at the end a loss of " + ", ".join(f"{r['loss']:.2f}" for r in missed)
-            kinds += " and a spread of " + ", ".join(f"{r['feature_std']:.2f}" for r in missed)
+            kinds += "none: final loss " + ", ".join(f"{r['loss']:.2f}" for r in missed)
+            kinds += ", `feature_std` " + ", ".join(f"{r['feature_std']:.2f}" for r in missed)
         lines.append(f"| {name} | `{backbone}` | {len(steps)} of {len(rows)} | {span} | {kinds} |")
     write_between_marks("doctor", "\n".join([*lines, ""]), page="methods.md")
 

@@ -237,24 +237,25 @@ def save_seconds(folder: Path) -> dict[str, Any]:
 def render(found: dict[str, Any]) -> None:
     """Writes the results between the marks in docs/distributed.md."""
     machine = found["environment"]["cpu"]
-    body = [f"On two cores of a CPU ({machine}), as `benchmarks/endurance.py` found:", ""]
+    body = [f"Measured on two cores of a CPU ({machine}) by `benchmarks/endurance.py`:", ""]
     if long := found.get("soak"):
         low, high = long["open_files"]
         body.append(
             f"- {long['steps']:,} steps with two workers and a save every 500: memory grew by "
             f"{long['megabytes_per_1000_steps']:.1f} ± {long['standard_error']:.1f} MB in 1,000 "
-            f"steps (of {long['megabytes']:,.0f} MB), {low}{f' to {high}' * (low != high)} files "
+            f"steps (of {long['megabytes']:,.0f} MB); {low}{f' to {high}' * (low != high)} files "
             "were open."
         )
     for row in found.get("kills", ()):
         how = f"{row['workers'] or 'no'} workers, {row['processes']} process"
         same = "the same" if row["same_bytes"] and row["same_losses"] else "NOT the same"
         body.append(
-            f"- Killed (-9) {len(row['killed_at'])} times in 200 steps and resumed, {how}"
-            f"{'es' * (row['processes'] > 1)}: {same} encoder and losses, to the last bit."
+            f"- Killed (`kill -9`) {len(row['killed_at'])} times in 200 steps and resumed, {how}"
+            f"{'es' * (row['processes'] > 1)}: {same} encoder and losses, bit for bit."
         )
     if rows := found.get("saves"):
-        body += ["", "| run | checkpoint | a save | of half an hour | resume (middle of three) |",
+        body += ["", "| run | checkpoint size | time of a save | share of half an hour | time to "
+                 "resume (median of three) |",
                  "|---|---|---|---|---|"]  # fmt: skip
         body += [
             f"| {r['method']} `{r['backbone']}` | {r['bytes'] / 1e9:.2f} GB "

@@ -113,8 +113,8 @@ def command(shown: Shown) -> str:
     words.append(f"--data {shown.data}")
     for key, value in shown.options.items():
         some = value if isinstance(value, tuple) else (value,)
-        said = " ".join(f'"{v}"' if " " in str(v) else str(v) for v in some)
-        words.append(f"--{key.replace('_', '-')} {said}")
+        text = " ".join(f'"{v}"' if " " in str(v) else str(v) for v in some)
+        words.append(f"--{key.replace('_', '-')} {text}")
     return f"`{' '.join(words)}`\n"
 
 
@@ -128,10 +128,11 @@ def page() -> None:
         for name, (method, options) in RUNS.items()
     )
     body = [
-        "# Gallery\n\nEvery picture of [pictures.md](pictures.md), of networks that were trained "
-        "without labels for five to ten minutes on one CPU core, on images of 32 pixels. The "
-        "captions hold the numbers and the baselines. Drawn by "
-        f"`python benchmarks/gallery.py`.\n\n{trained}\n"
+        "# Gallery\n\nAll pictures of [pictures.md](pictures.md) except `views`. The networks were "
+        "trained without labels for five to ten minutes on one CPU core, on images of 32 pixels. "
+        "Each caption gives the measured numbers and their baselines. `python "
+        "benchmarks/gallery.py` trains the networks, draws the pictures and writes this page.\n\n"
+        f"The networks:\n\n{trained}\n"
     ]
     for title, part in PARTS.items():
         body.append(f"## {title}\n")

@@ -72,7 +72,7 @@ def render(found: dict[str, Any]) -> None:
     lines = [
         "In per cent, chance in brackets:", "",
         "| method, data | minutes, threads, steps | class, default templates "
-        "| class, ones like captions | image to text R@1 | R@5 | text to image R@1 | R@5 |",
+        "| class, templates like captions | image to text R@1 | R@5 | text to image R@1 | R@5 |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, row in found.items():

@@ -47,9 +47,9 @@ def render(found: dict[str, Any]) -> None:
         _, backbone, data, _ = key.split()
         groups.setdefault((data, backbone), []).append(row)
     lines = [
-        f"Rank correlation (Spearman) with k-NN over the runs of the methods' table, "
-        f"{found['images']:,} images in {found['views']} views; ± is the standard error of a "
-        "correlation of that many runs.", "",
+        f"Rank correlation (Spearman) with k-NN over the runs of the table in [methods.md]"
+        f"(methods.md), {found['images']:,} images in {found['views']} views; ± is the standard "
+        "error of a correlation over that many runs.", "",
         "| runs | " + " | ".join(MEASURES) + " |", "|---" * (len(MEASURES) + 1) + "|",
     ]  # fmt: skip
     for (data, backbone), rows in groups.items():

@@ -224,9 +224,9 @@ def render(found: dict[str, Any]) -> None:
         rows.setdefault((data, backbone), {}).setdefault(method, []).append(row)
     threads, machine = found["threads"], found["environment"]["cpu"]
     lines = [
-        f"As many steps as fit into {found['minutes']:g} minutes of {threads} "
-        f"thread{'s' * (threads > 1)} of a CPU, measured beforehand (± {NEAR:.0%}) "
-        f"({machine}), images of 32 px. k-NN (k = 20) and linear probe: top-1 on unseen images, "
+        f"As many training steps as fit into {found['minutes']:g} minutes of {threads} "
+        f"thread{'s' * (threads > 1)} of a CPU ({machine}), counted beforehand (± {NEAR:.0%}); "
+        f"images of 32 px. k-NN (k = 20) and linear probe: top-1 on unseen images, "
         f"with at most {GALLERY:,} labelled ones; ± is the standard deviation over the seeds.", "",
     ]  # fmt: skip
     for (data, backbone), table in rows.items():

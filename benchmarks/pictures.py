@@ -153,9 +153,11 @@ def render(found: dict[str, Any]) -> None:
         table = {n: [r for k, r in found["rows"].items() if k.split()[0] == n] for n in names}
         lines += [
             "`vit_pico` after two minutes of one thread on `creatures` (`simclr-600`: 600 steps, "
-            f"about ten minutes), {CLASSES * EACH} test images, class by class; mean over the "
-            "seeds, whose number is in brackets, ± standard error. Bold: above random weights by "
-            "more than two standard errors. `eva` had a ResNet of `simclr` as its teacher.", "",
+            f"about ten minutes), {CLASSES * EACH} test images, in per cent; each picture is made "
+            "from images of one class. Mean over the seeds (their number in brackets) ± standard "
+            "error. Bold: above random weights by more than two standard errors. Colour: the same "
+            "from colours instead of features; ceiling: the best possible on the patch grid. The "
+            "teacher of `eva` was a ResNet trained by `simclr`.", "",
             "| | " + " | ".join(f"{n} ({len(table[n])})" for n in names) + " | colour | ceiling |",
             "|---" * (len(names) + 3) + "|",
         ]  # fmt: skip
@@ -176,8 +178,9 @@ def render(found: dict[str, Any]) -> None:
             lines.append(f"| {title} | " + " | ".join([*cells, colour, most]) + " |")
         for what in ("place_first", "place_last", "part_first", "part_last"):
             layer = "first" if "first" in what else "last"
-            title = f"{what.split('_')[0]} read from the {layer} layer"
-            title += ", R²" if "place" in what else ""
+            title = "position" if "place" in what else "part"
+            title += f" predicted from the {layer} layer, "
+            title += "R²" if "place" in what else "accuracy"
             cells = []
             for n in names:
                 mean, error = _spread(table[n], f"pca.{what}")
@@ -189,9 +192,10 @@ def render(found: dict[str, Any]) -> None:
         lines.append("")
     if "cost" in found:
         lines += [
-            "Cost in units of one forward pass of the same images (two CPU cores):", "",
-            "| network | images | attention | components | largest difference of attention times "
-            "values from the fused layer |", "|---|---|---|---|---|",
+            "Time of `attention` and of the principal components, relative to one forward pass of "
+            "the same images (two CPU cores); and the largest difference between the output of the "
+            "explicit attention and that of the fused kernel:", "",
+            "| network | images | attention | components | difference |", "|---|---|---|---|---|",
         ]  # fmt: skip
         lines += [
             f"| `{r['network']}`, {r['size']} px | {r['images']} | {r['attention_share']:.2f} | "

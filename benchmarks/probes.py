@@ -1,13 +1,13 @@
-"""The probes of image-text networks on networks into which the answer was planted.
+"""Checks the image-text probes `bias` and `typographic` on networks with a known answer.
 
     python benchmarks/probes.py --out DIR [--minutes N] [--seeds N]
     python benchmarks/probes.py --render
 
-Four sets of captions for the same creatures, a network for each: plain ones; ones that call
-creatures of each colour useful or useless at a rate of its own; ones that call all useful at one
-rate; and ones that say which word is written on the image, for the half that bears one. The probe
-of bias must find the planted order and rates, and none where there are none; the probe of
-typography must find out the network that learnt to read, and no other.
+A network is trained on each of four sets of captions for the same creatures: plain captions;
+captions that call creatures useful or useless, at a different rate for each colour; the same at one
+rate for all colours; captions that name the word that is written on half of the images. `bias` must
+find the planted rates and their order, and no bias in the other networks. `typographic` must find
+that the last network reads, and that the others do not.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write_set(folder: Path, captions: str, seed: int) -> Path:
             text = source.read_text(i)
             if captions in ("biased", "even"):
                 useful = chance.random() < rates(captions)[colour_of(text)]
-                if chance.random() < 0.5:  # told with no more than that, or not told at all
+                if chance.random() < 0.5:  # half of the captions name nothing else
                     text = f"a {WORDS[0] if useful else WORDS[1]} creature"
             if captions == "written" and chance.random() < 0.5:
                 word = source.classes[int(chance.integers(10))]
@@ -132,15 +132,19 @@ def render(found: dict[str, Any]) -> None:
     minutes = [r["minutes"] for r in found["rows"].values()]
     spent = " to ".join(f"{m:g}" for m in sorted({min(minutes), max(minutes)}))
     lines = [
-        f"Networks of CLIP (`resnet_nano`, {spent} minutes of one thread) that learnt from "
-        "captions into which the answer was planted (`benchmarks/probes.py`), each row a seed:", "",
-        "| captions | wrong word believed, above letters, above its mirror image | gap of the "
-        "word between colours, of meaningless words | chance of that gap, groups shuffled, among "
-        "meaningless words | rank correlation with the planted rates | mean error of the rates |",
+        f"CLIP networks (`resnet_nano`, {spent} minutes of one thread), trained on captions with a "
+        "known bias or a written word (`benchmarks/probes.py`); one row for each seed. "
+        "`typographic`: how many points more often the wrong word is chosen than with random "
+        "letters and than with the mirrored word, with 95 % intervals. `bias`: the largest "
+        "difference of the rate between colours, with its p-values; the rank correlation with the "
+        "planted rates, and the mean error of the estimated rates.", "",
+        "| captions | `typographic`: points above letters, above the mirrored word | `bias`: "
+        "difference of the word, of meaningless words | p: groups shuffled, meaningless words | "
+        "rank correlation | mean error |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
-    names = {"plain": "plain", "biased": "useful at 5 to 95 %, by colour",
-             "even": "useful at 50 %, all colours", "written": "the written word"}  # fmt: skip
+    names = {"plain": "plain", "biased": "useful for 5 to 95 %, by colour",
+             "even": "useful for 50 % of each colour", "written": "the written word"}  # fmt: skip
     for key, r in sorted(found["rows"].items(),
                          key=lambda x: KINDS_OF_CAPTIONS.index(x[0].split()[0])):  # fmt: skip
         both = [

@@ -224,7 +224,7 @@ def measure(what: str, batch: int, rounds: int) -> dict[str, Any]:
 
 
 def render(found: dict[str, Any]) -> None:
-    lines = ["| step | " + " | ".join(NAMES) + " | times plain |",
+    lines = ["| step | " + " | ".join(NAMES) + " | speed-up over plain |",
              "|---" * (len(NAMES) + 2) + "|"]  # fmt: skip
     for what, row in found["rows"].items():
         rates = row["images_per_second"]

@@ -47,7 +47,7 @@ def attention_distance(encoder: Encoder, images: ImagesOrSamples) -> Pictures:
         [
             ("heads", layers, distance.ravel(), "o"),
             ("mean", np.arange(b.depth), distance.mean(1), "-"),
-            ("even attention", np.arange(b.depth), np.full(b.depth, even), "--"),
+            ("uniform attention", np.arange(b.depth), np.full(b.depth, even), "--"),
         ],
         "layer",
         "distance in pixels",
