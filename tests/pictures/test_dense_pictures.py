@@ -164,12 +164,12 @@ def test_clustering_stops_at_the_elbow():
     assert len(np.unique(cluster_until_elbow(np.ones((4, 3))))) == 1
 
 
-def test_foreground_clusters_are_salient_in_most_images():
-    groups = np.array([[0, 0, 1, 2], [0, 0, 1, 2], [0, 0, 1, 1], [0, 0, 1, 1]])
-    saliency = np.array([[0.1, 0.1, 0.9, 0.9], [0.1, 0.1, 0.9, 0.1]] + [[0.1, 0.1, 0.9, 0.9]] * 2)
-    assert foreground_clusters(groups, saliency).tolist() == [
-        1
-    ]  # 2 is looked at in one of two images
+def test_foreground_clusters_are_salient_in_most_of_all_images():
+    groups = np.array([[0, 0, 1, 2], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 3]])
+    saliency = np.array([[0.1, 0.1, 0.9, 0.9]] * 3 + [[0.1, 0.1, 0.1, 0.9]])
+    # 1 is salient in three of four images; 2 and 3 are salient wherever they are: in one image.
+    assert foreground_clusters(list(groups), list(saliency)).tolist() == [1]
+    assert foreground_clusters(list(groups), list(saliency), votes=0.25).tolist() == [1, 2, 3]
 
 
 def test_part_auroc_is_one_for_oracle_features_and_half_for_random_ones():

@@ -141,6 +141,10 @@ def test_random_warps_differ_by_image_and_full_crops_are_the_identity():
     )
     part = random_crops(x, torch.Generator().manual_seed(0), 3, (0.5, 0.5))
     assert part.shape == (12, 3, 16, 16) and not torch.allclose(part[:4], x, atol=1e-2)
+    both = random_crops(x, torch.Generator().manual_seed(0), 8, (1, 1), flip=True)
+    mirrored = [torch.allclose(y, x[i % 4].flip(-1), atol=1e-4) for i, y in enumerate(both)]
+    straight = [torch.allclose(y, x[i % 4], atol=1e-4) for i, y in enumerate(both)]
+    assert 8 < sum(mirrored) < 24 and all(a != b for a, b in zip(mirrored, straight, strict=True))
 
 
 class OneFilter(Pixels):

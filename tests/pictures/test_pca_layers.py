@@ -9,7 +9,7 @@ import torch
 from nolabel.data.creatures.world import Creatures
 from nolabel.encoders import load
 from nolabel.errors import UsageError
-from nolabel.pictures._dense import Dense
+from nolabel.pictures._dense import Dense, dense
 from nolabel.pictures.pca import align_components, part_accuracy, pca, place_r2
 
 SAMPLES = [Creatures("test", size=32).read(i) for i in range(8)]
@@ -70,3 +70,30 @@ def test_pca_foreground_leaves_the_background_black():
     gone = np.isnan(p.data["scores"]).all(-1)
     assert p.data["scores"].shape == (8, 15, 15, 3)
     assert 0.5 <= gone.mean() < 1
+
+
+def test_self_similarity_of_keys_has_components_of_each_image():
+    encoder = load("random:vit_pico")
+    images = [s.image for s in SAMPLES[:3]]
+    whole = pca(encoder, images, facet="self-similarity")[0]
+    alone = pca(encoder, images[:1], facet="self-similarity")[0]
+    np.testing.assert_allclose(whole.data["scores"][:1], alone.data["scores"], atol=1e-5)
+    d = dense(encoder, images[:1], facet="key", salient=False)
+    z = torch.nn.functional.normalize(d.values[0].double(), dim=1)
+    centred = z @ z.T - (z @ z.T).mean(0)
+    left, size, _ = torch.linalg.svd(centred)
+    expected = (left * size)[:, :3].abs().numpy().reshape(8, 8, 3)
+    np.testing.assert_allclose(np.abs(alone.data["scores"][0]), expected, atol=1e-4)
+    p = pca(encoder, images, facet="self-similarity", layers=2)[0]
+    assert np.isfinite(p.data["scores_1"]).all() and "of each image" in p.caption
+
+
+def test_the_papers_colours_are_the_second_to_fourth_component():
+    encoder = load("random:vit_pico")
+    first = pca(encoder, SAMPLES, facet="key")[0]
+    later = pca(encoder, SAMPLES, facet="key", components=(2, 3, 4), each=True)[0]
+    np.testing.assert_array_equal(later.data["scores"][..., :2], first.data["scores"][..., 1:])
+    assert later.numbers["explained_1"] == first.numbers["explained_2"]
+    for wrong in ((1, 2), (0, 1, 2)):
+        with pytest.raises(UsageError, match="three numbers from 1"):
+            pca(encoder, SAMPLES, components=wrong)

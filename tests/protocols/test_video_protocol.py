@@ -16,7 +16,7 @@ from nolabel.data.creatures.videos import draw_video
 from nolabel.errors import DataError, UsageError
 from nolabel.protocols._propagation import boundary, boundary_score, jaccard, propagate
 from nolabel.protocols.data.davis import open_clips
-from nolabel.protocols.video import Options, segment, upsample_labels
+from nolabel.protocols.video import Options, resize_bilinear, segment, upsample_labels
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 
@@ -168,3 +168,13 @@ def test_davis_layout_is_read_and_checked(tmp_path):
         open_clips(tmp_path, 64)
     with pytest.raises(UsageError, match="layout of DAVIS-2017"):
         open_clips(tmp_path / "Annotations", 64)
+
+
+def test_frames_are_resized_by_bilinear_interpolation_between_pixel_centres():
+    frame = np.zeros((2, 4, 3), np.uint8)
+    frame[:, :, 0] = [0, 80, 160, 240]
+    twice = resize_bilinear(frame, 2, 8)[0, :, 0]
+    assert twice.tolist() == [0, 20, 60, 100, 140, 180, 220, 240]
+    half = resize_bilinear(frame, 2, 2)[0, :, 0]  # no smoothing: the mean of two pixels
+    assert half.tolist() == [40, 200]
+    assert resize_bilinear(frame, 2, 4) is frame

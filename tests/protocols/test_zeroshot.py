@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from safetensors.torch import load_file
 
 import nolabel as nl
 from nolabel import cli
+from nolabel.backbones.text import SharedSpace
 from nolabel.data.creatures.world import Creatures
 from nolabel.data.source import Subset
 from nolabel.encoders import load, load_encoder_file, load_text
@@ -23,11 +26,13 @@ from nolabel.protocols._scores import wilson
 from nolabel.protocols.zeroshot import (
     Options,
     chance_of_hit,
+    class_probabilities,
     class_rows,
     class_vectors,
     retrieval_rows,
 )
 
+ORACLES = Path(__file__).parents[1] / "oracles"
 QUICK = {"steps": 3, "batch_size": 16, "precision": "fp32", "backbone": "vit_pico",
          "vocabulary": 600, "context": 12, "projection": 8, "text_dim": 16, "text_depth": 1,
          "text_heads": 2, "quiet": True}  # fmt: skip
@@ -38,6 +43,18 @@ def run(tmp_path_factory):
     """A CLIP run of a few steps on 64 creatures."""
     out = tmp_path_factory.mktemp("clip") / "run"
     return nl.pretrain("clip", data=Creatures(count=64), out=out, **QUICK).folder
+
+
+@pytest.mark.parametrize("stage", ["start", "trained"])
+def test_probabilities_of_classes_match_the_official_numbers(stage):
+    o = load_file(ORACLES / "clip_zero_shot.safetensors")
+    image, text = (F.normalize(o[k], dim=1) for k in ("image", "text"))
+    shared = SharedSpace(16, vocabulary=9, context=4, dim=8, depth=1, heads=1, out=16).double()
+    shared.log_scale.data = o[f"{stage}.logit_scale"]
+    scale = float(shared.scale.detach())
+    torch.testing.assert_close(image @ text.T * scale, o[f"{stage}.logits"])
+    found = class_probabilities(image, text, scale)
+    torch.testing.assert_close(found, o[f"{stage}.probabilities"], atol=1e-12, rtol=1e-6)
 
 
 def by_metric(rows, setting=None):

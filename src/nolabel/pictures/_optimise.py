@@ -274,7 +274,12 @@ def random_warp(
 
 
 def random_crops(
-    x: Tensor, generator: torch.Generator, count: int, scale: tuple[float, float]
+    x: Tensor,
+    generator: torch.Generator,
+    count: int,
+    scale: tuple[float, float],
+    *,
+    flip: bool = False,
 ) -> Tensor:
     """Random square crops resized to full size, differentiable.
 
@@ -283,6 +288,7 @@ def random_crops(
         generator: of the random numbers, on the CPU.
         count: crops of each image.
         scale: range of the crop's side, as a share of S.
+        flip: whether to mirror each crop with probability 1/2.
 
     Returns:
         float [count * N, C, S, S]; crop k of image n is row k * N + n.
@@ -291,8 +297,11 @@ def random_crops(
     u = torch.rand(3, len(y), generator=generator).to(x.device)
     size = scale[0] + (scale[1] - scale[0]) * u[0]
     at = (1 - size) * (2 * u[1:] - 1)
-    zero = torch.zeros_like(size)
-    theta = torch.stack([torch.stack([size, zero, at[0]], -1),
+    zero, across = torch.zeros_like(size), size
+    if flip:
+        mirrored = torch.rand(len(y), generator=generator).to(x.device) < 0.5
+        across = torch.where(mirrored, -size, size)
+    theta = torch.stack([torch.stack([across, zero, at[0]], -1),
                          torch.stack([zero, size, at[1]], -1)], 1)  # fmt: skip
     grid = F.affine_grid(theta, list(y.shape), align_corners=False)
     return F.grid_sample(y, grid, padding_mode="reflection", align_corners=False)

@@ -31,7 +31,7 @@ from nolabel.pictures._options import Help, Templates
 from nolabel.pictures._tiles import Pictures, Series, chart
 from nolabel.pictures.picture import Picture
 from nolabel.pictures.typographic import TEMPLATES, random_letters
-from nolabel.protocols.zeroshot import Options, class_vectors
+from nolabel.protocols.zeroshot import Options, class_probabilities, class_vectors
 
 SHUFFLES = 1_000  # of the permutation test
 NONSENSE_SETS = 40  # sets of meaningless words
@@ -205,5 +205,5 @@ def rates(
     cosines = z @ vectors.T
     first_choice = cosines.argmax(1)[:, None].numpy() == np.arange(len(words))
     scale = float(text.shared.scale.detach())
-    probability = (cosines * scale).softmax(1)[:, : len(words)].numpy()
+    probability = class_probabilities(z, vectors, scale)[:, : len(words)].numpy()
     return first_choice.astype(float), probability.astype(float)

@@ -1,8 +1,11 @@
 """Dense correspondences between two images, without training for them.
 
 Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021, arXiv 2112.05814, section 4.3:
-log-binned keys; mutual nearest neighbours ("best buddies") among the salient patches; of these, the
-most salient pair of each of k clusters of pairs, so that the points are spread over the object.
+log-binned keys; mutual nearest neighbours ("best buddies") among all patches, of which those with
+two salient ends stay; of these, the most salient pair of each of k clusters of pairs, so that the
+points are spread over the object.
+
+Differs from the original: its code keeps some pairs more, in which only one end is salient.
 
 Measured, where keypoints are known, by PCK at 0.1: the percentage of correct keypoints. A keypoint
 is correct if the best match of its patch lies within 0.1 times the longer side of the object's
@@ -95,7 +98,9 @@ def correspond(
 def best_buddies(
     a: Tensor, b: Tensor, in_a: Tensor | None = None, in_b: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mutual nearest neighbours.
+    """Mutual nearest neighbours among all rows; of these, the pairs whose two ends may match.
+
+    A row that may not match still competes: if it is the nearest of a row, that row has no pair.
 
     Args:
         a: unit vectors, float [P, D].
@@ -107,13 +112,12 @@ def best_buddies(
         Row indices in a and in b, int64 [M] each, and their cosines, float [M], highest first.
     """
     cos = a @ b.T
-    if in_a is not None:
-        cos = cos.masked_fill(~in_a[:, None], -torch.inf)
-    if in_b is not None:
-        cos = cos.masked_fill(~in_b[None], -torch.inf)
     value, best_b = cos.max(1)
-    best_a = cos.argmax(0)
-    mutual = (best_a[best_b] == torch.arange(len(a))) & (value > -torch.inf)
+    mutual = cos.argmax(0)[best_b] == torch.arange(len(a))
+    if in_a is not None:
+        mutual &= in_a
+    if in_b is not None:
+        mutual &= in_b[best_b]
     order = value[mutual].argsort(descending=True)
     rows = mutual.nonzero()[:, 0][order]
     return rows, best_b[rows], value[rows]

@@ -4,7 +4,8 @@ Tumanyan et al., "Splicing ViT Features for Semantic Appearance Transfer", 2022,
 section 3: a network generates an image from noise (`Generator`) and is trained until the class
 token of the image after a layer, before the final norm, is the target. Inversions of shallow layers
 reproduce the image; those of deep layers reproduce its content, with other positions and details
-for each seed.
+for each seed. Fresh noise is added to the network's input, of standard deviation 1, in each step:
+10 times as strong in the first half, 2 times until three quarters, then half as strong.
 
 Differs from the original: the squared error is divided by the variance of the token over images, so
 that one learning rate suits all layers; fewer steps; the mean of the patches is inverted if there
@@ -42,6 +43,8 @@ from nolabel.pictures._tiles import Pictures, chart, sheet
 from nolabel.pictures.picture import Picture
 
 NOISE = 32  # channels of the network's input
+DEVIATIONS = (10.0, 2.0, 0.5)  # of the noise added to the input, whose own deviation is 1
+STAGES = (0.5, 0.75)  # shares of the steps after which the next deviation holds
 REFERENCES = 128  # images of the set that give the mean and variance of the tokens, at most
 NEIGHBOURS = 20  # of the judge's k-NN classifier
 
@@ -151,14 +154,13 @@ def _invert_layer(
     count = len(target)
     net = Generator(count, side, inputs=NOISE, outputs=x.shape[1], seed=layer).to(device)
     generator = torch.Generator().manual_seed(layer)
-    noise = torch.randn(count, NOISE, side, side, generator=generator).to(device) / 10
+    noise = torch.randn(count, NOISE, side, side, generator=generator).to(device)
     cosine = np.zeros(count)
 
     def loss(step: int) -> list[torch.Tensor]:
-        jitter = 1.0 if step < steps / 2 else 0.2 if step < steps * 3 / 4 else 0.05
-        more = torch.randn(noise.shape, generator=generator).to(device) / 10
+        more = noise_deviation(step, steps) * torch.randn(noise.shape, generator=generator)
         with encoder.evaluating(gradients=True):
-            y = normalise(net(noise + jitter * more), encoder)
+            y = normalise(net(noise + more.to(device)), encoder)
             token = encoder.backbone.facets(y, layer, "token").pooled.float()
         return [(token - target).square().sum() / variance]
 
@@ -174,6 +176,11 @@ def _invert_layer(
     run = optimise(f"inverting layer {layer}", list(net.parameters()), loss, draw, steps=steps,
                    lr=lr, on_preview=on_preview)  # fmt: skip
     return run, cosine
+
+
+def noise_deviation(step: int, steps: int) -> float:
+    """Standard deviation of the noise that a step of the optimisation adds to the input."""
+    return DEVIATIONS[sum(step >= round(steps * share) for share in STAGES)]
 
 
 @dataclass(frozen=True)

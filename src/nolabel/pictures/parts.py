@@ -2,8 +2,9 @@
 
 Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021, arXiv 2112.05814, sections 4.1
 and 4.2: k-means on unit descriptors of all images for k = 1, 2, ... until one more cluster reduces
-the error by less than 2.5 %. A cluster is foreground if it is salient in three quarters of the
-images that contain it. The foreground is clustered again into parts.
+the error by less than 2.5 %. A cluster is foreground if it is salient in three quarters of all
+images; one that lacks it votes against it, so that what a single image holds is not common. The
+foreground is clustered again into parts.
 
 Differs from the original: salient means above the image's mean saliency (there: above a threshold
 chosen for one checkpoint); the result is not smoothed by GrabCut or a conditional random field.
@@ -11,6 +12,7 @@ chosen for one checkpoint); the result is not smoothed by GrabCut or a condition
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, TypedDict, Unpack
 
 import numpy as np
@@ -30,7 +32,7 @@ from nolabel.protocols.attention import ceiling, iou
 
 MAX_CLUSTERS = 14
 ELBOW = 0.975  # stop when the error is still above this share of that with one cluster less
-VOTES = 0.75  # share of the images in which a foreground cluster is salient
+VOTES = 0.75  # share of all images in which a foreground cluster is salient
 FITTED = 20_000  # descriptors that k-means is fitted on, at most; all are assigned
 
 
@@ -72,14 +74,16 @@ def parts(
         f"{d.facet}s of {encoder.name}, layer {layer}; a colour should mark the same part in all "
         "images"
     )
-    numbers: dict[str, float] = {}
+    common = len(common_parts(list(groups)))
+    caption += f". {common} of the {number} parts are in every image"
+    numbers: dict[str, float] = {"common_parts": float(common)}
     masks, true_parts = (
         ground_truth(images, what, d.pixels.shape[1]) for what in ("mask", "parts")
     )
     if masks is not None and true_parts is not None:
         by_colour = segment(colour_descriptors(d), saliency, number, seed)
         salient = (saliency > saliency.mean(1, keepdim=True)).numpy()
-        numbers = {
+        numbers |= {
             "iou": overlap(d, front, masks), "iou_colour": overlap(d, by_colour[0], masks),
             "iou_saliency": overlap(d, salient, masks),
             "iou_ceiling": float(np.mean([ceiling(*d.areas(m)) for m in masks])),
@@ -162,7 +166,7 @@ def common_foreground(
     z = F.normalize(values.double(), dim=-1)
     flat = z.flatten(0, 1).numpy()
     groups = cluster_until_elbow(flat, seed).reshape(z.shape[:2])
-    return np.isin(groups, foreground_clusters(groups, saliency.numpy())), flat
+    return np.isin(groups, foreground_clusters(list(groups), list(saliency.numpy()))), flat
 
 
 def cluster_until_elbow(z: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -187,25 +191,42 @@ def cluster_until_elbow(z: np.ndarray, seed: int = 0) -> np.ndarray:
     return labels
 
 
-def foreground_clusters(groups: np.ndarray, saliency: np.ndarray) -> np.ndarray:
-    """The clusters that are more salient than the image's mean in `VOTES` of the images that
-    contain them.
+def foreground_clusters(
+    groups: Sequence[np.ndarray],
+    saliency: Sequence[np.ndarray],
+    thresholds: Sequence[float] | None = None,
+    votes: float = VOTES,
+) -> np.ndarray:
+    """The clusters that are salient in a share of all images; absent means not salient.
 
     Args:
-        groups: cluster of each patch, int [N, P].
-        saliency: float [N, P].
+        groups: cluster of each patch of the N images, int [P] each; P may differ.
+        saliency: float [P] each.
+        thresholds: above which an image's mean saliency of a cluster is salient; None: the mean
+            saliency of each image.
+        votes: the share of the images.
 
     Returns:
-        int [<= clusters].
+        int [<= clusters], ascending.
     """
-    salient = []
-    for g in np.unique(groups):
-        inside = groups == g
-        having = inside.any(1)
-        mean = (saliency * inside).sum(1)[having] / inside.sum(1)[having]
-        if (mean > saliency.mean(1)[having]).mean() >= VOTES:
-            salient.append(g)
-    return np.array(salient, dtype=int)
+    if thresholds is None:
+        thresholds = [float(s.mean()) for s in saliency]
+    counts: dict[int, int] = {}
+    for g, s, threshold in zip(groups, saliency, thresholds, strict=True):
+        for cluster in np.unique(g):
+            voted = float(s[g == cluster].mean()) > threshold
+            counts[int(cluster)] = counts.get(int(cluster), 0) + voted
+    return np.array(sorted(c for c, n in counts.items() if n >= votes * len(groups)), dtype=int)
+
+
+def common_parts(groups: Sequence[np.ndarray]) -> np.ndarray:
+    """The parts, int ascending, that every image has.
+
+    Args:
+        groups: part of each patch of each image, int [P] each; -1 is the background.
+    """
+    found = set.intersection(*(set(np.unique(g).tolist()) for g in groups))
+    return np.array(sorted(found - {-1}), dtype=int)
 
 
 def overlap(d: Dense, front: np.ndarray, masks: np.ndarray) -> float:

@@ -1,13 +1,19 @@
 """Patch features as colours: three principal components over all images, layer by layer.
 
 Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021, arXiv 2112.05814, figure 3: from
-shallow to deep layers, features carry less of the position and more of the part. Measured with
+shallow to deep layers, features carry less of the position and more of the part. The figure shows
+keys, and the second to fourth of four components: `--facet key --components 2 3 4 --each True`.
+`--facet self-similarity` shows instead the cosines of each patch's key with all keys of its image,
+which Tumanyan et al. ("Splicing ViT Features", 2022, arXiv 2201.00424, figure 3) call the structure
+of an image; its components are those of one image alone. Measured with
 several layers: how well a patch's position can be predicted from its features (R^2 of a ridge
 regression), and the part that it shows (1-NN accuracy), both on held-out images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -26,6 +32,7 @@ from nolabel.pictures.picture import Picture
 
 _SHOWN = 12  # images drawn, at most; all are measured
 _LOW, _HIGH = 1, 99  # percentiles mapped to 0 and 255, robust to outlier patches
+SELF_SIMILARITY = "self-similarity"
 
 
 def principal(features: np.ndarray, n: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +63,21 @@ def pca(
     images: ImagesOrSamples,
     *,
     layer: Layer = -1,
-    facet: Annotated[str, Help("token, query, key or value")] = "token",
+    facet: Annotated[
+        str,
+        Help(
+            "token, query, key or value; self-similarity: the cosines of a patch's key with all "
+            "keys of its image"
+        ),
+    ] = "token",
+    components: Annotated[
+        tuple[int, ...],
+        Help("the three components that are red, green and blue, from 1; the paper's are 2 3 4"),
+    ] = (1, 2, 3),
+    each: Annotated[
+        bool,
+        Help("whether the colours span the range of each image, else that of all images"),
+    ] = False,
     layers: Annotated[
         int,
         Help(
@@ -81,10 +102,10 @@ def pca(
         images: anything `Encoder.prepare` takes, or Samples; all share one basis.
 
     Raises:
-        UsageError: fewer than one column, or one of the errors of `dense`.
+        UsageError: fewer than one column, not three components, or one of the errors of `dense`.
     """
-    if layers < 1:
-        raise UsageError(f"layers must be at least 1, got {layers}.")
+    _check(layers, components)
+    alone = facet == SELF_SIMILARITY
     last = layer_number(encoder.backbone, layer)
     deep = np.unique(np.linspace(0, last, layers).round().astype(int)) if layers > 1 else [layer]
     columns: list[np.ndarray] = []
@@ -92,14 +113,19 @@ def pca(
     data: dict[str, np.ndarray] = {}
     positions, parts = [], []
     share = np.zeros(3)
-    of_layers = dense_layers(encoder, images, [int(i) for i in deep], facet=facet, stride=stride,
-                             salient=False)  # fmt: skip
+    of_layers = dense_layers(
+        encoder, images, [int(i) for i in deep], facet="key" if alone else facet, stride=stride,
+        salient=False,
+    )  # fmt: skip
+    if alone:
+        of_layers = [self_similarities(d) for d in of_layers]
     for d in of_layers:
-        scores, share = _scores(d, foreground)
+        scores, share = _scores(d, foreground, components, alone)
         if columns:
-            scores = align_components(scores, _resized(data[f"scores_{len(columns) - 1}"], d.grid))
+            before = _resized(data[f"scores_{len(columns) - 1}"], d.grid)
+            scores = align_components(scores, before, alone)
         data[f"scores_{len(columns)}"] = scores
-        columns.append(to_colours(scores))
+        columns.append(to_colours(scores, each or alone))
         if len(deep) > 1:
             positions.append(place_r2(d))
             true_parts = ground_truth(images, "parts", d.pixels.shape[1])
@@ -109,19 +135,36 @@ def pca(
     numbers |= {f"explained_{i + 1}": float(v) for i, v in enumerate(share)}
     rows = [[image, *(c[n] for c in columns)] for n, image in enumerate(d.pixels[:_SHOWN])]
     titles = ["image", *(f"layer {i}" for i in deep)] if len(deep) > 1 else ["image", "components"]
-    caption = (
-        f"Patch features ({d.facet}, layer {deep[-1]}) of {encoder.name}: three principal "
-        f"components over all images as red, green, blue; they explain {share.sum():.0%} of the "
-        "variance. Equal colours mean similar features: parts of one kind should match across "
-        "images."
-    )
     if len(deep) == 1:
         data = {"scores": data["scores_0"]}
-    out = [Picture(name="pca", image=sheet(rows, titles), caption=caption, data=data,
-                   numbers=numbers)]  # fmt: skip
+    out = [Picture(name="pca", image=sheet(rows, titles), caption=_caption(encoder, d, deep[-1], components, share),
+                   data=data, numbers=numbers)]  # fmt: skip
     if positions:
         out.append(_curves(encoder, [int(i) for i in deep], positions, parts, d, images))
     return Pictures(out)
+
+
+def _check(layers: int, components: Sequence[int]) -> None:
+    """Raises UsageError for fewer than one column, or not three components."""
+    if layers < 1:
+        raise UsageError(f"layers must be at least 1, got {layers}.")
+    if len(components) != 3 or min(components) < 1:
+        raise UsageError(
+            f"components are three numbers from 1, such as 2 3 4, got {list(components)}."
+        )
+
+
+def _caption(
+    encoder: Encoder, d: Dense, layer: int, components: Sequence[int], share: np.ndarray
+) -> str:
+    """What the picture of the last layer's descriptors d shows; share is that of the variance."""
+    alone = d.facet.startswith(SELF_SIMILARITY)
+    return (
+        f"Patch features ({d.facet}, layer {layer}) of {encoder.name}: principal components "
+        f"{', '.join(map(str, components))} {'of each image' if alone else 'over all images'} as "
+        f"red, green, blue; they explain {share.sum():.0%} of the variance. Equal colours mean "
+        "similar features"
+    ) + ("." if alone else ": parts of one kind should match across images.")
 
 
 def _curves(
@@ -164,40 +207,85 @@ def _curves(
     )  # fmt: skip
 
 
-def _scores(d: Dense, foreground: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Scores, float64 [N, h, w, 3], NaN outside the foreground, and their explained shares [3]."""
-    flat = d.values.flatten(0, 1).numpy()
-    scores, share = principal(flat)
+def self_similarities(d: Dense) -> Dense:
+    """Cosines of each patch with all patches of its image instead of the descriptors."""
+    z = F.normalize(d.values, dim=-1)
+    return replace(d, values=z @ z.transpose(1, 2), facet=f"{SELF_SIMILARITY} of {d.facet}s")
+
+
+def _scores(
+    d: Dense, foreground: bool, components: Sequence[int], alone: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of three components and their explained shares.
+
+    Args:
+        d: the descriptors.
+        foreground: as in `pca`.
+        components: numbers of the three components, from 1.
+        alone: whether each image has components of its own.
+
+    Returns:
+        float64 [N, h, w, 3], NaN outside the foreground, and float64 [3].
+    """
+    fits = [
+        _fit(x.flatten(0, 1).numpy(), foreground, components)
+        for x in d.values.split(1 if alone else len(d.values))
+    ]
+    scores = np.concatenate([s for s, _ in fits]).reshape(len(d.values), *d.grid, 3)
+    return scores, np.mean([share for _, share in fits], axis=0)
+
+
+def _fit(
+    flat: np.ndarray, foreground: bool, components: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `_scores`, of rows float [M, D]: float64 [M, 3] and [3]; 0 beyond the last component."""
+    count = max(components)
+    side = np.ones(len(flat), dtype=bool)
     if foreground:
-        side = scores[:, 0] > 0
+        side = principal(flat, 1)[0][:, 0] > 0
         side = side if side.mean() <= 0.5 else ~side  # the foreground is the smaller side
-        inside, share = principal(flat[side])
-        scores = np.full((len(flat), inside.shape[1]), np.nan)
-        scores[side] = inside
-    scores = np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
-    return scores.reshape(len(d.values), *d.grid, 3), share
+    inside, share = principal(flat[side], count)
+    scores = np.full((len(flat), count), np.nan)
+    scores[side] = np.pad(inside, ((0, 0), (0, count - inside.shape[1])))
+    at = np.array(components) - 1
+    return scores[:, at], np.pad(share, (0, count - len(share)))[at]
 
 
-def to_colours(scores: np.ndarray) -> np.ndarray:
-    """Scores float [N, h, w, 3] as colours, uint8 [N, h, w, 3]; NaN is black."""
+def to_colours(scores: np.ndarray, each: bool = False) -> np.ndarray:
+    """Scores as colours; NaN is black.
+
+    Args:
+        scores: float [N, h, w, 3].
+        each: whether each image is scaled by its own smallest and largest scores; else all by the
+            percentiles of all.
+
+    Returns:
+        uint8 [N, h, w, 3].
+    """
+    if each and len(scores) > 1:
+        return np.concatenate([to_colours(s[None], True) for s in scores])
     flat = scores.reshape(-1, 3)
     if np.isnan(flat).all():
         return np.zeros(scores.shape, np.uint8)
-    low, high = (np.nanpercentile(flat, p, 0) for p in (_LOW, _HIGH))
+    low, high = (np.nanpercentile(flat, p, 0) for p in ((0, 100) if each else (_LOW, _HIGH)))
     scaled = ((scores - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
     return (np.nan_to_num(scaled) * 255).astype(np.uint8)
 
 
-def align_components(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def align_components(scores: np.ndarray, reference: np.ndarray, alone: bool = False) -> np.ndarray:
     """Aligns components to reference scores by orthogonal Procrustes (rotation and reflection).
 
     Args:
         scores: float [N, h, w, 3]; each component is scaled to unit deviation.
         reference: float [N, h, w, 3].
+        alone: whether each image is aligned by itself.
 
     Returns:
         float [N, h, w, 3].
     """
+    if alone and len(scores) > 1:
+        pairs = zip(scores, reference, strict=True)
+        return np.concatenate([align_components(a[None], b[None]) for a, b in pairs])
     a, b = (_standardise(x.reshape(-1, 3)) for x in (scores, reference))
     both = ~(np.isnan(a).any(1) | np.isnan(b).any(1))
     u, _, vt = np.linalg.svd(a[both].T @ b[both])

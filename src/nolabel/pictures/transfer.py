@@ -7,7 +7,8 @@ of the keys stays that of the first image (structure), the class token becomes t
 
 Differs from the original: each loss is relative to the squared norm of its target, so that the
 weights suit networks of any width; fewer steps; no colour jitter and no blur of the structure
-image.
+image. As there, both images are flipped and cropped at random, structure and identity count from
+the second step, and every 75 steps the losses of the whole structure image are added.
 
 With `gram`, style transfer by Gram matrices is run for comparison, with the same network and steps:
 the Gram matrices of all layers become those of the second image, and the patch features of the
@@ -17,7 +18,7 @@ here with the layers of the encoder).
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ from nolabel.pictures.picture import Picture
 
 WIDTHS = (16, 32, 64, 128, 128)  # channels of the network's levels
 CROP = (0.95, 1.0)  # range of the side of the random crops
-WHOLE_EVERY = 75  # steps; then the whole structure image is used instead of a crop
+WHOLE_EVERY = 75  # steps; then the losses of the whole structure image are added
 BETAS = (0.0, 0.99)  # of Adam
 LEVELS = 64  # quantiles by which distributions of colours are compared
 LOSSES = ("appearance", "structure", "identity")
@@ -150,22 +151,32 @@ def _splice(
     generator = torch.Generator().manual_seed(seed)
 
     def loss(step: int) -> list[Tensor]:
-        s = a if step % WHOLE_EVERY == 0 else random_crops(a, generator, 1, CROP)
-        t = random_crops(b, generator, 1, CROP)
+        at = loss_weights(step, weights)
+        whole = at.whole_appearance or at.whole_structure
+        s = random_crops(a, generator, 1, CROP, flip=True)
+        t = random_crops(b, generator, 1, CROP, flip=True)
+        inputs = [s, t, *([a] if whole else [])]
         with encoder.evaluating():
-            keys_s, _ = _keys_and_class(encoder, normalise(s, encoder))
             keys_t, class_t = _keys_and_class(encoder, normalise(t, encoder))
-        # One forward pass of the network for both inputs, and one of the encoder for both outputs.
-        drawn = torch.cat([net(s), net(t)])
+            keys_s = [_keys_and_class(encoder, normalise(x, encoder))[0]
+                      for x in (s, *inputs[2:])]  # fmt: skip
+        # One forward pass of the network for all inputs, and one of the encoder for all outputs.
+        drawn = torch.cat([net(x) for x in inputs])
         with encoder.evaluating(gradients=True):
             keys, token = _keys_and_class(encoder, normalise(drawn, encoder))
-        similarity = self_similarity(keys_s.clone())
-        appearance, structure, identity = weights
-        return [
-            appearance * relative_error(token[:n], class_t.clone()),
-            structure * relative_error(self_similarity(keys[:n]), similarity),
-            identity * relative_error(keys[n:], keys_t.clone()),
+        class_t = class_t.clone()
+        targets = [self_similarity(k.clone()) for k in keys_s]
+        terms = [
+            at.appearance * relative_error(token[:n], class_t),
+            at.structure * relative_error(self_similarity(keys[:n]), targets[0]),
+            at.identity * relative_error(keys[n : 2 * n], keys_t.clone()),
         ]
+        if whole:
+            terms[0] = terms[0] + at.whole_appearance * relative_error(token[2 * n :], class_t)
+            terms[1] = terms[1] + at.whole_structure * relative_error(
+                self_similarity(keys[2 * n :]), targets[1]
+            )
+        return terms
 
     def draw() -> np.ndarray:
         with torch.no_grad():
@@ -173,6 +184,24 @@ def _splice(
 
     return optimise("appearance transfer", list(net.parameters()), loss, draw, steps=steps, lr=lr,
                     betas=BETAS, on_preview=on_preview)  # fmt: skip
+
+
+class LossWeights(NamedTuple):
+    """Weights of the losses of one step: of crops, and of the whole structure image."""
+
+    appearance: float
+    structure: float
+    identity: float
+    whole_structure: float
+    whole_appearance: float
+
+
+def loss_weights(step: int, weights: tuple[float, float, float]) -> LossWeights:
+    """The weights at a step, from those of appearance, structure and identity."""
+    appearance, structure, identity = weights
+    begun, whole = float(step > 0), float(step % WHOLE_EVERY == 0)
+    return LossWeights(appearance, begun * structure, begun * identity, whole * structure,
+                       whole * appearance)  # fmt: skip
 
 
 def _keys_and_class(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -84,6 +84,20 @@ def class_vectors(
     return F.normalize(F.normalize(z, dim=-1).mean(1), dim=-1)
 
 
+def class_probabilities(images: Tensor, classes: Tensor, scale: float) -> Tensor:
+    """Softmax over the classes of the scaled cosines.
+
+    Args:
+        images: unit vectors float [N, E].
+        classes: unit vectors float [C, E].
+        scale: factor of the cosines; CLIP learns its logarithm.
+
+    Returns:
+        float [N, C].
+    """
+    return (images @ classes.T * scale).softmax(1)
+
+
 def chance_of_hit(equal: np.ndarray, pool: int, k: int) -> float:
     """Probability that a random order of candidates has a right one among the first k.
 
