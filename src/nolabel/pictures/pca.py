@@ -65,18 +65,14 @@ def pca(
     layer: Layer = -1,
     facet: Annotated[
         str,
-        Help(
-            "token, query, key or value; self-similarity: the cosines of a patch's key with all "
-            "keys of its image"
-        ),
+        Help("token, query, key, value, or self-similarity: cosines with all keys of the image"),
     ] = "token",
     components: Annotated[
         tuple[int, ...],
         Help("the three components that are red, green and blue, from 1; the paper's are 2 3 4"),
     ] = (1, 2, 3),
     each: Annotated[
-        bool,
-        Help("whether the colours span the range of each image, else that of all images"),
+        bool, Help("whether the colours span the range of each image, else that of all")
     ] = False,
     layers: Annotated[
         int,
@@ -137,8 +133,9 @@ def pca(
     titles = ["image", *(f"layer {i}" for i in deep)] if len(deep) > 1 else ["image", "components"]
     if len(deep) == 1:
         data = {"scores": data["scores_0"]}
-    out = [Picture(name="pca", image=sheet(rows, titles), caption=_caption(encoder, d, deep[-1], components, share),
-                   data=data, numbers=numbers)]  # fmt: skip
+    caption = _caption(encoder, d, deep[-1], components, share)
+    out = [Picture(name="pca", image=sheet(rows, titles), caption=caption, data=data,
+                   numbers=numbers)]  # fmt: skip
     if positions:
         out.append(_curves(encoder, [int(i) for i in deep], positions, parts, d, images))
     return Pictures(out)
