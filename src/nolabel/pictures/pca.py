@@ -105,7 +105,6 @@ def pca(
     last = layer_number(encoder.backbone, layer)
     deep = np.unique(np.linspace(0, last, layers).round().astype(int)) if layers > 1 else [layer]
     columns: list[np.ndarray] = []
-    numbers: dict[str, float] = {}
     data: dict[str, np.ndarray] = {}
     positions, parts = [], []
     share = np.zeros(3)
@@ -128,7 +127,7 @@ def pca(
             if true_parts is not None:
                 parts.append(part_accuracy(d, true_parts))
     d = of_layers[-1]
-    numbers |= {f"explained_{i + 1}": float(v) for i, v in enumerate(share)}
+    numbers = {f"explained_{i + 1}": float(v) for i, v in enumerate(share)}
     rows = [[image, *(c[n] for c in columns)] for n, image in enumerate(d.pixels[:_SHOWN])]
     titles = ["image", *(f"layer {i}" for i in deep)] if len(deep) > 1 else ["image", "components"]
     if len(deep) == 1:
