@@ -26,7 +26,7 @@ from torch import Tensor
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source, Subset
 from nolabel.encoders.encoder import Encoder
-from nolabel.encoders.features import chunks
+from nolabel.encoders.features import chunks, encoder_input
 from nolabel.errors import DataError, FileDamaged, UsageError, printable, unknown
 
 FORMATS = (".npy", ".safetensors", ".parquet")
@@ -150,11 +150,11 @@ def embed(
     title = f"{encoder.name} on {source.name}"
     try:
         with progress_bar(title, len(remaining), True) as advance:
-            for chunk in chunks(remaining, o.batch_size):
+            for chunk in chunks(remaining, o.batch_size, encoder_input(encoder)):
                 count = len(chunk.keys) + len(chunk.skipped)
                 rows[done : done + count] = np.nan
-                if len(chunk.keys):
-                    z = pooled(encoder.prepare_pixels(chunk.images))
+                if chunk.x is not None:
+                    z = pooled(chunk.x)
                     rows_of_batch = np.asarray(chunk.keys, dtype=np.int64) + done_before
                     rows[rows_of_batch] = (F.normalize(z, dim=1) if o.normalize else z).numpy()
                 skipped += [[printable(p), reason] for p, reason in chunk.skipped]

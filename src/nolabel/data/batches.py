@@ -5,6 +5,9 @@ One item of the dataset is one rank's micro-batch of one step; a data worker mak
 
 from __future__ import annotations
 
+import itertools
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -21,6 +24,7 @@ from nolabel.types import Batch, Sample
 from nolabel.views.executor import Executor
 from nolabel.views.plan import ViewPlan
 
+_GROUP_BYTES = 256 * 2**20  # of decoded images whose views are made at once
 ATTEMPTS = 10  # replacements to try for one unreadable image
 
 
@@ -130,7 +134,11 @@ class BatchDataset(Dataset[Batch]):
         Raises:
             DataError: too many images in a row cannot be read.
         """
-        return self.make_views(self.decode(*item))
+        if self.source.in_memory:
+            return self.make_views(self.decode(*item))
+        epoch, scheduled = self._micro_batch(*item)
+        groups = self._decode_groups(epoch, scheduled, _GROUP_BYTES)
+        return _joined([self.make_views(group) for group in groups])
 
     def decode(self, step: int, micro: int) -> DecodedBatch:
         """Reads and decodes the images of micro-batch `micro` of a step.
@@ -138,9 +146,7 @@ class BatchDataset(Dataset[Batch]):
         Raises:
             DataError: too many images in a row cannot be read.
         """
-        epoch, scheduled = self._global_batch(step)
-        first = (self.first_part + micro) * self.part_size
-        scheduled = scheduled[first : first + self.part_size]
+        epoch, scheduled = self._micro_batch(step, micro)
         if self.source.in_memory:
             return DecodedBatch(
                 self.source.images(scheduled),
@@ -150,15 +156,33 @@ class BatchDataset(Dataset[Batch]):
                 (),
                 self._texts(scheduled),
             )
-        images, texts, keys = [], [], scheduled.copy()
+        return next(self._decode_groups(epoch, scheduled, sys.maxsize))
+
+    def _decode_groups(
+        self, epoch: int, scheduled: np.ndarray, max_bytes: int
+    ) -> Iterator[DecodedBatch]:
+        """Decodes images one by one and yields them whenever they take `max_bytes`.
+
+        The views of an image do not depend on the others, so that a batch of photographs can be
+        made in groups, never decoded as a whole.
+        """
+        first = size = 0
+        images: list[np.ndarray] = []
+        texts: list[str] = []
+        keys: list[int] = []
         skipped: list[tuple[str, str]] = []
         for row, index in enumerate(scheduled.tolist()):
-            sample, keys[row] = self._read(index, epoch, skipped)
+            sample, key = self._read(index, epoch, skipped)
             images.append(sample.image)
             texts.append(sample.text or "")
-        return DecodedBatch(
-            images, scheduled, keys, epoch, tuple(skipped), tuple(texts) if self.with_text else None
-        )
+            keys.append(key)
+            size += sample.image.nbytes
+            if size >= max_bytes or row == len(scheduled) - 1:
+                yield DecodedBatch(
+                    images, scheduled[first : row + 1], np.array(keys, dtype=scheduled.dtype),
+                    epoch, tuple(skipped), tuple(texts) if self.with_text else None,
+                )  # fmt: skip
+                first, size, images, texts, keys, skipped = row + 1, 0, [], [], [], []
 
     def make_views(self, decoded: DecodedBatch) -> Batch:
         """Makes the views of decoded images."""
@@ -186,6 +210,12 @@ class BatchDataset(Dataset[Batch]):
             if not text:
                 raise DataError(f"{self.source.path(key)} has no text, which this method needs.")
         return tuple(text or "" for text in texts)
+
+    def _micro_batch(self, step: int, micro: int) -> tuple[int, np.ndarray]:
+        """Epoch of a step and the images of this rank's micro-batch, int64 [part_size]."""
+        epoch, scheduled = self._global_batch(step)
+        first = (self.first_part + micro) * self.part_size
+        return epoch, scheduled[first : first + self.part_size]
 
     def _global_batch(self, step: int) -> tuple[int, np.ndarray]:
         """Epoch of a step and the images of its global batch, int64 [batch_size]."""
@@ -215,6 +245,21 @@ class BatchDataset(Dataset[Batch]):
             f"{self.source.name!r}: {ATTEMPTS + 1} images in a row could not be read, the last "
             f"being {path} ({reason}). `nolabel scan` lists every unreadable file."
         )
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    """One batch of several, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    labels = [p.labels for p in parts if p.labels is not None]
+    texts = [p.text for p in parts if p.text is not None]
+    return Batch(
+        views={n: torch.cat([p.views[n] for p in parts], 1) for n in parts[0].views},
+        keys=torch.cat([p.keys for p in parts if p.keys is not None]),
+        labels=torch.cat(labels) if labels else None,
+        text=tuple(itertools.chain.from_iterable(texts)) if texts else None,
+        skipped=tuple(itertools.chain.from_iterable(p.skipped for p in parts)),
+    )
 
 
 def _check_batch(source: Source, batch_size: int, parts: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from nolabel.data.order import index_at
 from nolabel.data.source import Source
 from nolabel.errors import BadImage, DataError
 
+_BLOCK_PIXELS = 2**20
 _MIN_STD = 1e-3  # avoids a division by zero for a constant channel
 
 
@@ -33,9 +36,10 @@ def measure_statistics(
             pixels = source.read(i).image
         except BadImage:
             continue
-        values = pixels.reshape(-1, pixels.shape[2]) / np.iinfo(pixels.dtype).max
-        total, squares = total + values.sum(0), squares + np.square(values).sum(0)
-        count += len(values)
+        counts = channel_counts(pixels)
+        values = np.arange(counts.shape[1]) / (counts.shape[1] - 1)
+        total, squares = total + counts @ values, squares + counts @ values**2
+        count += pixels.shape[0] * pixels.shape[1]
     if not count:
         raise DataError(f"None of the images of {source.name!r} that were drawn can be read.")
     mean = np.asarray(total) / count
@@ -44,3 +48,27 @@ def measure_statistics(
         tuple(round(float(v), 6) for v in mean),
         tuple(round(max(float(v), _MIN_STD), 6) for v in std),
     )
+
+
+def row_blocks(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Blocks of rows of an image [H, W, C], of about a million pixels each."""
+    rows = max(_BLOCK_PIXELS // pixels.shape[1], 1)
+    for top in range(0, len(pixels), rows):
+        yield pixels[top : top + rows]
+
+
+def channel_counts(pixels: np.ndarray) -> np.ndarray:
+    """How often each value occurs in each channel.
+
+    Args:
+        pixels: uint8 or uint16 [H, W, C].
+
+    Returns:
+        int64 [C, 256] or [C, 65536].
+    """
+    levels = int(np.iinfo(pixels.dtype).max) + 1
+    out = np.zeros((pixels.shape[2], levels), np.int64)
+    for block in row_blocks(pixels):  # bincount makes a copy of eight bytes a value
+        for c in range(len(out)):
+            out[c] += np.bincount(block[..., c].reshape(-1), minlength=levels)
+    return out

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor
 
 from nolabel.data.progress import progress_bar
+from nolabel.data.read_ahead import read_images
 from nolabel.data.source import Source
-from nolabel.data.sources._decode import decoding_in_threads
 from nolabel.encoders.encoder import Encoder
 from nolabel.errors import BadImage, DataError, UsageError
 
-_READER_THREADS = 8  # at most; they decode files
+_GROUP_BYTES = 64 * 2**20  # of decoded images that are prepared at once
 
 
 @dataclass(frozen=True)
@@ -39,17 +38,21 @@ class Features:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A batch of decoded images.
+    """A batch of images that are ready for the network.
 
     Attributes:
         keys: int64 [B], index of each image in its source.
-        images: uint8 [B, H, W, C], or B arrays uint8 [H, W, C].
+        x: the images as `prepare` returned them, a tensor [B, ...]; None if none could be read.
         skipped: (path, reason) of each image of the batch that could not be read.
     """
 
     keys: np.ndarray
-    images: np.ndarray | list[np.ndarray]
+    x: Tensor | None
     skipped: list[tuple[str, str]]
+
+
+Images = np.ndarray | list[np.ndarray]
+Prepare = Callable[[Images, np.ndarray], Tensor]
 
 
 def extract(
@@ -102,49 +105,64 @@ def embed_chunks(
     Yields:
         The batch, and its features float32 [B, D] on the CPU (None if no image could be read).
     """
-    for chunk in chunks(source, batch_size):
-        readable = len(chunk.keys) > 0
-        yield chunk, encoder.forward(encoder.prepare_pixels(chunk.images)) if readable else None
+    for chunk in chunks(source, batch_size, encoder_input(encoder)):
+        yield chunk, None if chunk.x is None else encoder.forward(chunk.x)
 
 
-def chunks(source: Source, batch_size: int) -> Iterator[Chunk]:
-    """Yields a source in batches; files are decoded in threads, one batch ahead of the caller.
+def encoder_input(encoder: Encoder) -> Prepare:
+    """The usual `prepare` of `chunks`: resized, cropped and normalised, float32 [B, C, S, S]."""
+    return lambda images, keys: encoder.prepare_pixels(images)
+
+
+def chunks(source: Source, batch_size: int, prepare: Prepare) -> Iterator[Chunk]:
+    """Yields a source in batches of prepared images.
+
+    Files are decoded in threads, ahead of the caller. Decoded images are prepared as soon as
+    they take `_GROUP_BYTES`, so that a batch of photographs is never in memory as a whole.
 
     Args:
         source: the images.
         batch_size: images in a batch.
+        prepare: makes a tensor [b, ...] of b decoded images (uint8 or uint16 [b, H, W, C], or b of
+            [H, W, C]) and their indices int64 [b]. An image's result must not depend on the others.
     """
     starts = range(0, len(source), batch_size)
     if source.in_memory:
         for start in starts:
             keys = np.arange(start, min(start + batch_size, len(source)))
-            yield Chunk(keys, source.images(keys), [])
+            yield Chunk(keys, prepare(source.images(keys), keys), [])
         return
-    readers = min(_READER_THREADS, os.cpu_count() or 1)
-    with decoding_in_threads(), ThreadPoolExecutor(readers, "nolabel-read") as pool:
-        pending: list[list[Future[np.ndarray | BadImage]]] = []
-
-        def submit(start: int) -> None:
-            indices = range(start, min(start + batch_size, len(source)))
-            pending.append([pool.submit(_read, source, i) for i in indices])
-
-        try:
-            for start in starts[:1]:
-                submit(start)
-            for start in starts:
-                if start + batch_size < len(source):
-                    submit(start + batch_size)
-                results = [f.result() for f in pending.pop(0)]
-                readable = [i for i, r in enumerate(results) if not isinstance(r, BadImage)]
-                pixels = [r for r in results if not isinstance(r, BadImage)]
-                skipped = [(r.path, r.reason) for r in results if isinstance(r, BadImage)]
-                yield Chunk(start + np.array(readable, dtype=np.int64), pixels, skipped)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    images = read_images(source, range(len(source)))
+    with contextlib.closing(images):
+        for start in starts:
+            yield _chunk(images, range(start, min(start + batch_size, len(source))), prepare)
 
 
-def _read(source: Source, i: int) -> np.ndarray | BadImage:
-    try:
-        return source.read(i).image
-    except BadImage as error:
-        return error
+def _chunk(images: Iterator[np.ndarray | BadImage], indices: range, prepare: Prepare) -> Chunk:
+    """The next batch of decoded images, prepared in groups of bounded size."""
+    parts: list[Tensor] = []
+    keys: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    group: list[np.ndarray] = []
+    group_bytes = 0
+
+    def prepare_group() -> None:
+        parts.append(prepare(group, np.array(keys[len(keys) - len(group) :], dtype=np.int64)))
+        group.clear()
+
+    for i in indices:
+        image = next(images)
+        if isinstance(image, BadImage):
+            skipped.append((image.path, image.reason))
+            continue
+        group.append(image)
+        keys.append(i)
+        group_bytes += image.nbytes
+        del image
+        if group_bytes >= _GROUP_BYTES:
+            prepare_group()
+            group_bytes = 0
+    if group:
+        prepare_group()
+    x = None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts)
+    return Chunk(np.array(keys, dtype=np.int64), x, skipped)

@@ -23,7 +23,7 @@ from torch import Tensor
 from nolabel.backbones.base import layer_number, require
 from nolabel.data.source import Source
 from nolabel.encoders import Encoder
-from nolabel.encoders.features import chunks
+from nolabel.encoders.features import chunks, encoder_input
 from nolabel.errors import DataError, UsageError
 from nolabel.pictures._optimise import (
     Fourier,
@@ -149,10 +149,10 @@ class _SetActivations:
 def _activate_set(encoder: Encoder, gallery: Source, activation: Activation) -> _SetActivations:
     """Activations of every readable image of a set, and its colour statistics."""
     keys, values, pixels = [], [], []
-    for chunk in chunks(gallery, _BATCH):
-        if not len(chunk.keys):
+    for chunk in chunks(gallery, _BATCH, encoder_input(encoder)):
+        if chunk.x is None:
             continue
-        x = encoder.prepare_pixels(chunk.images)
+        x = chunk.x
         with encoder.evaluating():
             values.append(activation(x).float().cpu().clone())
         keys.append(chunk.keys)

@@ -11,7 +11,7 @@ from torch import Tensor
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
-from nolabel.encoders.features import chunks
+from nolabel.encoders.features import Prepare, chunks, encoder_input
 from nolabel.errors import DataError, UsageError
 from nolabel.views import FastViews
 from nolabel.views.plan import View, ViewPlan
@@ -83,14 +83,11 @@ def extract_block_features(
     total = len(source) * max(crops, 1)
     with progress_bar(f"{encoder.name} on {source.name}", total, True) as advance:
         for epoch in range(max(crops, 1)):
-            for chunk in chunks(source, batch_size):
-                if len(chunk.keys):
-                    if views is None:
-                        x = encoder.prepare_pixels(chunk.images)
-                    else:
-                        x = views(chunk.images, chunk.keys, epoch)["image"][0]
+            prepare = encoder_input(encoder) if views is None else _crops(views, epoch)
+            for chunk in chunks(source, batch_size, prepare):
+                if chunk.x is not None:
                     with encoder.evaluating():
-                        t = b.layers(x, blocks)
+                        t = b.layers(chunk.x, blocks)
                         if len({p.pooled.shape[1] for p in t}) > 1:
                             raise UsageError(
                                 f"The last {blocks} layers of {encoder.name!r} have different "
@@ -111,3 +108,8 @@ def extract_block_features(
         torch.cat(pooled), torch.cat(tokens), torch.cat(patches),
         torch.from_numpy(np.concatenate(keys)),
     )  # fmt: skip
+
+
+def _crops(views: FastViews, epoch: int) -> Prepare:
+    """Prepares the random crop of each image in an epoch, float32 [B, C, S, S]."""
+    return lambda images, keys: views(images, keys, epoch)["image"][0]

@@ -32,7 +32,7 @@ from nolabel.backbones.depth import layer_numbers, skips_weight_decay
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source, require_labels
 from nolabel.encoders.encoder import Encoder
-from nolabel.encoders.features import Features, chunks
+from nolabel.encoders.features import Features, chunks, encoder_input
 from nolabel.encoders.file import ENCODER_FILE
 from nolabel.errors import BadImage, DataError, UsageError, unknown
 from nolabel.nn.random_state import preserve_rng
@@ -322,10 +322,10 @@ def _predict(model: Classifier, encoder: Encoder, test: Source) -> tuple[Tensor,
     """Best classes int64 [N, G] of the images that can be read, and their indices int64 [N]."""
     guesses, keys = [], []
     with progress_bar(f"evaluating on {test.name}", len(test), True) as advance:
-        for chunk in chunks(test, 256):
-            if len(chunk.keys):
+        for chunk in chunks(test, 256, encoder_input(encoder)):
+            if chunk.x is not None:
                 with torch.inference_mode():
-                    logits = model(encoder.prepare_pixels(chunk.images))
+                    logits = model(chunk.x)
                 guesses.append(logits.topk(min(TOP, logits.shape[1]), dim=1).indices.cpu())
                 keys.append(torch.from_numpy(np.asarray(chunk.keys)))
             advance(len(chunk.keys) + len(chunk.skipped))

@@ -132,9 +132,13 @@ def embed_views(encoder: Encoder, source: Source, o: Options) -> Tensor:
     out: list[Tensor] = []
     images_at_once = max(o.batch_size // o.views, 1)
     with progress_bar(f"{encoder.name} on {source.name}", len(source), True) as advance:
-        for chunk in chunks(source, images_at_once):
-            if len(chunk.keys):
-                x = views_of(chunk.images, chunk.keys, 0)["image"]  # [V, b, C, S, S]
+        for chunk in chunks(
+            source,
+            images_at_once,
+            lambda images, keys: views_of(images, keys, 0)["image"].transpose(0, 1),
+        ):
+            if chunk.x is not None:
+                x = chunk.x.transpose(0, 1)  # [V, b, C, S, S]
                 z = encoder.forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
                 out.append(z.transpose(0, 1))
             advance(len(chunk.keys) + len(chunk.skipped))

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nolabel.config import Request
 from nolabel.data.loader import make_loader
+from nolabel.data.read_ahead import read_images
 from nolabel.data.source import Source
 from nolabel.data.stages import measure_stages
 from nolabel.device import pick_device
@@ -25,7 +26,7 @@ from nolabel.engine.calibrate import measure
 from nolabel.engine.cost import count
 from nolabel.engine.environment import environment
 from nolabel.engine.resolve import resolve
-from nolabel.errors import DataError, UsageError, unknown
+from nolabel.errors import BadImage, DataError, UsageError, unknown
 from nolabel.views import FastViews
 
 _WARM_UP = 2  # batches of each worker before timing starts
@@ -209,10 +210,15 @@ def bench_embed(
     if precision not in ("auto", "fp32", "bf16"):
         raise unknown("precision", precision, ("auto", "fp32", "bf16"))
     batch_size = min(batch_size, len(source))
-    first = next(chunks(source, batch_size))
-    if not len(first.keys):
+    some = np.arange(batch_size)
+    first: np.ndarray | list[np.ndarray] = (
+        source.images(some)
+        if source.in_memory
+        else [i for i in read_images(source, some.tolist()) if not isinstance(i, BadImage)]
+    )
+    if not len(first):
         raise DataError(f"No image of the first batch of {source.name!r} can be read.")
-    stages = _stages(encoder, source, first.images, batch_size)
+    stages = _stages(encoder, source, first, batch_size)
     device, before = encoder.device, encoder.precision
     rates = {name: _rate_of(stages[name](), seconds, device) for name in ("read", "prepare")}
     by_precision: dict[str, dict[str, float]] = {}
@@ -256,7 +262,8 @@ def _stages(
 
     def read() -> Generator[int, None, None]:
         while True:
-            yield from (len(c.keys) + len(c.skipped) for c in chunks(source, batch_size))
+            for c in chunks(source, batch_size, lambda images, _: torch.empty(len(images))):
+                yield len(c.keys) + len(c.skipped)
 
     def prepare() -> Generator[int, None, None]:
         while True:

@@ -17,6 +17,7 @@ from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source
 from nolabel.data.sources._bands import to_rgb8
 from nolabel.data.sources._decode import decoding_in_threads
+from nolabel.data.statistics import channel_counts, row_blocks
 from nolabel.errors import BadImage, printable
 
 THUMB = 64  # side of the thumbnails on the contact sheet, pixels
@@ -138,24 +139,30 @@ def _measure(source: Source, i: int) -> _ImageStatistics | BadImage:
         pixels = source.read(i).image
     except BadImage as error:
         return error
-    flat = pixels.reshape(-1, pixels.shape[2])
-    levels = int(np.iinfo(pixels.dtype).max) + 1
-    counts = np.stack([np.bincount(channel, minlength=levels) for channel in flat.T])  # [C, levels]
-    values = np.arange(levels) * (255 / (levels - 1))
+    counts = channel_counts(pixels)
+    values = np.arange(counts.shape[1]) * (255 / (counts.shape[1] - 1))
     image = Image.fromarray(to_rgb8(pixels))
     grey = image.convert("L")
     steps = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
     bits = (steps[:, 1:] > steps[:, :-1]).reshape(-1)
     return _ImageStatistics(
         size=pixels.shape[:2],
-        grey=bool((counts == counts[0]).all() and (flat[:, :1] == flat).all()),
-        digest=hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).digest(),
+        grey=bool(
+            (counts == counts[0]).all() and all((b[..., :1] == b).all() for b in row_blocks(pixels))
+        ),
+        digest=_digest(pixels),
         hash=int(np.packbits(bits).view(">u8")[0]),
         small=np.asarray(grey.resize((_SMALL, _SMALL), Image.Resampling.BOX)),
         thumb=np.asarray(_thumbnail(image)),
         total=counts @ values,
         squares=counts @ values**2,
     )
+
+
+def _digest(pixels: np.ndarray) -> bytes:
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.digest()
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
