@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import nolabel as nl
 from nolabel import cli
 from nolabel.backbones import PRESETS
 from nolabel.cli import runs as cli_runs
+from nolabel.cli.pretrain_flags import read_flags
 from nolabel.data.open import DATASETS
 from nolabel.encoders import ENCODERS
 from nolabel.encoders.convert.families import LAYOUTS
@@ -70,6 +73,46 @@ def test_help_and_lists_import_nothing_heavy(args):
     assert done.stderr.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["pretrain", "dinoo", "--data", "creatures"], ["ablate", "dinoo", "--data", "creatures"],
+        ["plan", "--method", "dinoo"], ["bench", "step", "--method", "dinoo"],
+        ["bench", "data", "--data", "creatures", "--recipe", "dinoo"],
+        ["scan", "--data", "creatures", "--method", "dinoo"], ["demo", "--method", "dinoo"],
+    ],
+)  # fmt: skip
+def test_a_misspelt_method_is_answered_without_torch(args):
+    """And before any image is read."""
+    code = (
+        "import sys; from nolabel.cli import main; code = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and "Did you mean 'dino'" in done.stderr, done.stderr
+
+
+def test_list_alone_lists_everything(capsys, tmp_path):
+    assert cli.main(["list", "--json", str(tmp_path / "all.json")]) == 0
+    out = capsys.readouterr().out
+    assert set(json.loads((tmp_path / "all.json").read_text())) == set(cli.LISTS)
+    assert all(name in out for name in [*METHODS, *PICTURES, *PROTOCOLS, "WEIGHTS"])
+
+
+def test_help_before_a_verb_is_help_after_it(capsys):
+    for words in (["pretrain"], ["list"], ["show"]):
+        assert fails(capsys, 0, "help", *words) == fails(capsys, 0, *words, "--help")
+    assert "Did you mean 'pretrain'" in fails(capsys, 2, "help", "pretrian")
+
+
+def test_options_of_the_optimiser_need_no_prefix():
+    for line in (["--lr", "0.1"], ["--lr=0.1"], ["--optim.lr", "0.1"]):
+        assert read_flags("dino", line).explicit.optim == {"lr": 0.1}
+    assert read_flags("mocov3", ["--no-decay-all"]).explicit.optim == {"decay_all": False}
+
+
 def test_a_pipe_that_closes_early_gives_no_traceback():
     command = [sys.executable, "-c", "import sys, nolabel.cli as c; sys.exit(c.main(['--help']))"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -78,6 +121,16 @@ def test_a_pipe_that_closes_early_gives_no_traceback():
     said = child.stderr.read().decode()
     child.wait(60)
     assert said == "", said
+
+
+def test_every_verb_is_a_function_with_a_page_of_help():
+    other = {"list": None, "import": "import_checkpoint"}  # what a keyword and a type are called
+    for verb in cli.VERBS:
+        name = other.get(verb, verb)
+        if name:
+            function = getattr(nl, name)
+            assert inspect.isfunction(function) and name in dir(nl)
+            assert "Args:" in (inspect.getdoc(function) or ""), name
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 import nolabel as nl
-from nolabel.data.open import open_source, record_source
+from nolabel.data.loader import make_loader
+from nolabel.data.open import name_of_object, open_again, open_source, record_source
 from nolabel.data.source import Source, Subset, prerender, split
 from nolabel.data.text.captions import has_texts, texts_of
 from nolabel.errors import BadImage, UsageError
 from nolabel.types import Sample
+from nolabel.views import FastViews, View, ViewPlan
 
 CODE = """
 import numpy as np
@@ -166,3 +168,35 @@ def test_a_resumed_run_uses_its_copy_of_the_source(file, tmp_path):
     assert done.returncode == 0 and "has changed since it was copied" in done.stderr, done.stderr
     a, b = (load_file(r.folder / "encoder.safetensors") for r in (whole, run))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_spawned_worker_gets_the_class_of_a_file(file, monkeypatch):
+    """As on macOS and Windows, where workers are not forked."""
+    monkeypatch.setattr("nolabel.data.loader._START", "spawn")
+    source = open_source(record_source(f"{file}:Mine"))
+    plan = ViewPlan(views=(View(name="image", size=8),))
+    batches = [
+        next(make_loader(source, FastViews(plan), seed=0, batch_size=4, start_step=0,
+                         total_steps=1, workers=workers))
+        for workers in (0, 1)
+    ]  # fmt: skip
+    assert torch.equal(batches[0].views["image"], batches[1].views["image"])
+
+
+def test_a_run_on_a_source_object_names_it_and_goes_on_with_it(tmp_path):
+    run = nl.pretrain(
+        "simclr", data=Plain(), steps=2, batch_size=4, image_size=32, device="cpu", workers=0,
+        backbone="vit_pico", precision="fp32", max_bad=1.0, out=tmp_path / "run", quiet=True,
+    )  # fmt: skip
+    assert run.settings.data == "object:Plain"
+    with pytest.raises(UsageError, match=r"'Plain' were passed in from Python.*nl.resume"):
+        nl.resume(run.folder, quiet=True)
+    assert nl.resume(run.folder, data=Plain(), quiet=True).settings.steps == 2
+    with pytest.raises(UsageError, match="'creatures', opened by this name. Leave data out"):
+        open_again(Plain(), "creatures", "The run", channels=3)
+
+
+def test_lists_and_arrays_are_recorded_without_their_pixels():
+    pixels = np.zeros((2, 8, 8, 3), np.uint8)
+    names = [name_of_object(open_source(data)) for data in (pixels, list(pixels))]
+    assert names == ["object:array", "object:list"]

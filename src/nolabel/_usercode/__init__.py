@@ -16,6 +16,7 @@ Trust depends on the bytes of the code alone, not on where a folder came from.
 from __future__ import annotations
 
 from nolabel._usercode.loading import (
+    Executed,
     Suits,
     admit,
     admitted,
@@ -30,6 +31,7 @@ from nolabel._usercode.reference import Reference, is_reference, parse, without_
 from nolabel._usercode.trust import trusted_code
 
 __all__ = [
+    "Executed",
     "Reference",
     "Suits",
     "admit",

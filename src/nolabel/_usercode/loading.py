@@ -46,6 +46,24 @@ class Found:
     name: str  # file.py:Class@hash
 
 
+class Executed:
+    """All files that were executed in this process.
+
+    Unpickled in another process (a spawned data worker), it executes the same bytes there, so that
+    what is unpickled after it may be of their classes.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., Executed], tuple[list[tuple[str, bytes, str]]]]:
+        files = [(str(f.module.__file__), f.content, f.original) for f in _FILES.values()]
+        return _execute_all, (files,)
+
+
+def _execute_all(files: list[tuple[str, bytes, str]]) -> Executed:
+    for path, content, original in files:
+        _execute(Path(path), content, original)
+    return Executed()
+
+
 _FILES: dict[str, UserFile] = {}  # files executed in this process, by the hash digits of names
 _REPORTED: set[tuple[str, str]] = set()  # (hash, path) of originals that were reported to differ
 

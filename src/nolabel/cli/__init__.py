@@ -89,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
+    if args[:1] == ["help"] and len(args) > 1:  # `help pretrain dino` is `pretrain dino --help`
+        args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if args else 2
@@ -129,6 +131,7 @@ def _pretrain(args: list[str]) -> None:
     )
     if name is None:
         return
+    methods.check_name(name)  # before torch is imported, which takes seconds
     from nolabel.cli.pretrain import run_pretrain
 
     run_pretrain(name, args[1:])
@@ -268,6 +271,9 @@ def _demo(args: list[str]) -> None:
         json: str | None = None  # write the numbers to this file
 
     given = flags(Demo, args, "nolabel demo", VERBS["demo"])
+    from nolabel import methods
+
+    methods.check_name(given.method)
     from nolabel.tools.demo import demo
 
     numbers = demo(given.out, given.minutes, given.method, overwrite=given.overwrite)
@@ -275,6 +281,8 @@ def _demo(args: list[str]) -> None:
 
 
 def _list(args: list[str]) -> None:
+    if not args or args[0].startswith("--json"):
+        return _list_all(args)
     what = first(args, "list", "WHAT", tuple(LISTS), VERBS["list"])
     if what is None:
         return
@@ -289,6 +297,17 @@ def _list(args: list[str]) -> None:
         out = flags(List, args[1:], f"nolabel list {what}", VERBS["list"]).json
     print(render(table))
     write_json(out, [entry.row() for entry in table.values()])
+
+
+def _list_all(args: list[str]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class List:
+        json: str | None = None  # write the lists to this file
+
+    out = flags(List, args, "nolabel list", VERBS["list"]).json if args else None
+    tables = {what: catalogue(what) for what in LISTS}
+    print("\n\n".join(f"{what.upper()}\n{render(table)}" for what, table in tables.items()))
+    write_json(out, {w: [entry.row() for entry in t.values()] for w, t in tables.items()})
 
 
 def catalogue(what: str) -> Mapping[str, Entry]:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from nolabel.cli.flags import first, flags, write_json
 from nolabel.errors import UsageError, unknown
+from nolabel.methods import check_name
 
 
 def scan_(args: list[str], about: str) -> None:
@@ -20,6 +21,8 @@ def scan_(args: list[str], about: str) -> None:
         json: str | None = None  # write the outcome to this file
 
     given = flags(Scan, args, "nolabel scan", about)
+    if given.method is not None:
+        check_name(given.method)  # the images are read first, which takes long
     from nolabel.data.open import open_source
     from nolabel.tools.scan import describe, scan
 
@@ -85,6 +88,7 @@ def _bench_data(args: list[str], about: str) -> None:
         json: str | None = None  # write the numbers to this file
 
     given = flags(Bench, args, "nolabel bench data", about)
+    check_name(given.recipe)
     from nolabel.data.open import open_source
     from nolabel.tools.bench import bench_data, describe
 
@@ -112,6 +116,7 @@ def _bench_step(args: list[str], about: str) -> None:
         json: str | None = None  # write the numbers to this file
 
     given = flags(BenchStep, args, "nolabel bench step", about)
+    check_name(given.method)
     from nolabel.tools.bench import bench_step, describe_step
 
     found = bench_step(**{k: v for k, v in asdict(given).items() if k != "json"})
@@ -171,6 +176,7 @@ def plan_(args: list[str], about: str) -> None:
         json: str | None = None  # write the plan to this file
 
     given = flags(Plan, args, "nolabel plan", about)
+    check_name(given.method)
     from nolabel.tools import plan
 
     wanted = {k: v for k, v in asdict(given).items() if k not in ("check", "json", "method")}

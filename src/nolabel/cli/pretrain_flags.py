@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from nolabel.cli.flags import flags, flags_in
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from nolabel.config import Layer
+    from nolabel.methods.base import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ def read_flags(name: str, args: list[str]) -> CommandLine:
     method_class = methods.load(name)
     if not args:
         return CommandLine(explicit=Layer())
+    args = with_prefix(args, method_class)
     import tyro
 
     flat = tyro.conf.OmitArgPrefixes
@@ -72,6 +74,29 @@ def read_flags(name: str, args: list[str]) -> CommandLine:
             optim=explicit(values.optim, "optim."),
         ),
     )
+
+
+def with_prefix(args: list[str], method_class: type[Method]) -> list[str]:
+    """The arguments with `--lr` as `--optim.lr`, as Python takes `lr`, and so on.
+
+    Fields of the optimiser whose names are also options of the run or of the method keep theirs.
+    """
+    from nolabel.config import Settings
+    from nolabel.types import Optim
+
+    taken = {f.name for cls in (Settings, method_class.Options, VerbFlags) for f in fields(cls)}
+    short = {f.name.replace("_", "-") for f in fields(Optim)} - {"name"}
+    short -= {name.replace("_", "-") for name in taken}
+
+    def full(arg: str) -> str:
+        name, equals, value = arg.removeprefix("--").partition("=")
+        no = "no-" if name.startswith("no-") else ""
+        known = name.removeprefix(no).replace("_", "-") in short
+        if not arg.startswith("--") or not known:
+            return arg
+        return f"--optim.{name}{equals}{value}"
+
+    return [full(arg) for arg in args]
 
 
 def first_line(cls: type) -> str:

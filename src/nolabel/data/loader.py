@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from nolabel._usercode import Executed
 from nolabel.data.batches import BatchDataset, DecodedBatch
 from nolabel.data.source import Source
 from nolabel.errors import DataError, NolabelError, UsageError
@@ -26,6 +27,9 @@ from nolabel.views.executor import Executor
 
 _PREFETCH = 2  # batches that a worker prepares in advance; each may take a gigabyte
 RESTARTS = 3  # times that dead workers are restarted before the run fails
+# Forked workers share the source's memory (copy-on-write). Fork is not safe on macOS and does not
+# exist on Windows: workers are spawned there, and get the source pickled.
+_START = "fork" if sys.platform == "linux" else "spawn"
 
 _Shapes = list[tuple[int, ...]]
 _Packed = tuple[DecodedBatch, Tensor, _Shapes]  # a decoded batch, all its pixels in one tensor
@@ -178,9 +182,7 @@ def _from_workers(
             prefetch_factor=_PREFETCH,
             pin_memory=pin and not decode_only,
             worker_init_fn=_init_worker,
-            # Forked workers share the source's memory (copy-on-write). Fork is
-            # not safe on macOS and does not exist on Windows.
-            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            multiprocessing_context=_START,
             # DataLoader draws a base seed; its own generator keeps the global RNG state unchanged.
             generator=torch.Generator().manual_seed(0),
         )
@@ -240,6 +242,9 @@ class _WorkerDataset(Dataset[_WorkerResult]):
     """The batch dataset as it runs in a worker: errors become results."""
 
     def __init__(self, dataset: BatchDataset, decode_only: bool):
+        self.code = (
+            Executed()
+        )  # first: spawned workers need a user's source class before the source
         self.dataset, self.decode_only = dataset, decode_only
 
     def __getitem__(self, item: tuple[int, int]) -> _WorkerResult:

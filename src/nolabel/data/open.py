@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     SourceSpec = str | os.PathLike[str] | np.ndarray | Sequence[Item] | Source
 
 SOURCE_CLASS = "source class (a subclass of nolabel.data.source.Source)"
+OBJECT_PREFIX = "object:"  # of the name of data that were passed in from Python
 PROCEDURAL_SIZE = 32  # pixels; default side of rendered images
 
 
@@ -148,6 +149,28 @@ def record_source(spec: str) -> str:
     return _usercode.load_path(spec, _is_source, SOURCE_CLASS).name
 
 
+def name_of_object(source: Source) -> str:
+    """The name under which a run records data that were passed in from Python."""
+    return f"{OBJECT_PREFIX}{source.name}"
+
+
+def open_again(spec: SourceSpec, name: str, who: str, *, channels: int) -> Source:
+    """The data of a saved run that got them from Python, passed in again.
+
+    Args:
+        spec: the data.
+        name: of the data in the run.
+        who: the run, for the message.
+        channels: number of channels C of the run.
+
+    Raises:
+        UsageError: its data are opened by their name; or as `open_source`.
+    """
+    if not name.startswith(OBJECT_PREFIX):
+        raise UsageError(f"{who} has the data {name!r}, opened by this name. Leave data out.")
+    return open_source(spec, channels=channels)
+
+
 def _is_source(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, Source) and value is not Source
 
@@ -184,6 +207,12 @@ def _open_named(
     """The source that a string or a path names."""
     text = os.fspath(spec)
     name, colon, split_name = text.partition(":")
+    if text.startswith(OBJECT_PREFIX):
+        raise UsageError(
+            f"The data {text.removeprefix(OBJECT_PREFIX)!r} were passed in from Python, and no "
+            "file names them. Pass them again: nl.resume(folder, data=...), or data= of the "
+            "function that you call."
+        )
     if isinstance(spec, str) and name in DATASETS:
         info, part = DATASETS[name], split_name if colon else split_default
         return _open_dataset(info, part, image_size, download, channels)

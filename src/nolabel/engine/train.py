@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from nolabel import distributed
 from nolabel._usercode import trusted_code
 from nolabel.backbones.own import register_again
 from nolabel.config import Request, Run
-from nolabel.data.open import open_source
+from nolabel.data.open import open_again, open_source
 from nolabel.data.source import Source, prerender
 from nolabel.device import pick_device
 from nolabel.engine import memory, parallel, run_folder
@@ -36,6 +36,9 @@ from nolabel.errors import DataError, GuardStop, Stopped
 from nolabel.methods.base import Method
 from nolabel.types import Clock
 from nolabel.views.plan import ViewPlan
+
+if TYPE_CHECKING:
+    from nolabel.data.open import SourceSpec
 
 
 def pretrain(
@@ -90,6 +93,7 @@ def resume(
     quiet: bool = False,
     trust_code: bool = False,
     backbone: nn.Module | type[nn.Module] | None = None,
+    data: SourceSpec | None = None,
 ) -> Run:
     """Continues a stopped run from its newest checkpoint; the result equals an uninterrupted run.
 
@@ -98,9 +102,10 @@ def resume(
         quiet: print no progress.
         trust_code: execute the code in the folder even if it was never run on this machine.
         backbone: the network, or its class, if the run got one in Python.
+        data: the images, if the run got them in Python as an object.
 
     Raises:
-        UsageError: the folder holds no run, or `backbone` is not that of the run.
+        UsageError: the folder holds no run, or `backbone` or `data` are not those of the run.
         UntrustedCode: the folder holds code that was never run on this machine.
     """
     with trusted_code(trust_code):
@@ -108,12 +113,16 @@ def resume(
         if backbone is not None:
             register_again(backbone, run.settings.backbone, f"The run in {folder}")
         with parallel.processes(run.settings.device), memory.explain_out_of_memory(run):
-            return _resume(run, quiet=quiet)
+            return _resume(run, data, quiet=quiet)
 
 
-def _resume(run: Run, *, quiet: bool) -> Run:
+def _resume(run: Run, data: SourceSpec | None, *, quiet: bool) -> Run:
     s, folder = run.settings, run.folder
-    source = open_source(s.data, image_size=s.image_size, download=s.download, channels=s.channels)
+    source = (
+        open_source(s.data, image_size=s.image_size, download=s.download, channels=s.channels)
+        if data is None
+        else open_again(data, s.data, f"The run in {folder}", channels=s.channels)
+    )
     if len(source) != run.images:
         raise DataError(
             f"The data changed: the run was started on {run.images} images, {s.data} now holds "

@@ -285,6 +285,16 @@ def upgrade_config(run: Mapping[str, Any]) -> dict[str, Any]:
     return {**run, "options": options} if removed else dict(run)
 
 
+def check_name(name: str) -> None:
+    """Refuses a name that is neither built in nor that of a class in a file; imports no torch.
+
+    Raises:
+        UsageError: unknown name, with the nearest one.
+    """
+    if not _usercode.is_reference(name) and not is_built_in(name):
+        raise unknown("method", name, METHODS, "Or path/to/file.py:Class for your own.")
+
+
 def load(name: str) -> type[Method]:
     """The method class of a built-in name or of `path/to/file.py:Class`.
 
@@ -296,8 +306,7 @@ def load(name: str) -> type[Method]:
     """
     if _usercode.is_reference(name):
         return _class(_usercode.find(name, _is_method, EXPECTED))
-    if not is_built_in(name):
-        raise unknown("method", name, METHODS, "Or path/to/file.py:Class for your own.")
+    check_name(name)
     where = _VARIANTS.get(name) or METHODS[name].where
     module, _, attribute = where.partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,171 @@
+"""Verbs that train, and verbs about a run, as functions."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from nolabel.config import Run
+    from nolabel.data.open import SourceSpec
+    from nolabel.engine.replay import Replay
+
+
+def pretrain(
+    method: str, *, data: Any, quiet: bool = False, trust_code: bool = False, **options: Any
+) -> Run:
+    """Trains an encoder on unlabelled images and returns the finished run.
+
+    Args:
+        method: a name of `nolabel list methods`, or path/to/file.py:Class.
+        data: a SRC (folder, creatures, ...); or a list of images, an array or a `Source`, which
+            `resume` has to be given again.
+        quiet: do not print progress.
+        trust_code: execute user code in the runs that `init` and `teacher` name, also if it was
+            never run on this machine.
+        options: every option of `nolabel pretrain METHOD --help`, with underscores. `backbone` may
+            also be a `torch.nn.Module`, which is copied with its weights, or a subclass of it.
+
+    Raises:
+        UsageError: unknown option (the message names the nearest one), or invalid settings.
+    """
+    from nolabel._usercode import trusted_code
+    from nolabel.backbones.own import register
+    from nolabel.config import Request
+    from nolabel.data.open import name_of_object, open_source
+    from nolabel.data.source import Source
+    from nolabel.engine.train import pretrain as train
+
+    source = None
+    if not isinstance(data, str | os.PathLike):
+        own = data.channels if isinstance(data, Source) else 3
+        channels = int(options.get("channels", own))
+        source = open_source(data, channels=channels)
+        data, options = name_of_object(source), {**options, "channels": channels}
+    backbone = options.get("backbone")
+    if backbone is not None and not isinstance(backbone, str):
+        options = {**options, "backbone": register(backbone)}
+    with trusted_code(trust_code):
+        return train(Request.of(method, data=str(data), **options), source=source, quiet=quiet)
+
+
+def resume(
+    folder: str | os.PathLike[str],
+    *,
+    data: SourceSpec | None = None,
+    backbone: nn.Module | type[nn.Module] | None = None,
+    quiet: bool = False,
+    trust_code: bool = False,
+) -> Run:
+    """Continues a stopped run from its newest checkpoint; the result equals an uninterrupted run.
+
+    Args:
+        folder: of the run.
+        data: the images, if the run got them in Python as an object.
+        backbone: the network, or its class, if the run got one in Python.
+        quiet: no progress.
+        trust_code: execute the code in the folder even if it was never run on this machine.
+
+    Raises:
+        UsageError: the folder holds no run, or `backbone` or `data` are not those of the run.
+        UntrustedCode: the folder holds code that was never run on this machine.
+    """
+    from nolabel.engine.train import resume as run
+
+    return run(os.fspath(folder), data=data, backbone=backbone, quiet=quiet, trust_code=trust_code)
+
+
+def replay(
+    folder: str | os.PathLike[str], precision: str | None = None, *, trust_code: bool = False
+) -> tuple[int, Replay]:
+    """Repeats the newest step of a run that was not finite.
+
+    Args:
+        folder: of the run.
+        precision: fp32 or bf16; None: the run's.
+        trust_code: as for `resume`.
+
+    Returns:
+        The step, and what was seen in it.
+
+    Raises:
+        UsageError: the run has no such step.
+    """
+    from nolabel._usercode import trusted_code
+    from nolabel.engine.replay import replay as run
+
+    with trusted_code(trust_code):
+        return run(os.fspath(folder), precision)
+
+
+def report(
+    folder: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    data: SourceSpec = "auto",
+    draw: bool = True,
+    trust_code: bool = False,
+) -> Path:
+    """Writes one offline HTML file about a run, with a verdict first.
+
+    Args:
+        folder: of the run.
+        out: the file; default report.html in the folder.
+        data: a SRC for its pictures; auto: what the run was probed or trained on.
+        draw: draw the pictures that are not in the folder yet.
+        trust_code: as for `resume`.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: the folder holds no run.
+    """
+    from nolabel._usercode import trusted_code
+    from nolabel.tools.report import build_report
+    from nolabel.tools.show import draw_missing
+
+    with trusted_code(trust_code):
+        notes = draw_missing(os.fspath(folder), data) if draw else []
+        return build_report(
+            os.fspath(folder), out=None if out is None else os.fspath(out), notes=notes
+        )
+
+
+def ablate(method: str, *, data: str, **options: Any) -> list[dict[str, Any]]:
+    """Trains a method with one setting changed at a time, with equal budgets and several seeds.
+
+    Args:
+        method: a name of `nolabel list methods`, or path/to/file.py:Class.
+        data: a SRC with labels, which only measure.
+        options: every option of `nolabel ablate METHOD --help`, with underscores; `rows` maps a
+            name to the options that it changes.
+
+    Returns:
+        A dictionary a row: row, change, values (a k-NN top-1 a seed), mean, low, high.
+    """
+    from nolabel.tools.ablate import ablate as run
+
+    return run(method, data=data, **options)
+
+
+def demo(
+    out: str | os.PathLike[str] = "demo", minutes: float = 2.5, **options: Any
+) -> dict[str, Any]:
+    """Does the main job on built-in data: pre-train, compare, pictures, report.html.
+
+    Args:
+        out: folder for the run, the pictures and the report.
+        minutes: length of the training.
+        options: `method`, `overwrite`, and every option of `pretrain`.
+
+    Returns:
+        k-NN accuracies (fractions of one), seconds, and the report's path.
+    """
+    from nolabel.tools.demo import demo as run
+
+    return run(os.fspath(out), minutes, **options)
