@@ -162,3 +162,31 @@ def test_stochastic_depth_of_a_convnext_grows_over_its_blocks():
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     net.set_drop_path(0.0)
     assert not any(getattr(b.drop_path, "drop_prob", 0.0) for b in net.compile_units)
+
+
+def normed(net, t):
+    """The patches of the last layer through the network's final norm."""
+    if net.name.startswith("resnet"):
+        return t.patches
+    if not net.name.startswith("convnext"):
+        return net.net.norm(t.patches)
+    first = net.net.norm_pre
+    norm = net.net.head.norm if isinstance(first, nn.Identity) else first
+    return norm(t.patches.transpose(1, 2).unflatten(2, t.grid)).flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("name", [
+    "vit_pico", "beit_base_patch16_224", "swin_nano", "convnext_mini", "convnext_tiny_hnf",
+    "resnet_nano",
+])  # fmt: skip
+def test_the_token_facet_is_the_layer_before_the_final_norm_in_every_family(name):
+    small = {
+        "beit_base_patch16_224": {"embed_dim": 32, "depth": 2, "num_heads": 2},
+        "convnext_tiny_hnf": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
+    }
+    net = backbones.build(name, image_size=64, kwargs=small.get(name)).eval()
+    x = torch.randn(2, net.channels, 64, 64)
+    with torch.no_grad():
+        before, after = net.facets(x, -1, "token"), net.layers(x, 1)[-1].patches
+        torch.testing.assert_close(normed(net, before), after)
+    assert torch.equal(before.patches, after) == name.startswith("resnet")

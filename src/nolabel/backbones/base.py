@@ -267,6 +267,18 @@ def require(backbone: Backbone, needs: Iterable[str], who: str) -> None:
         )
 
 
+def refuse_by_samples(backbone: Backbone, by_samples: bool) -> None:
+    """Refuses DINOv2's stochastic depth, which is for ViTs.
+
+    Raises:
+        UsageError: `by_samples` is set.
+    """
+    if by_samples:
+        raise UsageError(
+            f"Stochastic depth by samples is for ViTs; {backbone.name!r} has it by paths."
+        )
+
+
 def recompute(module: nn.Module, enabled: bool = True) -> None:
     """Switches activation checkpointing of all backbones in a module on or off."""
     for part in module.modules():

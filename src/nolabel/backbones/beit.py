@@ -17,8 +17,15 @@ import torch.nn.functional as F  # noqa: N812
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from nolabel.backbones.base import FACETS, Backbone, layer_number, require, resolve_facets
-from nolabel.backbones.blocks import DropPath
+from nolabel.backbones.base import (
+    FACETS,
+    Backbone,
+    layer_number,
+    refuse_by_samples,
+    require,
+    resolve_facets,
+)
+from nolabel.backbones.blocks import set_drop_paths
 from nolabel.errors import UsageError
 from nolabel.types import Tokens
 
@@ -167,9 +174,5 @@ class BEiT(Backbone):
         return Tokens(y[:, 0], y[:, 1:], grid, y[:, :1])
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
-        if by_samples:
-            raise UsageError("Stochastic depth by samples is for ViTs; a BEiT has it by paths.")
-        for i, block in enumerate(self.net.blocks):
-            p = rate * i / max(self.depth - 1, 1)
-            block.drop_path1 = DropPath(p) if p else nn.Identity()
-            block.drop_path2 = DropPath(p) if p else nn.Identity()
+        refuse_by_samples(self, by_samples)
+        set_drop_paths(self.net.blocks, rate, "drop_path1", "drop_path2")

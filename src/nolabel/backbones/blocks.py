@@ -3,6 +3,7 @@ SwiGLU."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -80,6 +81,20 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.drop_prob:g}"
+
+
+def set_drop_paths(blocks: Sequence[nn.Module], rate: float, *branches: str) -> None:
+    """Stochastic depth that grows linearly from 0 in the first block to `rate` in the last.
+
+    Args:
+        blocks: timm's, from the first to the last.
+        rate: share of samples whose branch is dropped in the last block, in [0, 1); 0 = none.
+        branches: attributes of a block that hold the `DropPath` of a branch.
+    """
+    for i, block in enumerate(blocks):
+        p = rate * i / max(len(blocks) - 1, 1)
+        for branch in branches:
+            setattr(block, branch, DropPath(p) if p else nn.Identity())
 
 
 def random_order(n: int, device: torch.device) -> Tensor:

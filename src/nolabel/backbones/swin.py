@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from nolabel.backbones.base import FACETS, Backbone, require, resolve_facets
-from nolabel.backbones.blocks import DropPath
+from nolabel.backbones.base import FACETS, Backbone, refuse_by_samples, require, resolve_facets
+from nolabel.backbones.blocks import set_drop_paths
 from nolabel.errors import UsageError
 from nolabel.types import Tokens
 
@@ -200,10 +200,6 @@ class Swin(Backbone):
         return [tokens_of[facet] for facet in facets]
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
-        if by_samples:
-            raise UsageError("Stochastic depth by samples is for ViTs; a Swin has it by paths.")
+        refuse_by_samples(self, by_samples)
         blocks = [block for stage in self.net.layers for block in stage.blocks]
-        for i, block in enumerate(blocks):
-            p = rate * i / max(len(blocks) - 1, 1)
-            block.drop_path1 = DropPath(p) if p else nn.Identity()
-            block.drop_path2 = DropPath(p) if p else nn.Identity()
+        set_drop_paths(blocks, rate, "drop_path1", "drop_path2")

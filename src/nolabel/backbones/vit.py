@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from nolabel.backbones.base import FACETS, Backbone, layer_number, resolve_facets
 from nolabel.backbones.blocks import (
-    DropPath,
     first_token_only,
     random_order,
+    set_drop_paths,
     supports_first_token_only,
 )
 from nolabel.errors import UsageError, unknown
@@ -255,10 +255,8 @@ class ViT(Backbone):
 
     def set_drop_path(self, rate: float, *, by_samples: bool = False) -> None:
         self.sample_drop = rate if by_samples else 0.0
-        for i, block in enumerate(self.net.blocks):
-            p = 0.0 if by_samples else rate * i / max(self.depth - 1, 1)
-            block.drop_path1 = DropPath(p) if p else nn.Identity()
-            block.drop_path2 = DropPath(p) if p else nn.Identity()
+        by_path = 0.0 if by_samples else rate
+        set_drop_paths(self.net.blocks, by_path, "drop_path1", "drop_path2")
 
     def _block(self, block: Any, x: Tensor) -> Tensor:
         """One block; in training with `sample_drop`, each branch on a random part of the
