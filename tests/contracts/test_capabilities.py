@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import pytest
 import torch
 
@@ -13,51 +11,31 @@ from nolabel.encoders.file import read_header
 from nolabel.methods.base import Contrastive, HasPrototypes, Method
 from nolabel.methods.capabilities import Inpaints, Reconstructs
 from nolabel.testing import check_method
+from own_code import MEAN_COLOUR, changed
 
 QUICK = {"steps": 2, "batch_size": 8, "precision": "fp32", "workers": 0, "image_size": 32,
          "backbone": "vit_pico", "device": "cpu", "quiet": True}  # fmt: skip
 
-HELPERS = '''
-from dataclasses import dataclass
-from nolabel.methods.base import Method
-from nolabel.types import Step
-from nolabel.views.plan import View, ViewPlan
-from torch import nn
-
-
-class Mine(Method):
-    """Predicts the mean colour of the image, with helpers whose names are common ones."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options:
-        weight: float = 1.0  # of the loss
-
-    def __init__(self, backbone, options):
-        super().__init__(backbone, options)
-        self.backbone = backbone
-        self.head = nn.Linear(backbone.dim, 3)
+# Helpers with common names.
+HELPERS = changed(
+    MEAN_COLOUR,
+    "        self.head =",
+    """\
         self.teacher, self.prototypes, self.centre = nn.Identity(), 7, 0.0
         self.teacher.module = backbone
-
-    @classmethod
-    def views(cls, options, image_size):
-        return ViewPlan(views=(View(name="image", size=image_size),))
-
-    def step(self, batch, clock):
-        x = batch.views["image"][0]
-        h = self.backbone(x)
-        loss = (self.head(h) - x.mean((2, 3))).square().mean()
-        return Step(self.options.weight * loss, {}, features=h.detach())
-
+        self.head =""",
+)
+HELPERS = changed(
+    HELPERS,
+    "    @property",
+    """\
     def embed(self, batch):
         raise AssertionError("embed is a helper of its own")
 
     features = compare = tokens = reconstruct = swapped = inpaint = embed
 
-    @property
-    def encoder(self):
-        return self.backbone
-'''
+    @property""",
+)
 
 OWN = '''
 from dataclasses import dataclass
@@ -105,7 +83,7 @@ def file(tmp_path):
     """Writes a method's file and returns its name."""
 
     def write(text, name):
-        (tmp_path / f"{name.lower()}.py").write_text(textwrap.dedent(text))
+        (tmp_path / f"{name.lower()}.py").write_text(text)
         return f"{tmp_path / name.lower()}.py:{name}"
 
     return write
@@ -159,9 +137,8 @@ def test_a_users_contrastive_method_compares_all_micro_batches(file, photos, tmp
     ],
 )  # fmt: skip
 def test_the_contract_catches_a_broken_contrastive_method(file, good, bad, message):
-    assert good in OWN
     with pytest.raises(AssertionError, match=message):
-        check_method(file(OWN.replace(good, bad, 1), "Own"))
+        check_method(file(changed(OWN, good, bad), "Own"))
 
 
 def test_capabilities_of_the_built_in_methods():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 
 import pytest
 import torch
 
 from nolabel import methods
 from nolabel.testing import TINY, check_method
+from own_code import CONV_NET, MEAN_COLOUR, changed
 
 HEADS = {"drop_path": 0.1, "warmup_teacher_temperature_epochs": 2}
 BLOCKS = {**HEADS, "patch_prototypes": 24, "head_batch_norm": False, "freeze_last_layer": 1,
@@ -52,42 +52,6 @@ OTHER = {
     "siglip": {"chunk": 4},
 }
 
-MINE = '''
-from dataclasses import dataclass
-from nolabel.methods.base import Method
-from nolabel.types import Step
-from nolabel.views.plan import View, ViewPlan
-from torch import nn
-
-
-class Mine(Method):
-    """Predicts the mean colour of the image."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options:
-        weight: float = 1.0  # of the loss
-
-    def __init__(self, backbone, options):
-        super().__init__(backbone, options)
-        self.backbone = backbone
-        self.head = nn.Linear(backbone.dim, 3)
-
-    @classmethod
-    def views(cls, options, image_size):
-        return ViewPlan(views=(View(name="image", size=image_size),))
-
-    def step(self, batch, clock):
-        x = batch.views["image"][0]
-        h = self.backbone(x)
-        loss = (self.head(h) - x.mean((2, 3))).square().mean()
-        return Step(self.options.weight * loss, {}, h.detach())
-
-    @property
-    def encoder(self):
-        return self.backbone
-'''
-
-
 SMALL["dino-ablated"] = SMALL["dino"]
 
 
@@ -121,8 +85,16 @@ def test_methods_for_a_swin_keep_the_contract_on_one(name):
 
 def test_a_users_own_method_keeps_the_contract(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text(MINE)
+    file.write_text(MEAN_COLOUR)
     check_method(f"{file}:Mine")
+
+
+@pytest.mark.parametrize("name", ["simclr", "dino"])
+def test_methods_for_any_backbone_keep_the_contract_on_a_network_of_ones_own(name, tmp_path):
+    (tmp_path / "net.py").write_text(CONV_NET)
+    options = {**SMALL[name], **({"drop_path": 0.0} if name == "dino" else {})}
+    backbone = f"{tmp_path / 'net.py'}:Net"
+    check_method(name, options=options, backbone=backbone, without=all_options(name))
 
 
 @pytest.mark.parametrize(
@@ -137,9 +109,8 @@ def test_a_users_own_method_keeps_the_contract(tmp_path):
     ],
 )  # fmt: skip
 def test_the_contract_catches_a_broken_method(tmp_path, good, bad, message):
-    assert good in MINE
     file = tmp_path / "broken.py"
-    file.write_text(textwrap.dedent(MINE.replace(good, bad, 1)))
+    file.write_text(changed(MEAN_COLOUR, good, bad))
     with pytest.raises(AssertionError, match=message):
         check_method(f"{file}:Mine")
 

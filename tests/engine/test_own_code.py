@@ -17,66 +17,16 @@ import nolabel as nl
 from nolabel import _usercode, cli
 from nolabel.engine.build import load_method
 from nolabel.errors import FileDamaged, UntrustedCode, UsageError
+from own_code import CONV_NET, MEAN_COLOUR
 
-METHOD = '''
-"""Predicts the mean colour; notes in the folder EXECUTED where it is executed."""
-
-import os
-import pathlib
-from dataclasses import dataclass
-
-from torch import nn
-
-from nolabel.methods.base import Method
-from nolabel.types import Step
-from nolabel.views.plan import View, ViewPlan
-
-pathlib.Path(os.environ["EXECUTED"]).joinpath(pathlib.Path(__file__).stem).touch()
-
-
-class Mine(Method):
-    """Predicts the mean colour of the image."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Options:
-        weight: float = 1.0  # of the loss
-
-    def __init__(self, backbone, options):
-        super().__init__(backbone, options)
-        self.backbone = backbone
-        self.head = nn.Linear(backbone.dim, 3)
-
-    @classmethod
-    def views(cls, options, image_size):
-        return ViewPlan(views=(View(name="image", size=image_size),))
-
-    def step(self, batch, clock):
-        x = batch.views["image"][0]
-        h = self.backbone(x)
-        loss = (self.head(h) - x.mean((2, 3))).square().mean()
-        return Step(self.options.weight * loss, features=h.detach())
-
-    @property
-    def encoder(self):
-        return self.backbone
-'''
-NET = """
+# Notes in the folder EXECUTED that the file was executed.
+NOTE = """
 import os
 import pathlib
 
-from torch import nn
-
 pathlib.Path(os.environ["EXECUTED"]).joinpath(pathlib.Path(__file__).stem).touch()
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.ReLU())
-
-    def forward(self, x):
-        return self.conv(x)
 """
+METHOD, NET = NOTE + MEAN_COLOUR, NOTE + CONV_NET
 QUICK = {"steps": 4, "batch_size": 8, "precision": "fp32", "workers": 0, "image_size": 32,
          "checkpoint_every": 2, "quiet": True}  # fmt: skip
 

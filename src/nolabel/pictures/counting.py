@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 from scipy.stats import spearmanr
 
-from nolabel.data.creatures.scenes import MOST, Scenes
+from nolabel.data.creatures.scenes import MAX_CREATURES, Scenes
 from nolabel.encoders import Encoder
 from nolabel.encoders.text import text_of
 from nolabel.errors import UsageError
@@ -44,10 +44,10 @@ def counting(
         UsageError: too few scenes, not four sentences, or an encoder without a text tower.
     """
     text = text_of(encoder)
-    if number < 2 * MOST or number % MOST or len(sentences) != MOST:
+    if number < 2 * MAX_CREATURES or number % MAX_CREATURES or len(sentences) != MAX_CREATURES:
         raise UsageError(
-            f"Counting needs a multiple of {MOST} scenes, {2 * MOST} or more, and {MOST} "
-            f"sentences; got {number} and {len(sentences)}."
+            f"Counting needs a multiple of {MAX_CREATURES} scenes, {2 * MAX_CREATURES} or more, "
+            f"and {MAX_CREATURES} sentences; got {number} and {len(sentences)}."
         )
     source = Scenes("test", size=encoder.image_size, count=number, seed=seed)
     samples = [source.read(i) for i in range(number)]
@@ -55,21 +55,21 @@ def counting(
     answers = (z @ text.embed(list(sentences)).T).argmax(1).numpy()
     truth = source.labels
     covered = np.array([np.mean(s.mask) for s in samples if s.mask is not None])
-    table = np.zeros((MOST, MOST))
+    table = np.zeros((MAX_CREATURES, MAX_CREATURES))
     np.add.at(table, (truth, answers), 1)
     table /= table.sum(1, keepdims=True)
     by_area = leave_one_out_nearest_mean(covered, truth)
     right = answers == truth
     low, high = wilson(int(right.sum()), number)
     correlations = [
-        _rank_correlation(covered[truth == k], answers[truth == k]) for k in range(MOST)
+        _rank_correlation(covered[truth == k], answers[truth == k]) for k in range(MAX_CREATURES)
     ]
     numbers = {
         "accuracy": float(right.mean()), "low": float(low), "high": float(high),
-        "chance": 1 / MOST, "by_area": float((by_area == truth).mean()),
+        "chance": 1 / MAX_CREATURES, "by_area": float((by_area == truth).mean()),
         "off_by": float(np.abs(answers - truth).mean()),
         "area_within_number": float(np.mean(correlations)),
-        **{f"right_{k + 1}": float(table[k, k]) for k in range(MOST)},
+        **{f"right_{k + 1}": float(table[k, k]) for k in range(MAX_CREATURES)},
     }  # fmt: skip
     if numbers["low"] <= numbers["chance"]:
         verdict = "no sign that it counts"
@@ -86,7 +86,7 @@ def counting(
         "each answer."
     )
     rows = []
-    for k in range(MOST):
+    for k in range(MAX_CREATURES):
         examples = np.flatnonzero(truth == k)[:SHOWN]
         rows.append([*(samples[i].image for i in examples), enlarge(_bars(table[k]))])
     titles = [*(f"scene {i + 1}" for i in range(SHOWN)), "answers 1 to 4"]

@@ -16,7 +16,7 @@ from nolabel.data.creatures.sampling import CHUNK, Scene, draw_arrays, draw_scen
 from nolabel.data.creatures.world import Creatures, render
 from nolabel.types import Sample
 
-MOST = 4  # creatures in an image
+MAX_CREATURES = 4  # creatures in an image
 _STREAM = 9  # stream of `keyed_uniform`; creatures use 0 to 6
 
 
@@ -38,8 +38,9 @@ class Scenes(Creatures):
         super().__init__(split, size, count, seed)
         self.name = f"scenes:{split}"
         index = np.arange(len(self))
-        order = keyed_uniform(seed, split, index // MOST, _STREAM, MOST).argsort(axis=1)
-        self.labels = order[index, index % MOST].astype(np.int64)
+        block, place = index // MAX_CREATURES, index % MAX_CREATURES
+        order = keyed_uniform(seed, split, block, _STREAM, MAX_CREATURES).argsort(axis=1)
+        self.labels = order[index, place].astype(np.int64)
         self._captions: tuple[str, ...] = ()
 
     def scene(self, index: int) -> Scene:
@@ -72,7 +73,7 @@ class Scenes(Creatures):
         Yields:
             Indices int64 [B], creatures [B, M] of dtype CREATURE, grounds [B] of dtype GROUND.
         """
-        for number in range(1, MOST + 1):
+        for number in range(1, MAX_CREATURES + 1):
             rows = indices[self.labels[indices] == number - 1]
             for start in range(0, len(rows), CHUNK):
                 chunk = rows[start : start + CHUNK]
