@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +13,18 @@ import torch
 import nolabel as nl
 from nolabel.backbones import build
 from nolabel.data.creatures.world import Creatures
+from nolabel.data.source import Source
 from nolabel.data.sources.arrays import Arrays
-from nolabel.errors import DataError, UsageError
+from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.protocols.classifier import Classifier, load_classifier
-from nolabel.protocols.finetune import Options, lr_factor, make_mixing, parameter_groups
+from nolabel.protocols.finetune import (
+    RECIPES,
+    Options,
+    fit_classifier,
+    lr_factor,
+    make_mixing,
+    parameter_groups,
+)
 
 FAST = {"epochs": 3, "batch": 32}
 
@@ -114,3 +124,57 @@ def test_wrong_use_is_said_clearly():
         Options(epochs=0)
     with pytest.raises(DataError, match="without an image"):
         nl.evaluate("finetune", "random:vit_pico", train=shades(30, 0), test=Creatures("test", count=20))  # fmt: skip # noqa: E501
+
+
+def test_a_recipe_is_the_one_that_was_asked_for():
+    assert vars(Options(recipe="paper").resolved) == vars(RECIPES["paper"])
+    assert Options(recipe="paper", epochs=3).resolved.epochs == 3
+    given = replace(Options(), recipe="paper")  # as the command line sets it
+    assert given.resolved.randaugment == 9 and given.resolved.mixup == 0.8
+    with pytest.raises(UsageError, match="from 0 to 10"):
+        Options(randaugment=11)
+
+
+class OnDisk(Source):
+    """Some of the shades, which are read one by one; each read is written to a log."""
+
+    def __init__(self, count, log=None, broken=()):
+        self.inner, self.log, self.broken = shades(count, 0), log, broken
+        self.name, self.labels, self.classes = "disk", self.inner.labels, self.inner.classes
+
+    def __len__(self):
+        return len(self.inner)
+
+    def path(self, i, /):
+        return f"{i}.png"
+
+    def read(self, i, /, *, sufficient_pixels=None):
+        if self.log is not None:
+            with open(self.log, "a") as file:
+                file.write(f"{os.getpid()}\n")
+        if i in self.broken:
+            raise BadImage(self.path(i), "cut off")
+        return self.inner.read(i)
+
+
+def test_workers_read_the_images_and_change_nothing(tmp_path):
+    log, o = tmp_path / "log", {"epochs": 2, "batch": 16, "recipe": "paper", "drop_path": 0.0}
+    encoder = nl.load("random:vit_pico")
+    with_workers, _ = fit_classifier(encoder, OnDisk(48, log), 3, Options(**o, workers=2))
+    readers = {int(line) for line in log.read_text().split()}
+    assert len(readers) == 2 and os.getpid() not in readers
+    alone, _ = fit_classifier(encoder, OnDisk(48), 3, Options(**o, workers=0))
+    for a, b in zip(with_workers.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_images_that_cannot_be_read_are_replaced_and_named():
+    given = {"train": OnDisk(48, broken={5}), "test": shades(12, 1), "epochs": 1, "batch": 16}
+    report = nl.evaluate("finetune", "random:vit_pico", **given)
+    assert "1 image(s) of train left out, first: 5.png: cut off" in report.notes[0]
+
+
+def test_training_in_bfloat16_learns_too():
+    given = {"train": shades(192, 0), "test": shades(60, 1), **FAST}
+    report = nl.evaluate("finetune", "random:vit_pico", **given, precision="bf16")
+    assert report.best["value"] > 0.7

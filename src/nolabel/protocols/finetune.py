@@ -3,7 +3,8 @@
 He et al., "Masked Autoencoders Are Scalable Vision Learners", 2021, table 9; Bao et al., "BEiT",
 2021. AdamW on a linear head and the network, whose layer l of L (0: the patch embedding) has the
 learning rate lr * decay^(L + 1 - l); warm-up and cosine by step; random crops, flips, RandAugment,
-random erasing, mixup or CutMix of each batch, label smoothing, stochastic depth.
+random erasing, mixup or CutMix of each batch, label smoothing, stochastic depth. Images go through
+the training loader: with `--workers` they are read, decoded and augmented by other processes.
 
 The recipe "small" (ours) is for thousands of images: no mixing, mild crops, few epochs. "paper" is
 MAE's for ViT-B: 100 epochs with batches of 1024.
@@ -17,8 +18,9 @@ final norm, where MAE adds a new norm after the mean.
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +31,25 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from nolabel.backbones.depth import layer_numbers, skips_weight_decay
+from nolabel.data.loader import make_loader
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source, require_labels
+from nolabel.device import autocast
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, chunks, encoder_input
 from nolabel.encoders.file import ENCODER_FILE
-from nolabel.errors import BadImage, DataError, UsageError, unknown
+from nolabel.errors import DataError, UsageError, unknown
 from nolabel.nn.random_state import preserve_rng
 from nolabel.nn.schedules import warmup_cosine
+from nolabel.protocols._finetune_views import NAME, FinetuneViews
 from nolabel.protocols._options import at_least, build_options
+from nolabel.protocols._randaugment import HIGHEST
 from nolabel.protocols._scores import TOP, accuracy_rows, class_names, match_labels
 from nolabel.protocols.classifier import POOLS, Classifier, save_classifier
 from nolabel.protocols.report import Report
+
+MAX_WORKERS = 16
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +97,13 @@ class Options:
     mixup: float | None = None  # alpha of mixup; 0 is off
     cutmix: float | None = None  # alpha of CutMix; 0 is off
     smoothing: float | None = None  # label smoothing
-    randaugment: int | None = None  # magnitude of RandAugment's two operations; 0 is off
+    randaugment: int | None = None  # mean level, of 10, of RandAugment's operations; 0 is off
     erase: float | None = None  # probability of random erasing
     scale: tuple[float, float] | None = None  # range of the random crop's share of the area
     flip: bool = True  # horizontal flip of half of the images
     pool: str = "auto"  # the encoder's embedding, or mean: the mean of its patches
+    workers: int | None = None  # processes that read images; default one a core with a GPU, else 0
+    precision: str = "auto"  # of training: fp32 or bf16; auto is bf16 on a GPU
     seed: int = 0  # of the head, order and augmentation
     save: str = ""  # folder for the fine-tuned encoder and the classifier
 
@@ -101,20 +112,24 @@ class Options:
             raise unknown("recipe", self.recipe, RECIPES)
         if self.pool not in POOLS:
             raise unknown("pool", self.pool, POOLS)
-        for name, value in vars(RECIPES[self.recipe]).items():
-            if vars(self)[name] is None:
-                object.__setattr__(self, name, value)
-        at_least(self, epochs=1, batch=1)
-        if not self.lr or self.lr <= 0 or not 0 < (self.layer_decay or 0) <= 1:
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        at_least(self, workers=0)
+        r = self.resolved
+        at_least(r, epochs=1, batch=1)
+        if not r.lr > 0 or not 0 < r.layer_decay <= 1:
             raise UsageError(
-                f"lr must be above 0 and layer_decay above 0 and at most 1, got {self.lr} and "
-                f"{self.layer_decay}."
+                f"lr must be above 0 and layer_decay above 0 and at most 1, got {r.lr} and "
+                f"{r.layer_decay}."
             )
+        if not 0 <= r.randaugment <= HIGHEST:
+            raise UsageError(f"randaugment is a level from 0 to 10, got {r.randaugment}.")
 
     @property
     def resolved(self) -> Recipe:
         """The recipe with the user's values in place of its own."""
-        return Recipe(**{f.name: vars(self)[f.name] for f in fields(Recipe)})
+        given = {f.name: vars(self)[f.name] for f in fields(Recipe)}
+        return replace(RECIPES[self.recipe], **{k: v for k, v in given.items() if v is not None})
 
 
 def run_finetune(
@@ -139,7 +154,8 @@ def run_finetune(
         UsageError: images with other than three channels, or a folder that holds an encoder.
     """
     o = build_options(Options, options)
-    labels, truth = require_labels(train), match_labels(train, test)
+    require_labels(train)
+    truth = match_labels(train, test)
     names = class_names(train)
     if encoder.channels != 3:
         raise UsageError(
@@ -149,14 +165,19 @@ def run_finetune(
     folder = Path(o.save) if o.save else None
     if folder is not None and (folder / ENCODER_FILE).exists():
         raise UsageError(f"{o.save!r} holds an encoder already. Choose another --save.")
-    model = fit_classifier(encoder, train, labels, len(names), o)
+    model, unreadable = fit_classifier(encoder, train, len(names), o)
     guesses, keys = _predict(model, encoder, test)
-    rows = accuracy_rows(f"epoch {o.epochs}", guesses, torch.from_numpy(truth)[keys], len(names))
+    rows = accuracy_rows(
+        f"epoch {o.resolved.epochs}", guesses, torch.from_numpy(truth)[keys], len(names)
+    )
     settings = vars(o.resolved)
     note = f"recipe {o.recipe}: " + ", ".join(f"{k} {_format(v)}" for k, v in settings.items())
     if folder is not None:
         save_classifier(model, encoder, names, folder)
         note += f"; saved in {o.save}"
+    if unreadable:
+        path, reason = next(iter(unreadable.items()))
+        note += f"; {len(unreadable)} image(s) of train left out, first: {path}: {reason}"
     return Report(
         protocol="finetune", encoder=encoder.name, train=train.name, test=test.name,
         rows=tuple(rows), best=rows[0], notes=(note,),
@@ -170,22 +191,22 @@ def _format(value: float | tuple[float, float]) -> str:
 
 
 def fit_classifier(
-    encoder: Encoder, train: Source, labels: np.ndarray, classes: int, o: Options
-) -> Classifier:
+    encoder: Encoder, train: Source, classes: int, o: Options
+) -> tuple[Classifier, dict[str, str]]:
     """Fine-tunes a copy of the encoder's backbone on its device.
 
     Args:
         encoder: the encoder; it is not changed.
-        train: the images.
-        labels: int64 [N] in [0, classes).
+        train: the labelled images.
         classes: number of classes.
         o: the protocol's options.
 
     Returns:
-        The classifier in evaluation mode.
+        The classifier in evaluation mode, and path -> reason of the images that could not be
+        read, each of which was replaced by another one.
 
     Raises:
-        DataError: no image of a batch can be read.
+        DataError: too many images in a row cannot be read.
     """
     r = o.resolved
     device = encoder.device
@@ -196,33 +217,40 @@ def fit_classifier(
             backbone.set_drop_path(r.drop_path)
         model = Classifier(backbone, classes, o.pool).to(device)
         optimiser = torch.optim.AdamW(parameter_groups(model, r.lr, r.layer_decay, o.weight_decay))
-        augment, mix = augmentation(encoder, o), make_mixing(o, classes)
-        n, batch = len(train), min(r.batch, len(train))
-        steps_per_epoch = max(n // batch, 1)
+        mix, batch = make_mixing(o, classes), min(r.batch, len(train))
+        steps_per_epoch = max(len(train) // batch, 1)
         total = steps_per_epoch * r.epochs
         warmup = min(round(r.warmup_epochs * steps_per_epoch), total - 1)
-        rng = np.random.default_rng(o.seed)
-        order = rng.permutation(n)
+        workers = o.workers
+        if workers is None:
+            workers = min(os.cpu_count() or 1, MAX_WORKERS) if device.type == "cuda" else 0
+        loader = make_loader(
+            train, make_views(encoder, o), seed=o.seed, batch_size=batch, start_step=0,
+            total_steps=total, workers=workers, pin=device.type == "cuda", with_labels=True,
+        )  # fmt: skip
+        precision = "bf16" if o.precision == "auto" and device.type == "cuda" else o.precision
+        unreadable: dict[str, str] = {}
         with progress_bar(f"fine-tuning {encoder.name}", total, True) as advance:
-            for step in range(total):
-                if step and step % steps_per_epoch == 0:
-                    order = rng.permutation(n)
-                indices = order[step % steps_per_epoch * batch :][:batch]
-                x, y = _read_batch(train, labels, indices, augment)
-                x, y = mix(x.to(device), y.to(device))
+            for step, loaded in enumerate(loader):
+                assert loaded.labels is not None  # noqa: S101
+                unreadable |= dict(loaded.skipped)
+                x = loaded.views[NAME][0].to(device, non_blocking=True)
+                x, y = mix(x, loaded.labels.to(device, non_blocking=True))
                 factor = lr_factor(step, total, warmup)
                 for g in optimiser.param_groups:
                     g["lr"] = g["peak"] * factor
                 model.train()
+                with autocast(precision, device):
+                    logits = model(x)
                 loss = F.cross_entropy(
-                    model(x), y, label_smoothing=0.0 if y.ndim > 1 else r.smoothing
+                    logits.float(), y, label_smoothing=0.0 if y.ndim > 1 else r.smoothing
                 )
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
                 advance(1)
         backbone.set_drop_path(0.0)
-        return model.eval()
+        return model.eval(), unreadable
 
 
 def lr_factor(step: int, total: int, warmup: int) -> float:
@@ -255,23 +283,13 @@ def parameter_groups(
     return list(out.values())
 
 
-def augmentation(encoder: Encoder, o: Options) -> v2.Compose:
-    """Augmentation of an image: uint8 [3, H, W] to normalised float32 [3, S, S]."""
+def make_views(encoder: Encoder, o: Options) -> FinetuneViews:
+    """The augmented view of each image, for the loader."""
     r = o.resolved
-    steps: list[nn.Module] = [
-        v2.RandomResizedCrop(
-            encoder.size, scale=r.scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-        )
-    ]
-    if o.flip:
-        steps.append(v2.RandomHorizontalFlip())
-    if r.randaugment:
-        steps.append(v2.RandAugment(num_ops=2, magnitude=r.randaugment))
-    steps.append(v2.ToDtype(torch.float32, scale=True))
-    steps.append(v2.Normalize(list(encoder.mean), list(encoder.std)))
-    if r.erase:
-        steps.append(v2.RandomErasing(p=r.erase, value="random"))  # type: ignore[arg-type]
-    return v2.Compose(steps)
+    return FinetuneViews(
+        encoder.size, scale=r.scale, flip=0.5 if o.flip else 0.0, magnitude=r.randaugment,
+        erase=r.erase, mean=encoder.mean, std=encoder.std, seed=o.seed,
+    )  # fmt: skip
 
 
 def make_mixing(o: Options, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -299,23 +317,6 @@ def make_mixing(o: Options, classes: int) -> Callable[[Tensor, Tensor], tuple[Te
         return x, y * (1 - r.smoothing) + r.smoothing / classes
 
     return mix
-
-
-def _read_batch(
-    train: Source, labels: np.ndarray, indices: np.ndarray, augment: v2.Compose
-) -> tuple[Tensor, Tensor]:
-    """Augmented images [B, C, S, S] and labels [B]; images that cannot be read are left out."""
-    images, classes = [], []
-    for i in indices:
-        try:
-            image = train.read(int(i)).image
-        except BadImage:
-            continue
-        images.append(augment(torch.from_numpy(image).permute(2, 0, 1)))
-        classes.append(int(labels[i]))
-    if not images:
-        raise DataError(f"None of {len(indices)} images of {train.name!r} can be read.")
-    return torch.stack(images), torch.tensor(classes)
 
 
 def _predict(model: Classifier, encoder: Encoder, test: Source) -> tuple[Tensor, Tensor]:
