@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,18 @@ from PIL import Image
 
 import nolabel as nl
 from nolabel.data.creatures.world import Creatures
-from nolabel.errors import DataError, UsageError
-from nolabel.protocols.copies import alter, average_precisions, perceptual_hash, whitening
+from nolabel.data.source import Source
+from nolabel.encoders import load
+from nolabel.errors import BadImage, DataError, UsageError
+from nolabel.protocols.copies import (
+    average_precisions,
+    describe,
+    perceptual_hash,
+    whitening,
+)
 from nolabel.protocols.data.attacks import ATTACKS, attacked
+from nolabel.protocols.data.copies import LazyImages, alter
+from nolabel.types import Sample
 
 IMAGE = Creatures("test", size=64).read(0).image
 
@@ -66,10 +77,12 @@ def test_the_hash_bears_compression_and_tells_pictures_apart():
 def test_originals_come_first_and_of_creatures_near_duplicates_follow():
     data = alter(Creatures("test", count=120), seed=0)
     n = len(data.queries["blur"][1])
-    assert n == 20 and len(data.database) == 2 * n + 40 and len(data.others) == 60
-    assert np.array_equal(data.database[3], Creatures("test").read(3).image)
-    moved = np.abs(data.database[n + 3].astype(int) - data.database[3]).mean()
-    other = np.abs(data.database[4].astype(int) - data.database[3]).mean()
+    originals, later, distractors = data.database
+    assert [len(x) for x in data.database] == [n, n, 40] == [20, 20, 40] and len(data.others) == 60
+    assert np.array_equal(originals[3], Creatures("test").read(3).image)
+    assert np.array_equal(distractors[0], Creatures("test").read(20).image)
+    moved = np.abs(later[3].astype(int) - originals[3]).mean()
+    other = np.abs(originals[4].astype(int) - originals[3]).mean()
     assert 0 < moved < other
 
 
@@ -109,8 +122,44 @@ def test_copydays_layout_is_read_and_checked(tmp_path):
     assert report.best["setting"] == "strong" and rows["jpeg 75"] > 0.9
     with pytest.raises(UsageError, match="--distractors"):
         nl.evaluate("copies", "random:vit_pico", test=str(tmp_path / "set"))
+    assert "30 images in the database" not in report.notes[0]
+    assert "17 images in the database" in report.notes[0]
+    whole = nl.evaluate("copies", "random:vit_pico", **given, whiten_on="creatures:test")
+    assert "30 images in the database" in whole.notes[0]  # no distractor is kept back
+    assert "whitened on 2,000 other" in whole.notes[0]
     (tmp_path / "set" / "strong" / "209001.png").write_bytes(b"x")
     with pytest.raises(DataError, match="209001.png"):
         nl.evaluate("copies", "random:vit_pico", **given)
     with pytest.raises(DataError, match="60 or more"):
         nl.evaluate("copies", "random:vit_pico", test=Creatures("test", count=20))
+
+
+class Photographs(Source):
+    """Images of 120 kB, made when they are read."""
+
+    name = "photographs"
+
+    def __len__(self):
+        return 300
+
+    def path(self, i, /):
+        return f"{i}.jpg"
+
+    def read(self, i, /, *, sufficient_pixels=None):
+        if i == 299:
+            raise BadImage(self.path(i), "cut off")
+        rng = np.random.default_rng(i)
+        return Sample(image=rng.integers(0, 256, (200, 200, 3), dtype=np.uint8))
+
+
+def test_images_are_read_when_they_are_needed_and_never_held():
+    images = LazyImages(Photographs(), range(299))
+    tracemalloc.start()
+    z, hashes = describe(load("random:vit_pico"), images, 32, 4.0, 16, lambda n: None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(z) == len(hashes) == 299
+    assert peak < 12 * 2**20, peak  # all of them take 36 MB
+    assert np.array_equal(images[5:][0], images[5]) and len(images[5:]) == 294
+    with pytest.raises(DataError, match="299.jpg"):
+        describe(load("random:vit_pico"), LazyImages(Photographs()), 32, 4.0, 16, lambda n: None)

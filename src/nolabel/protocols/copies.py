@@ -20,8 +20,10 @@ original does not subtract the mean; `--centred False` is the original's.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,21 +38,20 @@ from torch import Tensor
 from nolabel.backbones.base import require
 from nolabel.data.open import open_source
 from nolabel.data.progress import progress_bar
+from nolabel.data.read_ahead import read_ahead
 from nolabel.data.source import Source
-from nolabel.data.sources.items import Items
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
-from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.protocols._options import at_least, build_options
 from nolabel.protocols._ranking import average_precision, row
-from nolabel.protocols.data.attacks import ATTACKS, attacked
+from nolabel.protocols.data.copies import Copies, alter, copydays
 from nolabel.protocols.report import Report
 
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec
 
 LIST_LENGTH = 20  # of the ranked list; ranks beyond it score 0
-ORIGINALS, DISTRACTORS, WHITENING = 100, 1000, 1000  # largest numbers of images used
+AHEAD_BYTES = 64 * 2**20  # of resized images that wait for the network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class Options:
     side: int | None = None  # of the square in pixels; default 320, below 96 px twice the encoder's
     power: float = 4.0  # of the generalised mean of the patches
     whiten: bool = True  # by statistics of images that are neither copy nor original
+    whiten_on: str = ""  # SRC of these images; default: half of the distractors, or the set's rest
     centred: bool = True  # the covariance is that of centred features
     distractors: str = ""  # SRC of more images in the database, for Copydays' layout
     seed: int = 0  # of the attacks
@@ -67,24 +69,6 @@ class Options:
 
     def __post_init__(self) -> None:
         at_least(self, side=16, power=1, batch_size=1)
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Queries by attack, the database, and images for the whitening.
-
-    Attributes:
-        name: name of the set.
-        queries: attack -> images uint8 [H, W, 3], and int64 [Q], the index in the database of each
-            one's original.
-        database: images uint8 [H, W, 3]; the originals come first.
-        others: images uint8 [H, W, 3] for the whitening.
-    """
-
-    name: str
-    queries: dict[str, tuple[list[np.ndarray], np.ndarray]]
-    database: list[np.ndarray]
-    others: list[np.ndarray]
 
 
 def open_test(test: SourceSpec | Copies, encoder: Encoder) -> Copies | Path | Source:
@@ -123,27 +107,27 @@ def run_copies(
     if isinstance(test, Copies):
         data = test
     elif isinstance(test, Path):
-        data = copydays(test, o.distractors)
+        data = copydays(test, o.distractors, o.whiten_on)
     else:
-        data = alter(test, o.seed)
-    total = len(data.database) + len(data.others) + sum(len(q) for q, _ in data.queries.values())
+        data = alter(test, o.seed, o.whiten_on)
+    count = sum(len(images) for images in data.database)
+    total = count + len(data.others) + sum(len(q) for q, _ in data.queries.values())
     with progress_bar(f"{encoder.name} on {data.name}", total, True) as advance:
 
-        def embed_images(images: list[np.ndarray]) -> Tensor:
+        def embed_images(images: Sequence[np.ndarray]) -> tuple[Tensor, np.ndarray]:
             return describe(encoder, images, side, o.power, o.batch_size, advance)
 
-        prepare = whitening(embed_images(data.others), o.centred) if o.whiten else _normalise
-        database = prepare(embed_images(data.database))
-        database_hashes = np.stack([perceptual_hash(x) for x in data.database])
+        prepare = whitening(embed_images(data.others)[0], o.centred) if o.whiten else _normalise
+        sets = [embed_images(images) for images in data.database if len(images)]
+        database = prepare(torch.cat([z for z, _ in sets]))
+        database_hashes = np.concatenate([h for _, h in sets])
         scores: dict[str, np.ndarray] = {}
         hash_scores: dict[str, np.ndarray] = {}
         for name, (images, targets) in data.queries.items():
-            scores[name] = average_precisions(
-                (prepare(embed_images(images)) @ database.T).numpy(), targets
-            )
-            query_hashes = np.stack([perceptual_hash(x) for x in images])
+            z, hashes = embed_images(images)
+            scores[name] = average_precisions((prepare(z) @ database.T).numpy(), targets)
             # Product of signs = 63 - 2 * Hamming distance; ties keep the order of the database.
-            hash_scores[name] = average_precisions(query_hashes @ database_hashes.T, targets)
+            hash_scores[name] = average_precisions(hashes @ database_hashes.T, targets)
     rows = [row(name, "mAP", values) for name, values in scores.items()]
     all_scores = np.concatenate(list(scores.values()))
     rows.append(row("all", "mAP", all_scores))
@@ -152,7 +136,7 @@ def run_copies(
     best = next(r for r in rows if r["setting"] == ("strong" if "strong" in scores else "all"))
     whitened = f"whitened on {len(data.others):,} other images" if o.whiten else "not whitened"
     note = (
-        f"{len(data.database):,} images in the database, first {LIST_LENGTH} of the list, "
+        f"{count:,} images in the database, first {LIST_LENGTH} of the list, "
         f"resized to a square of {side} px, {whitened}"
     )
     return Report(
@@ -178,118 +162,17 @@ def average_precisions(similarity: np.ndarray, targets: np.ndarray) -> np.ndarra
     return np.array([average_precision(a) if len(a) else 0.0 for a in ranks])
 
 
-def alter(source: Source, seed: int) -> Copies:
-    """Makes queries from images of a set by every attack; its other images are distractors.
-
-    Args:
-        source: the images.
-        seed: seed of the attacks.
-
-    Raises:
-        DataError: fewer than 60 images, or one that cannot be read.
-    """
-    n = len(source)
-    if n < 60:
-        raise DataError(f"{source.name!r} has {n} images; copy detection needs 60 or more.")
-    original_count = min(ORIGINALS, n // 6)
-    distractor_count = min(DISTRACTORS, n // 3)
-    whitening_count = min(WHITENING, n - original_count - distractor_count)
-    images = [_read(source, i) for i in range(original_count + distractor_count + whitening_count)]
-    originals = images[:original_count]
-    near_duplicates = _later_frames(source, original_count)
-    queries = {
-        name: (
-            [attacked(x, name, (seed, k, i)) for i, x in enumerate(originals)],
-            np.arange(original_count),
-        )
-        for k, name in enumerate(ATTACKS)
-    }
-    rest = images[original_count:]
-    database = originals + near_duplicates + rest[:distractor_count]
-    return Copies(f"{source.name} (altered)", queries, database, rest[distractor_count:])
-
-
-def _later_frames(source: Source, count: int) -> list[np.ndarray]:
-    """Later frames of the first `count` creatures; none for other sources."""
-    from nolabel.data.creatures.videos import draw_video
-    from nolabel.data.creatures.world import Creatures
-
-    if not isinstance(source, Creatures):
-        return []
-    size, split, seed = source.size, source.split, source.seed
-    return [
-        draw_video(i, frames=5, size=size, creatures=1, split=split, seed=seed)[0][4]
-        for i in range(count)
-    ]
-
-
-def copydays(folder: Path, distractors: str) -> Copies:
-    """Opens a folder in the layout of Copydays.
-
-    Args:
-        folder: has the folder `original`, and folders of copies, which may have a folder for each
-            strength.
-        distractors: SRC of other images: half of them for the database, half for the whitening.
-
-    Raises:
-        DataError: no copies, copies without original, or an image that cannot be read.
-        UsageError: no distractors.
-    """
-    originals = sorted(p for p in (folder / "original").iterdir() if p.is_file())
-    numbers = {p.stem[:4]: i for i, p in enumerate(originals)}
-    queries: dict[str, tuple[list[np.ndarray], np.ndarray]] = {}
-    for attack_folder in sorted(p for p in folder.iterdir() if p.is_dir() and p.name != "original"):
-        groups = sorted(p for p in attack_folder.iterdir() if p.is_dir()) or [attack_folder]
-        for group in groups:
-            files = sorted(p for p in group.iterdir() if p.is_file())
-            unmatched = [p.name for p in files if p.stem[:4] not in numbers]
-            if unmatched:
-                raise DataError(
-                    f"{str(group)!r} has {len(unmatched)} images whose first four digits no "
-                    f"original has, first {unmatched[0]!r}. Copies are named after their originals."
-                )
-            name = (
-                attack_folder.name
-                if group == attack_folder
-                else f"{attack_folder.name} {group.name}"
-            )
-            source = Items([str(p) for p in files], name)
-            targets = np.array([numbers[p.stem[:4]] for p in files])
-            if len(files):
-                queries[name] = ([_read(source, i) for i in range(len(files))], targets)
-    if not queries or not originals:
-        raise DataError(f"{str(folder)!r} has no copies beside its folder 'original'.")
-    source = Items([str(p) for p in originals], "original")
-    database = [_read(source, i) for i in range(len(originals))]
-    others: list[np.ndarray] = []
-    if distractors:
-        distractor_source = open_source(distractors)
-        others = [_read(distractor_source, i) for i in range(len(distractor_source))]
-    half = len(others) // 2
-    if not half:
-        raise UsageError(
-            "Copydays needs --distractors, a SRC of other images: half of them are added to the "
-            "database, the other half is for the whitening."
-        )
-    return Copies(str(folder), queries, database + others[:half], others[half:])
-
-
-def _read(source: Source, i: int) -> np.ndarray:
-    try:
-        return source.read(i).image
-    except BadImage as error:
-        raise DataError(f"An image cannot be read: {error}.") from None
-
-
 def describe(
     encoder: Encoder,
-    images: list[np.ndarray],
+    images: Sequence[np.ndarray],
     side: int,
     power: float,
     batch: int,
     advance: Callable[[int], None],
-) -> Tensor:
-    """Descriptors: class token (if there is one) and generalised mean (GeM) of the patches.
+) -> tuple[Tensor, np.ndarray]:
+    """Descriptors and perceptual hashes of images, which are asked for one after the other.
+
+    A descriptor is the class token (if there is one) and the generalised mean (GeM) of the patches.
 
     Args:
         encoder: one that takes images of any size.
@@ -300,25 +183,30 @@ def describe(
         advance: called with the number of images of each batch.
 
     Returns:
-        float32 [N, D] or [N, 2 D] on the CPU.
+        float32 [N, D] or [N, 2 D] on the CPU, and float32 [N, 63].
     """
     p = encoder.backbone.patch_size
     side = max(side // p, 1) * p
-    out = []
-    for start in range(0, len(images), batch):
-        resized = [
-            np.array(Image.fromarray(x).resize((side, side), Image.Resampling.BICUBIC))
-            for x in images[start : start + batch]
-        ]
-        x = encoder.normalise(np.stack(resized))
-        with encoder.evaluating():
-            t = encoder.backbone.tokens(x)
-            pooled = t.patches.float().clamp_min(1e-6).pow(power).mean(1).pow(1 / power)
-            if t.prefix is not None and t.prefix.shape[1]:
-                pooled = torch.cat([t.prefix[:, 0].float(), pooled], 1)
-            out.append(pooled.cpu())
-        advance(len(resized))
-    return torch.cat(out).clone()
+
+    def prepare(i: int) -> tuple[np.ndarray, np.ndarray]:
+        image = images[i]
+        small = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+        return np.array(small), perceptual_hash(image)
+
+    prepared = read_ahead(prepare, range(len(images)), lambda r: r[0].nbytes, max_bytes=AHEAD_BYTES)
+    out, hashes = [], []
+    with contextlib.closing(prepared):
+        while rows := list(itertools.islice(prepared, batch)):
+            x = encoder.normalise(np.stack([pixels for pixels, _ in rows]))
+            hashes += [h for _, h in rows]
+            with encoder.evaluating():
+                t = encoder.backbone.tokens(x)
+                pooled = t.patches.float().clamp_min(1e-6).pow(power).mean(1).pow(1 / power)
+                if t.prefix is not None and t.prefix.shape[1]:
+                    pooled = torch.cat([t.prefix[:, 0].float(), pooled], 1)
+                out.append(pooled.cpu())
+            advance(len(rows))
+    return torch.cat(out).clone(), np.stack(hashes)
 
 
 def whitening(z: Tensor, centred: bool) -> Callable[[Tensor], Tensor]:
