@@ -100,7 +100,7 @@ def alter(source: Source, seed: int, whiten_on: str = "") -> Copies:
         return lambda image, i: attacked(image, name, (seed, k, i))
 
     originals = range(original_count)
-    queries = {
+    queries: dict[str, tuple[Sequence[np.ndarray], np.ndarray]] = {
         name: (LazyImages(source, originals, attack(name, k)), np.arange(original_count))
         for k, name in enumerate(ATTACKS)
     }
