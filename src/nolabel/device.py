@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
 from nolabel.errors import UsageError, unknown
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def uses_cuda(device: torch.device | str) -> bool:
@@ -43,3 +50,29 @@ def autocast(precision: str, device: torch.device) -> torch.autocast | contextli
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def in_fp32(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: a function of tensors computes outside autocast, from tensors of at least fp32.
+
+    For losses, distances, assignments and statistics. bfloat16 has 8 significant bits: near 1 it
+    rounds a cosine to multiples of 1/256, so that the products of near-equal unit vectors tell
+    nothing of their differences. Autocast would compute such products in it, whatever the type of
+    the operands.
+    """
+
+    call: Callable[..., R] = function
+
+    def widen(x: object) -> object:
+        low = isinstance(x, Tensor) and x.is_floating_point() and x.element_size() < 4
+        return x.float() if low else x
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        device = tensors[0].device.type if tensors else "cpu"
+        wide = [widen(a) for a in args]
+        with torch.autocast(device, enabled=False):
+            return call(*wide, **{k: widen(v) for k, v in kwargs.items()})
+
+    return run

@@ -276,6 +276,22 @@ def test_lars_matches_the_official_numbers():
         torch.testing.assert_close(b.data, o[f"b{i + 1}"], rtol=1e-4, atol=2e-6)
 
 
+def test_larc_matches_the_official_numbers():
+    """Three updates of three tensors: one without gradient at two steps, one that starts at 0."""
+    o = load_file(ORACLES / "larc.safetensors")
+    names = ("plain", "resting", "zero_start")
+    tensors = {n: nn.Parameter(o[f"start.{n}"].clone()) for n in names}
+    group = {"params": list(tensors.values()), "decay": True, "weight_decay": 0.1}
+    optimiser = Lars([group], lr=0.3, momentum=0.9, larc=True)
+    for step in range(3):
+        for n, p in tensors.items():
+            p.grad = o[f"step{step}.grad.{n}"].clone()
+        optimiser.step()
+        for n, p in tensors.items():
+            expected = o[f"scaled.step{step}.{n}"]
+            torch.testing.assert_close(p.data, expected, rtol=1e-5, atol=1e-7, msg=n)
+
+
 class SmallNet(nn.Module):
     def __init__(self):
         super().__init__()

@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from nolabel.backbones import build
+from nolabel.engine.optimiser import build_optimiser
+from nolabel.engine.step import apply_update
 from nolabel.errors import UsageError
 from nolabel.methods.base import RecipeContext
 from nolabel.methods.deepclusterv2 import DeepClusterV2
 from nolabel.nn.assignment import spherical_kmeans
-from nolabel.types import Batch, Clock
+from nolabel.types import Batch, Clock, Optim
 
 
 def make(**changes):
@@ -47,6 +49,27 @@ def test_the_first_epoch_only_fills_the_memory():
     torch.testing.assert_close(m.memory.norm(dim=-1), torch.ones(2, 12))
     assert (m.labels >= 0).all() and (m.labels < 3).all()
     assert m.step(batch(), Clock(2, 20, 2)).loss.item() > 0.0
+
+
+@pytest.mark.parametrize("name", ["larc", "adamw", "sgd"])
+def test_no_weight_moves_while_there_are_no_labels(name):
+    """Weight decay must not act alone: with LARC it would shrink all weights to 18 %."""
+    m = make()
+    optim = Optim(name=name, lr=0.5, weight_decay=0.1, decay_all=True)
+    optimiser = build_optimiser(m, optim)
+    before = {n: p.detach().clone() for n, p in m.named_parameters()}
+    for step in range(3):
+        clock = Clock(step, 20, 2)
+        m.step(batch(step % 2, range(6 * (step % 2), 6 * (step % 2) + 6)), clock).loss.backward()
+        apply_update(m, optimiser, optim, clock)
+        moved = [n for n, p in m.named_parameters() if not torch.equal(p, before[n])]
+        assert bool(moved) is (step == 2), moved
+
+
+def test_a_run_that_ends_with_the_first_epoch_is_refused():
+    with pytest.raises(UsageError, match="--epochs 2"):
+        make().step(batch(), Clock(0, 2, 2))
+    make().step(batch(), Clock(0, 3, 2))
 
 
 def test_memory_keeps_each_images_own_embedding():

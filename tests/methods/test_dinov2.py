@@ -202,6 +202,13 @@ def test_network_options_reach_the_network_and_its_file_can_hold_them():
     torch.testing.assert_close(again.eval()(x), m.encoder.eval()(x))
 
 
+def test_class_token_and_registers_start_near_zero_as_in_the_official_code():
+    net = make(registers=4).student.backbone.net
+    for token in (net.cls_token, net.reg_token):
+        assert 0 < token.abs().max() < 1e-5
+    assert net.pos_embed.std().item() == pytest.approx(0.02, rel=0.2)
+
+
 def test_heads_are_untied_unless_asked():
     assert make().student.patch_head is not make().student.head
     tied = make(shared_head=True)

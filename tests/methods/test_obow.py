@@ -102,7 +102,8 @@ def test_teacher_starts_equal_gets_no_gradient_and_moves_by_the_moving_average()
             p.add_(1.0)
     m.after_update(CLOCK)
     for a, b in zip(before, m.teacher.parameters(), strict=True):
-        torch.testing.assert_close(b, a + (1 - momentum(0.9, CLOCK)))
+        # The official code moves it before the next step's bags, with that step's alpha.
+        torch.testing.assert_close(b, a + (1 - momentum(0.9, Clock(4, 10, 2))))
 
 
 def test_every_image_brings_one_new_word_a_level_in_place_of_the_oldest():

@@ -204,8 +204,8 @@ def pooling(encoder: Encoder, pool: str) -> Callable[[Tensor], Tensor]:
             t = encoder.backbone.tokens(x)
             if pool != "mean" and (t.prefix is None or not t.prefix.shape[1]):
                 raise UsageError(f"{encoder.name!r} has no class token. Use --pool mean or auto.")
-            mean = t.patches.mean(1)
-            first = mean if t.prefix is None or not t.prefix.shape[1] else t.prefix[:, 0]
+            mean = t.patches.float().mean(1)
+            first = mean if t.prefix is None or not t.prefix.shape[1] else t.prefix[:, 0].float()
             parts = {"class": [first], "mean": [mean], "both": [first, mean]}[pool]
             return torch.cat(parts, 1).float().cpu()
 

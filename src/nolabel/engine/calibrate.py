@@ -113,7 +113,8 @@ def _step_seconds(
     """Median seconds of a step on one micro-batch, with the update, on a copy of the method."""
     optimiser = build_optimiser(trial, run.optim)
     optimiser.zero_grad(set_to_none=True)  # gradients of a step that ran out of memory
-    clock = Clock(0, 1000, max(run.steps_per_epoch, 1))
+    epoch = max(run.steps_per_epoch, 1)
+    clock = Clock(0, max(1000, 2 * epoch), epoch)  # the length need not be known yet
     parameters = [p for p in trial.parameters() if p.requires_grad]
     times = []
     with preserve_rng():

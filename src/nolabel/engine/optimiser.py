@@ -28,7 +28,9 @@ class Lars(Optimizer):
     group without decay (1-D, biases) are neither decayed nor scaled.
 
     As LARC (`larc=True`, for SwAV and DeepCluster v2) the ratio is eta * |w| / (|g| + decay * |w|)
-    and every tensor is scaled.
+    and every tensor is scaled, but for one whose norm or gradient is 0: it is neither decayed nor
+    scaled in that step (without gradient the ratio would be eta / decay, 1000 in the paper). The
+    1e-8 that the official code adds to the denominator is left out.
     """
 
     def __init__(
@@ -64,9 +66,10 @@ class Lars(Optimizer):
                 if group["decay"] or larc:
                     update = update.add(p, alpha=decay)
                     w, g, moved = _norms([p, p.grad, update])
-                    u = g + decay * w if larc else moved
-                    ratio = torch.where((w > 0) & (u > 0), group["eta"] * w / u, 1.0)
-                    update = update * ratio
+                    u, force = (g + decay * w, g) if larc else (moved, moved)
+                    scaled = (w > 0) & (force > 0)
+                    ratio = torch.where(scaled, group["eta"] * w / u, 1.0)
+                    update = torch.where(scaled, update * ratio, p.grad if larc else update)
                 state = self.state[p]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(p)

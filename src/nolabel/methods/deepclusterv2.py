@@ -14,8 +14,9 @@ The prototypes are not trained. The heads use the memory of the first and of the
 turn.
 
 Differs from the original:
-  - the first epoch only fills the memory: its loss is 0 (the official code makes that pass before
-    training starts, and then counts epochs from 0);
+  - the first epoch only fills the memory: its loss is 0 and no weight changes (the official code
+    makes that pass before training starts, and then counts epochs from 0); a run that ends with it
+    is refused;
   - an image that was left out of an epoch (the incomplete last batch) keeps its older embedding;
     the official code leaves it without a label;
   - each rank has the memory of all images and computes the same k-means; the official code
@@ -36,7 +37,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.errors import UsageError
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
-from nolabel.nn.assignment import spherical_kmeans
+from nolabel.nn.assignment import prototype_scores, spherical_kmeans
 from nolabel.nn.projectors import mlp
 from nolabel.nn.state import StepBuffer
 from nolabel.types import Batch, Clock, Optim, Step
@@ -97,6 +98,12 @@ class DeepClusterV2(Method, HasPrototypes):
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         b, keys = batch.size, batch.keys
+        if clock.total <= clock.steps_per_epoch:
+            raise UsageError(
+                f"The run has {clock.total} steps and an epoch {clock.steps_per_epoch}: the first "
+                "epoch only collects the embeddings that are clustered after it, so that nothing "
+                "would be learnt. Use --epochs 2 or more, or less data."
+            )
         if keys is None or int(keys.max()) >= self.options.images:
             raise UsageError(
                 f"The memory is for {self.options.images} images, numbered in `batch.keys`. Set "
@@ -113,9 +120,14 @@ class DeepClusterV2(Method, HasPrototypes):
 
     def _head_loss(self, z: Tensor, prototypes: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of all crops z [V, B, D] whose image has a label y [B]."""
-        scores = F.linear(z, prototypes).flatten(0, 1) / self.options.temperature
+        scores = prototype_scores(z, prototypes).flatten(0, 1) / self.options.temperature
         total = F.cross_entropy(scores, y.repeat(len(z)), ignore_index=UNKNOWN, reduction="sum")
         return distributed.ratio(total, len(z) * (y != UNKNOWN).sum())
+
+    def before_update(self, clock: Clock) -> None:
+        if not (self.labels >= 0).any():  # no loss yet: weight decay must not act alone
+            for p in self.parameters():
+                p.grad = None
 
     @torch.no_grad()
     def after_update(self, clock: Clock) -> None:
@@ -140,7 +152,7 @@ class DeepClusterV2(Method, HasPrototypes):
 
     def prototype_logits(self, h: Tensor) -> Tensor:
         """Logits [N, K] of embeddings [N, D], for the first clustering."""
-        return F.linear(F.normalize(self.projector(h), dim=-1), self.prototypes[0])
+        return prototype_scores(F.normalize(self.projector(h).float(), dim=-1), self.prototypes[0])
 
     @property
     def encoder(self) -> Backbone:

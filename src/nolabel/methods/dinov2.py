@@ -15,6 +15,7 @@ computation of dropped samples. High resolution at the end is a run with --init,
 
 Differs from the original:
   - KoLeo's neighbours are those among the crops of all ranks (there of one rank);
+  - under gradient accumulation Sinkhorn and KoLeo see the crops of one micro-batch;
   - the centre is updated after the step, there in the next one; frozen prototypes have no gradient;
   - blur has the paper's probabilities (released models: 1 - p, a slip);
   - the automatic recipe is ours, for small data and small machines.
@@ -127,7 +128,12 @@ class DINOv2(Method, HasPrototypes):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        init_like_dino(backbone.net if isinstance(backbone, ViT) else backbone)
+        """As DINO, but class token and registers start near 0, as in the official code."""
+        net = backbone.net if isinstance(backbone, ViT) else backbone
+        init_like_dino(net)
+        for name in ("cls_token", "reg_token"):
+            if (token := getattr(net, name, None)) is not None:
+                nn.init.normal_(token, std=1e-6)
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:

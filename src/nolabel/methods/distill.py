@@ -43,6 +43,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from nolabel.backbones.base import Backbone
+from nolabel.device import in_fp32
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.frozen import Frozen
@@ -131,6 +132,7 @@ class Distill(Method):
         return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=200)
 
 
+@in_fp32
 def similarities(
     z: Tensor, t: Tensor, anchors: Tensor, student: float, teacher: float
 ) -> tuple[Tensor, Tensor]:
@@ -144,7 +146,6 @@ def similarities(
     Returns:
         p [B, 1 + K] and the scalar loss.
     """
-    with torch.autocast(z.device.type, enabled=False):  # bf16 is too coarse at temperature 0.01
-        logits = torch.cat([(z * t).sum(-1, keepdim=True), z @ anchors.T], 1) / student
-        p = (torch.cat([(t * t).sum(-1, keepdim=True), t @ anchors.T], 1) / teacher).softmax(-1)
-        return p, -(p * logits.log_softmax(-1)).sum(-1).mean()
+    logits = torch.cat([(z * t).sum(-1, keepdim=True), z @ anchors.T], 1) / student
+    p = (torch.cat([(t * t).sum(-1, keepdim=True), t @ anchors.T], 1) / teacher).softmax(-1)
+    return p, -(p * logits.log_softmax(-1)).sum(-1).mean()

@@ -35,6 +35,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
+from nolabel.device import in_fp32
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import encode_shuffled, pair_signals
 from nolabel.nn.projectors import mlp
@@ -45,6 +46,7 @@ from nolabel.views.plan import ViewPlan
 from nolabel.views.standard import two_views
 
 
+@in_fp32
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """Equation 1: unit queries q [B, D], their keys k [B, D], negatives [K, D]; mean over B."""
     positive = (q * k).sum(-1, keepdim=True)  # [B, 1]

@@ -27,6 +27,8 @@ Differs from the original:
     of a 3 x 3 grid with jitter, all out of one larger crop with one change of colours);
   - initial words are random unit vectors, and until all are replaced the mean distance is that of
     the last batch (in the official code a running mean from 0.5);
+  - a batch's distances count from the next step on (there already in its own bags), so that
+    gradient accumulation equals the large batch;
   - the words are replaced after the update, by the features of all ranks;
   - the loss is a cross-entropy, the official KL divergence without its constant;
   - the automatic recipe is ours, for small data and small machines.
@@ -43,7 +45,9 @@ from torch import Tensor, nn
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
+from nolabel.device import in_fp32
 from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.nn.assignment import prototype_scores
 from nolabel.nn.losses import target_signals
 from nolabel.nn.projectors import mlp
 from nolabel.nn.queue import Queue
@@ -53,6 +57,7 @@ from nolabel.types import Batch, Clock, Optim, Step, Tokens
 from nolabel.views.plan import View, ViewPlan
 
 
+@in_fp32
 def bag_of_words(t: Tensor, words: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     """Bags y [B, K] of local features t [B, P, D] for words [K, D], and the mean of
     min_k |t_u - v_k|^2 (a scalar)."""
@@ -153,11 +158,12 @@ class OBoW(Method):
         losses, spreads, bags = [], [], []
         for i, level in enumerate(levels):
             words, t = self.vocabulary[i].value, inner(level)
-            with torch.no_grad(), torch.autocast(t.device.type, enabled=False):
+            with torch.no_grad():
                 y, spread = bag_of_words(t.flatten(2).mT, words, o.temperature * self.spread[i])
             weights = F.normalize(self.generators[i](F.normalize(words, dim=-1)).float(), dim=-1)
             for s in h:  # [V B, D] of the large crops, then of the small ones
-                log_p = F.log_softmax(o.kappa * s.float() @ weights.T, -1).unflatten(0, (-1, b))
+                scores = prototype_scores(o.kappa * s.float(), weights)
+                log_p = F.log_softmax(scores, -1).unflatten(0, (-1, b))
                 losses.append(-(y * log_p).sum(-1).mean())
             self.vocabulary[i].observe(one_location(t), clock.step)
             spreads.append(spread)
@@ -167,12 +173,13 @@ class OBoW(Method):
         return Step(torch.stack(losses).sum() / len(levels), logs, features=h[0][:b].detach())
 
     def momentum(self, clock: Clock) -> float:
-        """alpha of this step: the weight of the old teacher."""
+        """alpha with which the teacher moved before this step's bags: the old one's weight."""
         return momentum(self.options.teacher_momentum, clock)
 
     @torch.no_grad()
     def after_update(self, clock: Clock) -> None:
-        self.teacher.follow(self.student, self.momentum(clock))
+        following = Clock(clock.step + 1, clock.total, clock.steps_per_epoch)
+        self.teacher.follow(self.student, self.momentum(following))
         (spreads,) = self._spreads.take()  # [micro-batches, levels]
         spread = distributed.mean(spreads.mean(0))
         # Distances to initial random words are not representative: no running mean yet.

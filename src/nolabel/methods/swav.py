@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
-from nolabel.nn.assignment import sinkhorn
+from nolabel.nn.assignment import prototype_scores, sinkhorn
 from nolabel.nn.losses import cross_entropy_views, target_signals
 from nolabel.nn.projectors import mlp
 from nolabel.nn.queue import Queue
@@ -95,7 +95,7 @@ class SwAV(Method, HasPrototypes):
         h = [self.backbone(v.flatten(0, 1)) for v in batch.views.values()]
         z = F.normalize(self.head(torch.cat(h)).float(), dim=-1)
         z = z.unflatten(0, (-1, b))  # [V, B, projection], globals first
-        scores = F.linear(z, self.prototypes.weight)  # [V, B, K]
+        scores = prototype_scores(z, self.prototypes.weight)  # [V, B, K]
         targets = torch.stack([self._assign(t, z[t], scores[t]) for t in range(2)])
         loss = cross_entropy_views(targets, scores / o.temperature)
         if self.queues and clock.epoch >= o.queue_from_epoch:
@@ -109,11 +109,12 @@ class SwAV(Method, HasPrototypes):
         o = self.options
         if self.queues and self.queues[t].full:
             earlier = self.queues[t].local_rows()
-            scores = torch.cat([F.linear(earlier, self.prototypes.weight), scores])
+            scores = torch.cat([prototype_scores(earlier, self.prototypes.weight), scores])
         return sinkhorn(scores, o.epsilon, o.iterations)[-len(z) :]
 
     def prototype_logits(self, h: Tensor) -> Tensor:
-        return F.linear(F.normalize(self.head(h), dim=-1), self.prototypes.weight)
+        z = F.normalize(self.head(h).float(), dim=-1)
+        return prototype_scores(z, self.prototypes.weight)
 
     @torch.no_grad()
     def normalise_prototypes(self) -> None:

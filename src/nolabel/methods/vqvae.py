@@ -42,6 +42,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
+from nolabel.device import in_fp32
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.methods.capabilities import Reconstructs, Tokenizes
@@ -78,11 +79,11 @@ class Codebook(nn.Module):
         self._seen = StepBuffer()
 
     @torch.no_grad()
+    @in_fp32
     def nearest(self, z: Tensor) -> Tensor:
         """Ids int64 [...] of the codes nearest to z [..., D], the distances in fp32."""
-        with torch.autocast(z.device.type, enabled=False):
-            e, z = self.codes.float(), z.float()
-            return (e.square().sum(-1) - 2.0 * (z @ e.T)).argmin(-1)  # |z|^2 is the same for all
+        e = self.codes.to(z.dtype)
+        return (e.square().sum(-1) - 2.0 * (z @ e.T)).argmin(-1)  # |z|^2 is the same for all
 
     @torch.no_grad()
     def observe(self, z: Tensor, ids: Tensor, step: int) -> None:

@@ -9,9 +9,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from nolabel import distributed
+from nolabel.device import in_fp32
 
 
 @torch.no_grad()
+@in_fp32
 def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     """Sinkhorn-Knopp: soft assignments with an equal share for each prototype (SwAV, §3.1).
 
@@ -27,7 +29,7 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     Returns:
         probabilities [N, K], at least fp32; rows sum to 1.
     """
-    x = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    x = logits / temperature
     return (x + sinkhorn_shift([x], iterations)).softmax(-1)
 
 
@@ -61,6 +63,7 @@ def sinkhorn_shift(
 
 
 @torch.no_grad()
+@in_fp32
 def spherical_kmeans(
     z: Tensor, centroids: Tensor, iterations: int, chunk: int = 16384
 ) -> tuple[Tensor, Tensor]:
@@ -104,3 +107,9 @@ def codes_in_use(ids: Tensor, vocabulary: int) -> dict[str, Tensor]:
     share = count / count.sum()
     perplexity = torch.exp(-torch.special.xlogy(share, share).sum())
     return {"codes_used": (count > 0).sum(), "perplexity": perplexity}
+
+
+@in_fp32
+def prototype_scores(z: Tensor, prototypes: Tensor) -> Tensor:
+    """z . c of vectors [..., D] and prototypes [K, D]: [..., K], at least fp32."""
+    return F.linear(z, prototypes)

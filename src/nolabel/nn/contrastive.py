@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nolabel import distributed
+from nolabel.device import in_fp32
 
 
 @torch.no_grad()
+@in_fp32
 def pair_signals(a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """Metrics of the embeddings of two views; no gradient, this rank only.
 
@@ -33,6 +35,7 @@ def pair_signals(a: Tensor, b: Tensor) -> dict[str, Tensor]:
     return {"agreement": same / n, "agreement_others": (total - same) / max(n * (n - 1), 1)}
 
 
+@in_fp32
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """Normalised temperature-scaled cross-entropy, NT-Xent (SimCLR, equation 1).
 
@@ -54,6 +57,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits.float(), positive)
 
 
+@in_fp32
 def batch_info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     """InfoNCE with in-batch negatives: -log softmax_j(q_i . k_j / T) at j = i (MoCo v3, algorithm
     1).
@@ -95,6 +99,7 @@ def encode_shuffled(network: nn.Module, x: Tensor, seed: int) -> Tensor:
     return encoded[order.argsort()[rows].to(x.device)]
 
 
+@in_fp32
 def view_distances(z: Tensor) -> tuple[Tensor, Tensor]:
     """Distances of this rank's views to those of all ranks, all-gathered; gradient to both.
 
@@ -111,11 +116,13 @@ def view_distances(z: Tensor) -> tuple[Tensor, Tensor]:
     return d, image[:, None] == distributed.gather(image)[None]
 
 
+@in_fp32
 def distances(a: Tensor, b: Tensor) -> Tensor:
     """|a_i - b_j| of unit vectors [N, D] and [M, D], [N, M]; the gradient is finite at 0."""
     return (2 - 2 * a @ b.T).clamp_min(1e-8).sqrt()
 
 
+@in_fp32
 def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
     """Cross-correlation matrix of two views' embeddings over the whole batch (Barlow Twins, eq. 2).
 
@@ -130,11 +137,11 @@ def cross_correlation(z1: Tensor, z2: Tensor) -> Tensor:
         z = z - z.mean(0)
         return z / (z.square().mean(0) + 1e-5).sqrt()
 
-    with torch.autocast(z1.device.type, enabled=False):
-        z1, z2 = (distributed.gather_with_grad(_at_least_fp32(z)) for z in (z1, z2))
-        return normalise(z1).T @ normalise(z2) / len(z1)
+    z1, z2 = (distributed.gather_with_grad(z) for z in (z1, z2))
+    return normalise(z1).T @ normalise(z2) / len(z1)
 
 
+@in_fp32
 def clip_loss(image: Tensor, text: Tensor, scale: Tensor, *, chunk: int = 0) -> Tensor:
     """Symmetric cross-entropy over the similarities of a batch (CLIP, figure 3).
 
@@ -160,6 +167,7 @@ def clip_loss(image: Tensor, text: Tensor, scale: Tensor, *, chunk: int = 0) -> 
     return total / (2 * len(image))
 
 
+@in_fp32
 def siglip_loss(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, *, chunk: int = 0
 ) -> Tensor:
@@ -194,24 +202,12 @@ def _sum_in_chunks(
     target: Tensor,
     chunk: int,
 ) -> Tensor:
-    """Sum of `rows` over chunks of the rows of a, in fp32, with activation checkpointing of
-    each."""
-
-    def in_fp32(*parts: Tensor) -> Tensor:
-        # With a scale of up to 100, bf16's rounding of a cosine would be units of a logit.
-        with torch.autocast(a.device.type, enabled=False):
-            return rows(*parts)
-
-    a, others = _at_least_fp32(a), _at_least_fp32(others)
+    """Sum of `rows` over chunks of the rows of a, with activation checkpointing of each."""
     if not 0 < chunk < len(a):
-        return in_fp32(a, others, target)
+        return rows(a, others, target)
     total = a.new_zeros(())
     for part, part_target in zip(a.split(chunk), target.split(chunk), strict=True):
         total = total + checkpoint(
-            in_fp32, part, others, part_target, use_reentrant=False, preserve_rng_state=False
+            rows, part, others, part_target, use_reentrant=False, preserve_rng_state=False
         )
     return total
-
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

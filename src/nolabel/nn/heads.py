@@ -6,12 +6,22 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from nolabel.device import in_fp32
+
+
+@in_fp32
+def unit(x: Tensor) -> Tensor:
+    """Vectors [..., D] scaled to length 1, at least fp32."""
+    return F.normalize(x, dim=-1)
+
 
 class WeightNormLinear(nn.Module):
     """Linear layer without bias with weight normalisation: [..., D] -> [..., K], rows g * v / |v|.
 
     The parameters `weight_g` [K, 1], initially 1, and `weight_v` [K, D] are named as in the
-    official checkpoints.
+    official checkpoints. The rows start as those of `nn.Linear`, |v| about 1 / sqrt(3), since the
+    official code makes the layer after it has initialised the rest of the head. Shorter rows would
+    turn faster: the gradient of a direction grows as 1 / |v|.
 
     Args:
         dim: D.
@@ -23,7 +33,8 @@ class WeightNormLinear(nn.Module):
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(out, 1), requires_grad=train_norm)
         self.weight_v = nn.Parameter(torch.empty(out, dim))
-        nn.init.trunc_normal_(self.weight_v, std=0.02)
+        bound = dim**-0.5
+        nn.init.uniform_(self.weight_v, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
         # torch's fused kernel: this is the largest matrix of most networks.
@@ -67,7 +78,7 @@ class PrototypeHead(nn.Module):
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """[..., D] -> unit vectors [..., bottleneck], the input of `last_layer`."""
-        return F.normalize(self.mlp(x), dim=-1)
+        return unit(self.mlp(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> logits [..., K]."""

@@ -7,8 +7,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from nolabel import distributed
+from nolabel.device import in_fp32
 
 
+@in_fp32
 def koleo(x: Tensor, eps: float = 1e-8) -> Tensor:
     """Kozachenko-Leonenko regulariser (Sablayrolles et al. 2018, arXiv 1806.03198; DINOv2 §4).
 

@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from nolabel.device import in_fp32
 
+
+@in_fp32
 def cross_entropy_views(targets: Tensor, logits: Tensor, *, skip_same: bool = True) -> Tensor:
     """Mean cross-entropy over all pairs (target view t, predicted view v) (DINO, equation 3).
 

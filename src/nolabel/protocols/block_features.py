@@ -94,11 +94,11 @@ def extract_block_features(
                                 "widths; a ViT has blocks of one width. Use --blocks 1."
                             )
                         class_tokens = [
-                            p.patches.mean(1) if p.prefix is None or not p.prefix.shape[1]
+                            p.patches.float().mean(1) if p.prefix is None or not p.prefix.shape[1]
                             else p.prefix[:, 0] for p in t
                         ]  # fmt: skip
                         tokens.append(torch.stack(class_tokens, 1).float().cpu())
-                        patches.append(t[-1].patches.mean(1).float().cpu())
+                        patches.append(t[-1].patches.float().mean(1).cpu())
                         pooled.append(t[-1].pooled.float().cpu())
                     keys.append(np.asarray(chunk.keys))
                 advance(len(chunk.keys) + len(chunk.skipped))

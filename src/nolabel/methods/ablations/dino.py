@@ -23,9 +23,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
+from nolabel.device import in_fp32
 from nolabel.errors import unknown
 from nolabel.methods.dino import DINO
 from nolabel.nn.assignment import sinkhorn
+from nolabel.nn.heads import unit
 from nolabel.nn.losses import cross_entropy_views, target_signals
 from nolabel.nn.projectors import mlp
 from nolabel.types import Batch, Clock, Step
@@ -37,6 +39,7 @@ CHOICES = {
 }
 
 
+@in_fp32
 def squared_distance_views(targets: Tensor, logits: Tensor) -> Tensor:
     """Mean over the pairs t != v of the squared distance of unit vectors, 2 - 2 cos.
 
@@ -86,7 +89,7 @@ class DINOAblated(DINO):
             t = self.teacher.module.head(h).float().unflatten(0, (2, b))  # [2, B, K]
         z = torch.cat([self.student.backbone(v.flatten(0, 1)) for v in batch.views.values()])
         head = self.student.head
-        u = F.normalize(self.predictor(head.mlp(z)), dim=-1)
+        u = unit(self.predictor(head.mlp(z)))
         s = head.last_layer(u).float().unflatten(0, (-1, b))  # [V, B, K]
 
         targets = self.targets(t, self.teacher_temperature(clock))
