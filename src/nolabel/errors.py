@@ -7,6 +7,7 @@ without a traceback, and exits with the error's `exit_code`.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -59,12 +60,28 @@ class BadImage(Exception):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{printable(self.path)}: {visible(self.reason)}"
+
+
+# Characters that a terminal obeys instead of showing them: control characters, and those that turn
+# the direction of writing or separate lines.
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """Text that may hold names and values of other people's files, for a terminal.
+
+    Control characters (except line feed and tab), marks of writing direction and undecodable bytes
+    are escaped, so that a file name can neither colour, move nor clear anything.
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def printable(path: str) -> str:
-    """A path that can be printed and saved: undecodable bytes are escaped."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+    """A path that can be printed and saved, on one line: as `visible`, line feed and tab too."""
+    return visible(path).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from nolabel._version import __version__
 from nolabel.catalogue import Entry, render
+from nolabel.cli._output import write, write_error
 from nolabel.cli.flags import first, flags, is_rank0, without_trust, write_json
 from nolabel.errors import NolabelError, Stopped, UsageError, unknown
 
@@ -77,13 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Wrong use is the same on all ranks, so rank 0 reports it; other errors are reported by
         # the rank that raised them.
         if is_rank0() or not isinstance(error, UsageError | Stopped):
-            print(f"nolabel: {error}", file=sys.stderr)
+            write_error(f"nolabel: {error}")
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"nolabel: {error}. Check the path and the free space.", file=sys.stderr)
+        write_error(f"nolabel: {error}. Check the path and the free space.")
         return 1
     return code
 
@@ -92,10 +93,10 @@ def _run(args: list[str]) -> int:
     if args[:1] == ["help"] and len(args) > 1:  # `help pretrain dino` is `pretrain dino --help`
         args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):
-        print(usage())
+        write(usage())
         return 0 if args else 2
     if args[0] == "--version":
-        print(__version__)
+        write(__version__)
         return 0
     verbs: dict[str, Callable[[list[str]], None]] = {
         "demo": _demo, "pretrain": _pretrain, "evaluate": _evaluate,
@@ -175,7 +176,7 @@ def _evaluate(args: list[str]) -> None:
     )
     options = asdict(given.options)
     report = evaluate(name, given.encoder, given.train, given.test, **options)
-    print(report)
+    write(report)
     write_json(given.json, report.to_json())
 
 
@@ -194,7 +195,7 @@ def _compare(args: list[str]) -> None:
     from nolabel.protocols.compare import compare
 
     table = compare(given.encoders, given.train, given.test, protocols=given.protocols)
-    print(table)
+    write(table)
     write_json(given.json, table.to_json())
 
 
@@ -237,9 +238,9 @@ def _show(args: list[str]) -> None:
         **{o.name: vars(given)[o.name] for o in options},
     )  # fmt: skip
     for picture in pictures:
-        print(picture.caption)
+        write(picture.caption)
     for path in pictures.save(given.out):
-        print(path)
+        write(path)
     write_json(given.json, pictures.numbers)
 
 
@@ -258,7 +259,7 @@ def _report(args: list[str]) -> None:
     from nolabel.tools.show import draw_missing
 
     missing = draw_missing(given.folder, given.data) if given.draw else []
-    print(build_report(given.folder, out=given.out, notes=missing))
+    write(build_report(given.folder, out=given.out, notes=missing))
 
 
 def _demo(args: list[str]) -> None:
@@ -295,7 +296,7 @@ def _list(args: list[str]) -> None:
             json: str | None = None  # write the list to this file
 
         out = flags(List, args[1:], f"nolabel list {what}", VERBS["list"]).json
-    print(render(table))
+    write(render(table))
     write_json(out, [entry.row() for entry in table.values()])
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from nolabel.cli._output import write
 from nolabel.cli.flags import flags, write_json
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def evaluate_all_(args: list[str]) -> None:
     about = "Every protocol that suits the encoder and the data."
     given = flags(Evaluate, args, "nolabel evaluate all", about)
     found = evaluate_all(given.encoder, given.train, given.test)
-    print(found)
+    write(found)
     write_json(given.json, found.to_json())
 
 
@@ -54,11 +55,11 @@ def embed_(args: list[str], about: str) -> None:
     source = open_source(given.data, image_size=encoder.image_size, channels=encoder.channels)
     index = embed(encoder, source, given.out, options=given.options, overwrite=given.overwrite)
     a = index.about
-    print(f"wrote {given.out}: {a['count']:,} x {a['dim']} {a['dtype']} of {a['encoder']}")
+    write(f"wrote {given.out}: {a['count']:,} x {a['dim']} {a['dtype']} of {a['encoder']}")
     if a["skipped"]:
         path, reason = a["skipped"][0]
-        print(f"{len(a['skipped'])} image(s) could not be read, first {path}: {reason}")
-    print(f"search it: nolabel search --index {given.out} --encoder {given.encoder} --query IMAGE")
+        write(f"{len(a['skipped'])} image(s) could not be read, first {path}: {reason}")
+    write(f"search it: nolabel search --index {given.out} --encoder {given.encoder} --query IMAGE")
     write_json(given.json, a)
 
 
@@ -83,10 +84,10 @@ def search_(args: list[str], about: str) -> None:
     index = open_index(given.index)
     encoder = load(given.encoder, image_size=index.about["image_size"])
     hits = search(index, encoder, given.query, k=given.k, approximate=given.approximate)
-    print(hits)
+    write(hits)
     if given.out:
         for path in _drawn(index, encoder, hits, given.query, given.data).save(given.out):
-            print(path)
+            write(path)
     found = zip(hits.rows, hits.names, hits.similarity, strict=True)
     rows = [{"row": r, "name": n, "similarity": s} for r, n, s in found]
     write_json(given.json, {"query": hits.query, "found": rows})

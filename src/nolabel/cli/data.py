@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
+from nolabel.cli._output import write
 from nolabel.cli.flags import first, flags, write_json
 from nolabel.errors import UsageError, unknown
 from nolabel.methods import check_name
@@ -30,8 +31,8 @@ def scan_(args: list[str], about: str) -> None:
         raise UsageError(f"--limit is {given.limit}; it must be above 0.")
     source = open_source(given.data, channels=given.channels)
     found = scan(source, given.out, method=given.method, limit=given.limit)
-    print(describe(found))
-    print(f"pictures    {given.out}/contact-sheet.png; lists beside it")
+    write(describe(found))
+    write(f"pictures    {given.out}/contact-sheet.png; lists beside it")
     write_json(given.json, found)
 
 
@@ -54,13 +55,13 @@ def pack_(args: list[str], about: str) -> None:
     numbers = pack(open_source(given.data), given.out, given.packing)
     before, after = numbers["bytes_before"], numbers["bytes_after"]
     size = f"{after / 1e6:,.1f} MB" + (f" from {before / 1e6:,.1f} MB" if before else "")
-    print(f"{numbers['images']:,} images in {numbers['shards']} shards, {size}")
+    write(f"{numbers['images']:,} images in {numbers['shards']} shards, {size}")
     if numbers["skipped"]:
-        print(f"{numbers['skipped']} could not be read: {given.out}/skipped.jsonl")
+        write(f"{numbers['skipped']} could not be read: {given.out}/skipped.jsonl")
     rates = [numbers["images_per_second_before"], numbers["images_per_second_after"]]
     if rates[0]:
-        print(f"read and decoded on one core: {rates[0]:,.0f} images/s before, {rates[1]:,.0f} now")
-    print(f"use it with --data '{numbers['pattern']}'")
+        write(f"read and decoded on one core: {rates[0]:,.0f} images/s before, {rates[1]:,.0f} now")
+    write(f"use it with --data '{numbers['pattern']}'")
     write_json(given.json, numbers)
 
 
@@ -97,7 +98,7 @@ def _bench_data(args: list[str], about: str) -> None:
         source, given.recipe, image_size=given.image_size, workers=given.workers,
         batch_size=given.batch_size, seconds=given.seconds, device=given.device,
     )  # fmt: skip
-    print(describe(found))
+    write(describe(found))
     write_json(given.json, found)
 
 
@@ -120,7 +121,7 @@ def _bench_step(args: list[str], about: str) -> None:
     from nolabel.tools.bench import bench_step, describe_step
 
     found = bench_step(**{k: v for k, v in asdict(given).items() if k != "json"})
-    print(describe_step(found))
+    write(describe_step(found))
     write_json(given.json, found)
 
 
@@ -147,7 +148,7 @@ def _bench_embed(args: list[str], about: str) -> None:
         encoder, source, batch_size=given.batch_size, precision=given.precision,
         seconds=given.seconds,
     )  # fmt: skip
-    print(describe_embed(found))
+    write(describe_embed(found))
     write_json(given.json, found)
 
 
@@ -186,7 +187,7 @@ def plan_(args: list[str], about: str) -> None:
             given.method, backbone=given.backbone, image_size=given.image_size,
             patch_size=given.patch_size, recipe=given.recipe, images=given.images,
         )  # fmt: skip
-    print(plan.describe(found, found["check"]["error"] if given.check else None))
+    write(plan.describe(found, found["check"]["error"] if given.check else None))
     write_json(given.json, found)
 
 
@@ -228,6 +229,6 @@ def ablate_(args: list[str], about: str) -> None:
     rows = parse_rows(given.rows, method_class) if given.rows else None
     table = ablate(name, data=given.data, test=given.test, rows=rows, seeds=given.seeds,
                    out=given.out, **settings)  # fmt: skip
-    print(f"{name} on {given.data}: k-NN top-1, mean over {given.seeds} seeds")
-    print(render(table))
+    write(f"{name} on {given.data}: k-NN top-1, mean over {given.seeds} seeds")
+    write(render(table))
     write_json(given.json, {"method": name, "data": given.data, "rows": table})

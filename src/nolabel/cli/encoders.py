@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from nolabel.cli._output import write
 from nolabel.cli.flags import first, flags, write_json
 
 
@@ -53,18 +54,18 @@ def import_(args: list[str], about: str) -> None:
         "mean": list(e.mean), "std": list(e.std), "left_out": list(found.left_out),
         "written": [str(p) for p in paths],
     }  # fmt: skip
-    print(f"read {file} as {given.as_} ({LAYOUTS[given.as_].paper})")
-    print(
+    write(f"read {file} as {given.as_} ({LAYOUTS[given.as_].paper})")
+    write(
         f"network: {b.name}, {numbers['parameters']:,} parameters, embedding of {b.dim}, images "
         f"of {e.image_size} px" + (f", positions resized as by {positions}" if positions else "")
     )
     if found.left_out:
-        print(f"not part of the encoder, left out: {first_names(found.left_out, 4)}")
+        write(f"not part of the encoder, left out: {first_names(found.left_out, 4)}")
     if found.text and len(paths) == 1:
-        print("the text tower was left out: its vocabulary is not CLIP's. Give --tokenizer.")
+        write("the text tower was left out: its vocabulary is not CLIP's. Give --tokenizer.")
     for path in paths:
-        print(f"wrote {path}")
-    print(f"use it as --encoder {out}")
+        write(f"wrote {path}")
+    write(f"use it as --encoder {out}")
     write_json(given.json, numbers)
 
 
@@ -85,7 +86,7 @@ def export_(args: list[str], about: str) -> None:
     given = flags(Export, args, "nolabel export", about)
     encoder = load(given.encoder, image_size=given.image_size, device="cpu")
     result = export(encoder, given.to, given.out, overwrite=given.overwrite)
-    print(f"wrote {result['folder']}: {', '.join(result['files'])}")
-    print(f"loaded again: largest difference of a feature {result['largest_difference']:.1e}")
-    print(f"load it: {result['loading']}")
+    write(f"wrote {result['folder']}: {', '.join(result['files'])}")
+    write(f"loaded again: largest difference of a feature {result['largest_difference']:.1e}")
+    write(f"load it: {result['loading']}")
     write_json(given.json, result)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nolabel.cli._output import write
 from nolabel.errors import UsageError
 
 TRUST = "--trust-code"
@@ -62,9 +63,9 @@ def write_json(path: str | None, value: object) -> None:
 def first(args: list[str], verb: str, what: str, allowed: Sequence[str], about: str) -> str | None:
     """The word after the verb; None if it is -h or --help, after printing the help."""
     if args and args[0] in ("-h", "--help"):
-        print(f"usage: nolabel {verb} {what} [options]\n\n{about}\n")
-        print(f"{what}: {', '.join(allowed)}\n")
-        print(f"`nolabel {verb} {what} --help` lists the options.")
+        write(f"usage: nolabel {verb} {what} [options]\n\n{about}\n")
+        write(f"{what}: {', '.join(allowed)}\n")
+        write(f"`nolabel {verb} {what} --help` lists the options.")
         return None
     if not args or args[0].startswith("-"):
         raise UsageError(f"nolabel {verb} needs a {what}. Allowed: {', '.join(allowed)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nolabel.cli._output import write
 from nolabel.cli.flags import write_json
 from nolabel.cli.pretrain_flags import read_flags
 
@@ -35,7 +36,7 @@ def run_pretrain(name: str, args: list[str]) -> None:
     )
 
     def show(built: Built, resolved: Resolved) -> None:
-        print(describe(built, resolved))
+        write(describe(built, resolved))
         if verb.dry_run:
             write_json(verb.json, resolved.to_dict())
 

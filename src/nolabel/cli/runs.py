@@ -5,6 +5,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nolabel.cli._output import write
 from nolabel.cli.flags import flags, write_json
 
 
@@ -48,6 +49,6 @@ def replay_(args: list[str], about: str) -> None:
 
     step, replayed = replay(given.folder)
     fp32 = replay(given.folder, "fp32")[1] if replayed.precision != "fp32" else None
-    print(format_replay(step, replayed, fp32))
+    write(format_replay(step, replayed, fp32))
     both = {"step": step, "seen": asdict(replayed), "fp32": asdict(fp32) if fp32 else None}
     write_json(given.json, strict(both))

@@ -208,7 +208,9 @@ class BatchDataset(Dataset[Batch]):
         texts = texts_of(self.source, keys)
         for text, key in zip(texts, keys.tolist(), strict=True):
             if not text:
-                raise DataError(f"{self.source.path(key)} has no text, which this method needs.")
+                raise DataError(
+                    f"{printable(self.source.path(key))} has no text, which this method needs."
+                )
         return tuple(text or "" for text in texts)
 
     def _micro_batch(self, step: int, micro: int) -> tuple[int, np.ndarray]:

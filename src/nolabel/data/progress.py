@@ -6,6 +6,8 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+from nolabel.errors import visible
+
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, enabled: bool = True) -> Iterator[Callable[[int], None]]:
@@ -29,5 +31,5 @@ def progress_bar(title: str, total: int, enabled: bool = True) -> Iterator[Calla
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape(title), total=total)
+        task = bar.add_task(escape(visible(title)), total=total)
         yield lambda n: bar.advance(task, n)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 
 from nolabel import distributed
+from nolabel.errors import visible
 
 
 def say(text: str) -> None:
     """Prints a line on standard error, on rank 0 only. Standard output is for results."""
     if distributed.is_main():
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """Prints a line on standard error, on any rank, with the rank in front."""
-    print(f"process {distributed.rank()}: {text}", file=sys.stderr, flush=True)
+    print(f"process {distributed.rank()}: {visible(text)}", file=sys.stderr, flush=True)

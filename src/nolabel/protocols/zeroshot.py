@@ -33,7 +33,7 @@ from nolabel.data.text.captions import has_texts, texts_of
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.encoders.text import TextEncoder, text_of
-from nolabel.errors import DataError, UsageError
+from nolabel.errors import DataError, UsageError, printable
 from nolabel.nn.knn import nearest
 from nolabel.protocols._options import as_tuples, at_least, build_options
 from nolabel.protocols._scores import TOP, interval, wilson
@@ -248,7 +248,7 @@ def _captions(test: Source, extracted: Features) -> list[str]:
     for key, text in zip(extracted.keys.tolist(), texts, strict=True):
         if not text:
             raise DataError(
-                f"{test.path(key)} has no text, while others of {test.name!r} have. Add it, "
-                "or leave the image out."
+                f"{printable(test.path(key))} has no text, while others of {test.name!r} have. "
+                "Add it, or leave the image out."
             )
     return [t or "" for t in texts]

@@ -19,6 +19,7 @@ from nolabel.errors import (
     NolabelError,
     UntrustedCode,
     UsageError,
+    printable,
     unknown,
 )
 from nolabel.methods.capabilities import Inpaints, Reconstructs
@@ -160,9 +161,8 @@ def _samples(source: Source, count: int, label: str | None, grouping: str) -> li
                 out.append(source.read(int(i)))
             except BadImage:
                 if pairs:  # skipping it would shift all following pairs
-                    raise DataError(
-                        f"An image of {source.name} cannot be read: {source.path(int(i))}."
-                    ) from None
+                    name = printable(source.path(int(i)))
+                    raise DataError(f"An image of {source.name} cannot be read: {name}.") from None
     if not out:
         raise DataError(f"None of the images tried in {source.name} can be read.")
     return out

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from nolabel.engine.log import say
+from nolabel.errors import visible
 
 LINE_SECONDS = 10.0
 WINDOW = 50  # steps over which rates are taken
@@ -89,6 +90,6 @@ class Progress:
     def note(self, text: str) -> None:
         """A line above the bar."""
         if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(visible(text), markup=False, highlight=False)
         elif self.enabled == "auto":
             say(text)
