@@ -1,4 +1,4 @@
-# Two commands matter to a newcomer: `make demo` and `make test`.  Each makes what it needs.
+# Begin with `make demo` or `make test`. Each sets up what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo check test lint format bench clean
 
-help:  ## what there is
+help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 	@echo '  ARGS=... is passed on by demo, check, test and bench; PYTHON=... chooses the interpreter'
 
@@ -24,7 +24,7 @@ $(VENV)/.stamp: pyproject.toml
 
 setup: $(VENV)/.stamp  ## make .venv with nolabel and its development tools
 
-demo: $(VENV)/.stamp  ## the main job on built-in data: train, compare, pictures, report
+demo: $(VENV)/.stamp  ## an example on built-in data: train, compare, pictures, report
 	$(BIN)/nolabel demo --out demo --overwrite $(ARGS)
 
 check: lint  ## lint and the quick tests of tests/quick.txt, in about a minute

@@ -20,7 +20,7 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 @pytest.fixture(scope="session", autouse=True)
 def state_folder(tmp_path_factory):
-    """What tests execute is not remembered as trusted on this machine."""
+    """Code that tests execute is not recorded as trusted on this machine."""
     os.environ["NOLABEL_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
@@ -106,8 +106,8 @@ def gain_of_a_short_run(tmp_path):
     from judging import assert_healthy, judging_creatures, knn_gain
 
     def learn(method, *, data="creatures", train=None, test=None, known=2000, **settings):
-        """`train` and `test`: what judges, by default so many creatures as are `known`; without
-        test one leaves out."""
+        """`train` and `test` of the evaluation: `known` creatures by default; leave-one-out without
+        `test`."""
         given = {"precision": "fp32", "quiet": True, "checkpoint_every": 100_000, **settings}
         folder = nl.pretrain(method, data=data, out=tmp_path / "run", **given).folder
         assert_healthy(folder)

@@ -1,4 +1,4 @@
-"""How tests judge encoders: k-NN on creatures, and the signs of collapse."""
+"""How tests evaluate encoders: k-NN on creatures, and the signs of collapse."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from nolabel.engine.monitor.signals import collapse
 
 @functools.cache
 def judging_creatures(known=2000):
-    """What `nl.evaluate` judges with: few labelled ones are mostly enough, and quick; many unseen
-    ones make the intervals narrow."""
+    """The data of `nl.evaluate`: few training images, which is fast; many test images, so that the
+    intervals are narrow."""
     return {"train": Creatures("train", count=known), "test": Creatures("test", count=5000)}
 
 
@@ -23,7 +23,7 @@ def knn_gain(trained, random, **judge):
     """Top-1 of two encoders by k-NN and their difference with the low end of its 95 % interval.
 
     The two intervals are taken as independent; on the same images the difference varies less.
-    Random weights that were judged before, in the same run of the tests, are not judged again.
+    Random weights are evaluated once per test session.
     """
     a = nl.evaluate("knn", trained, **judge).best
     if any(isinstance(v, str) for v in judge.values()):

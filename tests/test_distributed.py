@@ -1,4 +1,4 @@
-"""Sums and gathers over processes: two of them on the CPU, and none at all."""
+"""Sums and gathers over two processes on the CPU, and without a process group."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
 
 
 def agreement(rank: int) -> None:
-    """What processes tell each other beside tensors."""
+    """Collectives of flags and Python objects."""
     mean, flags = parallel.reduce_loss_and_flags(torch.tensor(2.0 * rank), rank == 1, False)
     assert float(mean) == 1.0
     assert flags == [True, False]
-    # One process's loss that is not a number is everybody's, so that all leave the step out.
+    # A NaN loss of one process is the result on all, so that all skip the step.
     loss, _ = parallel.reduce_loss_and_flags(torch.tensor(float("nan") if rank else 1.0), False)
     assert not NonFiniteGuard().check(loss, torch.ones(()))
     assert parallel.all_reduce_mean({"a": float(rank), "b": torch.tensor(4)}) == {
@@ -112,7 +112,7 @@ def agreement(rank: int) -> None:
     def refuse() -> None:
         raise UsageError("no")
 
-    with pytest.raises(UsageError, match="no"):  # on both, so that nobody waits for ever
+    with pytest.raises(UsageError, match="no"):  # raised on both, so that no process waits for ever
         parallel.rank0_first(refuse)
     assert distributed.global_rows(2, 2).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]][rank]
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ def agreement(rank: int) -> None:
 
 
 def hang(rank: int) -> None:
-    """The second process stays away from a step; the first one says so."""
+    """The second process does not reach a step; the first one reports it."""
     said: list[str] = []
     with Heartbeat(said.append, silence=0.4) as heart:
         wait_for_the_other(rank, heart, said)

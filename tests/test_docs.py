@@ -125,7 +125,7 @@ def test_the_quick_tests_touch_every_package():
     ("the page and what it imports itself", 950), ("the same with the loop", 1950),
 ])  # fmt: skip
 def test_what_a_reader_of_dino_opens_is_short(what, most, monkeypatch):
-    """Counted from the imports by tools/figures.py; the network and the errors are granted."""
+    """Counted from the imports by tools/figures.py; the network and the errors are not counted."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     figures = importlib.import_module("figures")
     files = figures.module_files(ROOT / "src")

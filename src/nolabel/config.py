@@ -89,8 +89,8 @@ CHOICES = {  # settings that take one of a few words
 class RunSettings(Settings):
     """The settings of a resolved run: every value is final.
 
-    `steps` is the length; `epochs` and `minutes` tell how it was requested. None is final too: no
-    `init`, no `probe`, no choice of `patch_size`, checkpoints by time.
+    `steps` is the length; `epochs` and `minutes` record how it was requested. None is a final value
+    too: no `init`, no `probe`, the network's own `patch_size`, checkpoints by time.
     """
 
     backbone: str = field()

@@ -1,6 +1,6 @@
 """The errors that users see.
 
-Every message says what was got, what is allowed and what to do. The command line prints the message
+Every message says which value was given, what is allowed and what to do. The command line prints it
 without a traceback, and exits with the error's `exit_code`.
 """
 

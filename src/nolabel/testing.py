@@ -89,11 +89,11 @@ def check_method(
         alternatives: option -> another valid value, where the automatic change is not valid.
         without: options without effect on this backbone.
 
-    Checks: builds from the recipe; finite loss; gradients reach the student alone; the teacher's
-    side gets none; right without a process group; works under bf16; saved after two steps and
-    reloaded, the next step is identical; two hooks move what they should; every option changes
-    the views, the loss or the weights; each capability that the class inherits
-    (`nolabel.methods.base`) holds. A method gets small stand-ins for its `inputs`.
+    Checks: it can be built from the recipe; the loss is finite; every trainable parameter gets a
+    gradient, and a frozen one (a teacher) gets none; `step` changes no weight; it works without a
+    process group and with bf16; after saving and reloading, the next step is identical; every
+    option changes the views, the loss or the weights; each capability that the class inherits
+    (`nolabel.methods.base`) works. A method gets small stand-ins for its `inputs`.
     """
     method_class = methods.load(method) if isinstance(method, str) else method
     recipe = recipes.automatic(method_class, RecipeContext(image_size=SIDE, images=1000))
@@ -202,7 +202,7 @@ def _encoder(method: Method) -> None:
 
 
 def _inputs(method_class: type[Method], options: DataclassInstance) -> None:
-    """What a class says that it is built with."""
+    """Checks the inputs that a class declares."""
     assert method_class.inputs <= INPUTS, (
         f"inputs are {sorted(method_class.inputs)}, allowed {sorted(INPUTS)}"
     )
@@ -218,7 +218,7 @@ def _inputs(method_class: type[Method], options: DataclassInstance) -> None:
 
 @torch.no_grad()
 def _capabilities(method: Method, plan: ViewPlan) -> None:
-    """What the class inherits beside `Method` holds, for each image by itself."""
+    """Checks the capabilities that the class inherits, for each image independently."""
     method.eval()
     batch = random_batch(plan, 0)
     x = torch.randn(IMAGES, plan.channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -249,7 +249,7 @@ def _capabilities(method: Method, plan: ViewPlan) -> None:
 
 
 def _contrastive(method: Contrastive, batch: Batch) -> None:
-    """Features are each image's own, and the step is their comparison."""
+    """Features do not depend on other images, and `step` is not overridden."""
     assert type(method).step is Contrastive.step, (
         "a Contrastive method has no `step` of its own: under accumulation it would not be used"
     )

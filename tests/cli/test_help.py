@@ -44,7 +44,7 @@ def shown(value):
 
 @pytest.mark.parametrize("method", ["dino", "simclr", "mae", "barlow"])
 def test_the_values_are_those_that_a_run_takes(method, photos, tmp_path, capsys, wide):
-    """Both recipes, on data of the user's; what is measured first is said to be."""
+    """Both recipes, on the user's data; values that are measured first are shown as "measured"."""
     given = [method, "--data", str(photos), "--batch-size", "8"]
     table = printed(capsys, *given, "--help-all")
     for column, recipe in enumerate(("auto", "paper")):

@@ -1,4 +1,4 @@
-"""What a method can do beside learning is asked by class, never by the name of a member."""
+"""The capabilities of a method are its base classes; names of members have no meaning."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 @pytest.fixture(autouse=True)
 def state(tmp_path, monkeypatch):
-    """A user who has run nothing yet, and a process that has executed nothing."""
+    """A user who has not run any code yet, in a process that has executed none."""
     monkeypatch.setenv("NOLABEL_STATE", str(tmp_path / "state"))
     monkeypatch.setattr(_usercode.loading, "_FILES", {})
     monkeypatch.chdir(tmp_path)
@@ -92,7 +92,7 @@ def test_code_of_somebody_else_is_executed_only_if_that_is_said(tmp_path, monkey
 
 
 def test_an_equal_original_does_not_make_code_trusted(tmp_path, monkeypatch):
-    """Whoever sends a folder can send the file that it names as well."""
+    """The sender of a folder can also send the file that the folder names."""
     folder, _ = saved(tmp_path)
     assert (tmp_path / "net.py").read_text() == NET
     forget(monkeypatch, tmp_path)

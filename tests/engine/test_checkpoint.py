@@ -1,4 +1,4 @@
-"""A save that fails or is killed at any moment costs nothing; a damaged file is passed over."""
+"""A save that fails or is killed leaves older checkpoints intact; damaged files are skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nolabel.types import Optim
 
 
 class Killed(BaseException):
-    """As SIGKILL: no `except Exception` and no `except OSError` sees it."""
+    """Like SIGKILL: not caught by `except Exception` or `except OSError`."""
 
 
 def state(n):

@@ -1,4 +1,4 @@
-"""Compiled layers compute the same, and nothing is compiled again in mid-run."""
+"""Compiled layers compute the same results, and nothing is recompiled during a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nolabel.testing import build_small
 def test_a_compiled_run_is_the_plain_one_and_compiles_in_its_first_steps_alone(
     method, backbone, tiny_run, monkeypatch
 ):
-    """Traced and run by torch's own kernels: what a compiler makes of it is the compiler's."""
+    """Traced, but run by torch's own kernels: the generated code is not tested here."""
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
     torch._dynamo.reset()
     counters.clear()

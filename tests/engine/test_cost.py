@@ -1,4 +1,4 @@
-"""The one cost model: its formula against optimisers that are made, its measurements by hand."""
+"""The cost model: its formulas against real optimisers, its measurements against hand counts."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_unknown_optimiser_is_refused():
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars", "larc"])
 def test_plan_scan_and_the_description_of_a_run_agree(name, monkeypatch):
-    """Three models disagreed here for SGD and LARS."""
+    """Earlier versions had three models, which disagreed for SGD and LARS."""
     kind = methods.load("simclr")
     context = RecipeContext(image_size=32, images=64, batch_size=32, patch_size=4)
     recipe = recipes.automatic(kind, context)

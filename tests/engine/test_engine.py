@@ -57,7 +57,7 @@ def test_accumulated_micro_batches_equal_the_large_batch(method, tiny_run, monke
                 return real(self, batch, clock)
 
         monkeypatch.setattr(MAE, "step", fixed)
-    # Stochastic depth and batch statistics depend on the micro-batch by their nature.
+    # Stochastic depth and batch statistics always depend on the micro-batch.
     extra = {"drop_path": 0.0, "head_batch_norm": False} if method == "dino" else {}
     whole = tiny_run(method, out="whole", optimiser="sgd", lr=0.05, **extra)
     parts = tiny_run(method, out="parts", optimiser="sgd", lr=0.05, accumulate=4, **extra)

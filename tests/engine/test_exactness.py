@@ -1,10 +1,10 @@
-"""Two and three processes do what one does: losses, gradients, and everything that is saved.
+"""Two and three processes give the results of one: losses, gradients, and all saved state.
 
-Each method takes three steps on the same six images a step, in one process and in several (gloo, on
-the CPU) that have a part of them each. In fp64 what differs is the order of sums. Broken on
-purpose (a gather without gradient, a reduction that is left out, ...) it must differ by far.
+Each method takes three steps of six images, in one process and in several (gloo, on the CPU), which
+get equal parts of the images. In fp64 only the order of sums differs. With an error introduced on
+purpose (a gather without gradient, a missing reduction, ...) the results must differ clearly.
 
-`NOLABEL_EXACTNESS=write` writes the table of docs/distributed.md anew.
+`NOLABEL_EXACTNESS=write` writes the tables of docs/distributed.md again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MORE: dict[str, dict[str, Any]] = {
 OPTIONS: dict[str, dict[str, Any]] = {n: {**TINY[n], **MORE.get(n, {})} for n in methods.METHODS}
 OF_RESNETS = ("autoencoder", "triplet", "simclr", "mocov3", "clip", "siglip", "swav",
               "deepclusterv2", "obow", "barlow", "distill", "byol", "dino")  # fmt: skip
-VARIANTS = {  # what else the same pages can do
+VARIANTS = {  # other options of these methods
     "dino, Sinkhorn": (
         "dino-ablated",
         "vit_pico",
@@ -60,9 +60,9 @@ VARIANTS = {  # what else the same pages can do
     "clip, chunk": ("clip", "vit_pico", {**TINY["clip"], "chunk": 1}),
     "simmim, Swin": ("simmim", "swin_nano", {"unit": 8}),
 }
-# Whoever writes the table measures everything. Otherwise what is alike is not measured twice: most
-# ResNets have the batch norm of others, parts are cut alike whatever the method, and three
-# processes differ from two where something is drawn, kept or counted for the whole batch.
+# Writing the tables measures all rows. Otherwise rows that test the same code are left out: most
+# ResNets have the same batch norm, micro-batches are the same for all methods, and three processes
+# are needed only where something is drawn, stored or counted for the global batch.
 ALL = os.environ.get("NOLABEL_EXACTNESS") == "write"
 RESNETS = ("byol, ResNet", "dino, ResNet", "obow, ResNet")
 BY_THREE = ("vqvae", "beit", "mocov2", "swav", "deepclusterv2", "ibot", "dinov2", "byol, ResNet",
@@ -157,7 +157,7 @@ def in_double() -> None:
 
 
 class Averaged(norms.SyncedBatchNorm):
-    """Wrong on purpose: the mean of the processes' variances."""
+    """An error on purpose: the mean of the processes' variances."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         mean = distributed.gather_with_grad(input.mean(0, keepdim=True)).mean(0)
@@ -178,7 +178,7 @@ def alone(self: DistributedMethod, method: Any, **sharding: bool) -> None:
     self.module = wrapper._ForwardModule(method)
 
 
-# What is broken on purpose: where, how, and the row that must show it.
+# Errors introduced on purpose: object, attribute, replacement, and the row that must detect it.
 BROKEN: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
     "a gather without gradient": (distributed, "gather_with_grad", distributed.gather, "simclr"),
     "no sum over processes": (distributed, "sum", lambda x: x.detach(), "dinov2, centre"),
@@ -198,8 +198,8 @@ BROKEN: dict[str, tuple[Any, str, Callable[..., Any], str]] = {
 
 
 def process(rank: int, world: int, port: int, folder: str) -> None:
-    """One of them. Alone it first trains its share of the rows, to compare them with what all do
-    together."""
+    """One of the processes. It first trains its share of the rows alone, to compare the results
+    with those of all processes."""
     torch.set_num_threads(1)
     in_double()
     rows = list(rows_of(world).items())
@@ -225,7 +225,7 @@ def process(rank: int, world: int, port: int, folder: str) -> None:
             if name in one:
                 found[name]["by layers"] = max(apart(one[name], layers).values())
     if world == 2:
-        put_together()
+        check_unsharded()
     for name, (place, attribute, wrong, row) in BROKEN.items() if world == 2 else ():
         right = getattr(place, attribute)
         setattr(place, attribute, wrong)
@@ -239,8 +239,8 @@ def process(rank: int, world: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def put_together() -> None:
-    """Between the passes a layer's weights are whole, unless they come together by layers."""
+def check_unsharded() -> None:
+    """During a step the weights are unsharded, except with `by_layer`."""
     kind, options = methods.load("mae"), methods.load("mae").Options(**OPTIONS["mae"])
     for layers in (False, True):
         model = build_small(kind, options, "vit_pico").double()
@@ -249,7 +249,7 @@ def put_together() -> None:
         assert isinstance(model.encoder.shard_units[0].qkv.weight, DTensor) == layers
         with together.unsharded():
             assert not isinstance(model.encoder.shard_units[0].qkv.weight, DTensor)
-            if distributed.rank() == 0:  # who looks alone must not wait for the others
+            if distributed.rank() == 0:  # a forward pass on rank 0 alone: no collective
                 x = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)
                 assert torch.equal(model.encoder(x), model.encoder(x))
         assert isinstance(model.encoder.shard_units[0].qkv.weight, DTensor)
@@ -289,7 +289,7 @@ def test_several_processes_train_every_method_as_one_does(world, tmp_path):
     found = {name: every[name] for name in rows_of(world)}
     wrong = {n: d for n, d in found.items() if max(d.values()) > 1e-9}
     assert not wrong, wrong
-    assert all(digests == ranks[0][1] for _, digests, _ in ranks)  # all end with the same
+    assert all(digests == ranks[0][1] for _, digests, _ in ranks)  # all ranks have the same result
     broken = {name: d for _, _, some in ranks for name, d in some.items()}
     assert set(broken) == (set(BROKEN) if world == 2 else set())
     for name, d in broken.items():

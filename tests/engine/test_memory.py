@@ -1,4 +1,4 @@
-"""When memory is short: what is computed again, what is cut, and what the user is told."""
+"""When memory is short: recomputed activations, micro-batches, and messages to the user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_activations_that_are_computed_again_give_the_same_gradients_and_need_le
     options = recipes.automatic(
         kind, RecipeContext(image_size=32, images=1000, patch_size=4)
     ).options
-    if name == "dinov2":  # samples that are dropped must be the same ones again
+    if name == "dinov2":  # recomputing must drop the same samples
         options = dataclasses.replace(options, drop_path=0.4)
     found = []
     for recompute in (False, True):
@@ -46,7 +46,7 @@ def test_activations_that_are_computed_again_give_the_same_gradients_and_need_le
     assert plain.keys() == again.keys()
     for key, grad in plain.items():
         torch.testing.assert_close(grad, again[key], rtol=1e-5, atol=1e-7)
-    assert little < (0.9 if name == "mae" else 0.75) * much  # its decoder is not cut
+    assert little < (0.9 if name == "mae" else 0.75) * much  # its decoder is not checkpointed
 
 
 def run_of(**given):
@@ -72,7 +72,7 @@ def test_a_batch_that_does_not_fit_is_cut_in_halves_until_it_does(monkeypatch, c
     assert seen == [32, 16, 8]
     assert found.settings.accumulate == 4
     assert "4 micro-batches" in capsys.readouterr().err
-    # Who asked for a number gets an error instead, which says what helps.
+    # With a number of micro-batches given by the user, there is an error with advice instead.
     resolved = run_of(accumulate=2)
     with (
         pytest.raises(OutOfMemory, match="--accumulate 4") as caught,

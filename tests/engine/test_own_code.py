@@ -1,4 +1,4 @@
-"""Runs with code of the user's own: it is copied, found from anywhere, and executed if trusted."""
+"""Runs with a user's own code: it is copied, found from any folder, and executed if trusted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUICK = {"steps": 4, "batch_size": 8, "precision": "fp32", "workers": 0, "image_
 
 @pytest.fixture(autouse=True)
 def desk(tmp_path, monkeypatch):
-    """A user who has run nothing yet, at work in a folder with two files."""
+    """A user who has not run any code yet, in a working folder with two files."""
     monkeypatch.setenv("NOLABEL_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("EXECUTED", str(tmp_path / "executed"))
     (tmp_path / "executed").mkdir()
@@ -50,7 +50,7 @@ def new_process(monkeypatch):
 
 
 def another_user(monkeypatch, tmp_path):
-    """Who got the folder of a run, and works elsewhere."""
+    """Another user, who received the folder of a run and works elsewhere."""
     monkeypatch.setenv("NOLABEL_STATE", str(tmp_path / "another"))
     for mark in executed(tmp_path):
         (tmp_path / "executed" / mark).unlink()
@@ -148,7 +148,7 @@ def test_showing_and_judging_take_the_argument_too(photos, tmp_path, monkeypatch
     }
     for i, call in enumerate(calls.values()):
         another_user(monkeypatch, tmp_path)
-        # What was trusted once stays so: each call is somebody else's.
+        # Trust is recorded, so each call is made as a new user.
         monkeypatch.setenv("NOLABEL_STATE", str(tmp_path / f"another-{i}"))
         with pytest.raises(UntrustedCode, match="trust_code=True"):
             call({})

@@ -1,4 +1,4 @@
-"""Two processes, started as a user starts them, do what one does; a stop reaches all."""
+"""Two processes, started by torchrun, give the results of one; a stop request stops all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from nolabel.cli import main
 from nolabel.engine.checkpoint import load_checkpoint
 
-# Plain SGD and short steps: what differs is the order of sums, and it must not be blown up.
+# Plain SGD and a low rate, so that differences by the order of sums are not amplified.
 GIVEN = ["--data", "creatures", "--backbone", "vit_pico", "--batch-size", "24", "--hidden", "32",
          "--projection", "8", "--precision", "fp32", "--workers", "0", "--device", "cpu",
          "--log-every", "2", "--optim.name", "sgd", "--optim.lr", "0.01"]  # fmt: skip
@@ -72,7 +72,7 @@ def test_two_processes_end_with_the_weights_of_one_and_write_once(one, tmp_path)
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
         assert a["agreement"] == pytest.approx(b["agreement"], abs=1e-4)
-        # The signals are those of the whole batch.
+        # The signals are of the global batch.
         assert a["effective_rank"] == pytest.approx(b["effective_rank"], rel=1e-3)
 
 
@@ -91,8 +91,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_one_process_goes_on(o
     step = int((folder / "stopped").read_text())
     assert load_checkpoint(folder).step == step < 2000
 
-    # As far as it went, it is the run of one process that was to take as many steps; here on one
-    # process, from where two stopped.
+    # One process continues the run that two processes stopped.
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("steps: 2000", f"steps: {step + 2}"))
     assert main(["resume", str(folder)]) == 0
@@ -102,8 +101,8 @@ def test_a_signal_to_one_process_stops_all_at_one_step_and_one_process_goes_on(o
 
 
 def test_sharded_processes_do_the_same_and_one_goes_on_with_what_they_saved(tmp_path):
-    """With AdamW, whose moments are sharded as well, and with masks that are drawn: what the first
-    process does alone, to save, must not move the random state that all share."""
+    """With AdamW, whose moments are sharded too, and random masks: saving on rank 0 must not change
+    the random state, which is equal on all ranks."""
     given = [*GIVEN[:6], *GIVEN[10 : GIVEN.index("--optim.name")], "--optim.lr", "1e-4",
              "--optim.warmup-epochs", "0", "--checkpoint-every", "4", "--steps", "6",
              "--prototypes", "64", "--drop-path", "0",
@@ -130,7 +129,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_once_with_what_fits(
     given[given.index("24")] = "25"
     code, _, err = done(start("pretrain", "simclr", *given))
     assert code != 0
-    assert err.count("cannot be cut into 2 equal parts") == 1  # by the first process alone
+    assert err.count("cannot be cut into 2 equal parts") == 1  # by rank 0 only
     assert "24 or 26" in err
 
 

@@ -1,4 +1,4 @@
-"""A step that was not finite is kept, and repeated exactly."""
+"""A non-finite step is saved, and repeated exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nolabel.methods.mae import MAE
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_kept_step_is_repeated_exactly(accumulate, tiny_run, tmp_path, monkeypatch):
-    """The same images, views, masks and weights: the same loss, but for what broke it then."""
+    """The same images, views, masks and weights give the same loss, without the injected error."""
     real, losses = MAE.step, []
 
     def broken(self, batch, clock):
@@ -39,7 +39,7 @@ def test_a_kept_step_is_repeated_exactly(accumulate, tiny_run, tmp_path, monkeyp
 def test_a_rate_that_is_far_too_high_is_found_where_it_breaks(tiny_run, tmp_path, capsys):
     with pytest.raises(GuardStop):
         tiny_run("simclr", optimiser="sgd", lr=1e25, warmup_epochs=0)
-    # The second step is the first that is not finite; the two after it are not kept.
+    # The second step is the first non-finite one; the two after it are not saved.
     assert [p.name for p in (tmp_path / "run" / CAPTURED / "checkpoints").iterdir()] == [
         "step-00000001.ckpt"
     ]

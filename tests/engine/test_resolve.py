@@ -1,4 +1,4 @@
-"""From what is asked to a resolved run: layers, types, and one build a process."""
+"""From a request to a resolved run: layers, types, and one build per process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that was killed, stopped or damaged goes on exactly where it stood."""
+"""A run that was killed, stopped or damaged is resumed exactly."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen) -> None:
 def check_kill_and_resume(
     method: str, data: Path | str, workers: int, tmp_path: Path, *, start: bool
 ) -> Path:
-    """Trains whole, and killed and resumed; everything must be equal. Returns the second run.
+    """Trains without interruption, and killed and resumed; all must be equal.
+
+    Returns the folder of the second run.
 
     Args:
         start: whether a process of its own resumes, as a user starts it.
@@ -129,7 +131,7 @@ def test_sigterm_saves_and_leaves_with_75(photos, tmp_path):
     process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for_step(out, 5, process)
     process.send_signal(signal.SIGTERM)  # as from SLURM
-    process.send_signal(signal.SIGINT)  # and at once from a launcher; not the same, or it is one
+    process.send_signal(signal.SIGINT)  # and at once from a launcher, by another signal
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert "nolabel resume" in err
@@ -144,7 +146,7 @@ def test_what_systems_send_is_a_request_to_stop_and_is_given_back(name):
         assert not request.requested
         os.kill(os.getpid(), number)
         assert request.requested
-        os.kill(os.getpid(), number)  # clusters may say it twice
+        os.kill(os.getpid(), number)  # clusters may send it twice
     assert signal.getsignal(number) is before
 
 

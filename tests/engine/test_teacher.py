@@ -1,4 +1,4 @@
-"""Methods that learn from a frozen network: how a run finds it, keeps it and goes on without it."""
+"""Methods that learn from a frozen network: a run loads it, copies it and resumes from the copy."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def pretrain(method, photos, out, teacher, **options):
 
 
 def check_resume_without_the_original(method, photos, tmp_path, monkeypatch, teacher):
-    """Trains whole, and stopped and resumed after the teacher's folder is gone."""
+    """Trains without interruption, and stopped and resumed after the teacher's folder is gone."""
     whole = pretrain(method, photos, tmp_path / "whole", teacher).folder
     monkeypatch.setattr(trainer, "StopRequest", StopAfterTwo)
     with pytest.raises(Stopped):

@@ -111,6 +111,6 @@ def test_a_request_to_stop_saves_and_says_how_to_go_on(tmp_path):
         train(trainer, monitor)
     assert saves(trainer) == ["save 3 final"]
     assert (tmp_path / "stopped").read_text() == "3\n"
-    trainer, monitor = go(tmp_path, stop_at=4)  # in the last step there is nothing to stop
+    trainer, monitor = go(tmp_path, stop_at=4)  # a stop request in the last step has no effect
     train(trainer, monitor)
     assert saves(trainer) == ["save 4 final"]

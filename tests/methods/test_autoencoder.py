@@ -1,4 +1,4 @@
-"""Autoencoder: the loss, the bottleneck, and why a way around it teaches the encoder nothing."""
+"""Autoencoder: the loss, the bottleneck, and skip connections, with which it learns nothing."""
 
 from __future__ import annotations
 

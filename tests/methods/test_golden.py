@@ -1,6 +1,6 @@
 """Golden traces: five steps on fixed data, CPU, fp32. A change of any line of a page shows here.
 
-`NOLABEL_GOLDEN=write` writes the numbers anew, after a change that was meant.
+`NOLABEL_GOLDEN=write` writes the numbers again, after an intended change.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Methods learn: after a short training on built-in data they beat what knows nothing."""
+"""Methods learn: after a short training on built-in data they beat trivial baselines."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_no_product_of_bytes_is_off_by_more_than_the_bound(kind):
     products = c.queries.double() @ c.rows.double().T * c.unit + c.shift[:, None]
     off = (products - queries.double() @ rows.double().T).abs()
     assert bool((off <= c.error[:, None]).all())
-    if kind in ("plain", "unit", "far from zero"):  # and the bound is no idle one
+    if kind in ("plain", "unit", "far from zero"):  # and the bound is not too loose
         assert float(c.error.max()) < 0.2 * float((queries @ rows.T).std(1).mean())
 
 
@@ -102,7 +102,7 @@ def test_whoever_is_sure_is_right(kind, monkeypatch):
     assert torch.allclose(values.double(), own, rtol=1e-4, atol=1e-4)
     if kind in ("plain", "unit"):
         assert float(sure.float().mean()) > 0.9
-    if kind == "duplicates":  # any of them could be among the nearest: nobody can be sure of all
+    if kind == "duplicates":  # any duplicate may be among the nearest, so no proof is possible
         assert all(len(set(row)) == k for row in index.tolist())
 
 

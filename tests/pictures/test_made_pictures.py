@@ -180,7 +180,7 @@ def test_dream_of_a_known_filter_is_that_filter():
 
 
 class Threshold(OneFilter):
-    """The same behind a ReLU that a grey image does not reach."""
+    """The same after a ReLU that is zero for a grey image."""
 
     def facets_of(self, x, wanted):
         y = super().facets_of(x, wanted)[0].patches

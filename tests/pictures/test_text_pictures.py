@@ -1,4 +1,4 @@
-"""Probes of encoders with a text tower, on oracles that know the answer and on ones that do not."""
+"""Probes of encoders with a text tower, on oracles with and without the tested ability."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_ask_ranks_images_of_the_named_class_first():
 
 
 def test_occlusion_maps_locate_the_named_object_only():
-    def how_red(image):  # less of the colour is less alike, not only another colour
+    def how_red(image):  # less of the colour is less similar, not only another colour
         return torch.cat([mean_colour(image), torch.tensor([0.1])])
 
     encoder = oracle_encoder(how_red, lambda t: torch.cat([named_colour(t), torch.zeros(1)]))
@@ -241,7 +241,7 @@ def test_typographic_detects_readers_only():
     assert n["right_none"] == n["right_blank"] == n["right_nonsense"] == n["right_right"] == 1.0
     assert n["over_mirrored"] == 1.0 and "It reads" in p.caption
 
-    def ink(image):  # takes any word, mirrored or not, for the class of its width: it does not read
+    def ink(image):  # classifies a word by its width, mirrored or not: it does not read
         for flip in (False, True):
             own = image[:, ::-1] if flip else image
             if not np.array_equal(read_tag(own), ignore_tag(own)):

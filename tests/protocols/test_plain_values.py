@@ -1,4 +1,4 @@
-"""Plain values come out of pickles as they went in; anything else is refused, and never run."""
+"""Plain values are read from pickles unchanged; anything else is refused, and never executed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_broken_files_are_refused():
 
 
 def test_one_file_alone_reads_pickles():
-    """Quarantine: what reads a pickle's operations has one door, and nothing else may use it."""
+    """The interpreter of pickle operations is used by one module only."""
     package = Path(nolabel.__file__).parent
     users = {
         path.relative_to(package).as_posix()

@@ -1,5 +1,5 @@
-"""Features that know the answer score near the top, features of pure chance at chance: of the
-protocols whose own tests do not show it."""
+"""Oracle features score near the maximum and random features at chance, for protocols whose own
+tests do not show it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sheets(n):
 def test_copies(knows, monkeypatch):
     originals, rest = 40, 160
     own = torch.randn(originals + rest, 24)
-    # As run_copies asks: the images to whiten on, the database, the copies of each attack.
+    # In the order of run_copies: the images for whitening, the database, the copies of each attack.
     tables = [torch.randn(100, 24), own, *[own[:originals]] * 2]
     if not knows:
         tables[2:] = [torch.randn(originals, 24) for _ in range(2)]

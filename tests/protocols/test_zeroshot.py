@@ -1,4 +1,4 @@
-"""Zero-shot: what the figures mean, and the road from a run's folder to the table."""
+"""Zero-shot: the meaning of the numbers, and the path from a run's folder to the table."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_a_stopped_run_goes_on_with_the_same_words(run, tmp_path):
     assert (cut / "text.safetensors").read_bytes() == (whole / "text.safetensors").read_bytes()
 
 
-# --- The road -----------------------------------------------------------------------------------
+# --- From a run to the table --------------------------------------------------------------------
 
 
 def test_the_command_prints_chance_beside_every_figure(run, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Tables of ablations: equal budgets, seeds, intervals, and a stopped table that goes on."""
+"""Tables of ablations: equal budgets, seeds, intervals, and continuing a stopped table."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_stopped_table_goes_on_and_another_one_starts_anew(photos, tmp_path):
     ablate("dino", seeds=1, **given)
     file = tmp_path / "ablation.json"
     saved = json.loads(file.read_text())
-    saved["rows"][0]["values"] = [0.123]  # what is known is not trained again
+    saved["rows"][0]["values"] = [0.123]  # finished runs are not trained again
     file.write_text(json.dumps(saved))
     assert ablate("dino", seeds=1, **given)[0]["values"] == [0.123]
     changed = ablate("dino", seeds=1, **{**given, "steps": 1})

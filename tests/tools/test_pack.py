@@ -1,4 +1,4 @@
-"""Packing: what went in comes out, stopped or not."""
+"""Packing keeps all samples, also when it is stopped and continued."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: honest, one offline file, and right in a real browser where one is installed."""
+"""The report: its verdicts, one offline file, and its behaviour in an installed browser."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def rows(trained, pixels, random):
             "Collapsed",
         ),
         ([], [{"step": 1, "feature_std": 0.9, "effective_rank": 9.0}], "Not measured"),
-        ([], [{"step": 1, "feature_std": 0.9, "probe_knn": 0.25}], "Probed, not compared"),
+        ([], [{"step": 1, "feature_std": 0.9, "probe_knn": 0.25}], "Not compared: k-NN"),
         ([], [], "Not measured"),
     ],
 )
@@ -66,7 +66,7 @@ def test_the_report_is_one_offline_file_that_trusts_no_text(tiny_run):
     assert build_report(run.folder).read_text() == page
     policy = re.search(r'Security-Policy" content="([^"]*)"', page).group(1)
     assert policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
-    assert "<h2>While it trained</h2>" in page and "nolabel pretrain dino --config" in page
+    assert "<h2>Training curves</h2>" in page and "nolabel pretrain dino --config" in page
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -336,8 +336,8 @@ def test_runs_that_went_otherwise_have_a_report_too(opened, tiny_run, how):
         shutil.rmtree(folder / "film")
     page = opened(build_report(folder))
     text = page.inner_text("body")
-    assert "Not measured" in text and "While it trained" in text
-    assert ("Touch it" in text) == (how != "no film")
+    assert "Not measured" in text and "Training curves" in text
+    assert ("Similarity of patches" in text) == (how != "no film")
     assert ("resumed at step 3" in text) == (how == "resumed")
     assert ("Too few lines" in text) == (how == "one step")
 

@@ -1,4 +1,4 @@
-"""A look before training finds what was put there."""
+"""`nolabel scan` finds the defects that were put into a data set."""
 
 from __future__ import annotations
 

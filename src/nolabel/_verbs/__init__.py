@@ -1,4 +1,4 @@
 """The verbs of the command line as functions, for `import nolabel as nl`.
 
-Everything is imported where it is first used, so that `import nolabel` is quick.
+Modules are imported inside the functions that use them, so `import nolabel` takes little time.
 """

@@ -18,12 +18,12 @@ def scan(
     channels: int = 3,
     **options: Any,
 ) -> dict[str, Any]:
-    """Reads every image of a data set and says what was found, with a recipe and its cost.
+    """Reads every image of a data set and describes it; suggests a recipe and predicts its cost.
 
     Args:
         data: a SRC, a list of images, or a `Source`.
         out: folder for the contact sheet and the lists; None writes nothing.
-        channels: of the images.
+        channels: number of channels of the images.
         options: `method` and `limit` of `nolabel scan --help`.
 
     Returns:
@@ -37,11 +37,11 @@ def scan(
 
 
 def pack(data: SourceSpec, out: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
-    """Shrinks images and packs them into tar shards, for speed.
+    """Resizes images and packs them into tar shards, for faster reading.
 
     Args:
         data: a SRC, a list of images, or a `Source`.
-        out: a new folder, or one in which the same packing was stopped.
+        out: a new folder, or one in which `pack` was stopped with the same data and options.
         options: every option of `nolabel pack --help`, with underscores.
 
     Returns:

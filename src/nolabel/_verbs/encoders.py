@@ -121,10 +121,10 @@ def embed(
     trust_code: bool = False,
     **options: Any,
 ) -> Index:
-    """Saves the features of every image of a data set; a stopped call goes on where it was.
+    """Saves the features of every image of a data set; a stopped call continues where it stopped.
 
     Args:
-        encoder: an encoder, or what `load` takes.
+        encoder: an encoder, or a name that `load` takes.
         data: a SRC, a list of images, or a `Source`.
         out: FILE.npy, FILE.safetensors or FILE.parquet.
         overwrite: replace a file that is there.
@@ -158,18 +158,18 @@ def search(
     approximate: bool = False,
     trust_code: bool = False,
 ) -> Hits:
-    """Finds the images most similar to an image or to words.
+    """Finds the images most similar to an image or to a text.
 
     Args:
         index: what `embed` wrote or returned.
-        encoder: the encoder that made it, or what `load` takes.
-        query: a path, a Pillow image or an array; or words, for encoders of clip and siglip.
-        k: images that are found.
-        approximate: look into the nearest cells alone, for millions of rows (extra `search`).
+        encoder: the encoder that made it, or a name that `load` takes.
+        query: a path, a Pillow image or an array; or a text, for encoders of clip and siglip.
+        k: number of results.
+        approximate: search only the nearest cells, for millions of rows (extra `search`).
         trust_code: as for `evaluate`.
 
     Raises:
-        UsageError: another encoder than the index's, or words without a text tower.
+        UsageError: another encoder than the index's, or a text without a text tower.
         DataError: the image cannot be read.
     """
     from nolabel._usercode import trusted_code
@@ -190,10 +190,10 @@ def export(
     overwrite: bool = False,
     trust_code: bool = False,
 ) -> dict[str, Any]:
-    """Exports an encoder for another library, and compares what is read back.
+    """Exports an encoder for another library, loads it there, and compares the features.
 
     Args:
-        encoder: an encoder, or what `load` takes.
+        encoder: an encoder, or a name that `load` takes.
         to: timm, hf (transformers) or onnx.
         out: a folder.
         overwrite: replace what is in the folder.
@@ -244,7 +244,7 @@ def import_checkpoint(
 
 
 def loaded(encoder: Encoder | str | os.PathLike[str], **options: Any) -> Encoder:
-    """An encoder as it is, or what `load` makes of its name."""
+    """Returns an encoder unchanged, and loads one that is given by name."""
     from nolabel.encoders import Encoder, load
 
     return encoder if isinstance(encoder, Encoder) else load(os.fspath(encoder), **options)

@@ -23,7 +23,7 @@ def pretrain(
     Args:
         method: a name of `nolabel list methods`, or path/to/file.py:Class.
         data: a SRC (folder, creatures, ...); or a list of images, an array or a `Source`, which
-            `resume` has to be given again.
+            must be passed to `resume` again.
         quiet: do not print progress.
         trust_code: execute user code in the runs that `init` and `teacher` name, also if it was
             never run on this machine.
@@ -67,7 +67,7 @@ def resume(
         folder: of the run.
         data: the images, if the run got them in Python as an object.
         backbone: the network, or its class, if the run got one in Python.
-        quiet: no progress.
+        quiet: do not print progress.
         trust_code: execute the code in the folder even if it was never run on this machine.
 
     Raises:
@@ -82,7 +82,7 @@ def resume(
 def replay(
     folder: str | os.PathLike[str], precision: str | None = None, *, trust_code: bool = False
 ) -> tuple[int, Replay]:
-    """Repeats the newest step of a run that was not finite.
+    """Repeats the latest step of a run whose loss or gradients were not finite.
 
     Args:
         folder: of the run.
@@ -90,7 +90,7 @@ def replay(
         trust_code: as for `resume`.
 
     Returns:
-        The step, and what was seen in it.
+        The step's number, and what was found in it.
 
     Raises:
         UsageError: the run has no such step.
@@ -115,7 +115,7 @@ def report(
     Args:
         folder: of the run.
         out: the file; default report.html in the folder.
-        data: a SRC for its pictures; auto: what the run was probed or trained on.
+        data: a SRC for its pictures; auto: the data of the run's probe, or its training data.
         draw: draw the pictures that are not in the folder yet.
         trust_code: as for `resume`.
 
@@ -141,12 +141,12 @@ def ablate(method: str, *, data: str, **options: Any) -> list[dict[str, Any]]:
 
     Args:
         method: a name of `nolabel list methods`, or path/to/file.py:Class.
-        data: a SRC with labels, which only measure.
+        data: a SRC with labels, which are used for measuring only.
         options: every option of `nolabel ablate METHOD --help`, with underscores; `rows` maps a
             name to the options that it changes.
 
     Returns:
-        A dictionary a row: row, change, values (a k-NN top-1 a seed), mean, low, high.
+        One dictionary per row: row, change, values (k-NN top-1 of each seed), mean, low, high.
     """
     from nolabel.tools.ablate import ablate as run
 
@@ -156,7 +156,7 @@ def ablate(method: str, *, data: str, **options: Any) -> list[dict[str, Any]]:
 def demo(
     out: str | os.PathLike[str] = "demo", minutes: float = 2.5, **options: Any
 ) -> dict[str, Any]:
-    """Does the main job on built-in data: pre-train, compare, pictures, report.html.
+    """Runs an example on built-in data: pre-training, comparison, pictures, report.html.
 
     Args:
         out: folder for the run, the pictures and the report.

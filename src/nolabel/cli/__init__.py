@@ -14,24 +14,24 @@ from nolabel.cli.flags import first, flags, is_rank0, without_trust, write_json
 from nolabel.errors import NolabelError, Stopped, UsageError, unknown
 
 VERBS = {
-    "demo": "the main job on built-in data: pre-train, compare, pictures, report.html",
+    "demo": "an example on built-in data: pre-train, compare, pictures, report.html",
     "pretrain": "METHOD --data SRC: train an encoder on unlabelled images",
     "resume": "DIR: continue a stopped run exactly",
     "replay": "DIR: repeat a non-finite step, and name the module that caused it",
     "evaluate": "PROTOCOL --encoder ENC [--train SRC] [--test SRC]: measure an encoder",
     "compare": "ENC ENC ... [--train SRC] [--test SRC]: several encoders, one table",
     "ablate": "METHOD --data SRC: change one setting at a time, equal budgets, several seeds",
-    "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and the numbers behind them",
+    "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and measured numbers",
     "scan": "--data SRC: check a data set: sizes, bad files, duplicates, a recipe and its cost",
-    "pack": "--data SRC --out DIR [--max-side N]: shrink and pack into tar shards for speed",
+    "pack": "--data SRC --out DIR [--max-side N]: resize images and pack them into tar shards",
     "bench": "data | step | embed: images per second of each stage, on this machine",
     "plan": "--method METHOD --devices N --gpu GPU: predict memory, speed, time and cost",
     "embed": "--encoder ENC --data SRC --out FILE: save the features of a data set, resumable",
-    "search": "--index FILE --encoder ENC --query IMAGE_OR_TEXT: the nearest images",
+    "search": "--index FILE --encoder ENC --query IMAGE_OR_TEXT: find the nearest images",
     "import": "FILE --as LAYOUT: convert a published checkpoint into an encoder",
-    "export": "--encoder ENC --to timm|hf|onnx --out DIR: for other libraries, and compare",
+    "export": "--encoder ENC --to timm|hf|onnx --out DIR: convert for other libraries, and compare",
     "report": "DIR: one offline HTML file about a run, with a verdict first",
-    "list": "methods | backbones | weights | datasets | protocols | pictures: what there is",
+    "list": "methods | backbones | weights | datasets | protocols | pictures: the available ones",
 }
 LISTS = {  # what -> where its table is
     "methods": "nolabel.methods:METHODS",
@@ -47,7 +47,7 @@ def usage() -> str:
     """The text of `nolabel --help`."""
     verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
     return (
-        "nolabel: learn to see without labels.\n\n"
+        "nolabel: self-supervised learning of image encoders.\n\n"
         f"usage: nolabel VERB ...\n\n{verbs}\n\n"
         "`nolabel VERB --help` lists the options of a verb with their defaults;\n"
         "`nolabel pretrain METHOD --help` adds those of a method.\n\n"
@@ -160,7 +160,7 @@ def _evaluate(args: list[str]) -> None:
         ("train", Annotated[text, arg(help="SRC with labels, to learn from")])
         if learns
         else ("train", Annotated[maybe, tyro.conf.Suppress], None),
-        ("test", Annotated[maybe, arg(help="SRC with labels, to judge on; by default "
+        ("test", Annotated[maybe, arg(help="SRC with labels, to test on; by default "
                                        "the set's test split, or a fifth of train")], None)
         if learns
         else ("test", Annotated[text, arg(help="SRC with labels, captions or both")]),
@@ -212,7 +212,7 @@ def _show(args: list[str]) -> None:
     text, arg = str, tyro.conf.arg
     of = "a run's folder" if PICTURES[name].of_run else "ENC: a run's folder, timm:NAME, ..."
     of += "; one with a text tower (clip, siglip)" if PICTURES[name].of_text else ""
-    of += "; several stand below each other"
+    of += "; the pictures of several are stacked"
     options = options_of(name)
     fields: list[Any] = [
         ("encoder", Annotated[tuple[str, ...], arg(help=of)]),
@@ -251,7 +251,7 @@ def _report(args: list[str]) -> None:
     class Report:
         folder: Positional[str]  # the run's folder
         out: str | None = None  # the HTML file; default report.html in the folder
-        data: str = "auto"  # SRC for its pictures; auto: what the run was probed or trained on
+        data: str = "auto"  # SRC for its pictures; auto: the data of its probe, or its training
         draw: bool = True  # draw the pictures that are not in the folder yet
 
     given = flags(Report, args, "nolabel report", VERBS["report"])

@@ -19,7 +19,7 @@ def scan_(args: list[str], about: str) -> None:
         method: str | None = None  # the method to suggest settings for; default: this machine's
         channels: int = 3  # of the images
         limit: int | None = None  # read that many images only, chosen at random
-        json: str | None = None  # write the outcome to this file
+        json: str | None = None  # write the results to this file
 
     given = flags(Scan, args, "nolabel scan", about)
     if given.method is not None:
@@ -45,7 +45,7 @@ def pack_(args: list[str], about: str) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Pack:
         data: str  # SRC
-        out: str  # folder for the shards; a packing that was stopped goes on there
+        out: str  # folder for the shards; a stopped command continues there
         packing: Annotated[Packing, tyro.conf.OmitArgPrefixes]
         json: str | None = None  # write the outcome to this file
 
@@ -203,9 +203,9 @@ def ablate_(args: list[str], about: str) -> None:
 
     @dataclass(frozen=True, kw_only=True)
     class Ablate:
-        data: str  # SRC with labels, which only measure
-        test: str | None = None  # SRC with labels to judge on; by default the set's test split
-        rows: tuple[str, ...] = ()  # "option=value option=value" a row, in place of the table
+        data: str  # SRC with labels, which are used for measuring only
+        test: str | None = None  # SRC with labels to test on; by default the set's test split
+        rows: tuple[str, ...] = ()  # "option=value option=value" for each row, instead of the table
         seeds: int = 3  # runs of each row
         minutes: float | None = None  # length of each run; one of minutes, steps, epochs
         steps: int | None = None  # length in optimiser steps

@@ -49,10 +49,10 @@ MOMENTS = {"adamw": 2, "sgd": 1, "lars": 1, "larc": 1}
 class Gpu:
     """A GPU's figures by its data sheet."""
 
-    flops: float  # a second, dense bf16 (fp16 where there is none)
+    flops: float  # per second, dense bf16 (fp16 where there is none)
     memory: float  # bytes
-    intra_node: float  # bytes a second to another GPU of its machine, one way
-    inter_node: float  # bytes a second to other machines
+    intra_node: float  # bytes per second to another GPU of its machine, one way
+    inter_node: float  # bytes per second to other machines
 
 
 GPUS = {

@@ -158,7 +158,7 @@ PICTURES: dict[str, PictureInfo] = by_name(
     ),
     PictureInfo(
         name="relations",
-        description="whether captions that swap objects or colours are told apart (Winoground)",
+        description="whether swapped objects or colours in captions are distinguished (Winoground)",
         paper="Thrush et al. 2022, arXiv 2204.03162",
         needs="a text tower",
         of_text=True,
@@ -174,7 +174,7 @@ PICTURES: dict[str, PictureInfo] = by_name(
     PictureInfo(
         name="reconstruct",
         description=(
-            "what a generative run rebuilds: of the whole image, or of 75, 85 and 95 % hidden "
+            "reconstructions by a generative run: of the whole image, or of 75, 85 and 95 % masked "
             "patches"
         ),
         paper="He et al. 2021, arXiv 2111.06377",

@@ -20,7 +20,7 @@ class Help:
     """Marks a keyword as an option of its picture.
 
     Attributes:
-        text: what `nolabel show WHAT --help` says of it.
+        text: its text in `nolabel show WHAT --help`.
     """
 
     text: str

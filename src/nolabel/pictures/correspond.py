@@ -5,7 +5,7 @@ log-binned keys; mutual nearest neighbours ("best buddies") among all patches, o
 two salient ends stay; of these, the most salient pair of each of k clusters of pairs, so that the
 points are spread over the object.
 
-Differs from the original: its code keeps some pairs more, in which only one end is salient.
+Differs from the original: its code keeps some additional pairs, of which only one patch is salient.
 
 Measured, where keypoints are known, by PCK at 0.1: the percentage of correct keypoints. A keypoint
 is correct if the best match of its patch lies within 0.1 times the longer side of the object's

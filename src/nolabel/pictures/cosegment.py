@@ -5,7 +5,7 @@ patches of all images are clustered, salient clusters are the foreground (see `p
 of patches is refined along the edges of the image.
 
 Differs from the original: masks are refined by a guided filter (He et al., "Guided Image
-Filtering", 2010) instead of GrabCut, which needs another library; the numbers say what it adds.
+Filtering", 2010) instead of GrabCut, which needs another library; the numbers show its effect.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def cosegment(
     """The common foreground of each image, cut out, and its mask.
 
     Args:
-        encoder: a ViT with a class token, whose attention tells the foreground.
+        encoder: a ViT with a class token, whose attention indicates the foreground.
         images: two or more of what `Encoder.prepare` takes, or Samples.
 
     Raises:

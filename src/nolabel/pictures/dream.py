@@ -3,8 +3,8 @@ that activate it most.
 
 Olah et al., "Feature Visualization", Distill 2017: gradient ascent on the activation, with the
 image parametrised by its Fourier spectrum and randomly rotated, scaled and shifted at each step, so
-that it does not become adversarial noise. Either image alone misleads: the optimised one shows what
-is sufficient, those of the set what occurs.
+that it does not become adversarial noise. Both kinds of images are needed: the optimised one shows
+what is sufficient to activate the unit, those of the set what activates it in practice.
 
 Differs from the original: the colours are decorrelated by the statistics of the given set, not of
 ImageNet.
@@ -90,7 +90,7 @@ def dream(
     if steps < 1 or top < 1:
         raise UsageError(f"Give at least one step and one image, got {steps} and {top}.")
     if heads:
-        require(encoder.backbone, ["attention"], "What a head writes")
+        require(encoder.backbone, ["attention"], "The output of a head")
     kind = "head" if heads else "unit"
 
     def activation(x: Tensor) -> Tensor:
@@ -235,7 +235,9 @@ def _maximise(
             activated = activations(y)
         return [-(activated / scale).sum()]
 
-    for spectrum_deviation in INITIAL_DEVIATIONS:  # behind a ReLU a grey image has no gradient
+    for (
+        spectrum_deviation
+    ) in INITIAL_DEVIATIONS:  # after a ReLU, the gradient at a grey image can be zero
         fourier, has_gradient = initialise(spectrum_deviation)
         if has_gradient:
             break

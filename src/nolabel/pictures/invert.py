@@ -62,7 +62,7 @@ def invert(
     steps: Annotated[int, Help("steps of the optimisation, for each layer")] = 400,
     lr: Annotated[float, Help("learning rate of Adam")] = 0.01,
     judge: Annotated[
-        str, Help("another ENC, which tells whether an inversion still shows the image")
+        str, Help("another ENC, by which each inversion is compared with its image")
     ] = "pixels",
     on_preview: OnPreview | None = None,
 ) -> Pictures:
@@ -117,7 +117,7 @@ def invert(
     return Pictures([
         Picture(name="invert", image=sheet(rows, titles), caption=caption, numbers=numbers,
                 data={f"layer_{w}": m for w, m in zip(deep, made, strict=True)}),
-        Picture(name="invert-curves", image=chart(lines, "step", "squared error, share of spread"),
+        Picture(name="invert-curves", image=chart(lines, "step", "squared error / variance"),
                 caption=f"Squared error of the class token of {encoder.name} during the inversion, "
                 "as a share of its variance over images; it should fall towards 0.",
                 data=errors, numbers={k: float(e[-1]) for k, e in errors.items() if len(e)}),
@@ -149,7 +149,7 @@ def _invert_layer(
         target = encoder.backbone.facets(x, layer, "token").pooled.float()
         tokens = encoder.backbone.facets(references, layer, "token").pooled.float()
     target, centre = target.clone().repeat(seeds, 1), tokens.mean(0)
-    # The mean token says nothing of an image and often dominates the norm, hence the variance.
+    # The mean token is the same for all images and often dominates the norm, hence the variance.
     variance = (tokens - centre).square().sum(1).mean().clone()
     count = len(target)
     net = Generator(count, side, inputs=NOISE, outputs=x.shape[1], seed=layer).to(device)
@@ -185,7 +185,7 @@ def noise_deviation(step: int, steps: int) -> float:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What another encoder makes of the inversions.
+    """The evaluation of the inversions by another encoder.
 
     Attributes:
         found: for each layer the share of inversions nearest to their own image.
@@ -217,7 +217,7 @@ def _judge(
     made: list[np.ndarray],
     gallery: Source | None,
 ) -> _Verdict:
-    """Judges inversions by another encoder.
+    """Evaluates inversions by another encoder.
 
     Args:
         judge: ENC.

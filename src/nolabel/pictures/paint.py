@@ -73,7 +73,7 @@ def paint(
     """
     if not words or not all(w.strip() for w in words) or steps < 1 or cutouts < 0:
         raise UsageError(
-            "Say what to paint, in one step or more: --words 'a red snail' 'a blue fish'."
+            "Give one sentence or more, and one step or more: --words 'a red snail' 'a blue fish'."
         )
     text = text_of(encoder)
     judge_encoder = load(judge) if judge else None

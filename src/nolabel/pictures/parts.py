@@ -3,8 +3,8 @@
 Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021, arXiv 2112.05814, sections 4.1
 and 4.2: k-means on unit descriptors of all images for k = 1, 2, ... until one more cluster reduces
 the error by less than 2.5 %. A cluster is foreground if it is salient in three quarters of all
-images; one that lacks it votes against it, so that what a single image holds is not common. The
-foreground is clustered again into parts.
+images; an image without the cluster counts as not salient, so that a cluster of a single image is
+not common. The foreground is clustered again into parts.
 
 Differs from the original: salient means above the image's mean saliency (there: above a threshold
 chosen for one checkpoint); the result is not smoothed by GrabCut or a conditional random field.
@@ -55,7 +55,7 @@ def parts(
     """The common foreground of the images, and its parts; a part has one colour in all images.
 
     Args:
-        encoder: a ViT with a class token, whose attention tells the foreground.
+        encoder: a ViT with a class token, whose attention indicates the foreground.
         images: two or more of what `Encoder.prepare` takes, or Samples.
 
     Raises:
@@ -117,7 +117,8 @@ def dense_with_saliency(
     d = dense(encoder, images, **options)
     if d.saliency is None:
         raise UsageError(
-            f"{encoder.name!r} has no class token whose attention tells the foreground. Use a ViT."
+            f"{encoder.name!r} has no class token, whose attention indicates the foreground. Use "
+            "a ViT with a class token."
         )
     return d, d.saliency
 

@@ -177,7 +177,7 @@ def _curves(
         d: descriptors of the last layer.
         images: the images, for the baseline by colour.
     """
-    series: list[Series] = [("place (R²)", deep, positions, "-o")]
+    series: list[Series] = [("position (R²)", deep, positions, "-o")]
     numbers = {"place_first": positions[0], "place_last": positions[-1]}
     summary = (
         f"the position, R² {positions[0]:.2f} in layer {deep[0]} and {positions[-1]:.2f} in layer "
@@ -188,7 +188,7 @@ def _curves(
         true_parts = ground_truth(images, "parts", d.pixels.shape[1])
         assert true_parts is not None  # noqa: S101 - parts were measured with it
         by_colour = part_accuracy(d.by_colour(), true_parts)
-        series += [("part", deep, parts, "-o"), ("part by colour", deep, [by_colour] * len(deep),
+        series += [("part", deep, parts, "-o"), ("part from colour", deep, [by_colour] * len(deep),
                                                  "--")]  # fmt: skip
         numbers |= {"part_first": parts[0], "part_last": parts[-1], "part_colour": by_colour}
         summary += (
@@ -197,7 +197,7 @@ def _curves(
         )
         data["part_accuracy"] = np.array(parts)
     return Picture(
-        name="pca-layers", image=chart(series, "layer", "read from the features"), data=data,
+        name="pca-layers", image=chart(series, "layer", "predicted from the features"), data=data,
         caption=f"Predicted from the patch features of {encoder.name}, on held-out images: "
         f"{summary}.", numbers=numbers,
     )  # fmt: skip

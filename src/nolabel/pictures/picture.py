@@ -1,4 +1,4 @@
-"""One picture, with the numbers behind it."""
+"""One picture, with its measured numbers."""
 
 from __future__ import annotations
 

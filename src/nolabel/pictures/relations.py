@@ -7,7 +7,7 @@ each caption is more similar to its own image. Group score: both.
 
 Three kinds of pairs of rendered scenes with two creatures: one creature replaced by another kind (a
 control: the words differ), the colours exchanged, left and right exchanged. A bag-of-words text
-tower embeds the two captions of the last two kinds alike, so its scores are 0 there.
+tower gives the two captions of the last two kinds the same embedding, so its scores are 0 there.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Verbs that stand above the engine: scan, pack, bench, plan, ablate, demo, show, report."""
+"""Verbs that use the engine: scan, pack, bench, plan, ablate, demo, show, report."""

@@ -48,8 +48,8 @@ def ablate(
 
     Args:
         method: name or path/to/file.py:Class.
-        data: SRC to train on; its labels, or those of `test`, only measure.
-        test: SRC with labels to judge on; by default the set's test split, or a fifth of it.
+        data: SRC to train on; its labels, or those of `test`, are used for measuring only.
+        test: SRC with labels to test on; by default the set's test split, or a fifth of it.
         rows: name -> options to change; None takes the method's own table `ablations`.
         seeds: runs of each row.
         out: folder for the runs and `ablation.json`, which is rewritten after every run, so that
@@ -58,7 +58,7 @@ def ablate(
             the budgets equal in steps, `minutes` in time).
 
     Returns:
-        One dictionary a row: row, change, values (a k-NN top-1 a seed), mean, low, high.
+        One dictionary per row: row, change, values (k-NN top-1 of each seed), mean, low, high.
 
     Raises:
         UsageError: the method has no table and none was given.

@@ -23,7 +23,7 @@ from nolabel.nn.random_state import preserve_rng
 
 # Mean time between failures of one device in hours (Llama 3: 16,384 GPUs, a failure every 3 hours).
 MTBF_HOURS = 50_000.0
-DISK = 2e9  # bytes a second at which a checkpoint is written
+DISK = 2e9  # bytes per second at which a checkpoint is written
 
 
 def plan(

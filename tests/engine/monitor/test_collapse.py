@@ -1,5 +1,5 @@
-"""Forced failures are recognised as collapse by the signals. That healthy runs are not is asserted
-of every run that learns (`conftest.gain_of_a_short_run`)."""
+"""The signals detect the collapse of runs that were made to fail. Every test of a run that learns
+asserts that healthy runs raise no alarm (`conftest.gain_of_a_short_run`)."""
 
 from __future__ import annotations
 

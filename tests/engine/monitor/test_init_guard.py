@@ -1,4 +1,4 @@
-"""Continuing from given weights: heads first, and a watch over what was known."""
+"""Runs with --init: new heads are trained first, and the init guard checks the features."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_gentle_continuation_is_silent_and_says_how_far_it_moved(first, tmp_pa
 
 
 def destroyed(encoder):
-    """What a rate far too high makes of a network: all images look alike."""
+    """A network after a rate that is far too high: all features are equal."""
     with torch.no_grad():
         for p in encoder.parameters():
             p.mul_(0)

@@ -1,4 +1,4 @@
-"""The monitor by itself, on steps that are made up: lines, alarms, roll-back, starvation."""
+"""The monitor alone, on artificial steps: lines, alarms, roll-back, starvation."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_collapse_is_an_alarm_and_is_reported_when_it_begins(watched, monkeypa
 
 
 def spoil(encoder):
-    """What a rate far too high makes of a network: all images look alike."""
+    """A network after a rate that is far too high: all features are equal."""
     with torch.no_grad():
         for p in encoder.parameters():
             p.mul_(0)

@@ -74,12 +74,13 @@ def build_report(
         touched,
         _pictures(folder / "pictures"),
         "".join(f'<p class="soft">Not drawn: {_e(n)}</p>' for n in missing),
-        "<h2>While it trained</h2>",
+        "<h2>Training curves</h2>",
         curves(metrics, warm),
         _speed(metrics),
         f"<p>Files that could not be read: {bad}.</p>",
         _settings(run),
-        f"<h2>Again</h2><p><code>nolabel pretrain {_e(_method(config, folder.name))} --config "
+        "<h2>Repeat this run</h2><p><code>nolabel pretrain "
+        f"{_e(_method(config, folder.name))} --config "
         f"{_e(str(folder.name))}/config.yaml --out NEW_FOLDER</code></p>",
         f"<details><summary>All settings</summary><pre>{_e(config)}</pre></details>",
         "<details><summary>Machine and versions</summary>"
@@ -142,13 +143,14 @@ def _learned(rows: Sequence[Mapping[str, Any]], last: Mapping[str, Any]) -> str:
     probed = last.get("probe_knn")
     if is_number(probed):
         return (
-            f"Probed, not compared: k-NN on the labelled data reached {probed:.1%}. "
-            "`nolabel compare` puts it beside pixels and random initialisation."
+            f"Not compared: k-NN on the probe's labelled data reached {probed:.1%}. "
+            "`nolabel compare` compares it with pixels and random initialisation."
         )
     if isinstance(spread, float) and isinstance(rank, float):
         return (
-            f"Not measured against labels. The features are spread ({spread:.2f}, 1 = everywhere) "
-            f"with an effective rank of {rank:.0f}; give --probe or run `nolabel compare`."
+            f"Not measured against labels. The spread of the features is {spread:.2f} (1 = uniform "
+            f"directions, 0 = collapsed), their effective rank {rank:.0f}; give --probe or run "
+            "`nolabel compare`."
         )
     return "Not measured against labels; give --probe or run `nolabel compare`."
 
@@ -193,8 +195,8 @@ def _speed(metrics: Sequence[Mapping[str, Any]]) -> str:
         return ""
     return (
         f"<p>{seconds[-1]:,.0f} s since it was started or last resumed; "
-        f"{sum(rates) / len(rates):,.0f} images a second on average, {rates[-1]:,.0f} at the end; "
-        f"{sum(waits) / len(waits):.0%} of the time went into waiting for data.</p>"
+        f"{sum(rates) / len(rates):,.0f} images/s on average, {rates[-1]:,.0f} at the end; "
+        f"{sum(waits) / len(waits):.0%} of the time was spent waiting for data.</p>"
     )
 
 
@@ -205,7 +207,7 @@ def _settings(run: Run | None) -> str:
     differences = diff_from_recipe(run)
     name = run.settings.recipe if run.settings.recipe == "paper" else "auto"
     if not differences:
-        return f"<h2>Settings</h2><p>As the recipe {name!r} says.</p>"
+        return f"<h2>Settings</h2><p>All options have the values of the recipe {name!r}.</p>"
     cells = "".join(
         f"<tr><td>{_e(key)}</td><td>{_e(str(value))}</td><td>{_e(str(other))}</td></tr>"
         for key, value, other in differences
@@ -277,7 +279,7 @@ def _pictures(folder: Path) -> str:
             f'src="data:image/webp;base64,{data}">'
             f"<figcaption>{_e(caption)}</figcaption></figure>"
         )
-    return "<h2>What it sees</h2>" + "".join(out) if out else ""
+    return "<h2>Pictures</h2>" + "".join(out) if out else ""
 
 
 def _packed(path: Path, quality: int) -> str:

@@ -42,7 +42,7 @@ def strip(folder: Path) -> str:
             for i, image in enumerate(pixels)
         ]
         out += _figure(sheet(rows, titles, TILE), "Attention of the class token, mean of heads.")
-    return "<h2>What it saw while it learnt</h2>" + out
+    return "<h2>Features during training</h2>" + out
 
 
 def _figure(image: np.ndarray, caption: str) -> str:
@@ -74,8 +74,9 @@ def touch(folder: Path) -> str:
     }
     error = cosine_error(flat, small)
     return (
-        f"<h2>Touch it</h2><p>Point at a patch: the redder another, the more alike it is after "
-        f"step {step:,}. A click holds it; arrow keys move it.</p>"
+        "<h2>Similarity of patches</h2><p>Point at a patch: the redder another patch, the more "
+        f"similar its features after step {step:,}. A click fixes the patch; arrow keys move "
+        "it.</p>"
         '<div class="touch" id="touch"></div>'
         f'<p class="soft">{h} x {w} patches, {k} numbers of 8 bits each; cosines are off by '
         f"{error:.3f} at most.</p>"
