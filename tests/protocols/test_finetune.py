@@ -54,6 +54,10 @@ def test_early_layers_learn_more_slowly_and_every_parameter_is_in_one_group(name
         plain = {p.ndim < 2 for p in g["params"]}
         if g["weight_decay"]:
             assert plain == {False}
+    decayed = {id(p) for g in found if g["weight_decay"] for p in g["params"]}
+    tokens = {n for n in named if n.endswith(("cls_token", "pos_embed", "bias_table"))}
+    spared = {n for n, p in named.items() if p.ndim > 1 and id(p) not in decayed}
+    assert spared == tokens and bool(tokens) is (name != "resnet_nano")
 
 
 def test_the_rate_rises_to_one_and_falls_to_zero():

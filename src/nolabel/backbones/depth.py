@@ -18,6 +18,9 @@ _FRONT = re.compile(
     r"(?:^|\.)net\.(patch_embed|pos_embed|cls_token|reg_token|conv1|bn1|stem)|mask_token"
 )
 
+TOKENS = ("cls_token", "reg_token", "pos_embed")  # ends of their names
+_TABLE = ".relative_position_bias_table"
+
 
 def layer_numbers(names: Iterable[str]) -> tuple[dict[str, int], int]:
     """The layer of each parameter, and the number of the last layer, for layer-wise learning rate
@@ -57,6 +60,16 @@ def _block(name: str) -> tuple[int, int] | None:
 
 
 def skips_weight_decay(name: str, p: Tensor) -> bool:
-    """Whether a parameter has no weight decay: 1-D ones, biases, tables of relative position
-    biases."""
-    return p.ndim < 2 or name.endswith(("bias", ".relative_position_bias_table"))
+    """Whether a parameter has no weight decay in pre-training: 1-D ones, biases, tables of relative
+    position biases. Class token and position embeddings decay (DINO, MAE) unless a recipe says
+    otherwise."""
+    return p.ndim < 2 or name.endswith(("bias", _TABLE))
+
+
+def skips_weight_decay_in_finetuning(name: str, p: Tensor) -> bool:
+    """Whether a parameter has no weight decay in fine-tuning: 1-D ones, biases, class token and
+    position embeddings (MAE, BEiT, EVA, SimMIM), and a Swin's tables of relative position biases,
+    not a BEiT's."""
+    if name.endswith(_TABLE):
+        return ".layers." in name
+    return p.ndim < 2 or name.endswith(("bias", *TOKENS))

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from nolabel.backbones.depth import layer_numbers, skips_weight_decay
+from nolabel.backbones.depth import layer_numbers, skips_weight_decay_in_finetuning
 from nolabel.data.loader import make_loader
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source, require_labels
@@ -91,7 +91,7 @@ class Options:
     lr: float | None = None  # peak learning rate of the head; layers have lr * layer_decay^depth
     batch: int | None = None  # images in a step
     layer_decay: float | None = None  # factor of the learning rate from a layer to the one before
-    weight_decay: float = 0.05  # of weight matrices, not of biases and norms
+    weight_decay: float = 0.05  # of weight matrices, not of biases, norms, tokens and positions
     warmup_epochs: float | None = None  # of the learning rate, linear from zero
     drop_path: float | None = None  # largest rate of stochastic depth
     mixup: float | None = None  # alpha of mixup; 0 is off
@@ -276,7 +276,8 @@ def parameter_groups(
     layers, last = layer_numbers(n for n, _ in named)
     out: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, p in named:
-        peak, undecayed = lr * decay ** (last - layers[name]), skips_weight_decay(name, p)
+        peak = lr * decay ** (last - layers[name])
+        undecayed = skips_weight_decay_in_finetuning(name, p)
         group = {"params": [], "peak": peak, "lr": peak,
                  "weight_decay": 0.0 if undecayed else weight_decay}  # fmt: skip
         out.setdefault((peak, undecayed), group)["params"].append(p)
