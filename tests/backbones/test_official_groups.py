@@ -1,4 +1,4 @@
-"""Which parameters decay, and their share of the learning rate: the official lists, name by name."""
+"""Which parameters decay, and their share of the rate: the official lists, name by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def ours(official: str) -> str:
     if name.startswith(("head", "decoder", "fc_norm")):
         return name
     # A stage's downsampling is its end there, and the next one's start in timm.
-    name = re.sub(r"layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name)
+    name = re.sub(
+        r"layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name
+    )
     return name if name == "mask_token" else f"backbone.net.{name}"
 
 

@@ -112,6 +112,22 @@ def test_assignments_and_statistics_are_the_same_under_autocast(name):
     torch.testing.assert_close(value, exact, rtol=1e-6, atol=1e-7)
 
 
+def test_vectors_are_scaled_to_unit_length_in_fp32():
+    length = unit(SPREAD.bfloat16()).norm(dim=-1)
+    torch.testing.assert_close(length, torch.ones(40), rtol=1e-6, atol=1e-6)
+
+
+def test_ibots_mean_logits_of_all_patches_are_computed_in_fp32():
+    method = build_small(
+        methods.load("ibot"), methods.load("ibot").Options(**TINY["ibot"]), "vit_pico"
+    )
+    seen = []
+    method.patch_centre.observe = lambda mean, step: seen.append(mean.dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        method.step(random_batch(type(method).views(method.options, 32), 0), Clock(0, 8, 1))
+    assert seen == [torch.float32]
+
+
 def test_the_decorator_leaves_wider_types_and_whole_numbers_alone():
     @in_fp32
     def types(a, b, *, c):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from nolabel.config import Settings
-from nolabel.engine.calibrate import Measured
+from nolabel.engine.calibrate import Measured, _step_seconds
 from nolabel.engine.measurement import _measured_settings, views_device, worker_count
+from nolabel.errors import UsageError
+from nolabel.methods.deepclusterv2 import DeepClusterV2
+from nolabel.testing import IMAGES, TINY, build_small, random_batch
+from nolabel.types import Optim
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -34,6 +42,22 @@ def test_views_stay_where_the_user_wants_them():
     for asked, made in (("auto", "device"), ("cpu", "cpu")):
         s = Settings(workers=0, views_on=asked, precision="fp32")
         assert _measured_settings(s, measured, GPU, quiet=True).views_on == made
+
+
+def test_a_run_of_few_steps_an_epoch_is_measured_and_then_refused(tiny_run):
+    """DeepCluster v2 learns from the second epoch on: the trial steps do not know the length."""
+    with pytest.raises(UsageError, match="nothing would be learnt"):
+        tiny_run("deepclusterv2", steps=2, workers=None)
+
+
+def test_trial_steps_do_not_pretend_that_the_run_ends_with_an_epoch():
+    method = build_small(
+        DeepClusterV2, DeepClusterV2.Options(**TINY["deepclusterv2"], images=IMAGES), "vit_pico"
+    )
+    batch = random_batch(DeepClusterV2.views(method.options, 32), 0)
+    batch = dataclasses.replace(batch, keys=torch.arange(IMAGES))
+    run: Any = SimpleNamespace(optim=Optim(), steps_per_epoch=5000)
+    assert _step_seconds(run, method, batch, "fp32", CPU) > 0
 
 
 def test_measured_settings_are_saved_and_nothing_is_left_open(tiny_run):
