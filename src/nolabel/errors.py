@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable
 
 
@@ -82,6 +83,11 @@ def visible(text: str) -> str:
 def printable(path: str) -> str:
     """A path that can be printed and saved, on one line: as `visible`, line feed and tab too."""
     return visible(path).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def command(*words: str) -> str:
+    """A command line to print, quoted for a shell."""
+    return shlex.join(printable(word) for word in words)
 
 
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:

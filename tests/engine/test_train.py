@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 
+import numpy as np
 import pytest
 import torch
 
+import nolabel as nl
+from nolabel.data.open import open_source
 from nolabel.engine.monitor.alarms import Alarms
+from nolabel.engine.monitor.monitor import next_commands
 from nolabel.engine.train import train
 from nolabel.engine.trainer import StepResult
 from nolabel.errors import GuardStop, Stopped
@@ -114,3 +119,20 @@ def test_a_request_to_stop_saves_and_says_how_to_go_on(tmp_path):
     trainer, monitor = go(tmp_path, stop_at=4)  # a stop request in the last step has no effect
     train(trainer, monitor)
     assert saves(trainer) == ["save 4 final"]
+
+
+def test_the_commands_to_go_on_with_are_quoted_and_fit_the_data(tmp_path, photos):
+    folder = tmp_path / "my run; x"
+    run = nl.pretrain(
+        "simclr", data=str(photos), backbone="vit_pico", image_size=32, steps=1, batch_size=8,
+        workers=0, precision="fp32", device="cpu", out=folder, quiet=True,
+    )  # fmt: skip
+    lines = [shlex.split(line) for line in next_commands(run, open_source(str(photos)))]
+    assert [words[:2] for words in lines] == [
+        ["nolabel", "report"], ["nolabel", "compare"], ["nolabel", "embed"],
+    ]  # fmt: skip
+    assert all(str(folder) in words for words in lines) and str(photos) in lines[2]
+    bare = open_source(list(np.zeros((2, 8, 8, 3), np.uint8)))  # without labels
+    assert [x.split()[1] for x in next_commands(run, bare)] == ["report", "embed", "show"]
+    of_python = run.with_settings(data="object:Mine")  # no command can name them
+    assert len(next_commands(of_python, bare)) == 1

@@ -312,7 +312,9 @@ def test_a_comparison_uses_the_same_images_and_one_table():
     assert len({(r["train"], r["test"]) for r in table["reports"]}) == 1
     assert len(table["rows"]) == 9 and sum(r["best"] for r in table["rows"]) == 6
     text = str(result)
-    assert "encoder" in text and "k=20 *" in text and "split off" in text
+    assert "encoder" in text and "split off" in text
+    assert "k=20" in text and "k=3 " not in text  # the setting that represents an encoder
+    assert "k=20 *" in result.table(every=True) and "k=3 " in result.table(every=True)
     alone = evaluate("knn", Encoder(build("pixels", image_size=8)), colours("a", 10), k=(3, 20))
     assert table["reports"][0]["rows"] == alone.to_json()["rows"]
 

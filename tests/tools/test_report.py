@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +20,12 @@ from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.monitor.snapshots import read_snapshots
 from nolabel.engine.resolve import diff_from_recipe
 from nolabel.errors import UsageError
+from nolabel.pictures._tiles import sheet
 from nolabel.tools.report.curves import CURVES, curves
-from nolabel.tools.report.page import BUDGET, build_report, verdict
+from nolabel.tools.report.packing import without_ground
+from nolabel.tools.report.page import BUDGET, again, build_report
 from nolabel.tools.report.seen import cosine_error, quantised, script_json
+from nolabel.tools.report.verdict import chosen, result, three_numbers, verdict
 from nolabel.tools.show import draw_missing
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -38,6 +44,8 @@ def rows(trained, pixels, random):
     [
         (rows(0.7, 0.4, 0.2), [{"step": 1, "feature_std": 0.9}], "Learned"),
         (rows(0.41, 0.4, 0.2), [{"step": 1, "feature_std": 0.9}], "Inconclusive"),
+        (rows(0.29, 0.4, 0.2), [{"step": 1, "feature_std": 0.9}], "Not yet: below pixels"),
+        (rows(0.39, 0.4, 0.2), [{"step": 1, "feature_std": 0.9}], "Not yet: not above pixels"),
         (
             rows(0.7, 0.4, 0.2),
             [{"step": s, "feature_std": 0.01} for s in (20, 60, 90)],
@@ -66,7 +74,7 @@ def test_the_report_is_one_offline_file_that_trusts_no_text(tiny_run):
     assert build_report(run.folder).read_text() == page
     policy = re.search(r'Security-Policy" content="([^"]*)"', page).group(1)
     assert policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
-    assert "<h2>Training curves</h2>" in page and "nolabel pretrain dino --config" in page
+    assert ">Training curves</h2>" in page and "nolabel pretrain dino --config" in page
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
@@ -246,7 +254,10 @@ def test_a_browser_finds_every_number_of_the_metrics_and_nothing_else_to_say(ope
         assert f"{own[-1]:.4g}" in text and dict(CURVES)[data["key"]] in text
     assert page.locator("table").first.inner_text().count("70.0%") == 1
     assert page.locator("img[src=x]").count() == 0
-    assert page.title() == "nolabel: run" and page.locator("h2").count() >= 5
+    assert (
+        page.title() == f"nolabel: dino on {Path(run.settings.data).name}"
+        and page.locator("h2").count() >= 5
+    )
     for image in page.locator("img").all():
         assert image.evaluate("i => i.complete && i.naturalWidth > 0") and image.get_attribute(
             "alt"
@@ -356,3 +367,94 @@ def test_a_script_that_was_changed_does_not_run(browser, tiny_run):
     page.goto(path.as_uri())
     page.wait_for_selector("#touch[data-state=ready]")
     page.close()
+
+
+def percentages(text):
+    return {float(v) for v in re.findall(r"(-?[0-9.]+) ?%", text)}
+
+
+def test_every_number_that_a_person_reads_is_the_protocols_result(tiny_run, capsys, photos):
+    """Terminal, JSON, the run's report (verdict, large numbers, table) and Python's table."""
+    run = tiny_run("dino", log_every=1)
+    names = [str(run.folder), "pixels", f"random:{run.folder}"]
+    out = run.folder / "table.json"
+    assert main(["compare", *names, "--train", str(photos), "--json", str(out)]) == 0
+    terminal = capsys.readouterr().out
+    table = json.loads(out.read_text())
+    best = {r["encoder"]: r["best"] for r in table["reports"]}
+    assert len(table["rows"]) > len(best)  # other settings are there to be mistaken for it
+    own, *rivals = (best[r["encoder"]] for r in table["reports"])
+    rival = max(rivals, key=lambda r: r["value"])
+    # Each encoder has one line, with its interval and chance.
+    lines = [line for line in terminal.splitlines() if " knn " in line]
+    assert len(lines) == 3
+    for line, row in zip(lines, (own, *rivals), strict=True):
+        assert f"{row['value']:.2%}" in line and row["setting"] in line
+        assert line.endswith(f"{row['chance']:.1%}")
+    kept = json.loads((run.folder / "comparison.json").read_text())
+    assert [r["best"] for r in kept["reports"]] == [own, *rivals]
+    page = build_report(run.folder).read_text()
+    said = html.unescape(re.search(r'<p class="verdict[^"]*">(.*?)</p>', page)[1])
+    wanted = {round(100 * own["value"], 1), round(100 * rival["value"], 1)}
+    assert wanted <= percentages(said)
+    points = f"{100 * (own['value'] - rival['value']):+.1f}"
+    assert f"{points} points" in said
+    numbers = re.findall(r"<div><b>(.*?)</b>", page)
+    assert numbers == [f"{own['value']:.1%}", f"{rival['value']:.1%}", points]
+    first = re.search(r"<table>(.*?)</table>", page, re.S)[1]
+    values = re.findall(r'top1</td><td class="n">([0-9.]+%)</td>', first)
+    assert values == [f"{r['value']:.1%}" for r in (own, *rivals)]
+
+
+def test_the_headline_is_the_marked_row_of_this_run_and_of_its_best_baseline():
+    table = [
+        {"encoder": name, "protocol": p, "setting": f"k={k}", "metric": "top1", "value": v,
+         "best": k == 20}
+        for name, p, k, v in [
+            ("runs/d", "linear", 20, 0.5), ("runs/d", "knn", 20, 0.86), ("runs/d", "knn", 200, 0.8),
+            ("runs/other", "knn", 20, 0.99), ("pixels", "knn", 20, 0.38),
+            ("pixels", "knn", 200, 0.9), ("random:runs/d", "knn", 20, 0.2),
+        ]
+    ]  # fmt: skip
+    assert [r["value"] for r in chosen(table)] == [0.5, 0.86, 0.99, 0.38, 0.2]
+    found = result(table, "runs/d")
+    assert (found.own["value"], found.rival["value"]) == (0.86, 0.38)
+    assert [n for n, _ in three_numbers(table, [], "somewhere/else/d")] == [
+        "86.0%",
+        "38.0%",
+        "+48.0",
+    ]
+
+
+def test_the_command_to_repeat_a_run_works_from_where_the_report_was_made(
+    tiny_run, photos, tmp_path, monkeypatch
+):
+    run = tiny_run("simclr")
+    folder = tmp_path / "my runs" / "d"
+    shutil.copytree(run.folder, folder)
+    monkeypatch.chdir(tmp_path)
+    line = again((folder / "config.yaml").read_text(), Path("my runs/d"))
+    words = shlex.split(line)
+    assert words[0] == "nolabel" and main([*words[1:], "--dry-run"]) == 0
+    assert line in html.unescape(build_report(Path("my runs/d")).read_text())
+
+
+def test_grounds_are_transparent_and_tiles_are_untouched():
+    tile = np.full((64, 64, 3), 255, np.uint8)  # white inside, as a drawing on white paper
+    tile[0] = tile[-1] = tile[:, 0] = tile[:, -1] = (10, 10, 10)
+    drawn = sheet([[tile, tile]], titles=("one", "two"), side=64)
+    out = without_ground(drawn)
+    assert (out[:, :4, 3] == 0).all() and (out[..., 3] > 0).any()
+    top = 26
+    assert (out[top : top + 64, 8:72, 3] == 255).all()
+    assert np.array_equal(out[top : top + 64, 8:72, :3], drawn[top : top + 64, 8:72])
+    title = out[:18]
+    assert set(title[..., 0][title[..., 3] > 0]) == {128}  # readable on white and on black
+    photo = np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)
+    assert (without_ground(photo)[..., 3] == 255).all()
+
+
+def test_a_loss_that_may_rise_is_explained(tiny_run):
+    for method, said in (("dino", True), ("simclr", False)):
+        page = build_report(tiny_run(method, method, log_every=1).folder).read_text()
+        assert ("entropy of the teacher" in page) is said

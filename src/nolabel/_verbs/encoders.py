@@ -61,6 +61,8 @@ def compare(
 ) -> Comparison:
     """Evaluates several encoders on the same images; the comparison prints as one table.
 
+    The folder of a run among them keeps it, for the run's report.
+
     Args:
         encoders: encoders, or names that `load` takes.
         train: as for `evaluate`.
@@ -74,9 +76,12 @@ def compare(
     """
     from nolabel._usercode import trusted_code
     from nolabel.protocols.compare import compare as run
+    from nolabel.protocols.compare import keep
 
     with trusted_code(trust_code):
-        return run(encoders, train, test, protocols=protocols, options=options)
+        comparison = run(encoders, train, test, protocols=protocols, options=options)
+        keep(comparison, encoders)
+        return comparison
 
 
 def show(

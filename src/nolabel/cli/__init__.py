@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, make_dataclass
 from typing import Annotated, Any
 
@@ -11,7 +12,8 @@ from nolabel._version import __version__
 from nolabel.catalogue import Entry, render
 from nolabel.cli._output import write, write_error
 from nolabel.cli.flags import first, flags, is_rank0, without_trust, write_json
-from nolabel.errors import NolabelError, Stopped, UsageError, unknown
+from nolabel.data.progress import never_silent
+from nolabel.errors import NolabelError, Stopped, UsageError, command, unknown
 
 VERBS = {
     "demo": "an example on built-in data: pre-train, compare, pictures, report.html",
@@ -71,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         args, trust = without_trust(args)
-        with trust:
+        speaking = never_silent(f"nolabel {args[0]}") if args and is_rank0() else nullcontext()
+        with trust, speaking:
             code = _run(args)
         sys.stdout.flush()  # now, so that a closed pipe (`| head`) is caught below
     except NolabelError as error:
@@ -189,13 +192,16 @@ def _compare(args: list[str]) -> None:
         train: str | None = None  # SRC with labels; none for protocols that learn nothing
         test: str | None = None  # SRC; default: the train set's test split, or a fifth of it
         protocols: tuple[str, ...] = ()  # which; default knn, without --train labelfree
+        all: bool = False  # print every setting, not only the one that represents an encoder
         json: str | None = None  # write the table to this file
 
     given = flags(Compare, args, "nolabel compare", "Several encoders, one table.")
-    from nolabel.protocols.compare import compare
+    from nolabel.protocols.compare import compare, keep
 
     table = compare(given.encoders, given.train, given.test, protocols=given.protocols)
-    write(table)
+    write(table.table(given.all))
+    for path in keep(table, given.encoders):
+        write(f"kept in {path}, for `{command('nolabel', 'report', str(path.parent))}`")
     write_json(given.json, table.to_json())
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from nolabel.cli._output import write
 from nolabel.cli.flags import flags, write_json
+from nolabel.errors import command
 
 if TYPE_CHECKING:
     from nolabel.apps.embed import Index
@@ -59,7 +60,8 @@ def embed_(args: list[str], about: str) -> None:
     if a["skipped"]:
         path, reason = a["skipped"][0]
         write(f"{len(a['skipped'])} image(s) could not be read, first {path}: {reason}")
-    write(f"search it: nolabel search --index {given.out} --encoder {given.encoder} --query IMAGE")
+    words = ("--index", given.out, "--encoder", given.encoder, "--query", "IMAGE")
+    write(f"search it: {command('nolabel', 'search', *words)}")
     write_json(given.json, a)
 
 

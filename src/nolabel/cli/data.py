@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from nolabel.cli._output import write
 from nolabel.cli.flags import first, flags, write_json
-from nolabel.errors import UsageError, unknown
+from nolabel.data.progress import phase
+from nolabel.errors import UsageError, command, unknown
 from nolabel.methods import check_name
 
 
@@ -61,7 +62,7 @@ def pack_(args: list[str], about: str) -> None:
     rates = [numbers["images_per_second_before"], numbers["images_per_second_after"]]
     if rates[0]:
         write(f"read and decoded on one core: {rates[0]:,.0f} images/s before, {rates[1]:,.0f} now")
-    write(f"use it with --data '{numbers['pattern']}'")
+    write(f"use it with {command('--data', str(numbers['pattern']))}")
     write_json(given.json, numbers)
 
 
@@ -181,12 +182,14 @@ def plan_(args: list[str], about: str) -> None:
     from nolabel.tools import plan
 
     wanted = {k: v for k, v in asdict(given).items() if k not in ("check", "json", "method")}
-    found = plan.plan(given.method, **wanted)
+    with phase("counting the work and memory of a step"):
+        found = plan.plan(given.method, **wanted)
     if given.check:
-        found["check"] = plan.check(
-            given.method, backbone=given.backbone, image_size=given.image_size,
-            patch_size=given.patch_size, recipe=given.recipe, images=given.images,
-        )  # fmt: skip
+        with phase("measuring a step on this machine, to compare (--no-check leaves it out)"):
+            found["check"] = plan.check(
+                given.method, backbone=given.backbone, image_size=given.image_size,
+                patch_size=given.patch_size, recipe=given.recipe, images=given.images,
+            )  # fmt: skip
     write(plan.describe(found, found["check"]["error"] if given.check else None))
     write_json(given.json, found)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from nolabel.cli._output import write
 from nolabel.cli.flags import first, flags, write_json
+from nolabel.errors import command
 
 
 def import_(args: list[str], about: str) -> None:
@@ -65,7 +66,7 @@ def import_(args: list[str], about: str) -> None:
         write("the text tower was left out: its vocabulary is not CLIP's. Give --tokenizer.")
     for path in paths:
         write(f"wrote {path}")
-    write(f"use it as --encoder {out}")
+    write(f"use it as {command('--encoder', out)}")
     write_json(given.json, numbers)
 
 

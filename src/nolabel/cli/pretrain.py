@@ -24,7 +24,7 @@ def run_pretrain(name: str, args: list[str]) -> None:
     line = read_flags(name, args)
     from nolabel.config import Layer, Request
     from nolabel.engine.build import Built
-    from nolabel.engine.describe import describe
+    from nolabel.engine.describe import describe, summarise
     from nolabel.engine.resolve import Resolved
     from nolabel.engine.train import pretrain
 
@@ -36,7 +36,7 @@ def run_pretrain(name: str, args: list[str]) -> None:
     )
 
     def show(built: Built, resolved: Resolved) -> None:
-        write(describe(built, resolved))
+        write(describe(built, resolved) if verb.dry_run else summarise(built, resolved))
         if verb.dry_run:
             write_json(verb.json, resolved.to_dict())
 

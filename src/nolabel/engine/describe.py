@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nolabel import methods
-from nolabel.config import field_values
+from nolabel.config import Run, field_values
 from nolabel.engine import cost
 from nolabel.engine.build import Built
 from nolabel.engine.resolve import Resolved
@@ -22,12 +22,6 @@ def describe(built: Built, resolved: Resolved) -> str:
     """
     run, method, plan = built.run, built.method, built.plan
     s, source, unmeasured = run.settings, resolved.source, resolved.settings
-    frozen = cost.frozen_parameters(method)
-    memory = cost.state_memory(*cost.state_elements(method), run.optim, frozen=frozen)
-    if "steps" in resolved.open:
-        length = f"{s.minutes:g} minutes; the number of steps is measured first"
-    else:
-        length = f"{s.steps} steps = {s.steps / run.steps_per_epoch:.1f} epochs"
     workers = "auto" if unmeasured.workers is None else s.workers
     encoder = method.encoder
     lines = [
@@ -35,18 +29,48 @@ def describe(built: Built, resolved: Resolved) -> str:
         f"data       {source.name}: {len(source):,} images",
         f"backbone   {s.backbone} at {s.image_size} px, patch or stride {encoder.patch_size} px, "
         f"width {encoder.dim}, {count_parameters(encoder):,} parameters",
-        f"training   {length}, batch {s.batch_size}"
+        f"training   {_length(run, resolved)}, batch {s.batch_size}"
         + (f" in {s.accumulate} micro-batches" if s.accumulate > 1 else "")
         + f", {workers} workers, views on {unmeasured.views_on}, seed {s.seed}, "
         f"precision {unmeasured.precision}",
         *(f"view       {line}" for line in plan.describe()),
         "options    " + _values(run.options),
         "optimiser  " + _values(run.optim),
-        f"memory     {sum(memory.values()) / 1e6:,.0f} MB of weights, gradients and moments, plus "
+        f"memory     {_megabytes(built):,.0f} MB of weights, gradients and moments, plus "
         "activations",
         f"folder     {run.folder}",
     ]
     return "\n".join(lines)
+
+
+def summarise(built: Built, resolved: Resolved) -> str:
+    """A run in five lines; `describe` and the run's config.yaml have every value."""
+    run, encoder = built.run, built.method.encoder
+    s, o = run.settings, run.optim
+    split = f" in {s.accumulate} parts" if s.accumulate > 1 else ""
+    lines = [
+        f"method    {run.method} on {resolved.source.name}: {len(resolved.source):,} images",
+        f"network   {s.backbone} at {s.image_size} px, {count_parameters(encoder):,} parameters, "
+        f"{_megabytes(built):,.0f} MB",
+        f"training  {_length(run, resolved)}, batch {s.batch_size}{split}, seed {s.seed}",
+        f"optimiser {o.name}, lr {o.lr:g}, weight decay {o.weight_decay:g}, recipe {s.recipe}",
+        f"folder    {run.folder}; its config.yaml has all settings",
+    ]
+    return "\n".join(lines)
+
+
+def _length(run: Run, resolved: Resolved) -> str:
+    s = run.settings
+    if "steps" in resolved.open:
+        return f"{s.minutes:g} minutes; the number of steps is measured first"
+    return f"{s.steps} steps = {s.steps / run.steps_per_epoch:.1f} epochs"
+
+
+def _megabytes(built: Built) -> float:
+    """Of weights, gradients and moments."""
+    frozen = cost.frozen_parameters(built.method)
+    elements = cost.state_elements(built.method)
+    return sum(cost.state_memory(*elements, built.run.optim, frozen=frozen).values()) / 1e6
 
 
 def _values(options: DataclassInstance) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from nolabel.config import Run, Settings, complete
+from nolabel.data.progress import phase
 from nolabel.engine import parallel
 from nolabel.engine.calibrate import Measured, measure
 from nolabel.engine.log import say
@@ -38,10 +39,11 @@ def measurement(
     run, s = resolved.run, resolved.settings
     if resolved.open:
         precisions = ("fp32", "bf16") if s.precision == "auto" else (s.precision,)
-        measured = measure(
-            run, method, plan, resolved.source, device,
-            precisions=precisions, may_split=s.accumulate is None,
-        )  # fmt: skip
+        with phase("measuring training steps"):
+            measured = measure(
+                run, method, plan, resolved.source, device,
+                precisions=precisions, may_split=s.accumulate is None,
+            )  # fmt: skip
         s = _measured_settings(s, measured, device, quiet)
         if s.steps is None and s.minutes is not None:
             s = _length(s, measured, device, quiet)

@@ -14,7 +14,7 @@ from nolabel.encoders.file import ENCODER_FILE, TEXT_FILE, save_encoder
 from nolabel.encoders.text import save_text
 from nolabel.engine.build import FrozenInputs, save_frozen_inputs
 from nolabel.engine.environment import environment
-from nolabel.errors import UsageError
+from nolabel.errors import UsageError, command
 from nolabel.methods.base import Method
 from nolabel.methods.capabilities import LearnsFromText
 from nolabel.nn.state import Ema
@@ -37,7 +37,8 @@ def check(run: Run) -> None:
     if not run.settings.overwrite:
         raise UsageError(
             f"The folder {folder} {'already holds a run' if is_run else 'is not empty'}. Use "
-            f"another --out, `nolabel resume {folder}` to go on, or --overwrite to replace it."
+            f"another --out, `{command('nolabel', 'resume', str(folder))}` to go on, or "
+            "--overwrite to replace it."
         )
     if not is_run:
         raise UsageError(

@@ -32,7 +32,8 @@ from nolabel.engine.resolve import Resolved, resolve
 from nolabel.engine.run_folder import STOPPED
 from nolabel.engine.saved_run import load_run
 from nolabel.engine.trainer import Trainer
-from nolabel.errors import DataError, GuardStop, Stopped
+from nolabel.errors import DataError, GuardStop, Stopped, command
+from nolabel.methods import METHODS
 from nolabel.methods.base import Method
 from nolabel.types import Clock
 from nolabel.views.plan import ViewPlan
@@ -183,7 +184,7 @@ def train(trainer: Trainer, monitor: Monitor) -> None:
                 trainer.save(done, final=True)
                 raise Stopped(
                     f"Stopped at step {done} of {total}; everything is saved. Continue with "
-                    f"`nolabel resume {run.folder}`."
+                    f"`{command('nolabel', 'resume', str(run.folder))}`."
                 )
             if done < total and (result.save or (every and done % every == 0)):
                 trainer.save(done)
@@ -203,7 +204,10 @@ def _take_steps(
 ) -> None:
     """Builds trainer and monitor of a run, and trains."""
     quiet = quiet or distributed.rank() > 0
-    progress = Progress(run.settings.steps, start, enabled="off" if quiet else "auto")
+    info = METHODS.get(run.method)
+    progress = Progress(
+        run.settings.steps, start, "off" if quiet else "auto", rises=info.loss if info else ""
+    )
     trainer = Trainer(
         run, method, plan, source, device, start=start, state=state, note=progress.note
     )

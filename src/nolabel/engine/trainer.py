@@ -34,6 +34,7 @@ from nolabel.engine.run_folder import CAPTURED
 from nolabel.engine.step import NonFiniteGuard, StepSnapshot, apply_update
 from nolabel.engine.stop import StopRequest
 from nolabel.engine.unreadable import UnreadableFiles
+from nolabel.errors import command
 from nolabel.methods.base import Method
 from nolabel.nn.random_state import RngState, preserve_rng, rng_state, set_rng_state
 from nolabel.types import Clock, Step
@@ -180,9 +181,8 @@ class Trainer:
         if self.guard.consecutive > 1:
             return
         folder = self.run.folder
-        self.note(
-            f"`nolabel replay {folder}` repeats the step and names the module that caused it."
-        )
+        repeat = command("nolabel", "replay", str(folder))
+        self.note(f"`{repeat}` repeats the step and names the module that caused it.")
         state = self.state(self.before.rng)
         try:
             if self.first:

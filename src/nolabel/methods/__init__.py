@@ -15,11 +15,20 @@ if TYPE_CHECKING:
     from nolabel.methods.base import Method
 
 
+# Why a loss that rises is no bad sign, of methods whose teacher's targets change.
+_RISES = (
+    "it may rise while the run learns: it cannot fall below the entropy of the teacher's targets, "
+    "which grows as they spread over the prototypes. Look at the probe or target_information"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodInfo(Entry):
-    """One line of `METHODS`; `where` is the module and the class of its page."""
+    """One line of `METHODS`; `where` is the module and the class of its page,
+    `loss` why its loss may rise; "" if it may not."""
 
     where: str
+    loss: str = ""
 
 
 METHODS: dict[str, MethodInfo] = by_name(
@@ -217,6 +226,7 @@ METHODS: dict[str, MethodInfo] = by_name(
     ),
     MethodInfo(
         name="dino",
+        loss=_RISES,
         where="nolabel.methods.dino:DINO",
         family="distillation",
         paper="Caron et al. 2021, arXiv 2104.14294",
@@ -228,6 +238,7 @@ METHODS: dict[str, MethodInfo] = by_name(
     ),
     MethodInfo(
         name="ibot",
+        loss=_RISES,
         where="nolabel.methods.ibot:IBOT",
         family="distillation",
         paper="Zhou et al. 2021, arXiv 2111.07832",
@@ -237,6 +248,7 @@ METHODS: dict[str, MethodInfo] = by_name(
     ),
     MethodInfo(
         name="dinov2",
+        loss=_RISES,
         where="nolabel.methods.dinov2:DINOv2",
         family="distillation",
         paper="Oquab et al. 2023, arXiv 2304.07193",

@@ -65,7 +65,14 @@ def accuracy_rows(
         low, high = wilson(correct, total)
         value = correct / total
         rows.append(
-            {"setting": setting, "metric": f"top{top}", "value": value, "low": low, "high": high}
+            {
+                "setting": setting,
+                "metric": f"top{top}",
+                "value": value,
+                "low": low,
+                "high": high,
+                "chance": top / classes,
+            }  # fmt: skip
         )
     return rows
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nolabel.data.open import open_source
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError
-from nolabel.protocols.report import Report
+from nolabel.protocols.report import Report, represents
 from nolabel.protocols.run import find, make_options, open_sets, open_test, run
 
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec
+
+
+COMPARISON = "comparison.json"  # in the folder of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,7 @@ class Comparison:
                 "encoder": report.encoder,
                 "protocol": report.protocol,
                 **row,
-                "best": row["setting"] == report.best.get("setting"),
+                "best": represents(row, report.best),
             }
             for report in self.reports
             for row in report.rows
@@ -59,29 +64,72 @@ class Comparison:
         }
 
     def __str__(self) -> str:
+        return self.table()
+
+    def table(self, every: bool = False) -> str:
+        """The comparison as text.
+
+        Args:
+            every: all settings; otherwise the one that represents each encoder, with chance.
+        """
         title = f"train {self.train}, test {self.test}" if self.train else f"test {self.test}"
-        header = ("encoder", "protocol", "setting", "metric", "value", "95 % interval")
+        header = ("encoder", "protocol", "setting", "metric", "value", "95 % interval", "chance")
+        shown = [row for row in self.rows if every or row["best"]]
         table = [
             (
                 row["encoder"],
                 row["protocol"],
-                f"{row['setting']}{' *' if row['best'] else ''}",
+                f"{row['setting']}{' *' if every and row['best'] else ''}",
                 row["metric"],
                 f"{row['value']:.2%}",
                 "" if row.get("low") is None else f"{row['low']:.1%} - {row['high']:.1%}",
+                f"{row['chance']:.1%}" if "chance" in row else "",
             )
-            for row in self.rows
+            for row in shown
         ]
         widths = [max(len(line[i]) for line in [header, *table]) for i in range(len(header))]
+        kept = [i for i in range(len(header)) if any(line[i] for line in table)]
         lines = [title]
         for line in (header, *table):
-            cells = (
-                c.rjust(w) if i == 4 else c.ljust(w)
-                for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            )
+            cells = (line[i].rjust(widths[i]) if i in (4, 6) else line[i].ljust(widths[i])
+                     for i in kept)  # fmt: skip
             lines.append("  ".join(cells).rstrip())
-        legend = "* represents the encoder; intervals cover the sampling of the test images only"
-        return "\n".join([*lines, *(f"note: {n}" for n in (*self.notes, legend))])
+        notes = [*self.notes, "intervals cover the sampling of the test images only"]
+        if every:
+            notes.append("* represents the encoder")
+        elif len(self.rows) > len(shown):
+            notes.append("one setting of each protocol, fixed beforehand; --all shows the others")
+        return "\n".join([*lines, *(f"note: {n}" for n in notes)])
+
+
+def keep(
+    comparison: Comparison, encoders: Sequence[str | os.PathLike[str] | Encoder]
+) -> list[Path]:
+    """Writes a comparison into the folder of each run that it holds, for the run's report.
+
+    Args:
+        comparison: of the encoders.
+        encoders: as they were given to `compare`, in the same order.
+
+    Returns:
+        The files. A folder that cannot be written to is left out.
+    """
+    paths: list[Path] = []
+    protocols = len(comparison.reports) // len(encoders)
+    for i, spec in enumerate(encoders):
+        if isinstance(spec, Encoder) or not (Path(spec) / "config.yaml").is_file():
+            continue
+        path = Path(spec) / COMPARISON
+        temporary = path.with_suffix(".partial")
+        name = comparison.reports[i * protocols].encoder
+        text = json.dumps({"run": name, **comparison.to_json()}, indent=2) + "\n"
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except OSError:
+            continue
+        paths.append(path)
+    return paths
 
 
 def compare(

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def represents(row: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
+    """Whether a row of a report is the one that represents the encoder."""
+    return all(row.get(key) == best.get(key) for key in ("setting", "metric"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """The result of a protocol.
@@ -48,7 +53,7 @@ class Report:
         train = f"train {self.train}, " if self.train else ""
         lines = [f"{self.protocol}  {self.encoder}  ({train}test {self.test})"]
         for r in self.rows:
-            mark = " *" if r["setting"] == self.best.get("setting") else ""
+            mark = " *" if represents(r, self.best) else ""
             interval = f"  [{r['low']:.1%}, {r['high']:.1%}]" if r.get("low") is not None else ""
             chance = f"  chance {r['chance']:.2%}" if "chance" in r else ""
             lines.append(

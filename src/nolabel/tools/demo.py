@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from nolabel.config import Request
 from nolabel.data.open import open_source
 from nolabel.engine.log import say
 from nolabel.engine.train import pretrain
-from nolabel.protocols.compare import compare
+from nolabel.protocols.compare import compare, keep
 from nolabel.tools.report import build_report
 from nolabel.tools.show import draw_missing, show
 
@@ -49,12 +48,9 @@ def demo(
     say("2/3  k-NN on 2,000 unseen creatures: pixels, random initialisation, trained")
     names = ("pixels", f"random:{run.folder}", str(run.folder))
     table = compare(names, "creatures:train", "creatures:test")
-    (run.folder / "comparison.json").write_text(json.dumps(table.to_json(), indent=2), "utf-8")
-    knn = {}
-    for row in table.rows:
-        if row["metric"] == "top1" and row["setting"] == "k=20":
-            name = {names[0]: "pixels", names[1]: "random"}.get(row["encoder"], "trained")
-            knn[name] = float(row["value"])
+    keep(table, names)
+    kinds = ("pixels", "random", "trained")
+    knn = {k: float(r.best["value"]) for k, r in zip(kinds, table.reports, strict=True)}
     print(table)
 
     say("3/3  pictures and report")

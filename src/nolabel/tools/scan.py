@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from nolabel.config import Request
+from nolabel.data.progress import phase
 from nolabel.data.source import Source, Subset
 from nolabel.data.sources.items import Items
 from nolabel.device import pick_device
@@ -19,6 +20,7 @@ from nolabel.engine import calibrate, cost
 from nolabel.engine.build import build
 from nolabel.engine.checkpoint import KEEP_NEWEST
 from nolabel.engine.resolve import resolve
+from nolabel.errors import BadImage, command
 from nolabel.nn.parameters import count_parameters
 from nolabel.pictures._tiles import sheet
 from nolabel.tools.survey import Survey, survey
@@ -49,7 +51,8 @@ def scan(
     found = survey(source, limit=limit)
     result = to_dict(found)
     if found.good and predict:
-        result["recipe"] = suggest(source, method)
+        with phase("measuring a training step, to suggest a recipe"):
+            result["recipe"] = suggest(source, method)
     if out is not None:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,15 +137,19 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
         + cost.extrapolated_activations(network, measured.batch, images),
         "disk_bytes": (KEEP_NEWEST + 1) * saved + 4 * count_parameters(network.encoder),
         "disk_free_bytes": shutil.disk_usage(".").free,
-        "command": f"nolabel pretrain {chosen} --data {source.name}"
-        + (f" --channels {channels}" if channels != 3 else ""),
+        "command": command(
+            "nolabel",
+            "pretrain",
+            chosen,
+            "--data",
+            source.name,
+            *(("--channels", str(channels)) if channels != 3 else ()),
+        ),
     }
 
 
 def _readable(source: Source) -> Source:
     """The source without the images at its start that cannot be read."""
-    from nolabel.errors import BadImage
-
     for i in range(len(source)):
         try:
             source.read(i)

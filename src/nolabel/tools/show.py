@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nolabel.data.open import open_source
+from nolabel.data.progress import phase
 from nolabel.data.source import Source, Subset
 from nolabel.encoders import Encoder, load
 from nolabel.errors import (
@@ -230,7 +231,8 @@ def draw_missing(folder: str | Path, data: SourceSpec = "auto") -> list[str]:
             continue
         try:
             subject = folder if what == "reconstruct" else encoder
-            show(what, subject, data).save(folder / "pictures")
+            with phase(f"drawing {what}"):
+                show(what, subject, data).save(folder / "pictures")
         except NolabelError as error:
             failures.append(f"{what}: {error}")
     return failures

@@ -13,7 +13,7 @@ from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.optimiser import UpdateSize, teacher_distance
 from nolabel.errors import GuardStop
 from nolabel.nn.state import Ema
-from nolabel.tools.report.page import verdict
+from nolabel.tools.report.verdict import verdict
 
 
 def lines(n=100, every=5, loss=lambda t: 5 * 0.98**t + 1, **more):
@@ -79,8 +79,12 @@ def test_growing_losses_and_gradients_and_losses_that_are_no_number_are_divergin
 
 
 def test_waiting_for_data_and_a_loss_that_stays_are_said_at_the_end():
-    assert examine(lines(data_wait=lambda t: 0.4), 500).state == "starved"
-    assert examine(lines(data_wait=lambda t: 0.9 if t < 20 else 0.0), 500).state == "learning"
+    slow = lines(data_wait=lambda t: 0.4)
+    assert examine(slow, 500).state == "learning"  # learning first, speed as a note
+    assert str(examine(slow, 500)).startswith("Learning. Speed: 40% of the time")
+    assert "--workers than 3" in str(examine(slow, 500, workers=3))
+    assert "took turns with training (0 workers)" in str(examine(slow, 500, workers=0))
+    assert str(examine(lines(data_wait=lambda t: 0.9 if t < 20 else 0.0), 500)) == "Learning."
     flat = lines(loss=lambda t: 5 - 4 * min(t / 40, 1))
     assert examine(flat, 500).state == "stopped improving"
     rising = lines(loss=lambda t: 1 + t / 100)  # a teacher that becomes surer

@@ -38,8 +38,6 @@ ADVICE = {
     "prototypes": "Try a higher teacher temperature, centring by Sinkhorn-Knopp, or fewer "
     "prototypes.",
     "diverging": "Try --optim.lr a third as large, --optim.clip 1, or --precision fp32.",
-    "starved": "`nolabel bench data` measures each stage of loading; try more --workers, or "
-    "`nolabel pack`.",
     "stopped improving": "More steps will hardly help: try more or other data, a "
     "larger network, or stronger views.",
 }
@@ -47,15 +45,17 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict: learning, collapsed, diverging, starved, stopped improving, or early."""
+    """The verdict: learning, collapsed, diverging, stopped improving, or early."""
 
     state: str
     why: str = ""
     advice: str = ""
+    speed: str = ""  # a sentence on the time that was spent waiting for data
 
     def __str__(self) -> str:
         state = self.state.capitalize()
-        return f"{state}: {self.why}. {self.advice}".strip() if self.why else f"{state}."
+        text = f"{state}: {self.why}. {self.advice}".strip() if self.why else f"{state}."
+        return f"{text} {self.speed}".strip()
 
 
 class Doctor:
@@ -131,12 +131,13 @@ class Doctor:
         return ""
 
 
-def examine(lines: Iterable[Mapping[str, Any]], total: int) -> Verdict:
+def examine(lines: Iterable[Mapping[str, Any]], total: int, workers: int | None = None) -> Verdict:
     """The verdict on a run from all its lines so far; collapse and divergence first.
 
     Args:
         lines: of metrics.jsonl, in order.
         total: steps of the run.
+        workers: data loading processes of the run, for the advice; None: unknown.
     """
     doctor, metrics, alarm = Doctor(total), list(lines), None
     for line in metrics:
@@ -145,15 +146,27 @@ def examine(lines: Iterable[Mapping[str, Any]], total: int) -> Verdict:
         return alarm
     if not metrics or metrics[-1]["step"] < EARLY:
         return Verdict("early", f"{EARLY} steps are needed for a verdict" if metrics else "")
-    waits = [_number(line.get("data_wait")) for line in metrics[len(metrics) // 2 :]]
-    waits = [w for w in waits if math.isfinite(w)]
-    if waits and statistics.median(waits) > STARVED:
-        share = statistics.median(waits)
-        return Verdict("starved", f"{share:.0%} of the time was spent waiting for data",
-                       ADVICE["starved"])  # fmt: skip
+    speed = _speed(metrics, workers)
     if why := _flat(metrics):
-        return Verdict("stopped improving", why, ADVICE["stopped improving"])
-    return Verdict("learning")
+        return Verdict("stopped improving", why, ADVICE["stopped improving"], speed)
+    return Verdict("learning", speed=speed)
+
+
+def _speed(lines: list[Mapping[str, Any]], workers: int | None) -> str:
+    """How long the second half of the run waited for data, and what helps; empty if not long."""
+    waits = [_number(line.get("data_wait")) for line in lines[len(lines) // 2 :]]
+    waits = [w for w in waits if math.isfinite(w)]
+    if not waits or statistics.median(waits) <= STARVED:
+        return ""
+    text = f"Speed: {statistics.median(waits):.0%} of the time went into loading data"
+    measure = "`nolabel bench data` measures each stage"
+    if workers == 0:
+        return (
+            f"{text}, which took turns with training (0 workers). {measure}; --workers 2 helps "
+            "where cores are idle, `nolabel pack` where files are large."
+        )
+    more = "more --workers" if workers is None else f"more --workers than {workers}"
+    return f"{text}. {measure}; {more} or `nolabel pack` helps."
 
 
 def _flat(lines: list[Mapping[str, Any]]) -> str:

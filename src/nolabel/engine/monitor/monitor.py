@@ -7,7 +7,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from nolabel import distributed
+from nolabel import _usercode, distributed
+from nolabel.config import Run
+from nolabel.data.open import OBJECT_PREFIX
+from nolabel.data.source import Source
 from nolabel.data.stages import explain_slow_loading
 from nolabel.engine import parallel, run_folder
 from nolabel.engine.compiled import without_compile
@@ -20,7 +23,7 @@ from nolabel.engine.monitor.recorder import Recorder
 from nolabel.engine.monitor.snapshots import snapshot_steps
 from nolabel.engine.optimiser import decay_in_use, update_metrics
 from nolabel.engine.trainer import StepResult, Trainer
-from nolabel.errors import GuardStop
+from nolabel.errors import GuardStop, command
 from nolabel.nn.schedules import learning_rate
 from nolabel.types import Clock
 
@@ -158,5 +161,34 @@ class Monitor:
         done += f" ({t.total - t.start} of them since resuming)" if t.start else ""
         say(f"{done}, {images:,} images in {seconds:.0f} s.")
         say(f"Encoder: {run_folder.encoder_file(self.run)}")
-        say(f"Verdict: {examine(read_metrics(folder / 'metrics.jsonl'), t.total)}")
-        say(f"Next: nolabel report {folder}")
+        workers = self.run.settings.workers
+        say(f"Verdict: {examine(read_metrics(folder / 'metrics.jsonl'), t.total, workers)}")
+        say("Next:")
+        for line in next_commands(self.run, t.source):
+            say(f"  {line}")
+
+
+def next_commands(run: Run, source: Source) -> list[str]:
+    """What to do with a trained run: commands to copy, the report first.
+
+    Args:
+        run: in its folder.
+        source: its data; labels (the names of folders) are for measuring only.
+    """
+    folder, data = str(run.folder), run.settings.data
+    lines = [command("nolabel", "report", folder)]
+    if data.startswith(OBJECT_PREFIX):  # only Python has them
+        return lines
+    code = _usercode.parse(data)
+    if code is not None and code.digest:
+        original = _usercode.records(data)[code.copy]["original"]
+        data = f"{original}:{code.attribute}"
+    if source.labels is not None and len(source.classes) > 1:
+        names = (folder, "pixels", f"random:{folder}")
+        lines.append(command("nolabel", "compare", *names, "--train", data))
+    index = str(run.folder / "features.npy")
+    lines.append(command("nolabel", "embed", "--encoder", folder, "--data", data, "--out", index))
+    if len(lines) < 3:
+        where = ("--data", data, "--out", str(run.folder / "pictures"))
+        lines.append(command("nolabel", "show", "neighbours", "--encoder", folder, *where))
+    return lines

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import sys
 import time
 from typing import Any
 
+from nolabel.data.progress import talking
 from nolabel.engine.log import say
 from nolabel.errors import visible
 
-LINE_SECONDS = 10.0
+FIRST_SECONDS, LINE_SECONDS = 4.0, 10.0  # between lines: at the start, and later
 WINDOW = 50  # steps over which rates are taken
 STARVED = 0.1  # share of time spent waiting for data above which the run reports the cause
 
@@ -21,18 +23,23 @@ class Progress:
     Args:
         total: steps of the run.
         start: step from which the run starts or continues.
+        rises: why the loss may rise, said once at the start; "" if it may not.
         enabled: "auto": a bar on a terminal, lines of text elsewhere; "off": nothing.
     """
 
-    def __init__(self, total: int, start: int = 0, enabled: str = "auto"):
+    def __init__(self, total: int, start: int = 0, enabled: str = "auto", rises: str = ""):
+        self.rises = rises
+        self._talking = contextlib.ExitStack()
         self.total, self.start, self.enabled = total, start, enabled
         self.rate = 0.0  # images per second
         self.data_wait = 0.0  # share of time spent waiting for data
         self._recent: collections.deque[tuple[float, int, float]] = collections.deque(maxlen=WINDOW)
-        self._line_time = time.monotonic()
+        self._line_time = self._began = time.monotonic()
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
+        if self.enabled == "auto":
+            self._talking.enter_context(talking())
         self._recent.append((time.monotonic(), 0, 0.0))
         if self.enabled == "auto" and sys.stderr.isatty():
             from rich.console import Console
@@ -49,9 +56,12 @@ class Progress:
             )
             self._task = self._bar.add_task("", total=self.total, completed=self.start, text="")
             self._bar.start()
+        if self.rises and not self.start:
+            self.note(f"About the loss: {self.rises}.")
         return self
 
     def __exit__(self, *args: object) -> None:
+        self._talking.close()
         if self._bar:
             self._bar.stop()
 
@@ -71,15 +81,20 @@ class Progress:
         if span > 0:
             self.rate = sum(n for _, n, _ in later) / span
             self.data_wait = min(sum(w for *_, w in later) / span, 1.0)
-        text = f"loss {loss:.4f}  {self.rate:,.0f} images/s  data wait {self.data_wait:.0%}"
+        may = " (may rise)" if self.rises else ""
+        text = f"loss {loss:.4f}{may}  {self.rate:,.0f} images/s  data wait {self.data_wait:.0%}"
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)
         elif self.enabled == "auto" and (
-            now - self._line_time > LINE_SECONDS or step == self.total
+            now - self._line_time > self._pause(now) or step == self.total
         ):
             self._line_time = now
             left = (self.total - step) * span / max(len(later), 1)
             say(f"step {step}/{self.total}  {text}  {left:.0f} s left")
+
+    def _pause(self, now: float) -> float:
+        """Seconds between two lines: few at the start, more as the run gets longer."""
+        return min(max(FIRST_SECONDS, (now - self._began) / 20), LINE_SECONDS)
 
     def starving(self) -> bool:
         """Whether the run waits too long for data. False at the start, while workers start up."""

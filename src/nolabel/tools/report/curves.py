@@ -30,12 +30,13 @@ CURVES = (
 LEFT, RIGHT, TOP, BOTTOM = 38, 296, 6, 92  # of the frame, in a picture of 300 x 106
 
 
-def curves(metrics: Sequence[Mapping[str, Any]], warmup_steps: float = 0.0) -> str:
+def curves(metrics: Sequence[Mapping[str, Any]], warmup_steps: float = 0.0, loss: str = "") -> str:
     """Every curve that has two points or more, as HTML.
 
     Args:
         metrics: lines of metrics.jsonl.
         warmup_steps: steps in which the learning rate rises.
+        loss: why the loss may rise; empty if it may not.
     """
     resumed = sorted({int(m["resumed_at"]) for m in metrics if "resumed_at" in m})
     drawn = "".join(_curve(metrics, key, title, warmup_steps, resumed) for key, title in CURVES)
@@ -44,6 +45,8 @@ def curves(metrics: Sequence[Mapping[str, Any]], warmup_steps: float = 0.0) -> s
     notes = []
     if warmup_steps >= 1:
         notes.append(f"shaded: the warm-up, {warmup_steps:,.0f} steps")
+    if loss:
+        notes.append(f"the loss: {html.escape(loss)}")
     if resumed:
         notes.append("dashed: resumed at step " + ", ".join(f"{s:,}" for s in resumed))
     note = f'<p class="soft">{"; ".join(notes)}.</p>' if notes else ""

@@ -9,24 +9,30 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from nolabel import _usercode
 from nolabel.config import Run
-from nolabel.engine.monitor.doctor import examine
 from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.resolve import diff_from_recipe
 from nolabel.engine.saved_run import load_run
-from nolabel.errors import NolabelError, UntrustedCode, UsageError
+from nolabel.errors import NolabelError, UntrustedCode, UsageError, command
+from nolabel.methods import METHODS
+from nolabel.protocols.compare import COMPARISON
 from nolabel.tools.report.curves import curves, is_number
+from nolabel.tools.report.packing import packed
 from nolabel.tools.report.seen import strip, touch
+from nolabel.tools.report.verdict import chosen, three_numbers, verdict
 
+CHARTS = frozenset(  # pictures of lines and text, by their names
+    {"attention-distance", "bias", "tsne", "pca-layers", "invert-curves", "transfer-curves"}
+)
 BUDGET = 4_500_000  # bytes of pictures; beyond, they are compressed with loss
 HERE = Path(__file__).parent
 
@@ -53,38 +59,40 @@ def build_report(
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"{folder} holds no run (no config.yaml). Give the folder of a run.")
+    kept = _json(folder / COMPARISON)
     if rows is None:
-        rows = _json(folder / "comparison.json").get("rows", [])
+        rows = kept.get("rows", [])
+    name = str(kept.get("run") or folder)
     metrics = read_metrics(folder / "metrics.jsonl")
     config = (folder / "config.yaml").read_text("utf-8")
     run, unread = _run(folder)
     missing = dict.fromkeys((*notes, *unread))
     path = Path(out) if out else folder / "report.html"
-    skipped = folder / "skipped.jsonl"
-    bad = len(skipped.read_text("utf-8").splitlines()) if skipped.exists() else 0
-    text = verdict(rows, metrics, run.settings.steps if run else 0)
-    warm = run.optim.warmup_epochs * run.steps_per_epoch if run else 0.0
+    steps, workers = (run.settings.steps, run.settings.workers) if run else (0, None)
+    text = verdict(rows, metrics, steps, run=name, workers=workers)
     touched = touch(folder)
-    body = [
-        f"<h1>{_e(folder.name)}</h1>",
-        f'<p class="verdict {_mood(text)}">{_e(text)}</p>',
-        _about(run),
-        _table(rows),
-        strip(folder),
-        touched,
-        _pictures(folder / "pictures"),
-        "".join(f'<p class="soft">Not drawn: {_e(n)}</p>' for n in missing),
-        "<h2>Training curves</h2>",
-        curves(metrics, warm),
-        _speed(metrics),
-        f"<p>Files that could not be read: {bad}.</p>",
-        _settings(run),
-        "<h2>Repeat this run</h2><p><code>nolabel pretrain "
-        f"{_e(_method(config, folder.name))} --config "
-        f"{_e(str(folder.name))}/config.yaml --out NEW_FOLDER</code></p>",
-        f"<details><summary>All settings</summary><pre>{_e(config)}</pre></details>",
+    title = _title(run) or folder.name
+    sections = {
+        "Measured": _table(rows),
+        "Features during training": strip(folder),
+        "Similarity of patches": touched,
+        "Pictures": _pictures(folder / "pictures")
+        + "".join(f'<p class="soft">Not drawn: {_e(n)}</p>' for n in missing),
+        "Training curves": _training(run, metrics, folder / "skipped.jsonl"),
+        "Settings": _settings(run),
+        "Repeat this run": f"<p><code>{_e(again(config, folder))}</code></p>"
+        f"<details><summary>All settings</summary><pre>{_e(config)}</pre></details>"
         "<details><summary>Machine and versions</summary>"
         f"<pre>{_e(_text(folder / 'environment.json'))}</pre></details>",
+    }
+    shown = {heading: part for heading, part in sections.items() if part}
+    body = [
+        f"<h1>{_e(title)}</h1>",
+        _about(run, folder),
+        f'<p class="verdict {_mood(text)}">{_e(text)}</p>',
+        _numbers(three_numbers(rows, metrics, name)),
+        "<nav>" + " ".join(f'<a href="#{_slug(h)}">{_e(h)}</a>' for h in shown) + "</nav>",
+        *(f'<h2 id="{_slug(h)}">{_e(h)}</h2>{part}' for h, part in shown.items()),
     ]
     script = (HERE / "script.js").read_text("utf-8") if touched else ""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -94,7 +102,7 @@ def build_report(
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         f"{allowed}img-src data:; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width">'
-        f"<title>nolabel: {_e(folder.name)}</title>"
+        f"<title>nolabel: {_e(title)}</title>"
         f"<style>{(HERE / 'style.css').read_text('utf-8')}</style></head><body>"
         + "\n".join(part for part in body if part)
         + (f"<script>{script}</script>" if script else "")
@@ -103,56 +111,6 @@ def build_report(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def verdict(
-    rows: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], total: int = 0
-) -> str:
-    """The verdict in words: learned, inconclusive or not measured, and the doctor's verdict unless
-    it is "learning".
-
-    Args:
-        rows: a comparison.
-        metrics: lines of metrics.jsonl.
-        total: steps of the run; 0: those of the last line.
-    """
-    if not metrics:
-        return "Not measured: no metrics yet."
-    health = examine(metrics, total or int(metrics[-1]["step"]))
-    if health.state in ("collapsed", "diverging"):
-        return str(health)
-    text = _learned(rows, metrics[-1])
-    return text if health.state in ("learning", "early") else f"{text} {health}"
-
-
-def _learned(rows: Sequence[Mapping[str, Any]], last: Mapping[str, Any]) -> str:
-    spread, rank = last.get("feature_std"), last.get("effective_rank")
-    score = {str(r["encoder"]): r for r in rows if r.get("metric", "top1") == "top1"}
-    others = {k: r for k, r in score.items() if k == "pixels" or k.startswith("random:")}
-    trained = [r for k, r in score.items() if k not in others]
-    if others and trained:
-        best = max(trained, key=lambda r: r["value"])
-        rival = max(others, key=lambda k: others[k]["value"])
-        gap = (best["value"] - others[rival]["value"]) * 100
-        text = (
-            f"k-NN finds the right kind for {best['value']:.1%} of unseen images, against "
-            f"{others[rival]['value']:.1%} with {rival}: {gap:+.1f} points."
-        )
-        clear = best.get("low", best["value"]) > others[rival].get("high", others[rival]["value"])
-        return ("Learned. " if clear else "Inconclusive. ") + text
-    probed = last.get("probe_knn")
-    if is_number(probed):
-        return (
-            f"Not compared: k-NN on the probe's labelled data reached {probed:.1%}. "
-            "`nolabel compare` compares it with pixels and random initialisation."
-        )
-    if isinstance(spread, float) and isinstance(rank, float):
-        return (
-            f"Not measured against labels. The spread of the features is {spread:.2f} (1 = uniform "
-            f"directions, 0 = collapsed), their effective rank {rank:.0f}; give --probe or run "
-            "`nolabel compare`."
-        )
-    return "Not measured against labels; give --probe or run `nolabel compare`."
 
 
 def _run(folder: Path) -> tuple[Run | None, tuple[str, ...]]:
@@ -168,19 +126,66 @@ def _run(folder: Path) -> tuple[Run | None, tuple[str, ...]]:
 def _mood(text: str) -> str:
     """CSS class of a verdict: good, bad, or empty."""
     word = text.partition(".")[0]
-    return {"Learned": "good", "Learning": "good"}.get(
-        word, "bad" if word.startswith(("Collapsed", "Diverging")) else ""
+    bad = ("Collapsed", "Diverging", "Not yet")
+    return {"Learned": "good", "Learning": "good"}.get(word, "bad" if word.startswith(bad) else "")
+
+
+def _numbers(numbers: Sequence[tuple[str, str]]) -> str:
+    """A few large numbers, each with what it is."""
+    cells = "".join(
+        f"<div><b>{_e(value)}</b><span>{_e(what)}</span></div>" for value, what in numbers
+    )
+    return f'<div class="numbers">{cells}</div>' if cells else ""
+
+
+def _training(run: Run | None, metrics: Sequence[Mapping[str, Any]], skipped: Path) -> str:
+    """Curves, speed, and the number of files that could not be read."""
+    warm = run.optim.warmup_epochs * run.steps_per_epoch if run else 0.0
+    info = METHODS.get(run.method) if run else None
+    bad = len(_text(skipped).splitlines())
+    return (
+        curves(metrics, warm, info.loss if info else "")
+        + _speed(metrics)
+        + f"<p>Files that could not be read: {bad}.</p>"
     )
 
 
-def _about(run: Run | None) -> str:
-    """What was trained, on which data, for how long."""
+def again(config: str, folder: Path) -> str:
+    """The command that repeats a run from its folder, as the folder was named."""
+    where = str(folder / "config.yaml")
+    return command(
+        "nolabel", "pretrain", _method(config, folder), "--config", where, "--out", "NEW_FOLDER"
+    )
+
+
+def _title(run: Run | None) -> str:
+    """Method and data; empty without a run."""
     if run is None:
         return ""
+    return f"{_without_hash(run.method)} on {_short(str(run.settings.data))}"
+
+
+def _short(name: str) -> str:
+    """The last part of a path."""
+    return PurePath(_without_hash(name)).name or name
+
+
+def _without_hash(name: str) -> str:
+    return _usercode.without_hash(name)
+
+
+def _slug(heading: str) -> str:
+    return heading.lower().replace(" ", "-")
+
+
+def _about(run: Run | None, folder: Path) -> str:
+    """What was trained, on which data, for how long."""
+    if run is None:
+        return f'<p class="soft">{_e(str(folder))}</p>'
     s = run.settings
     return (
-        f'<p class="soft">{_e(run.method)} with {_e(s.backbone)} of {s.image_size} px on '
-        f"{run.images:,} images of {_e(str(s.data))}: {s.steps:,} steps of "
+        f'<p class="soft">{_e(str(folder))}: {_e(run.method)} with {_e(s.backbone)} of '
+        f"{s.image_size} px on {run.images:,} images of {_e(str(s.data))}: {s.steps:,} steps of "
         f"{s.batch_size:,} "
         f"images, seed {s.seed}. The features may be worse for other images.</p>"
     )
@@ -207,13 +212,13 @@ def _settings(run: Run | None) -> str:
     differences = diff_from_recipe(run)
     name = run.settings.recipe if run.settings.recipe == "paper" else "auto"
     if not differences:
-        return f"<h2>Settings</h2><p>All options have the values of the recipe {name!r}.</p>"
+        return f"<p>All options have the values of the recipe {name!r}.</p>"
     cells = "".join(
         f"<tr><td>{_e(key)}</td><td>{_e(str(value))}</td><td>{_e(str(other))}</td></tr>"
         for key, value, other in differences
     )
     return (
-        f"<h2>Settings</h2><p>They differ from the recipe {name!r} in:</p><table><tr>"
+        f"<p>They differ from the recipe {name!r} in:</p><table><tr>"
         f"<th>setting</th><th>here</th><th>recipe</th></tr>{cells}</table>"
     )
 
@@ -235,28 +240,42 @@ def _json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _method(config: str, folder: str) -> str:
+def _method(config: str, folder: Path) -> str:
     """The method's name on a command line."""
     for line in config.splitlines():
         if line.startswith("method:"):
             name = line.partition(":")[2].strip()
             code = _usercode.parse(name)
-            return f"{folder}/{code.copy}:{code.attribute}" if code and code.digest else name
+            return f"{folder / code.copy}:{code.attribute}" if code and code.digest else name
     return "METHOD"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The row that represents each encoder, and the others folded away."""
     if not rows:
         return ""
+    best = chosen(rows)
+    more = "" if len(best) == len(rows) else (
+        f"<details><summary>Every setting</summary>{_rows(rows)}</details>"
+    )  # fmt: skip
+    return _rows(best) + more
+
+
+def _rows(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = "".join(
-        f"<tr><td>{_e(str(r['encoder']))}</td><td>{_e(str(r.get('setting', '')))}</td>"
-        f"<td>{_e(str(r.get('metric', '')))}</td>"
-        f'<td class="n">{r["value"]:.1%}</td>'
-        f'<td class="n">{_span(r)}</td></tr>'
+        f"<tr><td>{_e(str(r['encoder']))}</td><td>{_e(str(r.get('protocol', '')))}</td>"
+        f"<td>{_e(str(r.get('setting', '')))}</td><td>{_e(str(r.get('metric', '')))}</td>"
+        f'<td class="n">{r["value"]:.1%}</td><td class="n">{_span(r)}</td>'
+        f'<td class="n">{_chance(r)}</td></tr>'
         for r in rows
     )
-    head = "<tr><th>encoder</th><th>setting</th><th>metric</th><th>value</th><th>95 %</th></tr>"
-    return f"<h2>Measured</h2><table>{head}{cells}</table>"
+    heads = ("encoder", "protocol", "setting", "metric", "value", "95 %", "chance")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return f"<table><tr>{head}</tr>{cells}</table>"
+
+
+def _chance(row: Mapping[str, Any]) -> str:
+    return f"{row['chance']:.1%}" if is_number(row.get("chance")) else ""
 
 
 def _span(row: Mapping[str, Any]) -> str:
@@ -268,26 +287,22 @@ def _span(row: Mapping[str, Any]) -> str:
 def _pictures(folder: Path) -> str:
     captions = _json(folder / "numbers.json")
     paths = sorted(folder.glob("*.png"))
-    packed = [_packed(path, 100) for path in paths]
-    if sum(len(data) for data in packed) > BUDGET:
-        packed = [_packed(path, 60) for path in paths]
+    images = [_read(path) for path in paths]
+    kinds = [path.stem in CHARTS for path in paths]
+    uris = [packed(i, chart=c) for i, c in zip(images, kinds, strict=True)]
+    if sum(len(uri) for uri in uris) > BUDGET:
+        uris = [packed(i, 60, chart=c) for i, c in zip(images, kinds, strict=True)]
     out = []
-    for path, data in zip(paths, packed, strict=True):
+    for path, uri in zip(paths, uris, strict=True):
         caption = str((captions.get(path.stem) or {}).get("caption", path.stem))
         out.append(
-            f'<figure><img alt="{_e(path.stem)}: {_e(caption)}" '
-            f'src="data:image/webp;base64,{data}">'
+            f'<figure><img alt="{_e(path.stem)}: {_e(caption)}" src="{uri}">'
             f"<figcaption>{_e(caption)}</figcaption></figure>"
         )
-    return "<h2>Pictures</h2>" + "".join(out) if out else ""
+    return "".join(out)
 
 
-def _packed(path: Path, quality: int) -> str:
-    """A picture as WebP in base64: lossless at quality 100, else at most 1200 px wide."""
+def _read(path: Path) -> np.ndarray:
+    """A picture, uint8 [H, W, 3]."""
     with Image.open(path) as picture:
-        image = picture.convert("RGB")
-    if quality < 100 and image.width > 1200:
-        image = image.resize((1200, max(image.height * 1200 // image.width, 1)))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=quality == 100, quality=quality, method=4)
-    return base64.b64encode(buffer.getvalue()).decode()
+        return np.asarray(picture.convert("RGB"))

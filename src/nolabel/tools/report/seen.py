@@ -11,6 +11,7 @@ import numpy as np
 from nolabel.engine.monitor.snapshots import read_snapshots
 from nolabel.pictures._tiles import data_uri, heat, sheet
 from nolabel.pictures.pca import align_components, principal, to_colours
+from nolabel.tools.report.packing import packed
 
 TILE = 80
 
@@ -42,12 +43,12 @@ def strip(folder: Path) -> str:
             for i, image in enumerate(pixels)
         ]
         out += _figure(sheet(rows, titles, TILE), "Attention of the class token, mean of heads.")
-    return "<h2>Features during training</h2>" + out
+    return out
 
 
 def _figure(image: np.ndarray, caption: str) -> str:
     return (
-        f'<figure><img alt="{caption}" src="{data_uri(image)}"><figcaption>{caption}</figcaption>'
+        f'<figure><img alt="{caption}" src="{packed(image)}"><figcaption>{caption}</figcaption>'
         "</figure>"
     )
 
@@ -74,9 +75,8 @@ def touch(folder: Path) -> str:
     }
     error = cosine_error(flat, small)
     return (
-        "<h2>Similarity of patches</h2><p>Point at a patch: the redder another patch, the more "
-        f"similar its features after step {step:,}. A click fixes the patch; arrow keys move "
-        "it.</p>"
+        "<p>Point at a patch: the redder another patch, the more similar its features after step "
+        f"{step:,}. A click fixes the patch; arrow keys move it.</p>"
         '<div class="touch" id="touch"></div>'
         f'<p class="soft">{h} x {w} patches, {k} numbers of 8 bits each; cosines are off by '
         f"{error:.3f} at most.</p>"
