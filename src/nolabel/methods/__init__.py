@@ -38,7 +38,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         family="generative",
         paper="Hinton & Salakhutdinov 2006, Science 313",
         description=(
-            "rebuild the image from a code of few numbers; --skip shows why it must be few"
+            "reconstruct the image from a code of few numbers; --skip shows why it must be few"
         ),
         when="to learn from, or for a small code of simple pictures; others give better features",
         needs="any backbone",
@@ -49,7 +49,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         family="generative",
         paper="He et al. 2021, arXiv 2111.06377",
         description=(
-            "masked autoencoder: rebuild the three quarters of the patches that are removed"
+            "masked autoencoder: predict the pixels of the 75 % of patches that are removed"
         ),
         when="for fine-tuning later; the cheapest step of all, and no augmentation to choose",
         needs="a ViT",
@@ -70,7 +70,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         where="nolabel.methods.vqvae:VQVAE",
         family="generative",
         paper="van den Oord et al. 2017, arXiv 1711.00937",
-        description="rebuild the image from one code of a learned codebook for each patch",
+        description="reconstruct the image from one code of a learned codebook for each patch",
         when="as the tokenizer of beit, and to compress; its features alone are weak",
         needs="any backbone that gives a map of features",
     ),
@@ -90,7 +90,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         where="nolabel.methods.beit:BEiT",
         family="generative",
         paper="Bao et al. 2021, arXiv 2106.08254",
-        description="predict the visual tokens of hidden patches, which a trained tokenizer gives",
+        description="predict the visual tokens of masked patches, which a trained tokenizer gives",
         when="for fine-tuning later; needs a tokenizer first (a run of vqvae or dvae)",
         needs="a ViT and --teacher RUN",
     ),
@@ -99,7 +99,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         where="nolabel.methods.eva:EVA",
         family="generative",
         paper="Fang et al. 2022, arXiv 2211.07636",
-        description="predict a frozen encoder's features of hidden patches",
+        description="predict a frozen encoder's features of masked patches",
         when="when a strong encoder exists and a ViT of another size is to learn from it",
         needs="a ViT and --teacher ENC",
     ),
@@ -148,7 +148,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         family="contrastive",
         paper="Radford et al. 2021, arXiv 2103.00020",
         description="classify which caption of the batch belongs to each image, and vice versa",
-        when="for images with captions: zero-shot classification and search by words",
+        when="for images with captions: zero-shot classification and search by text",
         needs="captions (column text, members .txt, creatures, emoji)",
     ),
     MethodInfo(

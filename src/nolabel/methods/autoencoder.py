@@ -1,4 +1,4 @@
-"""Autoencoder: rebuild the image from a few numbers.
+"""Autoencoder: reconstruct the image from a few numbers.
 
 Hinton & Salakhutdinov, "Reducing the Dimensionality of Data with Neural Networks", 2006,
 Science 313; skip connections: Ronneberger et al., "U-Net", 2015, arXiv 1505.04597.

@@ -1,7 +1,7 @@
-"""What a method is: its options, its views, its step and two hooks.
+"""The interface of a method: its options, its views, its step and two hooks.
 
-What else a method can do is a class that it inherits, and the engine and the pictures ask by
-`isinstance`: `Contrastive` and `HasPrototypes` below; captions, tokens and pixels are in
+Further capabilities are base classes, which the engine and the pictures check with `isinstance`:
+`Contrastive` and `HasPrototypes` below; those for captions, tokens and pixels are in
 `methods/capabilities.py`. No behaviour depends on the name of any other member of a method.
 """
 
@@ -49,7 +49,7 @@ class Recipe:
 class Method(nn.Module):
     """A self-supervised method.
 
-    It trains in a bare loop:
+    This loop trains it:
 
         for step, batch in enumerate(batches):
             clock = Clock(step, total, steps_per_epoch)
@@ -60,9 +60,9 @@ class Method(nn.Module):
             method.after_update(clock)
 
     Subclasses define a frozen keyword-only dataclass `Options`, the class attribute `needs`, and
-    `views`, `step`, `encoder`, and where they want them `recipe`, `init`, the two hooks and
-    `backbone_kwargs`. `__init__(self, backbone, options)` calls `super().__init__(backbone,
-    options)`, which checks `needs`.
+    `views`, `step`, `encoder`, and optionally `paper_recipe` or `automatic_recipe`, `init`, the two
+    hooks and `backbone_kwargs`. `__init__(self, backbone, options)` calls
+    `super().__init__(backbone, options)`, which checks `needs`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -135,9 +135,10 @@ class Method(nn.Module):
 class Contrastive(Method):
     """A method whose loss compares the images of a batch with each other.
 
-    Its step has two parts: `features` of each image by itself, and `compare`, the loss over the
-    features of all images. Under gradient accumulation, features are computed in micro-batches and
-    compared at once, so that the update equals that of the large batch (`engine.gradients`).
+    Its step has two parts: `features`, which embeds each image independently, and `compare`, the
+    loss over the features of all images. Under gradient accumulation, features are computed in
+    micro-batches and compared all together, so that the update equals that of the large batch
+    (`engine.gradients`).
     """
 
     @final

@@ -1,11 +1,11 @@
-"""What some methods can do beside training an encoder: captions, tokens and pixels.
+"""Capabilities of some methods: captions, tokens and pixels.
 
-A capability is a class that a method inherits; the engine and the pictures ask by `isinstance`:
+A capability is a class that a method inherits; the engine and the pictures check `isinstance`:
 
     LearnsFromText  learns from captions, and has a space that images and texts share
-    Tokenizes       turns an image into one id a patch: the tokenizer of BEiT
-    Reconstructs    rebuilds the images that it has seen
-    Inpaints        predicts the pixels of patches that it has not seen
+    Tokenizes       turns an image into one id per patch: the tokenizer of BEiT
+    Reconstructs    reconstructs images from their codes
+    Inpaints        predicts the pixels of masked patches
 
 `Contrastive` and `HasPrototypes` are in `methods/base.py`.
 """
@@ -46,7 +46,7 @@ class LearnsFromText:
 
 
 class Tokenizes:
-    """A method that turns an image into one id a patch, and can be another method's tokenizer.
+    """A method that turns an image into one id per patch, and can be another method's tokenizer.
 
     Attributes:
         vocabulary: number of different ids.

@@ -28,9 +28,8 @@ Differs from the original:
   - the weights are not averaged over the updates (there 0.999), and the learning rate falls over
     the whole run (there over two fifths of it);
   - the automatic recipe is ours, for small data. Short runs with the paper's settings use few
-  tokens:
-    the noise dominates the logits, then the first useful tokens win. Initial logits with a large
-    spread and a high temperature reduce the effect of the noise (64 % of the error there);
+    tokens, because the noise dominates the logits until the first useful tokens win. Initial logits
+    with a large spread and a high temperature reduce the effect of the noise (to 64 % of the error);
   - a ViT's class token gets gradient only through attention from the patches.
 """
 

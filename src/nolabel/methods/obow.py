@@ -85,7 +85,7 @@ def one_location(maps: Tensor) -> Tensor:
 
 
 class OBoW(Method):
-    """Online bags of visual words: predict which words of the moment an image contains."""
+    """Online bags of visual words: predict which current visual words an image contains."""
 
     needs = frozenset({"any_size", "patches"})
     own_norms = ("generators",)  # their input, the words, is equal on all ranks

@@ -13,8 +13,8 @@ accounts for that. The text tower has no causal mask, and its feature is that of
 Differs from the original:
   - an image's embedding is the backbone's own and a linear projection (the original pools a ViT's
     tokens by attention), and the text's feature is projected too;
-  - byte pairs learnt from the captions of the training data stand for the published SentencePiece
-    vocabulary; case is lowered and punctuation kept;
+  - byte pairs learnt from the captions of the training data replace the published SentencePiece
+    vocabulary; text is converted to lower case and punctuation is kept;
   - images are normalised by this library's mean and deviation, and cropped a little;
   - texts are all-gathered with gradient; the original passes them from rank to rank, which needs
     less memory and gives the same sum;

@@ -16,7 +16,7 @@ Differs from the original:
   - any backbone that can mask, so the ViT is timm's, with absolute positions that start as sines,
     where the paper's has relative ones, shared by its layers, and LayerScale;
   - matrices start Xavier-uniform: at the paper's widths that is close to its deviation of 0.02,
-    with which the branches of a network of width 64 do next to nothing for hundreds of steps;
+    with which the branches of a network of width 64 add almost nothing for hundreds of steps;
   - units may have any side that divides the image and that embedded patches divide;
   - the rate falls by a cosine, as in the official recipe for 100 epochs; the one for 800 epochs
     has a step;

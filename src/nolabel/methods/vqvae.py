@@ -3,7 +3,7 @@
 van den Oord et al., "Neural Discrete Representation Learning", 2017, arXiv 1711.00937.
 
 The encoder gives each patch a vector z, which is replaced by the nearest of K learned codes e;
-the decoder rebuilds the image from the codes alone. The gradient passes the replacement unchanged
+the decoder predicts the image from the codes alone. The gradient passes the replacement unchanged
 (straight through), and with sg for "no gradient" and means over all numbers
 
     q    = z + sg(e_k - z),   k = argmin_j |z - e_j|                                     (eq. 1, 2)
@@ -164,7 +164,7 @@ class VQVAE(Method, Tokenizes, Reconstructs):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] rebuilt from their tokens."""
+        """Images [N, C, H, W] reconstructed from their tokens."""
         return self.decode(self.codebook.codes[self.tokens(x)])
 
     @classmethod

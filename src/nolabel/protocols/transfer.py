@@ -29,7 +29,7 @@ JUDGES = ("knn", "linear", "fewshot")
 class Options:
     """Options of the transfer protocol."""
 
-    judges: tuple[str, ...] = ("knn", "linear")  # of knn, linear, fewshot
+    judges: tuple[str, ...] = ("knn", "linear")  # protocols to use: knn, linear, fewshot
     batch_size: int = 256  # images in a forward pass
 
     def __post_init__(self) -> None:

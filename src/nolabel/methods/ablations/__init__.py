@@ -1,4 +1,4 @@
-"""Methods with the switches of their paper's tables of ablations: what the pages leave out.
+"""Methods with the options of their papers' ablations, which the methods' pages do not have.
 
-A file here subclasses the page whose table it is; `nolabel ablate NAME` trains it.
+Each file subclasses the method of the same name; `nolabel ablate NAME` trains the subclass.
 """
