@@ -29,7 +29,7 @@ Differs from the original:
     the whole run (there over two fifths of it);
   - the automatic recipe is ours, for small data. Short runs with the paper's settings use few
     tokens, because the noise dominates the logits until the first useful tokens win. Initial logits
-    with a large spread and a high temperature reduce the effect of the noise (to 64 % of the error);
+    with a large spread and a high temperature reduce the effect of the noise (64 % of the error);
   - a ViT's class token gets gradient only through attention from the patches.
 """
 
