@@ -76,9 +76,7 @@ class Step:
     """The result of a method's step."""
 
     loss: Tensor  # scalar
-    logs: Mapping[str, Tensor | float] = field(
-        default_factory=dict
-    )  # scalars, moved to the CPU when logged
+    logs: Mapping[str, Tensor | float] = field(default_factory=dict)  # scalars for metrics.jsonl
     features: Tensor | None = None  # [B, D] embedding of the evaluated branch, for the signals
 
 

@@ -2,11 +2,11 @@
 
 For a `Contrastive` method, gradient accumulation uses the gradient cache of Gao et al. ("Scaling
 Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021, arXiv 2101.06983), so that
-the negatives come from all micro-batches while one at a time has activations in memory. First, the
-features of all micro-batches are computed without gradient. Then the loss on all features gives the
-gradient of each feature. Then the features of each micro-batch are computed again, with gradient
-and from the same random state, and backpropagated. The update equals that of one large batch,
-including batch norm in heads; batch norm in the backbone sees one micro-batch.
+negatives come from all micro-batches, while only one has activations in memory. First, the features
+of all micro-batches are computed without gradient. Then the loss gives the gradient of each
+feature. Then the features of each micro-batch are recomputed with gradient, from the same random
+state, and backpropagated. The update equals that of a large batch, also with batch norm in heads;
+batch norm in the backbone sees one micro-batch.
 """
 
 from __future__ import annotations

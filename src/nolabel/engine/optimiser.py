@@ -28,9 +28,8 @@ class Lars(Optimizer):
     group without decay (1-D, biases) are neither decayed nor scaled.
 
     As LARC (`larc=True`, for SwAV and DeepCluster v2) the ratio is eta * |w| / (|g| + decay * |w|)
-    and every tensor is scaled, but for one whose norm or gradient is 0: it is neither decayed nor
-    scaled in that step (without gradient the ratio would be eta / decay, 1000 in the paper). The
-    1e-8 that the official code adds to the denominator is left out.
+    and every tensor is scaled, but a tensor whose norm or gradient is 0 is neither decayed nor
+    scaled. The 1e-8 that the official code adds to the denominator is left out.
     """
 
     def __init__(

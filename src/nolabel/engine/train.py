@@ -1,7 +1,6 @@
 """Trains a new run, or resumes a stopped one.
 
-The trainer takes the steps, the monitor logs and checks them. The position of a run is one integer,
-the step.
+The trainer takes the steps, the monitor logs and checks them. The step is a run's only position.
 """
 
 from __future__ import annotations

@@ -172,8 +172,7 @@ class Trainer:
     def reject(self, clock: Clock) -> None:
         """Skips a non-finite step: discards its gradients and batch norm statistics.
 
-        The first of several in a row is saved, so that `nolabel replay` can repeat it. If that
-        cannot be written, the run goes on.
+        The first of several in a row is saved, if possible, so that `nolabel replay` can repeat it.
         """
         self.optimiser.zero_grad(set_to_none=True)
         self.before.restore_statistics()

@@ -135,10 +135,9 @@ class Method(nn.Module):
 class Contrastive(Method):
     """A method whose loss compares the images of a batch with each other.
 
-    Its step has two parts: `features`, which embeds each image independently, and `compare`, the
-    loss over the features of all images. Under gradient accumulation, features are computed in
-    micro-batches and compared all together, so that the update equals that of the large batch
-    (`engine.gradients`).
+    Its step has two parts: `features` embeds each image independently, `compare` is the loss over
+    the features of all images. Under gradient accumulation, features are computed in micro-batches
+    and compared together, so that the update equals that of the large batch (`engine.gradients`).
     """
 
     @final

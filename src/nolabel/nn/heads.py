@@ -19,9 +19,8 @@ class WeightNormLinear(nn.Module):
     """Linear layer without bias with weight normalisation: [..., D] -> [..., K], rows g * v / |v|.
 
     The parameters `weight_g` [K, 1], initially 1, and `weight_v` [K, D] are named as in the
-    official checkpoints. The rows start as those of `nn.Linear`, |v| about 1 / sqrt(3), since the
-    official code makes the layer after it has initialised the rest of the head. Shorter rows would
-    turn faster: the gradient of a direction grows as 1 / |v|.
+    official checkpoints. Rows are initialised as in `nn.Linear`, |v| about 1 / sqrt(3), as in the
+    official code; shorter rows would rotate faster, as a direction's gradient grows as 1 / |v|.
 
     Args:
         dim: D.
