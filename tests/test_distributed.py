@@ -106,7 +106,7 @@ def agreement(rank: int) -> None:
     assert parallel.broadcast_object({"who": rank}) == {"who": 0}
     assert parallel.all_gather_objects((rank, "x")) == (0, "x", 1, "x")
     done = []
-    assert parallel.rank0_first(lambda: done.append(rank) or "told") == "told"
+    assert parallel.rank0_first(lambda: done.append(rank) or "value") == "value"
     assert done == [0] * (rank == 0)
 
     def refuse() -> None:
@@ -127,23 +127,23 @@ def agreement(rank: int) -> None:
 
 def hang(rank: int) -> None:
     """The second process does not reach a step; the first one reports it."""
-    said: list[str] = []
-    with Heartbeat(said.append, silence=0.4) as heart:
-        wait_for_the_other(rank, heart, said)
+    reports: list[str] = []
+    with Heartbeat(reports.append, silence=0.4) as heart:
+        wait_for_the_other(rank, heart, reports)
 
 
-def wait_for_the_other(rank: int, heart: Heartbeat, said: list[str]) -> None:
+def wait_for_the_other(rank: int, heart: Heartbeat, reports: list[str]) -> None:
     heart.beat(7)
     distributed.barrier()
     if rank == 0:
         heart.beat(8)
         end = time.monotonic() + 20
-        while not said and time.monotonic() < end:
+        while not reports and time.monotonic() < end:
             time.sleep(0.05)
         time.sleep(1)
-        assert len(said) == 1, said  # once a step
-        assert "Waiting at step 8 for process 1 on " in said[0]
-        assert "(at step 7 for " in said[0]
+        assert len(reports) == 1, reports  # once a step
+        assert "Waiting at step 8 for process 1 on " in reports[0]
+        assert "(at step 7 for " in reports[0]
     distributed.barrier()
 
 

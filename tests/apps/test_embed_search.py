@@ -199,8 +199,8 @@ def test_the_verbs_embed_search_and_draw_with_an_image_and_with_words(tmp_path, 
     assert "2,000 x 64 float32" in capsys.readouterr().out
     Image.fromarray(Creatures("test").read(11).image).save(tmp_path / "query.png")
     query = ["--index", out, *given, "--query", str(tmp_path / "query.png"), "--k", "3"]
-    told = ["--out", str(tmp_path / "drawn"), "--json", str(tmp_path / "found.json")]
-    assert main(["search", *query, *told]) == 0
+    output = ["--out", str(tmp_path / "drawn"), "--json", str(tmp_path / "found.json")]
+    assert main(["search", *query, *output]) == 0
     assert (tmp_path / "drawn" / "search.png").is_file()
     found = json.loads((tmp_path / "found.json").read_text())["found"]
     assert found[0]["row"] == 11 and found[0]["name"] == "creatures:test/00011"

@@ -118,9 +118,9 @@ def test_a_pipe_that_closes_early_gives_no_traceback():
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert child.stdout is not None and child.stderr is not None
     child.stdout.close()  # before the first word, as `| head -0` would
-    said = child.stderr.read().decode()
+    printed = child.stderr.read().decode()
     child.wait(60)
-    assert said == "", said
+    assert printed == "", printed
 
 
 def test_every_verb_is_a_function_with_a_page_of_help():
@@ -160,7 +160,7 @@ def test_every_verb_has_help(verb, capsys):
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["pretrian"], "Did you mean 'pretrain'"),
         (["pretrain"], "needs a METHOD"),
@@ -195,8 +195,8 @@ def test_every_verb_has_help(verb, capsys):
         (["list", "method"], "'methods'"),
     ],
 )  # fmt: skip
-def test_wrong_use_gets_one_clear_message_and_code_2(args, said, capsys):
-    assert said in fails(capsys, 2, *args)
+def test_wrong_use_gets_one_clear_message_and_code_2(args, message, capsys):
+    assert message in fails(capsys, 2, *args)
 
 
 def test_a_folder_without_images_is_refused(tmp_path, capsys):
@@ -264,8 +264,8 @@ def test_pretrain_evaluate_compare_show_report_and_resume_work_in_a_row(photos, 
             words = ["--words", "dog"] if picture.name in ("ask", "paint", "bias") else []
             capsys.readouterr()
             assert cli.main([*args, *words]) == 2
-            said = capsys.readouterr().err
-            assert ("no text tower" if picture.of_text else "no prototypes") in said
+            printed = capsys.readouterr().err
+            assert ("no text tower" if picture.of_text else "no prototypes") in printed
             continue
         assert cli.main(args) == 0
         drawn = [Image.open(p) for p in place.glob("*.png")]
@@ -282,8 +282,15 @@ def test_dry_run_prints_the_resolved_run_and_trains_nothing(photos, tmp_path, ca
     assert cli.main(args) == 0
     text = capsys.readouterr().out
     assert not out.exists()
-    for said in ("48 images", "vit_pico", "2 steps", "global: 2 x 32", "MB", "teacher_momentum"):
-        assert said in text
+    for expected in (
+        "48 images",
+        "vit_pico",
+        "2 steps",
+        "global: 2 x 32",
+        "MB",
+        "teacher_momentum",
+    ):
+        assert expected in text
 
 
 def test_a_users_own_method_trains_with_its_own_options(photos, tmp_path, capsys):

@@ -78,7 +78,7 @@ def test_two_methods_suffice_and_the_rest_has_defaults():
 
 
 def test_optional_members_of_a_source_are_used():
-    class Told(Plain):
+    class Complete(Plain):
         labels, classes = np.arange(12) % 2, ("even", "odd")
 
         def read_text(self, i):
@@ -86,7 +86,7 @@ def test_optional_members_of_a_source_are_used():
                 raise OSError("gone")
             return None if i == 7 else f"number {i}"
 
-    source = Told()
+    source = Complete()
     rest, part = split(source, 0.5)
     assert len(rest) == len(part) == 6 and set(part.labels) == {0, 1}
     assert texts_of(source, [4, 5, 7]) == ("number 4", None, None)

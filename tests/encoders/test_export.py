@@ -54,25 +54,25 @@ def encoder(name):
 @pytest.mark.parametrize("name", list(NETWORKS))
 def test_transformers_computes_the_same(name, tmp_path):
     pytest.importorskip("transformers")
-    told = export(encoder(name), "hf", tmp_path / "out")
-    assert told["largest_difference"] < TOLERANCE / 4
+    result = export(encoder(name), "hf", tmp_path / "out")
+    assert result["largest_difference"] < TOLERANCE / 4
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} == set(
-        told["files"]
+        result["files"]
     )
 
 
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n != "gated"])
 def test_timm_computes_the_same(name, tmp_path):
-    told = export(encoder(name), "timm", tmp_path / "out")
-    assert told["largest_difference"] < TOLERANCE / 4
+    result = export(encoder(name), "timm", tmp_path / "out")
+    assert result["largest_difference"] < TOLERANCE / 4
 
 
 @pytest.mark.parametrize("name", ["vit", "registers", "beit", "swin", "resnet18"])
 def test_onnx_computes_the_same_for_any_number_of_images(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     e = encoder(name)
-    told = export(e, "onnx", tmp_path / "out")
-    assert told["largest_difference"] < TOLERANCE / 4
+    result = export(e, "onnx", tmp_path / "out")
+    assert result["largest_difference"] < TOLERANCE / 4
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     pixels = np.random.default_rng(0).random((7, 3, e.size, e.size), dtype=np.float32)
     found = session.run(["embedding"], {"images": pixels})[0]
@@ -96,10 +96,10 @@ def test_a_run_is_exported_by_the_verb_with_a_card(tmp_path, capsys):
         batch_size=32, quiet=True, precision="fp32", out=tmp_path / "run",
     )  # fmt: skip
     given = ["export", "--encoder", str(run.folder), "--to", "timm", "--out", str(tmp_path / "o")]
-    assert main([*given, "--json", str(tmp_path / "told.json")]) == 0
-    said = capsys.readouterr().out
-    assert "largest difference" in said and "local-dir" in said
-    assert json.loads((tmp_path / "told.json").read_text())["largest_difference"] < TOLERANCE
+    assert main([*given, "--json", str(tmp_path / "result.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "largest difference" in printed and "local-dir" in printed
+    assert json.loads((tmp_path / "result.json").read_text())["largest_difference"] < TOLERANCE
     card = (tmp_path / "o" / "README.md").read_text()
     assert "simclr" in card and "32 px" in card and "timm.create_model" in card
     assert main(given) == 2 and "--overwrite" in capsys.readouterr().err

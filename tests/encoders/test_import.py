@@ -435,12 +435,12 @@ def test_clip_with_the_exact_gelu_equals_open_clips_network(tmp_path):
 def test_the_verb_writes_an_encoder_that_everything_takes(tmp_path, capsys):
     value, peer = plain("mae")
     torch.save(value, tmp_path / "mae.pth")
-    out, told = tmp_path / "mae", tmp_path / "told.json"
+    out, result = tmp_path / "mae", tmp_path / "result.json"
     given = ["import", str(tmp_path / "mae.pth"), "--as", "mae", "--heads", "3", "--out", str(out)]
-    assert main([*given, "--json", str(told)]) == 0
-    said = capsys.readouterr().out
-    assert "left out" in said and "mask_token" in said and f"--encoder {out}" in said
-    numbers = json.loads(told.read_text())
+    assert main([*given, "--json", str(result)]) == 0
+    printed = capsys.readouterr().out
+    assert "left out" in printed and "mask_token" in printed and f"--encoder {out}" in printed
+    numbers = json.loads(result.read_text())
     assert numbers["positions"] == "mae" and numbers["dim"] == 48
     encoder = load(out)
     with torch.no_grad():
@@ -459,11 +459,11 @@ def test_missing_left_over_and_misshapen_tensors_are_named(tmp_path):
         ),
         "of another shape: norm.weight": lambda s: s.update({"norm.weight": torch.zeros(47)}),
     }
-    for said, spoil in cases.items():
+    for message, spoil in cases.items():
         state = dict(value["model"])
         spoil(state)
         torch.save({"model": state}, tmp_path / "file.pth")
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             import_file(tmp_path / "file.pth", "mae", heads=3)
 
 

@@ -171,8 +171,8 @@ def test_an_original_that_changed_or_is_gone_is_said_once(tmp_path, capsys):
     (tmp_path / "net.py").write_text("# another")
     for _ in range(2):
         _usercode.admit(name, tmp_path / "out", kept)
-    said = capsys.readouterr().err
-    assert said.count("has changed since it was copied") == 1 and "code/net-" in said
+    printed = capsys.readouterr().err
+    assert printed.count("has changed since it was copied") == 1 and "code/net-" in printed
 
 
 def test_a_network_given_in_python_is_loaded_with_it_and_refused_without(tmp_path):

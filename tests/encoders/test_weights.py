@@ -127,7 +127,7 @@ def forge(file, path, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda h, t: t.pop("cls_token"), "missing: cls_token"),
         (lambda h, t: t.update(extra=torch.ones(1)), "unexpected: extra"),
@@ -138,8 +138,8 @@ def forge(file, path, change):
         (lambda h, t: h.pop("method"), "'method'"),
     ],
 )
-def test_a_file_that_does_not_fit_itself_is_refused_by_name(file, tmp_path, change, said):
-    with pytest.raises(FileDamaged, match=said):
+def test_a_file_that_does_not_fit_itself_is_refused_by_name(file, tmp_path, change, message):
+    with pytest.raises(FileDamaged, match=message):
         load_encoder_file(forge(file, tmp_path / "f.safetensors", change))
 
 
@@ -215,7 +215,7 @@ def test_pixels_are_the_prepared_image_itself():
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("tim:resnet50", "Unknown kind of encoder 'tim'. Did you mean 'timm'"),
         ("pixel", "Did you mean 'pixels'"),
@@ -227,10 +227,10 @@ def test_pixels_are_the_prepared_image_itself():
         ("runs/none", "no such folder or file"),
     ],
 )
-def test_an_unknown_encoder_is_answered_with_what_is_allowed(spec, said):
+def test_an_unknown_encoder_is_answered_with_what_is_allowed(spec, message):
     with pytest.raises(UsageError) as caught:
         load(spec)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_folder_without_an_encoder_and_a_missing_device_are_named(tmp_path):

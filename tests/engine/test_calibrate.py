@@ -73,6 +73,6 @@ def test_measuring_leaves_the_run_as_its_seed_makes_it(tiny_run):
     """The trial steps train a copy: the same weights come out with and without them."""
     from safetensors.torch import load_file
 
-    measured, told = tiny_run(out="a", workers=None), tiny_run(out="b", workers=0)
-    a, b = (load_file(r.folder / "encoder.safetensors") for r in (measured, told))
+    measured, given = tiny_run(out="a", workers=None), tiny_run(out="b", workers=0)
+    a, b = (load_file(r.folder / "encoder.safetensors") for r in (measured, given))
     assert all(torch.equal(a[k], b[k]) for k in a)

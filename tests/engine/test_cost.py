@@ -77,8 +77,8 @@ def test_plan_scan_and_the_description_of_a_run_agree(name, monkeypatch):
     planned = plan.plan("simclr", backbone="vit_pico", image_size=32, patch_size=4, batch_size=32,
                         recipe="auto", images=64, precision="fp32")["memory"]  # fmt: skip
     assert {k: planned[k] for k in expected} == pytest.approx(expected)
-    said = describe(built, resolved)
-    assert f"{sum(expected.values()) / 1e6:,.0f} MB of weights" in said
+    printed = describe(built, resolved)
+    assert f"{sum(expected.values()) / 1e6:,.0f} MB of weights" in printed
     few = noise_batch(views, 8)
     activations = cost.extrapolated_activations(method, few, 32)
     assert activations == pytest.approx(planned["activations"], rel=0.02)

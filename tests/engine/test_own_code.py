@@ -97,11 +97,11 @@ def test_a_run_goes_on_from_its_copy_from_anywhere(photos, tmp_path, monkeypatch
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "desk/my.py").write_text(METHOD.replace("self.options.weight * loss", "0 * loss"))
-    for folder, said in ((run.folder, "has changed"), (tmp_path / "second", "is gone")):
+    for folder, message in ((run.folder, "has changed"), (tmp_path / "second", "is gone")):
         new_process(monkeypatch)
         stopped_early(folder)
         nl.resume(folder, quiet=True)
-        assert capsys.readouterr().err.count(said) == 1
+        assert capsys.readouterr().err.count(message) == 1
         for key, value in weights(folder).items():
             assert torch.equal(value, whole[key]), key
         (tmp_path / "desk/my.py").unlink(missing_ok=True)

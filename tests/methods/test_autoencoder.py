@@ -112,9 +112,11 @@ def test_a_map_grows_by_prime_factors():
     assert [factors(n) for n in (1, 8, 14, 16, 7)] == [[1], [2, 2, 2], [2, 7], [2, 2, 2, 2], [7]]
 
 
-@pytest.mark.parametrize(("change", "said"), [({"code": 0}, "code is 0"), ({"width": 0}, "width")])
-def test_impossible_options_are_refused(change, said):
-    with pytest.raises(UsageError, match=said):
+@pytest.mark.parametrize(
+    ("change", "message"), [({"code": 0}, "code is 0"), ({"width": 0}, "width")]
+)
+def test_impossible_options_are_refused(change, message):
+    with pytest.raises(UsageError, match=message):
         make(**change)
 
 

@@ -176,7 +176,7 @@ def test_the_runs_own_statistics_reach_the_method(tiny_run):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"codes": 1}, "at least 2"),
         ({"temperature": 0.0}, "above 0"),
@@ -184,8 +184,8 @@ def test_the_runs_own_statistics_reach_the_method(tiny_run):
         ({"likelihood": "normal"}, "logit-laplace"),
     ],
 )
-def test_impossible_options_are_refused(change, said):
-    with pytest.raises(UsageError, match=said):
+def test_impossible_options_are_refused(change, message):
+    with pytest.raises(UsageError, match=message):
         make(**change)
 
 

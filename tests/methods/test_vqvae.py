@@ -246,11 +246,11 @@ def test_perplexity_is_the_number_of_equally_used_codes():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [({"codes": 1}, "at least"), ({"decay": 1.0}, "below 1"), ({"decoder_heads": 3}, "multiple")],
 )
-def test_impossible_options_are_refused(change, said):
-    with pytest.raises(UsageError, match=said):
+def test_impossible_options_are_refused(change, message):
+    with pytest.raises(UsageError, match=message):
         make(**change)
 
 

@@ -158,8 +158,8 @@ def test_landmarks_are_read_as_json_and_as_a_pickle_of_plain_values(landmarks, c
     (root / "gnd_toy.json").write_text(json.dumps(value))
     given = ["evaluate", "retrieval", "--encoder", "random:vit_pico", "--test", str(root)]
     assert main([*given, "--longest", "32"]) == 0
-    said = capsys.readouterr().out
-    assert "medium" in said and "mAP" in said and "queries whole" in said
+    printed = capsys.readouterr().out
+    assert "medium" in printed and "mAP" in printed and "queries whole" in printed
     (root / "gnd_toy.json").unlink()
     arrays = {**value, "gnd": [{**g, "easy": np.array(g["easy"])} for g in value["gnd"]]}
     (root / "gnd_toy.pkl").write_bytes(pickle.dumps(arrays))

@@ -96,11 +96,11 @@ def test_corruptions_domains_and_baselines_stand_in_one_table():
 
 
 def test_wrong_use_is_said_clearly():
-    for options, said in (
+    for options, message in (
         ({"corruptions": ("rain",)}, "Unknown corruption"), ({"strengths": (6,)}, "from 1 to 5"),
         ({"domains": ("creatures",)}, "NAME=SRC"), ({"baselines": ("pixels",)}, "two or more"),
     ):  # fmt: skip
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             nl.evaluate("robustness", "pixels", train=TRAIN, test=TEST, **options)
     with pytest.raises(DataError, match="without an image in"):
         nl.evaluate("robustness", "pixels", train=TRAIN, test=TEST, corruptions=(),

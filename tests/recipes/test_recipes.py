@@ -108,10 +108,10 @@ LINE = re.compile(
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_each_automatic_recipe_tells_what_it_gave_and_where_it_is_below_random(method):
     text = import_module(f"nolabel.recipes.{method}").automatic.__doc__
-    told = {(method, net, data): rest for net, data, *rest in LINE.findall(text)}
+    expected = {(method, net, data): rest for net, data, *rest in LINE.findall(text)}
     figures = {key: value for key, value in measured().items() if key[0] == method}
-    assert told.keys() == figures.keys()
+    assert expected.keys() == figures.keys()
     for key, (knn, deviation, random) in figures.items():
         below = "  below random" if knn < random else ""
         numbers = [f"{100 * x:.1f}" for x in (knn, deviation, random)]
-        assert told[key] == [*numbers, below], key
+        assert expected[key] == [*numbers, below], key

@@ -148,9 +148,9 @@ def test_the_verb_says_what_it_did_and_how_to_go_on(photos, tmp_path, capsys):
     out = tmp_path / "out"
     args = ["--data", str(photos), "--out", str(out), "--max-side", "20"]
     assert cli.main(["pack", *args, "--json", str(tmp_path / "n.json")]) == 0
-    said = capsys.readouterr().out
-    assert "12 images in 1 shards" in said and "images/s before" in said
-    assert f"--data '{out}/*.tar'" in said
+    printed = capsys.readouterr().out
+    assert "12 images in 1 shards" in printed and "images/s before" in printed
+    assert f"--data '{out}/*.tar'" in printed
     assert json.loads((tmp_path / "n.json").read_text())["images"] == 12
     with pytest.raises(SystemExit) as stop:
         cli.main(["pack", *args[:-1], "0"])

@@ -94,11 +94,11 @@ def test_plan_and_bench_step_by_command(tmp_path, capsys):
     given = ["--method", "mae", "--backbone", "vit_pico", "--image-size", "32", "--recipe", "auto"]
     out = tmp_path / "plan.json"
     assert cli.main(["plan", *given, "--devices", "2", "--price", "3", "--json", str(out)]) == 0
-    found, said = json.loads(out.read_text()), capsys.readouterr().out
+    found, printed = json.loads(out.read_text()), capsys.readouterr().out
     assert found["cost"] == pytest.approx(3 * found["device_hours"])
     assert abs(found["check"]["error"]) < 1.0
-    assert "checked" in said
-    assert "2 x h200" in said
+    assert "checked" in printed
+    assert "2 x h200" in printed
     out = tmp_path / "step.json"
     assert cli.main(["bench", "step", *given, "--batch-size", "8", "--precision", "fp32",
                      "--json", str(out)]) == 0  # fmt: skip

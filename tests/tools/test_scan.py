@@ -79,9 +79,9 @@ def test_the_verb_suggests_a_run_with_its_cost(folder, tmp_path, capsys):
     out = tmp_path / "scan"
     args = ["scan", "--data", str(folder), "--out", str(out), "--json", str(tmp_path / "s.json")]
     assert cli.main(args) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for words in ("25 images", "unreadable  1", "nolabel pretrain", "predicted", "MB of memory"):
-        assert words in said
+        assert words in printed
     found = json.loads((tmp_path / "s.json").read_text())
     recipe = found["recipe"]
     assert recipe["batch_size"] <= found["images"]
@@ -94,5 +94,5 @@ def test_the_verb_suggests_a_run_with_its_cost(folder, tmp_path, capsys):
 def test_images_that_are_all_bad_are_said_to_be(tmp_path, capsys):
     (tmp_path / "a.png").write_text("no")
     assert cli.main(["scan", "--data", str(tmp_path), "--out", str(tmp_path / "s")]) == 0
-    said = capsys.readouterr().out
-    assert "unreadable  1" in said and "suggested" not in said
+    printed = capsys.readouterr().out
+    assert "unreadable  1" in printed and "suggested" not in printed

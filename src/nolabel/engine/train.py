@@ -1,6 +1,6 @@
 """Trains a new run, or resumes a stopped one.
 
-The trainer takes the steps, the monitor logs and checks them. The step is a run's only position.
+The trainer takes the steps, the monitor logs and checks them. A run's position is its step.
 """
 
 from __future__ import annotations

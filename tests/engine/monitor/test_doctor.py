@@ -135,8 +135,8 @@ def test_a_collapsed_run_stops_when_asked_to_and_can_go_on(tmp_path, capsys):
     assert verdict([], found, 90).startswith("Collapsed")
     capsys.readouterr()
     nl.pretrain("byol", out=tmp_path / "warned", **given)
-    said = capsys.readouterr().err
-    assert said.count("Collapsed") == 2  # when it happened, and at the end
+    printed = capsys.readouterr().err
+    assert printed.count("Collapsed") == 2  # when it happened, and at the end
     text = (tmp_path / "warned" / "metrics.jsonl").read_text()
     assert json.loads(text.splitlines()[-1])["step"] == 90
 

@@ -103,8 +103,8 @@ def test_destroyed_features_warn_or_go_back_and_stop(first, tmp_path, monkeypatc
     given = {**QUICK, "init": str(first), "quiet": False, "steps": 4, "log_every": 1,
              "probe_every": 1, "lr": 1e-4, "warm_heads": 0}  # fmt: skip
     nl.pretrain("simclr", out=tmp_path / "warn", **given)
-    said = capsys.readouterr().err
-    assert "Step 3: the weights of --init are being destroyed" in said and "CKA" in said
+    printed = capsys.readouterr().err
+    assert "Step 3: the weights of --init are being destroyed" in printed and "CKA" in printed
     with pytest.raises(GuardStop, match="is that of step 2") as stopped:
         nl.pretrain("simclr", out=tmp_path / "back", init_guard="rollback", **given)
     assert stopped.value.exit_code == 3

@@ -163,9 +163,9 @@ def test_starvation_is_explained_once(watched, monkeypatch):
 def test_only_the_first_process_writes(watched, monkeypatch):
     trainer, monitor = watched(log_every=1)
     trainer.first = False
-    heard = Alarms("Collapsed: said by the first process.")
-    monkeypatch.setattr(module.parallel, "broadcast_object", lambda value: heard)
+    broadcast = Alarms("Collapsed: found by rank 0.")
+    monkeypatch.setattr(module.parallel, "broadcast_object", lambda value: broadcast)
     with monitor:
         assert monitor.recorder is None
-        assert monitor.after_step(clock(0), result()) == heard
+        assert monitor.after_step(clock(0), result()) == broadcast
     assert list(trainer.run.folder.iterdir()) == []

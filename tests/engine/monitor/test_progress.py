@@ -29,14 +29,14 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds_and_one_at_the_end
             clock.now += 0.6
             bar.update(step, 0.25, 32, 0.15)
     out, err = capsys.readouterr()
-    told = err.splitlines()
+    printed = err.splitlines()
     assert out == ""
-    assert len(told) == 6  # 60 seconds: five full tens and the end
-    assert told[0].startswith("step 17/100")
-    assert told[-1].startswith("step 100/100")
-    assert "loss 0.2500" in told[0] and "53 images/s" in told[0]
-    assert "data wait 25%" in told[0]
-    assert "50 s left" in told[0]
+    assert len(printed) == 6  # 60 seconds: five full tens and the end
+    assert printed[0].startswith("step 17/100")
+    assert printed[-1].startswith("step 100/100")
+    assert "loss 0.2500" in printed[0] and "53 images/s" in printed[0]
+    assert "data wait 25%" in printed[0]
+    assert "50 s left" in printed[0]
 
 
 def test_rates_are_those_of_the_last_steps_not_of_the_whole_run(monkeypatch):

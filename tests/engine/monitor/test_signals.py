@@ -74,8 +74,8 @@ def test_targets_tell_nothing_in_both_kinds_of_collapse_and_most_when_each_image
     one = torch.nn.functional.one_hot(torch.zeros(6, dtype=torch.long), 8).float()
     alike, own = torch.full((6, 8), 1 / 8), torch.eye(6, 8)
     found = [target_signals(p) for p in (one, alike, own)]
-    told = [float(f["target_information"]) for f in found]
-    assert told == pytest.approx([0.0, 0.0, math.log(6)], abs=1e-6)
+    information = [float(f["target_information"]) for f in found]
+    assert information == pytest.approx([0.0, 0.0, math.log(6)], abs=1e-6)
     assert [float(f["target_entropy"]) for f in found] == pytest.approx([0, math.log(8), 0])
     assert [int(f["prototypes_used"]) for f in found] == [1, 1, 6]
 
