@@ -320,3 +320,14 @@ def test_what_an_encoder_cannot_do_is_said():
         encoder.embed(torch.rand(2, 1, 16, 16))
     with pytest.raises(DataError, match=r"'no\.png': no such file"):
         encoder.embed(["no.png"])
+
+
+def test_an_encoder_whose_numbers_are_not_finite_is_refused_when_loaded(tmp_path):
+    backbone = vit()
+    load(write(tmp_path / "encoder.safetensors", backbone))
+    with torch.no_grad():
+        next(p for n, p in backbone.net.named_parameters() if n == "norm.weight")[3] = float("nan")
+    with pytest.raises(FileDamaged, match=r"not finite .* the first net.norm.weight"):
+        load(write(tmp_path / "nan.safetensors", backbone))
+    with pytest.raises(FileDamaged, match="deviation above 0"):
+        load(write(tmp_path / "std.safetensors", std=(0.2, 0.0, 0.2)))

@@ -1,6 +1,7 @@
 """The command line: parses options and prints results. Each verb imports what it needs."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -69,6 +70,9 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # names and pictures of bars in an ASCII terminal
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not is_rank0():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:

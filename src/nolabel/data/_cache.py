@@ -25,13 +25,21 @@ Key = tuple[str, int, int]  # absolute path, size in bytes, modification time in
 
 
 def cache_folder() -> Path:
-    """Cache folder: $NOLABEL_CACHE, else `nolabel` in $XDG_CACHE_HOME or ~/.cache."""
+    """Cache folder: $NOLABEL_CACHE, else `nolabel` in $XDG_CACHE_HOME or ~/.cache.
+
+    Without a home folder it is a folder of this user in the system's temporary folder.
+    """
     override = os.environ.get("NOLABEL_CACHE")
     if override:
         return Path(override)
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification requires that a relative path is ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "nolabel"
+    if os.path.isabs(base):
+        return Path(base) / "nolabel"
+    try:
+        return Path.home() / ".cache" / "nolabel"
+    except RuntimeError:  # a user without a home folder, as in some containers
+        return Path(tempfile.gettempdir()) / f"nolabel-cache-{os.getuid()}"
 
 
 def fingerprint(path: str | os.PathLike[str]) -> Key:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from nolabel.device import pick_device
 from nolabel.encoders import ENCODERS
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.file import ENCODER_FILE, build_from, load_encoder_file, read_header
-from nolabel.errors import NolabelError, UsageError, did_you_mean
+from nolabel.errors import FileDamaged, NolabelError, UsageError, did_you_mean
 from nolabel.nn.random_state import preserve_rng
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD
 
@@ -91,8 +92,31 @@ def _load(
             _find_encoder_file(text), image_size=image_size, network=network
         )
         encoder.name = text
+        _check_numbers(encoder)
     encoder.backbone.eval()
     return encoder.to(device)
+
+
+def _check_numbers(encoder: Encoder) -> None:
+    """Refuses an encoder that would turn every image into NaN.
+
+    Raises:
+        FileDamaged: a weight is not finite, or mean or deviation cannot be used.
+    """
+    bad = [
+        name for name, value in encoder.backbone.state_dict().items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]  # fmt: skip
+    if bad:
+        raise FileDamaged(
+            f"{encoder.name!r} has weights that are not finite numbers (in {len(bad)} tensors, "
+            f"the first {bad[0]}): its training diverged. Use an earlier checkpoint."
+        )
+    if not all(map(math.isfinite, (*encoder.mean, *encoder.std))) or min(encoder.std) <= 0:
+        raise FileDamaged(
+            f"{encoder.name!r} normalises with mean {encoder.mean} and deviation {encoder.std}; "
+            "they must be finite, and the deviation above 0."
+        )
 
 
 def _load_timm(name: str, image_size: int | None) -> Encoder:

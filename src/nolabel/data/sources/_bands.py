@@ -11,7 +11,9 @@ photographs; the only conversion is colour to grey, for sources of one channel.
 from __future__ import annotations
 
 import io
+import math
 import os
+import tokenize
 
 import numpy as np
 from PIL import Image
@@ -96,6 +98,7 @@ def _is_npy(source: str | os.PathLike[str] | bytes) -> bool:
 
 def _load_npy(data: bytes, name: str) -> np.ndarray:
     try:
+        _check_npy_size(data)
         pixels = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise BadImage(name, f"a damaged array ({str(error).splitlines()[0]})") from None
@@ -108,6 +111,27 @@ def _load_npy(data: bytes, name: str) -> np.ndarray:
             "[H, W, channels]",
         )
     return np.ascontiguousarray(pixels)
+
+
+def _check_npy_size(data: bytes) -> None:
+    """Refuses a header that claims more values than follow it, before memory is allocated.
+
+    Raises:
+        ValueError: it does, or the header cannot be read.
+    """
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0
+    }  # fmt: skip
+    if version not in readers:
+        raise ValueError(f"version {version} of the format")
+    try:
+        shape, _, dtype = readers[version](file)
+    except (SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as error:
+        raise ValueError(f"its header cannot be read: {type(error).__name__}") from None
+    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize > len(data) - file.tell():
+        raise ValueError(f"its header claims {dtype} {list(shape)[:4]}, the file ends too early")
 
 
 def _to_bands(image: Image.Image, channels: int) -> np.ndarray:

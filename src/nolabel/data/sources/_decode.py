@@ -31,7 +31,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile
 
-from nolabel.errors import BadImage
+from nolabel.errors import BadImage, DataError
 
 # Pillow's own limit: a quarter of a gibibyte at 24 bits a pixel.
 MAX_PIXELS = 178_956_970
@@ -39,6 +39,16 @@ MAX_PIXELS = 178_956_970
 # A JPEG header that claims more pixels per byte of file is wrong: a block of 256 pixels takes at
 # least six bits (except with arithmetic coding). Refused before memory is allocated for the pixels.
 _MAX_PIXELS_PER_BYTE = 2000
+
+# The same for others: deflate makes 1,032 bytes of one at most, and a byte of a PNG holds up to
+# eight pixels; a code of a GIF stands for a string that grows by one with every code.
+_MAX_PIXELS_PER_BYTE_OF = {"PNG": 8 * 1032, "GIF": 3000}
+
+# A progressive JPEG is decoded once for each scan. Encoders write ten or so; a file of hundreds
+# takes minutes.
+_MAX_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
+_STRIP_PIXELS = 2**20  # converted at once, so that a conversion needs no second whole image
 
 # An allow-list: Pillow also opens vector, scientific and container formats (EPS, PDF, FITS, HDF5)
 # that start interpreters, hold no image, or had security holes.
@@ -107,7 +117,18 @@ def read_image(
     except PermissionError:
         raise BadImage(path, "no permission to read it") from None
     except (OSError, ValueError) as error:  # an I/O error; a path with a null byte
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise DataError(
+                f"{path}: too many files are open. Allow more with 'ulimit -n 4096', or use fewer "
+                "--workers."
+            ) from None
         raise BadImage(path, f"cannot be read ({_first_line(error)})") from None
+
+
+def read_regular(path: str) -> bytes:
+    """The content of a regular file. Raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def open_regular(path: str) -> BinaryIO:
@@ -156,6 +177,7 @@ def _decode_file(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_image(file, name, max_pixels) as image:
+            _check_claim(file, image, name)
             if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
                 pixels = _decode_jpeg(file, image, name, max_pixels, sufficient_pixels)
                 if pixels is not None:
@@ -183,6 +205,7 @@ def decode(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_image(file, name, max_pixels) as image:
+            _check_claim(file, image, name)
             return _decode(image, name, max_pixels, pixels)
 
 
@@ -208,6 +231,20 @@ def open_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image
         raise BadImage(name, f"damaged header ({_first_line(error)})") from None
 
 
+def _check_claim(file: BinaryIO, image: Image.Image, name: str) -> None:
+    """Refuses a file whose header claims more pixels than its bytes can hold."""
+    limit = _MAX_PIXELS_PER_BYTE_OF.get(image.format or "")
+    if limit is None:
+        return
+    place = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    if image.width * image.height > limit * size + 1_000_000:
+        raise BadImage(
+            name, f"damaged: {size:,} bytes cannot hold {image.width} x {image.height} pixels"
+        )
+
+
 def _decode_jpeg(
     file: BinaryIO, image: Image.Image, name: str, max_pixels: int, sufficient_pixels: int | None
 ) -> np.ndarray | None:
@@ -218,6 +255,11 @@ def _decode_jpeg(
     size = file.seek(0, os.SEEK_END)
     if width * height > _MAX_PIXELS_PER_BYTE * size + 1_000_000:
         raise BadImage(name, f"damaged: {size:,} bytes cannot hold {width} x {height} pixels")
+    file.seek(0)
+    data = file.read()
+    scans = data.count(_START_OF_SCAN)  # within pixel data, 0xff is always followed by 0
+    if scans > _MAX_SCANS:
+        raise BadImage(name, f"a JPEG of {scans:,} scans; at most {_MAX_SCANS} are decoded")
     file.seek(0)
     factor = 8 if sufficient_pixels else 1
     while sufficient_pixels and factor > 1 and width * height < sufficient_pixels * factor**2:
@@ -230,9 +272,7 @@ def _decode_jpeg(
             image.draft(image.mode, (width // factor or 1, height // factor or 1))
         return None
     try:
-        return simplejpeg.decode_jpeg(
-            file.read(), "RGB", min_height=min_height, min_width=min_width
-        )
+        return simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width)
     except ValueError:  # damaged or unusual: Pillow decides
         file.seek(0)
         return None
@@ -322,12 +362,20 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     elif mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
         # Pillow inverts every CMYK JPEG as if Adobe had written it; undo that without the marker.
         image = Image.frombytes("CMYK", image.size, bytes(~np.asarray(image)))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        background.alpha_composite(image)
-        image = background
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    transparent = image.has_transparency_data
+    out = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(_STRIP_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        strip = image.crop((0, top, image.width, bottom))
+        if transparent:
+            strip.info = image.info
+            strip = strip.convert("RGBA")
+            background = Image.new("RGBA", strip.size, "white")
+            background.alpha_composite(strip)
+            strip = background
+        out[top:bottom] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
+    return out
 
 
 def _white_level(image: Image.Image) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from nolabel.data._strings import StringTable
 from nolabel.data.source import Source
 from nolabel.data.sources._bands import BAND_SUFFIXES, read_bands
-from nolabel.data.sources._decode import SUFFIXES
+from nolabel.data.sources._decode import SUFFIXES, read_regular
 from nolabel.errors import DataError
 from nolabel.types import Sample
 
@@ -62,9 +62,8 @@ class Folder(Source):
         return os.path.join(self.root, self.files[i])
 
     def read_bytes(self, i: int, /) -> bytes:
-        """The encoded file of image i, unchanged. Raises OSError."""
-        with open(self.path(i), "rb") as file:
-            return file.read()
+        """The encoded file of image i, unchanged. Raises OSError or BadImage."""
+        return read_regular(self.path(i))
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Image i, decoded. Raises BadImage."""
