@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nolabel.config import read_yaml
+from nolabel._files.yaml import read_yaml
 from nolabel.data.open import open_source
-from nolabel.data.sources import _decode
+from nolabel.data.sources import _decode, _pixels
 from nolabel.data.sources._bands import read_bands
 from nolabel.data.sources._decode import read_image
 from nolabel.errors import BadImage, DataError, UsageError
@@ -76,7 +76,7 @@ def test_converting_in_strips_gives_what_converting_at_once_gives(
     if mode == "P":
         image.info["transparency"] = 3
     whole = read_image(image)
-    monkeypatch.setattr(_decode, "_STRIP_PIXELS", 50)
+    monkeypatch.setattr(_pixels, "_STRIP_PIXELS", 50)
     assert np.array_equal(read_image(image), whole)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import nolabel as nl
-from nolabel.config import Request, read_yaml
+from nolabel._files.yaml import read_yaml
+from nolabel.config import Request
 from nolabel.data.creatures.world import Creatures
 from nolabel.engine import machine
 from nolabel.engine.resolve import resolve

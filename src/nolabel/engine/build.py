@@ -18,9 +18,10 @@ import yaml
 from torch import Tensor
 
 from nolabel import _usercode, backbones, methods
+from nolabel._files.yaml import read_yaml
 from nolabel.backbones.base import recompute, require
 from nolabel.backbones.vit import ViT, fit_positions
-from nolabel.config import Run, read_yaml
+from nolabel.config import Run
 from nolabel.data.source import Source
 from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from nolabel.encoders import load

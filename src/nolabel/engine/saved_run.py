@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nolabel import _usercode, methods
-from nolabel.config import Run, read_yaml
+from nolabel._files.yaml import read_yaml
+from nolabel.config import Run
 from nolabel.errors import UsageError
 
 

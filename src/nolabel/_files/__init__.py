@@ -1,0 +1,1 @@
+"""Reading and writing of files that others may have written."""
