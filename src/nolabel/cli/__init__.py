@@ -13,7 +13,7 @@ from nolabel._version import __version__
 from nolabel.catalogue import Entry, render
 from nolabel.cli._output import write, write_error
 from nolabel.cli.flags import first, flags, is_rank0, without_trust, write_json
-from nolabel.data.progress import never_silent
+from nolabel.data.progress import status_lines
 from nolabel.errors import NolabelError, Stopped, UsageError, command, unknown
 
 VERBS = {
@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         args, trust = without_trust(args)
-        speaking = never_silent(f"nolabel {args[0]}") if args and is_rank0() else nullcontext()
-        with trust, speaking:
+        status = status_lines(f"nolabel {args[0]}") if args and is_rank0() else nullcontext()
+        with trust, status:
             code = _run(args)
         sys.stdout.flush()  # now, so that a closed pipe (`| head`) is caught below
     except NolabelError as error:

@@ -1,4 +1,4 @@
-"""What a command is doing: bars on a terminal, lines of text elsewhere, never long silence."""
+"""Shows what a command is doing: bars on a terminal, lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from collections.abc import Callable, Iterator
 
 from nolabel.errors import visible
 
-SILENCE = 4.5  # seconds without a word after which a command says what it is doing
-LONG = 15.0  # seconds between such lines once it has said so several times
-SEVERAL = 5
+STATUS_SECONDS = 4.5  # seconds without output after which a command prints a status line
+LONGER_SECONDS = 15.0  # the same after the first `FIRST_LINES` status lines
+FIRST_LINES = 5
 
-_phases: list[str] = []  # what is being done, the innermost last
-_bars = 0  # bars that are on the terminal
-_last = time.monotonic()  # when something was printed
+_phases: list[str] = []  # titles of what is being done, the innermost last
+_bars = 0  # progress bars that are shown
+_last = time.monotonic()  # time of the last output
 
 
-def heard() -> None:
-    """Notes that the user has just read something."""
+def note_output() -> None:
+    """Records that something was printed now."""
     global _last  # noqa: PLW0603
     _last = time.monotonic()
 
 
 @contextlib.contextmanager
 def phase(title: str) -> Iterator[None]:
-    """Names what is done inside, for the lines of `never_silent`."""
+    """Sets the title of what is done inside, for the status lines."""
     _phases.append(title)
     try:
         yield
@@ -37,37 +37,37 @@ def phase(title: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def talking() -> Iterator[None]:
-    """Inside, a bar or a loop tells the user enough: `never_silent` says nothing."""
+def bar_shown() -> Iterator[None]:
+    """Inside, a progress bar is shown, so no status lines are printed."""
     global _bars  # noqa: PLW0603
     _bars += 1
     try:
         yield
     finally:
         _bars -= 1
-        heard()
+        note_output()
 
 
 @contextlib.contextmanager
-def never_silent(title: str) -> Iterator[None]:
-    """Inside, a thread says on standard error what is being done, whenever nothing else does.
+def status_lines(title: str) -> Iterator[None]:
+    """Inside, a thread prints status lines on standard error if nothing else is printed.
 
     Args:
-        title: what is done where no `phase` says more.
+        title: what is done outside of any `phase`.
     """
     done = threading.Event()
 
-    def speak() -> None:
+    def report() -> None:
         began, lines = time.monotonic(), 0
         while not done.wait(0.5):
-            pause = SILENCE if lines < SEVERAL else LONG
+            pause = STATUS_SECONDS if lines < FIRST_LINES else LONGER_SECONDS
             if _bars or time.monotonic() - _last < pause:
                 continue
             lines += 1
             _write(f"{_phases[-1] if _phases else title}: {time.monotonic() - began:.0f} s")
 
-    heard()
-    thread = threading.Thread(target=speak, name="nolabel-progress", daemon=True)
+    note_output()
+    thread = threading.Thread(target=report, name="nolabel-progress", daemon=True)
     thread.start()
     try:
         yield
@@ -77,15 +77,15 @@ def never_silent(title: str) -> Iterator[None]:
 
 
 def _write(text: str) -> None:
-    """A line on standard error past Python's lock, which a forked process could inherit closed."""
-    heard()
+    """Writes a line to standard error without Python's lock, which a fork could copy while held."""
+    note_output()
     with contextlib.suppress(OSError, ValueError):
         os.write(sys.stderr.fileno(), f"{visible(text)}\n".encode(errors="backslashreplace"))
 
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, enabled: bool = True) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr with count and remaining time, or lines where it is no terminal.
+    """A progress bar on stderr with count and remaining time; lines of text without a terminal.
 
     Args:
         title: text in front of the bar.
@@ -109,7 +109,7 @@ def progress_bar(title: str, total: int, enabled: bool = True) -> Iterator[Calla
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with talking(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with bar_shown(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escape(visible(title)), total=total)
         yield lambda n: bar.advance(task, n)
 
@@ -126,7 +126,7 @@ class _Lines:
         self.done += n
         now = time.monotonic()
         if not self.done or now - max(_last, self.began) < (
-            SILENCE if self.lines < SEVERAL else LONG
+            STATUS_SECONDS if self.lines < FIRST_LINES else LONGER_SECONDS
         ):
             return
         self.lines += 1

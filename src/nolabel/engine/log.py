@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from nolabel import distributed
-from nolabel.data.progress import heard
+from nolabel.data.progress import note_output
 from nolabel.errors import visible
 
 
@@ -13,7 +13,7 @@ def say(text: str) -> None:
     """Prints a line on standard error, on rank 0 only. Standard output is for results."""
     if distributed.is_main():
         print(visible(text), file=sys.stderr, flush=True)
-        heard()
+        note_output()
 
 
 def warn(text: str) -> None:

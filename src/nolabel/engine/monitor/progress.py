@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from nolabel.data.progress import talking
+from nolabel.data.progress import bar_shown
 from nolabel.engine.log import say
 from nolabel.errors import visible
 
@@ -29,7 +29,7 @@ class Progress:
 
     def __init__(self, total: int, start: int = 0, enabled: str = "auto", rises: str = ""):
         self.rises = rises
-        self._talking = contextlib.ExitStack()
+        self._bar_shown = contextlib.ExitStack()
         self.total, self.start, self.enabled = total, start, enabled
         self.rate = 0.0  # images per second
         self.data_wait = 0.0  # share of time spent waiting for data
@@ -39,7 +39,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.enabled == "auto":
-            self._talking.enter_context(talking())
+            self._bar_shown.enter_context(bar_shown())
         self._recent.append((time.monotonic(), 0, 0.0))
         if self.enabled == "auto" and sys.stderr.isatty():
             from rich.console import Console
@@ -61,7 +61,7 @@ class Progress:
         return self
 
     def __exit__(self, *args: object) -> None:
-        self._talking.close()
+        self._bar_shown.close()
         if self._bar:
             self._bar.stop()
 
