@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 import nolabel as nl
 from nolabel.data.loader import make_loader
 from nolabel.data.open import name_of_object, open_again, open_source, record_source
-from nolabel.data.source import Source, Subset, prerender, split
+from nolabel.data.source import Source, Subset, prerender
+from nolabel.data.split import split
 from nolabel.data.text.captions import has_texts, texts_of
 from nolabel.errors import BadImage, UsageError
 from nolabel.types import Sample

@@ -168,3 +168,55 @@ def test_braces_expand_ranges_and_alternatives():
     assert expand_braces("a{08..10}.tar") == ["a08.tar", "a09.tar", "a10.tar"]
     assert expand_braces("{x,y}{1..2}") == ["x1", "x2", "y1", "y2"]
     assert expand_braces("plain.tar") == ["plain.tar"]
+
+
+def test_dots_in_names_lose_no_image(tmp_path):
+    members = [(f"d/scan 22.{i:02}.png", png(i)) for i in range(5)]
+    members += [(f"d/scan 22.{i:02}.cls", b"ab"[i % 2 : i % 2 + 1]) for i in range(5)]
+    members += [("d/0.left.png", png(50)), ("d/0.right.png", png(51)), ("d/0.cls", b"a")]
+    write(tmp_path / "a.tar", members)
+    source = Shards(tmp_path / "a.tar")
+    assert [int(source.read(i).image[0, 0, 0]) for i in range(7)] == [0, 1, 2, 3, 4, 50, 51]
+    assert source.labels.tolist() == [0, 1, 0, 1, 0, 0, 0] and source.notes == ()
+
+
+def test_a_mask_beside_its_image_is_left_out_and_told(tmp_path):
+    members = [("0.seg.png", png(9)), ("0.png", png(1)), ("0.jpg", png(8)), ("1.png", png(2))]
+    write(tmp_path / "a.tar", members)
+    source = Shards(tmp_path / "a.tar")
+    assert [int(source.read(i).image[0, 0, 0]) for i in range(2)] == [1, 2]
+    assert "2 image(s) were left out" in source.notes[0] and "0.seg.png" in source.notes[0]
+
+
+def test_a_tar_that_does_not_end_as_a_tar_is_told(tmp_path):
+    write(tmp_path / "whole.tar", sum((sample(i) for i in range(20)), []))
+    data = (tmp_path / "whole.tar").read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        middle = tar.getmembers()[20]
+    cuts = {
+        "in a file": data[: middle.offset_data + 20],
+        "in a header": data[: middle.offset + 200],
+        "between": data[: middle.offset],
+        "garbage": data[: middle.offset] + b"x" * 4096,
+        "two": data + data,
+    }
+    words = {"in a file": "too early", "in a header": "too early", "between": "no end marker",
+             "garbage": "damaged at byte", "two": "goes on after its end"}  # fmt: skip
+    assert Shards(tmp_path / "whole.tar").notes == ()
+    for name, content in cuts.items():
+        (tmp_path / f"{name}.tar").write_bytes(content)
+        source = Shards(tmp_path / f"{name}.tar")
+        assert len(source.notes) == 1 and words[name] in source.notes[0]
+        assert len(source) == {"in a file": 11, "two": 20}.get(name, 10)
+
+
+def test_groups_and_domains_of_shards_are_read_and_missing_labels_are_named(tmp_path):
+    members = [(f"{i}.{k}", v) for i in range(4) for k, v in (
+        ("png", png(i)), ("group", b"p%d" % (i // 2)), ("domain", b"x"), ("cls", b"ab"[:i]),
+    )]  # fmt: skip
+    write(tmp_path / "a.tar", members)
+    source = Shards(tmp_path / "a.tar")
+    assert source.groups.tolist() == [0, 0, 1, 1] and list(source.group_names) == ["p0", "p1"]
+    assert source.domain_names == ("x",)
+    assert source.labels is None and "1 of the 4 samples" in source.unlabelled
+    assert "0.png" in source.unlabelled

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from nolabel.data.open import DATASETS, open_source
-from nolabel.data.source import Source, Subset, require_labels, split
+from nolabel.data.source import Source, Subset, require_labels
 from nolabel.data.sources import builtin
 from nolabel.data.sources.arrays import Arrays
 from nolabel.data.sources.items import Items
+from nolabel.data.split import split
 from nolabel.errors import BadImage, DataError, UsageError
 
 has_fashion = pytest.mark.skipif(

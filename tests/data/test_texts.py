@@ -13,8 +13,9 @@ from nolabel.data.creatures import world as creatures
 from nolabel.data.creatures.world import Creatures
 from nolabel.data.loader import make_loader
 from nolabel.data.open import open_source
-from nolabel.data.source import Subset, split
+from nolabel.data.source import Subset
 from nolabel.data.sources.arrays import Arrays
+from nolabel.data.split import split
 from nolabel.data.text.captions import has_texts, require_texts, texts_of
 from nolabel.errors import DataError
 from nolabel.tools.pack import pack

@@ -26,7 +26,8 @@ from nolabel.protocols._scores import match_labels, wilson
 from nolabel.protocols.compare import compare
 from nolabel.protocols.knn import knn_predict, run_knn
 from nolabel.protocols.linear import fit_heads, run_linear, score_heads
-from nolabel.protocols.run import PROTOCOLS, evaluate, open_sets, options_of
+from nolabel.protocols.run import PROTOCOLS, evaluate, options_of
+from nolabel.protocols.sets import open_sets
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "knn.safetensors"
 NAMES = ("ant", "bee", "cat")

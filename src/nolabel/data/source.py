@@ -14,12 +14,11 @@ torch and Pillow are imported only when an image is read, so that `nolabel list 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nolabel.data.order import index_at
 from nolabel.errors import BadImage, DataError, UsageError
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ class Source(ABC):
         labels: int64 [N], indices into `classes`; None when the images have no labels.
         classes: name of each label; empty without labels.
         groups: int64 [N], equal for images that belong together (same patient, same video).
+        group_names: name of each group, by which groups of two sources are compared; may be empty.
         domains: int64 [N], indices into `domain_names` (camera, style).
         domain_names: name of each domain; empty without domains.
         channels: channels C of every image.
@@ -48,12 +48,15 @@ class Source(ABC):
         in_memory: whether `images` returns a batch at once; all images then have one size.
         supports_draft: whether `read` takes `sufficient_pixels` and may decode at reduced size.
         has_files: whether `read_bytes` returns the encoded file of an image.
+        notes: remarks for the user on what was chosen or left out when the source was opened.
+        unlabelled: why `labels` is None, for the message of a task that needs labels.
     """
 
     name: str = ""
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     groups: np.ndarray | None = None
+    group_names: Iterable[str] = ()
     domains: np.ndarray | None = None
     domain_names: tuple[str, ...] = ()
     channels: int = 3
@@ -62,6 +65,8 @@ class Source(ABC):
     in_memory: bool = False
     supports_draft: bool = False
     has_files: bool = False
+    notes: tuple[str, ...] = ()
+    unlabelled: str = ""
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -141,6 +146,14 @@ class Source(ABC):
         """
         raise TypeError(f"{self.name!r} has no files: use read(i).")
 
+    def size_in_bytes(self, i: int, /) -> int:
+        """Size of the file that `read_bytes` returns. Raises as `read_bytes`."""
+        return len(self.read_bytes(i))
+
+    def read_end(self, i: int, count: int, /) -> bytes:
+        """The last `count` bytes of the file that `read_bytes` returns. Raises as `read_bytes`."""
+        return self.read_bytes(i)[-count:]
+
     def label(self, i: int, /) -> int | None:
         """The label of image i as a Python int; None without labels."""
         return None if self.labels is None else int(self.labels[i])
@@ -149,8 +162,8 @@ class Source(ABC):
 class Subset(Source):
     """Some images of a source, in the order of `indices` (int [N], may repeat).
 
-    Labels, texts and pixels are those of the source. Groups, domains, blocks and files are not
-    carried over.
+    Labels, texts, pixels, groups, domains and files are those of the source; blocks are not carried
+    over.
 
     Args:
         source: the source.
@@ -169,6 +182,12 @@ class Subset(Source):
         self.name = name or source.name
         self.labels = None if source.labels is None else source.labels[self.indices]
         self.classes = source.classes
+        self.unlabelled = source.unlabelled
+        self.groups = None if source.groups is None else source.groups[self.indices]
+        self.group_names = source.group_names
+        self.domains = None if source.domains is None else source.domains[self.indices]
+        self.domain_names = source.domain_names
+        self.has_files = source.has_files
         self.in_memory = source.in_memory
         self.supports_draft = source.supports_draft
         self.channels = source.channels
@@ -188,6 +207,18 @@ class Subset(Source):
         ):  # sources without `supports_draft` need not accept the argument
             return self.source.read(index)
         return self.source.read(index, sufficient_pixels=sufficient_pixels)
+
+    def read_bytes(self, i: int, /) -> bytes:
+        """File of image i of the subset, as the source reads it. Raises OSError or BadImage."""
+        return self.source.read_bytes(int(self.indices[i]))
+
+    def size_in_bytes(self, i: int, /) -> int:
+        """Size of the file of image i of the subset."""
+        return self.source.size_in_bytes(int(self.indices[i]))
+
+    def read_end(self, i: int, count: int, /) -> bytes:
+        """The last `count` bytes of the file of image i of the subset."""
+        return self.source.read_end(int(self.indices[i]), count)
 
     def read_text(self, i: int, /) -> str | None:
         """Text of image i of the subset. Raises BadImage or OSError."""
@@ -210,8 +241,12 @@ def require_labels(source: Source) -> np.ndarray:
     """
     if source.labels is None:
         raise DataError(
-            f"{source.name!r} has no labels, which this needs. In a folder, put the images of "
-            "each class into a sub-folder with the name of the class; every image needs a class."
+            f"{source.name!r} has no labels, which this needs. "
+            + (
+                source.unlabelled
+                or "In a folder, put the images of each class into a sub-folder with the name of "
+                "the class; every image needs a class."
+            )
         )
     present = np.unique(source.labels)
     if len(present) < 2:
@@ -222,34 +257,6 @@ def require_labels(source: Source) -> np.ndarray:
             "above or below."
         )
     return source.labels
-
-
-def split(source: Source, fraction: float, seed: int = 0) -> tuple[Subset, Subset]:
-    """Splits a labelled source in two, stratified by class and deterministically.
-
-    Args:
-        source: a source with labels.
-        fraction: share of every class in the second part, in (0, 1). A class of two or more
-            images is present in both parts; a class of one image is in the first only.
-        seed: seed of the random split.
-
-    Returns:
-        The first part, with 1 - fraction of the images, and the second, each in the source's order.
-
-    Raises:
-        UsageError: a fraction outside (0, 1).
-        DataError: the source has no labels, or one class only.
-    """
-    if not 0 < fraction < 1:
-        raise UsageError(f"The fraction to split off must lie between 0 and 1, got {fraction}.")
-    labels = require_labels(source)
-    second = np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        # Not NumPy's generator, whose streams may change between versions.
-        second[members[index_at(seed, int(label), np.arange(count), len(members))]] = True
-    return Subset(source, np.flatnonzero(~second)), Subset(source, np.flatnonzero(second))
 
 
 def prerender(source: Source) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nolabel.data.readable import describe_skipped
 from nolabel.data.source import Source, require_labels
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
@@ -118,15 +119,11 @@ def labelled_features(
     test_features = Features(
         test_features.values, relabelled, test_features.skipped, test_features.keys
     )
-    notes = []
-    for part, source in ((train_features, train), (test_features, test)):
-        if part.skipped:
-            path, reason = part.skipped[0]
-            notes.append(
-                f"{len(part.skipped)} image(s) of {source.name} could not be read and were left "
-                f"out, first: {path}: {reason}"
-            )
-    return train_features, test_features, class_names(train), tuple(notes)
+    notes = (
+        *describe_skipped(train.name, train_features.skipped),
+        *describe_skipped(test.name, test_features.skipped),
+    )
+    return train_features, test_features, class_names(train), notes
 
 
 def class_names(source: Source) -> tuple[str, ...]:

@@ -6,11 +6,13 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nolabel.data.readable import describe_skipped, leave_out_unreadable
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import DataError, UsageError
 from nolabel.protocols.report import Report
-from nolabel.protocols.run import PROTOCOLS, open_sets, open_test, run
+from nolabel.protocols.run import PROTOCOLS, open_test, run
+from nolabel.protocols.sets import open_sets
 
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec
@@ -65,6 +67,13 @@ def evaluate_all(
     e = encoder if isinstance(encoder, Encoder) else load(str(encoder))
     train_set, test_set, notes = open_sets(
         train, test, image_size=e.image_size, channels=e.channels
+    )
+    train_set, skipped = leave_out_unreadable(train_set)
+    test_set, skipped_test = leave_out_unreadable(test_set)
+    notes = (
+        *notes,
+        *describe_skipped(train_set.name, skipped),
+        *describe_skipped(test_set.name, skipped_test),
     )
     features: tuple[Features, Features] | None = None
     reports, left_out = [], [(n, r) for n, r in _LEFT_OUT.items() if n in PROTOCOLS]

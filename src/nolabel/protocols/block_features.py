@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nolabel.data.progress import progress_bar
+from nolabel.data.readable import Readable, leave_out_unreadable
 from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Prepare, chunks, encoder_input
@@ -29,12 +30,14 @@ class BlockFeatures:
             order of the blocks; without class token, means of the patches.
         patches: float32 [M, D], mean of the last block's patch tokens.
         keys: int64 [M], indices of the images in their source; each crop has its image's.
+        skipped: (path, reason) of each image that could not be read.
     """
 
     pooled: Tensor
     tokens: Tensor
     patches: Tensor
     keys: Tensor
+    skipped: tuple[tuple[str, str], ...]
 
     def features(self, blocks: int, pool: str) -> Tensor:
         """Features float32 [M, F] for a classifier.
@@ -80,11 +83,13 @@ def extract_block_features(
     tokens: list[Tensor] = []
     patches: list[Tensor] = []
     keys: list[np.ndarray] = []
-    total = len(source) * max(crops, 1)
+    # A random crop depends on the place of its image among those that can be read.
+    readable, skipped = leave_out_unreadable(source) if crops else (source, ())
+    total = len(readable) * max(crops, 1)
     with progress_bar(f"{encoder.name} on {source.name}", total, True) as advance:
         for epoch in range(max(crops, 1)):
             prepare = encoder_input(encoder) if views is None else _crops(views, epoch)
-            for chunk in chunks(source, batch_size, prepare):
+            for chunk in chunks(readable, batch_size, prepare):
                 if chunk.x is not None:
                     with encoder.evaluating():
                         t = b.layers(chunk.x, blocks)
@@ -101,12 +106,15 @@ def extract_block_features(
                         patches.append(t[-1].patches.float().mean(1).cpu())
                         pooled.append(t[-1].pooled.float().cpu())
                     keys.append(np.asarray(chunk.keys))
+                skipped = (*skipped, *chunk.skipped)
                 advance(len(chunk.keys) + len(chunk.skipped))
     if not keys:
         raise DataError(f"{source.name!r} has no image that can be read.")
+    indices = np.concatenate(keys)
+    if isinstance(readable, Readable):
+        indices = readable.indices[indices]
     return BlockFeatures(
-        torch.cat(pooled), torch.cat(tokens), torch.cat(patches),
-        torch.from_numpy(np.concatenate(keys)),
+        torch.cat(pooled), torch.cat(tokens), torch.cat(patches), torch.from_numpy(indices), skipped,
     )  # fmt: skip
 
 

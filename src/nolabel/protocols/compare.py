@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nolabel.data.open import open_source
+from nolabel.data.readable import describe_skipped, leave_out_unreadable
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError
 from nolabel.protocols.report import Report, represents
-from nolabel.protocols.run import find, make_options, open_sets, open_test, run
+from nolabel.protocols.run import find, make_options, open_test, run
+from nolabel.protocols.sets import open_sets
 
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec
+    from nolabel.data.source import Source
 
 
 COMPARISON = "comparison.json"  # in the folder of a run
@@ -185,13 +188,7 @@ def compare(
             "no data fit all of them. Compare encoders of the same number of channels."
         )
     channel_count = channels.pop()
-    train_set, notes = None, ()
-    if train is None:
-        test_set = open_source(
-            test_spec, image_size=size, split_default="test", channels=channel_count
-        )
-    else:
-        train_set, test_set, notes = open_sets(train, test, image_size=size, channels=channel_count)
+    train_set, test_set, notes = _open_readable(train, test, test_spec, size, channel_count)
     reports: list[Report] = []
     for i, spec in enumerate(encoders):
         encoder = loaded.pop(i, None) or load(
@@ -212,6 +209,25 @@ def compare(
             )  # fmt: skip
     train_name = "" if train_set is None else train_set.name
     return Comparison(train=train_name, test=test_set.name, reports=tuple(reports), notes=notes)
+
+
+def _open_readable(
+    train: SourceSpec | None,
+    test: SourceSpec | None,
+    only: SourceSpec,
+    image_size: int | None,
+    channels: int,
+) -> tuple[Source | None, Source, tuple[str, ...]]:
+    """Train and test without what cannot be read, and notes; without train, `only` is the test."""
+    if train is None:
+        whole = open_source(only, image_size=image_size, split_default="test", channels=channels)
+        test_set, skipped = leave_out_unreadable(whole)
+        return None, test_set, (*whole.notes, *describe_skipped(test_set.name, skipped))
+    train_set, test_set, notes = open_sets(train, test, image_size=image_size, channels=channels)
+    train_set, skipped = leave_out_unreadable(train_set)
+    notes = (*notes, *describe_skipped(train_set.name, skipped))
+    test_set, skipped = leave_out_unreadable(test_set)
+    return train_set, test_set, (*notes, *describe_skipped(test_set.name, skipped))
 
 
 def _is_baseline(spec: str | os.PathLike[str] | Encoder) -> bool:

@@ -39,7 +39,8 @@ from nolabel.backbones.base import require
 from nolabel.data.open import open_source
 from nolabel.data.progress import progress_bar
 from nolabel.data.read_ahead import read_ahead
-from nolabel.data.source import Source
+from nolabel.data.readable import Skipped, describe_skipped, leave_out_unreadable
+from nolabel.data.source import Source, Subset
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.protocols._options import at_least, build_options
@@ -50,6 +51,7 @@ from nolabel.protocols.report import Report
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec
 
+_READ = 8000  # images of a set that are looked at
 LIST_LENGTH = 20  # of the ranked list; ranks beyond it score 0
 AHEAD_BYTES = 64 * 2**20  # of resized images that wait for the network
 
@@ -104,12 +106,14 @@ def run_copies(
     o = build_options(Options, options)
     require(encoder.backbone, ["any_size"], "Copy detection")
     side = o.side or (320 if encoder.image_size >= 96 else 2 * encoder.image_size)
+    skipped: Skipped = ()
     if isinstance(test, Copies):
         data = test
     elif isinstance(test, Path):
         data = copydays(test, o.distractors, o.whiten_on)
     else:
-        data = alter(test, o.seed, o.whiten_on)
+        readable, skipped = leave_out_unreadable(Subset(test, np.arange(min(len(test), _READ))))
+        data = alter(readable if skipped else test, o.seed, o.whiten_on)
     count = sum(len(images) for images in data.database)
     total = count + len(data.others) + sum(len(q) for q, _ in data.queries.values())
     with progress_bar(f"{encoder.name} on {data.name}", total, True) as advance:
@@ -141,7 +145,7 @@ def run_copies(
     )
     return Report(
         protocol="copies", encoder=encoder.name, train="", test=data.name, rows=tuple(rows),
-        best=best, notes=(note,),
+        best=best, notes=(*describe_skipped(data.name, skipped), note),
     )  # fmt: skip
 
 

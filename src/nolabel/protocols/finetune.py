@@ -33,6 +33,7 @@ from torchvision.transforms import v2
 from nolabel.backbones.depth import layer_numbers, skips_weight_decay_in_finetuning
 from nolabel.data.loader import make_loader
 from nolabel.data.progress import progress_bar
+from nolabel.data.readable import describe_skipped, leave_out_unreadable
 from nolabel.data.source import Source, require_labels
 from nolabel.device import autocast
 from nolabel.encoders.encoder import Encoder
@@ -165,8 +166,9 @@ def run_finetune(
     folder = Path(o.save) if o.save else None
     if folder is not None and (folder / ENCODER_FILE).exists():
         raise UsageError(f"{o.save!r} holds an encoder already. Choose another --save.")
-    model, unreadable = fit_classifier(encoder, train, len(names), o)
-    guesses, keys = _predict(model, encoder, test)
+    readable, skipped = leave_out_unreadable(train)
+    model, _ = fit_classifier(encoder, readable, len(names), o)
+    guesses, keys, skipped_test = _predict(model, encoder, test)
     rows = accuracy_rows(
         f"epoch {o.resolved.epochs}", guesses, torch.from_numpy(truth)[keys], len(names)
     )
@@ -175,12 +177,14 @@ def run_finetune(
     if folder is not None:
         save_classifier(model, encoder, names, folder)
         note += f"; saved in {o.save}"
-    if unreadable:
-        path, reason = next(iter(unreadable.items()))
-        note += f"; {len(unreadable)} image(s) of train left out, first: {path}: {reason}"
     return Report(
         protocol="finetune", encoder=encoder.name, train=train.name, test=test.name,
-        rows=tuple(rows), best=rows[0], notes=(note,),
+        rows=tuple(rows), best=rows[0],
+        notes=(
+            *describe_skipped(train.name, skipped),
+            *describe_skipped(test.name, tuple(skipped_test)),
+            note,
+        ),
     )  # fmt: skip
 
 
@@ -320,9 +324,12 @@ def make_mixing(o: Options, classes: int) -> Callable[[Tensor, Tensor], tuple[Te
     return mix
 
 
-def _predict(model: Classifier, encoder: Encoder, test: Source) -> tuple[Tensor, Tensor]:
-    """Best classes int64 [N, G] of the images that can be read, and their indices int64 [N]."""
-    guesses, keys = [], []
+def _predict(
+    model: Classifier, encoder: Encoder, test: Source
+) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+    """Best classes int64 [N, G] of the images that can be read, their indices int64 [N], and path
+    and reason of each other image."""
+    guesses, keys, skipped = [], [], []
     with progress_bar(f"evaluating on {test.name}", len(test), True) as advance:
         for chunk in chunks(test, 256, encoder_input(encoder)):
             if chunk.x is not None:
@@ -330,7 +337,8 @@ def _predict(model: Classifier, encoder: Encoder, test: Source) -> tuple[Tensor,
                     logits = model(chunk.x)
                 guesses.append(logits.topk(min(TOP, logits.shape[1]), dim=1).indices.cpu())
                 keys.append(torch.from_numpy(np.asarray(chunk.keys)))
+            skipped += chunk.skipped
             advance(len(chunk.keys) + len(chunk.skipped))
     if not guesses:
         raise DataError(f"{test.name!r} has no image that can be read.")
-    return torch.cat(guesses), torch.cat(keys)
+    return torch.cat(guesses), torch.cat(keys), skipped

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nolabel.data.progress import progress_bar
+from nolabel.data.readable import Skipped, describe_skipped, leave_out_unreadable
 from nolabel.data.source import Source, Subset
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, chunks
@@ -42,6 +43,7 @@ from nolabel.views import FastViews, View, ViewPlan
 
 DELTA = 1e-4  # of LiDAR, on the diagonal of W, relative to its mean
 EPS = 1e-12
+_MOST_CHECKED = 8  # times the images used: of a larger set, not every image is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +80,8 @@ def run_labelfree(
         DataError: fewer than eight images can be read.
     """
     o = build_options(Options, options)
-    indices = np.random.default_rng(o.seed).permutation(len(test))[: o.images]
-    z = embed_views(encoder, Subset(test, np.sort(indices), test.name), o)  # [N, V, D]
+    images, skipped = _draw(test, o)
+    z = embed_views(encoder, images, o)  # [N, V, D]
     n, views, dim = z.shape
     all_views = z.flatten(0, 1)
     correct = self_retrieval(z)
@@ -98,13 +100,26 @@ def run_labelfree(
     )
     return Report(
         protocol="labelfree", encoder=encoder.name, train="", test=test.name, rows=tuple(rows),
-        best=rows[3], notes=(note,),
+        best=rows[3], notes=(*describe_skipped(test.name, skipped), note),
     )  # fmt: skip
 
 
 def _row(name: str, metric: str, value: float, maximum: int) -> dict[str, Any]:
     out = {"setting": name, "metric": metric, "value": value, "low": None, "high": None}
     return out | ({"most": maximum} if maximum else {})
+
+
+def _draw(test: Source, o: Options) -> tuple[Source, Skipped]:
+    """The images used, all of them readable, and those that could not be read.
+
+    The draw does not depend on bad files, unless the set is so large that checking all is a waste.
+    """
+    checked, skipped = test, ()
+    if len(test) <= _MOST_CHECKED * o.images:
+        checked, skipped = leave_out_unreadable(test)
+    indices = np.random.default_rng(o.seed).permutation(len(checked))[: o.images]
+    drawn, more = leave_out_unreadable(Subset(checked, np.sort(indices), test.name))
+    return drawn, (*skipped, *more)
 
 
 def embed_views(encoder: Encoder, source: Source, o: Options) -> Tensor:

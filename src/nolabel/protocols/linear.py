@@ -25,7 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.data.source import Source, Subset, require_labels, split
+from nolabel.data.readable import describe_skipped
+from nolabel.data.source import Source, Subset, require_labels
+from nolabel.data.split import split
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError, unknown
@@ -202,9 +204,13 @@ def _swept_features(encoder: Encoder, train: Source, test: Source, o: Options) -
         return {(n, p): features.features(n, p) for n in o.blocks for p in o.pools}
 
     a, b = extract(train, o.augmented), extract(test, 0)
+    notes = (
+        *describe_skipped(train.name, a.skipped),
+        *describe_skipped(test.name, b.skipped),
+    )
     return _SweptFeatures(
         combinations(a), combinations(b), a.keys, torch.from_numpy(labels.astype("i8"))[a.keys],
-        torch.from_numpy(test_labels)[b.keys], class_names(train), (),
+        torch.from_numpy(test_labels)[b.keys], class_names(train), notes,
     )  # fmt: skip
 
 
@@ -247,13 +253,8 @@ def _choose_setting(
     if len(settings) == 1:
         return settings[0], ()
     readable = Subset(train, np.unique(keys.numpy()))
-    held_out_keys = split(readable, o.held_out, o.seed)[1].indices
+    held_out_keys = readable.indices[_held_out(readable, o)]
     held_out = torch.from_numpy(np.isin(keys.numpy(), held_out_keys)).to(y.device)
-    if not bool(held_out.any()):
-        raise DataError(
-            f"{train.name!r} has one image a class, so none can be held out to choose the learning "
-            "rate. Give one rate, such as --lr 0.1, or more images."
-        )
     scores: dict[Setting, tuple[float, float]] = {}
     for key, values in x.items():
         a, b = values[~held_out], values[held_out]
@@ -277,6 +278,19 @@ def _choose_setting(
     if len(rates) > 1 and best.lr in (rates[0], rates[-1]):
         note += "; it is at the edge of the range tried, so a better one may be outside"
     return best, (note,)
+
+
+def _held_out(train: Source, o: Options) -> np.ndarray:
+    """Indices of the images on which the setting is chosen, int64 [H]: whole groups if possible."""
+    for units in (train.groups, None):
+        try:
+            return split(train, o.held_out, o.seed, units=units)[1].indices
+        except DataError:  # every class lies in one group
+            continue
+    raise DataError(
+        f"{train.name!r} has one image a class, so none can be held out to choose the learning "
+        "rate. Give one rate, such as --lr 0.1, or more images."
+    )
 
 
 def _predict(x: Tensor, y: Tensor, z: Tensor, lr: float, o: Options, classes: int) -> Tensor:

@@ -28,11 +28,12 @@ from torch import Tensor
 from nolabel.backbones.base import require
 from nolabel.data.open import open_source
 from nolabel.data.progress import progress_bar
+from nolabel.data.readable import Readable, describe_skipped, leave_out_unreadable
 from nolabel.data.source import Source
 from nolabel.data.sources.items import Items
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
-from nolabel.errors import DataError, UsageError
+from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.protocols._options import as_tuples, at_least, build_options
 from nolabel.protocols._ranking import average_precision, precision_at, relevant_ranks, row
 from nolabel.protocols.data.revisited import Revisited, find_truth, open_revisited
@@ -110,9 +111,11 @@ def run_retrieval(
     groups, kind = _groups(test)
     if o.longest is None:
         extracted = features[1] if features else extract(encoder, test, batch_size=o.batch_size)
-        z, keys = extracted.values, extracted.keys.numpy()
+        z, keys, skipped = extracted.values, extracted.keys.numpy(), extracted.skipped
     else:
-        z, keys = embed_uncropped(encoder, test, o.longest, o.scales), np.arange(len(test))
+        readable, skipped = leave_out_unreadable(test)
+        z = embed_uncropped(encoder, readable, o.longest, o.scales)
+        keys = readable.indices if isinstance(readable, Readable) else np.arange(len(test))
     groups = groups[keys]
     sizes = np.bincount(groups)
     queries = np.flatnonzero(sizes[groups] > 1)
@@ -127,7 +130,8 @@ def run_retrieval(
         row(f"same {kind}", f"P@{k}", precisions[:, i], **({"chance": chance} if k == 1 else {}))
         for i, k in enumerate(o.k)
     ]
-    notes = [f"every image is a query for the others of its {kind}, among {len(groups):,} images"]
+    notes = [*describe_skipped(test.name, skipped)]
+    notes += [f"every image is a query for the others of its {kind}, among {len(groups):,} images"]
     if len(queries) < len(groups):
         alone = len(groups) - len(queries)
         notes.append(f"{alone} image(s) are alone in their {kind} and are no queries")
@@ -229,13 +233,16 @@ def embed_uncropped(
         float32 [N, D] on the CPU.
 
     Raises:
-        BadImage: an image cannot be read; it is not skipped, which would change the ranking.
-        DataError: an image is smaller than a patch.
+        DataError: an image cannot be read (a benchmark without it is another one), or is smaller
+            than a patch.
     """
     out = []
     with progress_bar(f"{encoder.name} on {source.name}", len(source), True) as advance:
         for i in range(len(source)):
-            image = Image.fromarray(source.read(i).image)
+            try:
+                image = Image.fromarray(source.read(i).image)
+            except BadImage as error:
+                raise DataError(f"An image of {source.name!r} cannot be read: {error}.") from None
             if boxes is not None and boxes[i, 2] > boxes[i, 0]:
                 left, top, right, bottom = (float(v) for v in boxes[i])
                 image = image.crop((left, top, right, bottom))

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from nolabel.data.open import open_source
+from nolabel.data.readable import describe_skipped
 from nolabel.data.source import Source, Subset
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
@@ -83,6 +84,10 @@ class Corrupted(Source):
         self.source, self.corruption, self.strength, self.seed = source, name, strength, seed
         self.name = f"{source.name}, {name} {strength}"
         self.labels, self.classes = source.labels, source.classes
+
+    def of(self, source: Source) -> Corrupted:
+        """The same corruption of another source."""
+        return Corrupted(source, self.corruption, self.strength, self.seed)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -178,10 +183,15 @@ def _evaluate_sets(
         a, Subset(train, a.keys.numpy()), len(names), linear_options, encoder.device
     )
     rows = accuracy_rows("test", _predict(head, b.values, None), b.labels, len(names))[:1]
-    for name, source in sets.items():
+    # What is drawn for an image depends on its place among those that can be read.
+    readable = Subset(test, b.keys.numpy())
+    for name, given in sets.items():
+        source = given.of(readable) if isinstance(given, Corrupted) else given
         labels = match_labels(train, source)  # fail before the features are computed
         allowed = np.unique(labels)
         z = extract(encoder, source, batch_size=o.batch_size)
+        if not isinstance(source, Corrupted):
+            notes = (*notes, *describe_skipped(source.name, z.skipped))
         truth = torch.from_numpy(labels)[z.keys]
         subset = None if len(allowed) == len(names) else torch.from_numpy(allowed)
         rows += accuracy_rows(name, _predict(head, z.values, subset), truth, len(names))[:1]

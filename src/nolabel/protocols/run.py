@@ -40,7 +40,6 @@ __all__ = [
     "evaluate",
     "find",
     "make_options",
-    "open_sets",
     "open_test",
     "options_of",
     "run",
@@ -195,7 +194,6 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         test_set="own",
     ),
 )
-_TEST_SHARE, _SPLIT_SEED = 0.2, 0  # of the split if there is no test set
 
 
 def evaluate(
@@ -221,7 +219,9 @@ def evaluate(
         DataError: no labels, one class only, or classes in test that train does not have.
     """
     checked = make_options(protocol, options)
+    from nolabel.data.source import Source
     from nolabel.encoders import Encoder, load
+    from nolabel.protocols.sets import open_sets
 
     loaded = encoder if isinstance(encoder, Encoder) else load(str(encoder))
     if not find(protocol).learns:
@@ -229,7 +229,9 @@ def evaluate(
             raise UsageError(
                 f"The protocol {protocol!r} has no training: give --test and no --train."
             )
-        return run(protocol, loaded, None, open_test(protocol, loaded, test), options=checked)
+        opened = open_test(protocol, loaded, test)
+        notes = opened.notes if isinstance(opened, Source) else ()
+        return run(protocol, loaded, None, opened, options=checked, notes=notes)
     if train is None:
         raise UsageError(f"The protocol {protocol!r} needs --train: labelled images to train on.")
     train_set, test_set, notes = open_sets(
@@ -335,62 +337,3 @@ def make_options(protocol: str, values: Mapping[str, object]) -> object:
                 f"{did_you_mean(name, fields)} Allowed: {', '.join(fields)}."
             )
     return cls(**values)
-
-
-def open_sets(
-    train: SourceSpec,
-    test: SourceSpec | None = None,
-    *,
-    image_size: int | None = None,
-    channels: int = 3,
-) -> tuple[Source, Source, tuple[str, ...]]:
-    """Opens train and test; splits train if there is no test set (see `evaluate`).
-
-    Args:
-        train: labelled images.
-        test: labelled images of the same classes, or None.
-        image_size: side in pixels at which `creatures` are drawn.
-        channels: number of channels of the images.
-
-    Returns:
-        Train, test, and notes on the split.
-
-    Raises:
-        UsageError: train and test are the same images, or cannot be opened.
-        DataError: a set to be split has no labels.
-    """
-    from nolabel.data.open import DATASETS, open_source
-    from nolabel.data.source import split
-
-    if test is None and isinstance(train, str):
-        name, colon, split_name = train.partition(":")
-        dataset = DATASETS.get(name)
-        whole_or_train = split_name == "train" or not colon
-        if dataset and "test" in dataset.splits and whole_or_train:
-            train, test = f"{name}:train", f"{name}:test"
-    train_set = open_source(train, image_size=image_size, channels=channels)
-    if test is None:
-        train_part, test_part = split(train_set, _TEST_SHARE, _SPLIT_SEED)
-        train_part.name = f"{train_set.name} (80 %)"
-        test_part.name = f"{train_set.name} (other 20 %)"
-        note = (
-            f"no test set was given: {len(test_part)} of the {len(train_set)} images were split "
-            f"off, class by class (seed {_SPLIT_SEED})"
-        )
-        return train_part, test_part, (note,)
-    test_set = open_source(test, image_size=image_size, split_default="test", channels=channels)
-    if test_set is train_set or _same_images(train, test, (train_set.name, test_set.name)):
-        raise UsageError(
-            f"Train and test are the same images ({train_set.name!r}), so accuracies would be far "
-            "too high. Give another test set, or none: a fifth of train is then split off."
-        )
-    return train_set, test_set, ()
-
-
-def _same_images(train: SourceSpec, test: SourceSpec, names: tuple[str, str]) -> bool:
-    if not (isinstance(train, str | os.PathLike) and isinstance(test, str | os.PathLike)):
-        return False
-    a, b = os.fspath(train), os.fspath(test)
-    if os.path.isdir(a) and os.path.isdir(b):
-        return os.path.samefile(a, b)
-    return names[0] == names[1]  # names of sets include the split

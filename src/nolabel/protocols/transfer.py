@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nolabel.data.readable import describe_skipped
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
 from nolabel.errors import UsageError, unknown
 from nolabel.protocols._options import as_tuples, at_least, build_options
 from nolabel.protocols.report import Report
-from nolabel.protocols.run import open_sets, run
+from nolabel.protocols.run import run
+from nolabel.protocols.sets import open_sets
 
 if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec
@@ -99,6 +101,8 @@ def run_transfer(
             row["metric"] = f"{name} {row['setting']}"
             rows.append({**row, "setting": test_set.name})
         notes += [f"{train_set.name}: {n}" for n in split_notes]
+        for source, found in zip((train_set, test_set), features_of_set, strict=True):
+            notes += describe_skipped(source.name, found.skipped)
     for name in o.judges:
         values = [r["value"] for r in rows if r["metric"].startswith(name)]
         rows.append({"setting": "mean over sets", "metric": name, "low": None, "high": None,

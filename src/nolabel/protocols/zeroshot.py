@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nolabel.data.readable import describe_skipped
 from nolabel.data.source import Source
 from nolabel.data.text.captions import has_texts, texts_of
 from nolabel.encoders.encoder import Encoder
@@ -177,9 +178,7 @@ def run_zeroshot(
             f"retrieval among {len(captions)} images and their texts"
             + (f", {equal} of which repeat another: any equal text is a hit" if equal else "")
         )
-    if extracted.skipped:
-        path, reason = extracted.skipped[0]
-        notes.append(f"{len(extracted.skipped)} image(s) left out, first: {path}: {reason}")
+    notes += describe_skipped(test.name, extracted.skipped)
     return Report(
         protocol="zeroshot", encoder=encoder.name, train="", test=test.name, rows=tuple(rows),
         best=rows[0], notes=tuple(notes),

@@ -3,8 +3,9 @@
 A shard is written atomically (temporary file, fsync, rename), and `pack.json` is updated after
 each one. A stopped run of `pack` continues after the last complete shard.
 
-A member is named `FOLDER/NUMBER_NAME.SUFFIX`, with the image's index in the source. The label and
-the text of a sample are members of the same name with the suffixes `.cls` and `.txt`.
+A member is named `FOLDER/NUMBER_NAME.SUFFIX`, with the image's index in the source. The label, the
+group, the domain and the text of a sample are members of the same name with the suffixes `.cls`,
+`.group`, `.domain` and `.txt`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ _COPIED_FORMATS = {
     "WEBP": "webp",
 }  # formats whose files are copied unchanged if no resizing is needed
 _TIMED_IMAGES = 200  # images that are read from the source and from the shards, to compare rates
+# Suffix of the members, the numbers of the images (None: there are none), the names of the numbers.
+Names = tuple[tuple[str, np.ndarray | None, tuple[str, ...]], ...]
 _UNSAFE = re.compile(r"[^A-Za-z0-9_/+-]+")
 
 
@@ -189,6 +192,11 @@ def _write_shard(
     temporary = path.with_suffix(".tmp")
     skipped: list[tuple[str, str]] = []
     images, before = 0, 0
+    names: Names = (
+        ("cls", source.labels, source.classes),
+        ("group", source.groups, tuple(source.group_names)),
+        ("domain", source.domains, source.domain_names),
+    )
     try:
         with open(temporary, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -205,7 +213,7 @@ def _write_shard(
                             continue
                         images += 1
                         before += made.before
-                        _add_sample(tar, source, i, made)
+                        _add_sample(tar, source, i, made, names)
                     advance(len(some))
             file.flush()
             os.fsync(file.fileno())
@@ -267,11 +275,13 @@ def _encode(pixels: np.ndarray, packing: Packing, *, lossless: bool) -> tuple[by
     return file.getvalue(), "jpg"
 
 
-def _add_sample(tar: tarfile.TarFile, source: Source, i: int, made: _Member) -> None:
+def _add_sample(tar: tarfile.TarFile, source: Source, i: int, made: _Member, names: Names) -> None:
     base = _member_name(source, i)
     files = [(f"{base}.{made.suffix}", made.data)]
-    if source.labels is not None:
-        files.append((f"{base}.cls", source.classes[int(source.labels[i])].encode()))
+    for kind, numbers, named in names:
+        if numbers is not None:
+            number = int(numbers[i])
+            files.append((f"{base}.{kind}", (named[number] if named else str(number)).encode()))
     if made.text is not None:
         files.append((f"{base}.txt", made.text.encode()))
     for name, data in files:

@@ -146,6 +146,13 @@ def open_regular(path: str) -> BinaryIO:
     return open(path, "rb")  # noqa: SIM115  the caller closes it
 
 
+def read_end(path: str, count: int) -> bytes:
+    """The last bytes of a regular file. Raises OSError or BadImage."""
+    with open_regular(path) as file:
+        file.seek(-min(count, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file.read()
+
+
 @contextlib.contextmanager
 def decoding_in_threads() -> Iterator[None]:
     """Sets the process-wide switches of decoding around a block that decodes in several threads.

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from nolabel.data._cache import cache_folder
-from nolabel.data.source import split
 from nolabel.data.sources.arrays import Arrays
+from nolabel.data.split import split
 from nolabel.errors import DataError, UsageError
 
 FASHION_CLASSES = (

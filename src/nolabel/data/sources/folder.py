@@ -9,7 +9,7 @@ import numpy as np
 from nolabel.data._strings import StringTable
 from nolabel.data.source import Source
 from nolabel.data.sources._bands import BAND_SUFFIXES, read_bands
-from nolabel.data.sources._decode import SUFFIXES, read_regular
+from nolabel.data.sources._decode import SUFFIXES, read_end, read_regular
 from nolabel.errors import DataError
 from nolabel.types import Sample
 
@@ -64,6 +64,14 @@ class Folder(Source):
     def read_bytes(self, i: int, /) -> bytes:
         """The encoded file of image i, unchanged. Raises OSError or BadImage."""
         return read_regular(self.path(i))
+
+    def size_in_bytes(self, i: int, /) -> int:
+        """Size of the file of image i. Raises OSError."""
+        return os.path.getsize(self.path(i))
+
+    def read_end(self, i: int, count: int, /) -> bytes:
+        """The last `count` bytes of the file of image i. Raises OSError."""
+        return read_end(self.path(i), count)
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Image i, decoded. Raises BadImage."""

@@ -16,12 +16,13 @@ from nolabel.data import _cache
 from nolabel.data._strings import StringTable, encode_labels
 from nolabel.data.source import Source
 from nolabel.data.sources._bands import read_bands
+from nolabel.data.sources._decode import read_end
 from nolabel.errors import DataError, UsageError, did_you_mean
 from nolabel.types import Sample
 
 LISTS = (".txt", ".lst", ".list")
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
-_CACHE_KIND = "manifest 2"  # name of the cache; change it when the cached arrays change
+_CACHE_KIND = "manifest 3"  # name of the cache; change it when the cached arrays change
 COLUMNS = ("path", "label", "text", "group", "domain")
 
 
@@ -71,6 +72,8 @@ class Manifest(Source):
             tuple(StringTable.from_arrays(arrays, "classes")) if "classes.ends" in arrays else ()
         )
         self.groups = arrays.get("groups")
+        if self.groups is not None:
+            self.group_names = StringTable.from_arrays(arrays, "groups_of")
         self.domains = arrays.get("domains")
         self.domain_names = (
             tuple(StringTable.from_arrays(arrays, "domains_of"))
@@ -89,6 +92,14 @@ class Manifest(Source):
         """The encoded file of image i, unchanged. Raises OSError."""
         with open(self.path(i), "rb") as file:
             return file.read()
+
+    def size_in_bytes(self, i: int, /) -> int:
+        """Size of the file of image i. Raises OSError."""
+        return os.path.getsize(self.path(i))
+
+    def read_end(self, i: int, count: int, /) -> bytes:
+        """The last `count` bytes of the file of image i. Raises OSError."""
+        return read_end(self.path(i), count)
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Image i, decoded, with its text. Raises BadImage."""
@@ -184,6 +195,6 @@ def _to_arrays(columns: dict[str, list[str]]) -> dict[str, np.ndarray]:
         distinct, out[numbers] = encode_labels(values)
         if name == "label":
             out |= StringTable.from_strings(distinct).to_arrays("classes")
-        elif name == "domain":
-            out |= StringTable.from_strings(distinct).to_arrays("domains_of")
+        else:
+            out |= StringTable.from_strings(distinct).to_arrays(f"{numbers}_of")
     return out

@@ -1,9 +1,7 @@
 """Tar shards in WebDataset's layout, with random access through an index of byte offsets.
 
-The members of a tar with the same path up to the first dot of the file name form a sample:
-`cats/001.jpg`, `cats/001.cls` and `cats/001.txt` are the image, the label and the text of sample
-`cats/001`. Other members are ignored, links and devices too; nothing is unpickled and nothing is
-extracted to disk. The index of a tar is cached until its size or modification time changes.
+Which members form a sample, `_tar_index` says. Nothing is unpickled and nothing is extracted to
+disk. The index of a tar is cached until its size or modification time changes.
 """
 
 from __future__ import annotations
@@ -23,12 +21,13 @@ from nolabel.data._strings import StringTable, encode_labels
 from nolabel.data.source import Source
 from nolabel.data.sources._bands import read_bands
 from nolabel.data.sources._decode import SUFFIXES
-from nolabel.errors import BadImage, DataError, UsageError
+from nolabel.data.sources._tar_index import NAMES, build_index
+from nolabel.errors import BadImage, DataError, UsageError, printable
 from nolabel.types import Sample
 
 BLOCK = 1024  # consecutive samples that are read at about the same time
 _MAX_OPEN = 64  # shards open at the same time in one process
-_MAX_LABEL_BYTES = 1 << 16  # a longer `.cls` member is not taken as a label
+_CACHE_KIND = "shard 2"  # name of the cache; change it when the index changes
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -36,7 +35,8 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 class Shards(Source):
     """The samples of one or more tar files, in the order of the files and of their members.
 
-    Labels, from members `.cls`, are used only if every sample has one.
+    Labels, groups and domains, from members `.cls`, `.group` and `.domain`, are used only if every
+    sample has one.
 
     Args:
         pattern: a tar, a pattern such as `shards/*.tar`, or one with braces,
@@ -62,11 +62,29 @@ class Shards(Source):
                 f"{' '.join(sorted(SUFFIXES))}."
             )
         self.images_at = np.concatenate([p["image"] for p in parts])  # int64 [N, 2]: offset, size
-        self.texts_at = np.concatenate([p["text"] for p in parts])  # the same; size -1: no text
+        self.texts_at = np.concatenate([p["txt"] for p in parts])  # the same; size -1: no text
         self.members = [StringTable.from_arrays(p, "member") for p in parts]
-        names = [name for p in parts for name in StringTable.from_arrays(p, "label")]
-        if all(names):
-            self.classes, self.labels = encode_labels(names)
+        names = {
+            kind: [name for p in parts for name in StringTable.from_arrays(p, kind)]
+            for kind in NAMES
+        }
+        if all(names["cls"]):
+            self.classes, self.labels = encode_labels(names["cls"])
+        else:
+            without = names["cls"].index("")
+            self.unlabelled = (
+                f"{names['cls'].count(''):,} of the {len(self):,} samples have no member .cls, "
+                f"first {self.path(without)}."
+            )
+        if all(names["group"]):
+            self.group_names, self.groups = encode_labels(names["group"])
+        if all(names["domain"]):
+            self.domain_names, self.domains = encode_labels(names["domain"])
+        self.notes = tuple(
+            f"{printable(file)}: {note}"
+            for file, part in zip(self.files, parts, strict=True)
+            for note in StringTable.from_arrays(part, "notes")
+        )
         self._open: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -81,6 +99,10 @@ class Shards(Source):
     def read_bytes(self, i: int, /) -> bytes:
         """The encoded file of image i, unchanged. Raises OSError or BadImage."""
         return self._bytes(i, self.images_at[i])
+
+    def size_in_bytes(self, i: int, /) -> int:
+        """Size of the file of image i."""
+        return int(self.images_at[i, 1])
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Sample i, decoded, with its text. Raises BadImage."""
@@ -188,62 +210,12 @@ def expand_braces(pattern: str) -> list[str]:
 def _load_index(file: str) -> dict[str, np.ndarray]:
     try:
         key = _cache.fingerprint(file)
-        arrays = _cache.load("shard", key)
+        arrays = _cache.load(_CACHE_KIND, key)
         if arrays is None:
-            arrays = _build_index(file)
-            _cache.store("shard", key, arrays)
+            arrays = build_index(file)
+            _cache.store(_CACHE_KIND, key, arrays)
     except tarfile.TarError as error:
         raise DataError(f"{file!r} is not a readable tar file ({error}).") from None
     except OSError as error:
         raise DataError(f"Cannot read {file!r}: {error.strerror or error}.") from None
     return arrays
-
-
-def _build_index(file: str) -> dict[str, np.ndarray]:
-    """The index of one tar.
-
-    Returns:
-        "image" and "text", int64 [N, 2]: offset and size in bytes (size -1: none); and the string
-        tables "member" (names of the images) and "label" (empty: none).
-    """
-    samples: dict[str, dict[str, tuple[str, int, int]]] = {}
-    with tarfile.open(file, "r:") as tar:
-        while True:
-            try:
-                member = tar.next()
-            except tarfile.ReadError:
-                if not samples:
-                    raise
-                break  # truncated: earlier samples are intact; reading the last one will fail
-            if member is None:
-                break
-            vars(tar)["members"].clear()  # else TarFile keeps an object for every member
-            if not member.isreg() or member.issparse():
-                continue
-            head, _, base = member.name.rpartition("/")
-            stem, dot, suffix = base.partition(".")
-            if not dot or not stem:
-                continue
-            suffix = suffix.lower()
-            kind = "image" if "." + suffix.rpartition(".")[2] in SUFFIXES else suffix
-            if kind in ("image", "cls", "txt"):
-                location = (member.name, member.offset_data, member.size)
-                samples.setdefault(f"{head}/{stem}", {}).setdefault(kind, location)
-    with_image = [parts for parts in samples.values() if "image" in parts]
-    none = ("", 0, -1)
-    labels = []
-    with open(file, "rb") as raw:
-        for parts in with_image:
-            _, offset, size = parts.get("cls", none)
-            label = ""
-            if 0 < size <= _MAX_LABEL_BYTES:
-                raw.seek(offset)
-                label = raw.read(size).decode("utf-8", "replace").strip()
-            labels.append(label)
-    texts = [parts.get("txt", none)[1:] for parts in with_image]
-    return {
-        "image": np.array([p["image"][1:] for p in with_image], np.int64).reshape(-1, 2),
-        "text": np.array(texts, np.int64).reshape(-1, 2),
-        **StringTable.from_strings(p["image"][0] for p in with_image).to_arrays("member"),
-        **StringTable.from_strings(labels).to_arrays("label"),
-    }

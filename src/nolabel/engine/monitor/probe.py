@@ -6,7 +6,8 @@ import numpy as np
 
 from nolabel.backbones.base import Backbone
 from nolabel.data.open import open_source
-from nolabel.data.source import Subset, require_labels, split
+from nolabel.data.source import Subset, require_labels
+from nolabel.data.split import independent_units, split
 from nolabel.encoders.encoder import Encoder
 from nolabel.protocols.knn import run_knn
 from nolabel.views.plan import ViewPlan
@@ -30,7 +31,7 @@ class Probe:
     def __init__(self, spec: str, image_size: int | None, download: bool, channels: int = 3):
         source = open_source(spec, image_size=image_size, download=download, channels=channels)
         require_labels(source)
-        rest, part = split(source, 0.2, seed=0)
+        rest, part = split(source, 0.2, seed=0, units=independent_units(source)[0])
         self.train, self.test = _at_most(rest, MOST), _at_most(part, MOST // 4)
 
     def __call__(self, backbone: Backbone, plan: ViewPlan) -> float:
