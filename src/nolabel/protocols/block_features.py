@@ -114,7 +114,8 @@ def extract_block_features(
     if isinstance(readable, Readable):
         indices = readable.indices[indices]
     return BlockFeatures(
-        torch.cat(pooled), torch.cat(tokens), torch.cat(patches), torch.from_numpy(indices), skipped,
+        torch.cat(pooled), torch.cat(tokens), torch.cat(patches), torch.from_numpy(indices),
+        skipped,
     )  # fmt: skip
 
 
