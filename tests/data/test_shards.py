@@ -218,5 +218,5 @@ def test_groups_and_domains_of_shards_are_read_and_missing_labels_are_named(tmp_
     source = Shards(tmp_path / "a.tar")
     assert source.groups.tolist() == [0, 0, 1, 1] and list(source.group_names) == ["p0", "p1"]
     assert source.domain_names == ("x",)
-    assert source.labels is None and "1 of the 4 samples" in source.unlabelled
+    assert source.labels is None and "1 of 4 labels are missing" in source.unlabelled
     assert "0.png" in source.unlabelled

@@ -166,6 +166,8 @@ def test_noise_of_patients_is_not_recognised(tmp_path):
 
 
 def test_every_label_another_value_is_said_as_what_it_is(tmp_path):
-    rows = [(draw(tmp_path / f"{i}.png"), f"{i * 0.37:.2f}") for i in range(20)]
-    with pytest.raises(DataError, match="20 images have 20 different labels"):
-        open_sets(table(tmp_path / "t.csv", ("path", "label"), rows))
+    paths = [draw(tmp_path / f"{i}.png") for i in range(20)]
+    for name, message in (("n{}", "20 images have 20 different labels"), ("{}.37", "measurements")):
+        rows = [(path, name.format(i)) for i, path in enumerate(paths)]
+        with pytest.raises(DataError, match=message):
+            open_sets(table(tmp_path / "t.csv", ("path", "label"), rows))

@@ -54,6 +54,8 @@ def embed_(args: list[str], about: str) -> None:
     given = flags(Embed, args, "nolabel embed", about)
     encoder = load(given.encoder, image_size=given.image_size, device=given.device)
     source = open_source(given.data, image_size=encoder.image_size, channels=encoder.channels)
+    for note in source.notes:
+        print(f"note: {note}")
     index = embed(encoder, source, given.out, options=given.options, overwrite=given.overwrite)
     a = index.about
     write(f"wrote {given.out}: {a['count']:,} x {a['dim']} {a['dtype']} of {a['encoder']}")

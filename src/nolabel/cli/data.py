@@ -53,7 +53,10 @@ def pack_(args: list[str], about: str) -> None:
     given = flags(Pack, args, "nolabel pack", about)
     from nolabel.data.open import open_source
 
-    numbers = pack(open_source(given.data), given.out, given.packing)
+    source = open_source(given.data)
+    for note in source.notes:
+        print(f"note: {note}")
+    numbers = pack(source, given.out, given.packing)
     before, after = numbers["bytes_before"], numbers["bytes_after"]
     size = f"{after / 1e6:,.1f} MB" + (f" from {before / 1e6:,.1f} MB" if before else "")
     write(f"{numbers['images']:,} images in {numbers['shards']} shards, {size}")

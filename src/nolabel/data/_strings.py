@@ -7,7 +7,7 @@ they take one byte a character, stay shared among workers, and load from disk wi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -53,20 +53,3 @@ class StringTable:
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
-
-
-def encode_labels(names: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Encodes class names as integers.
-
-    Args:
-        names: class name of each of N images.
-
-    Returns:
-        The distinct class names, in numeric order if all of them are integers, else in alphabetic
-        order; and int64 [N], the index of each image's class among them.
-    """
-    distinct = set(names)
-    numeric = all(name.lstrip("-").isdecimal() for name in distinct)
-    classes = sorted(distinct, key=int) if numeric else sorted(distinct)
-    index = {name: i for i, name in enumerate(classes)}
-    return tuple(classes), np.fromiter((index[name] for name in names), np.int64, len(names))

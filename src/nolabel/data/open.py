@@ -215,7 +215,15 @@ def _open_named(
         )
     if isinstance(spec, str) and name in DATASETS:
         info, part = DATASETS[name], split_name if colon else split_default
-        return _open_dataset(info, part, image_size, download, channels)
+        source = _open_dataset(info, part, image_size, download, channels)
+        if os.path.exists(name):
+            what = "folder" if os.path.isdir(name) else "file"
+            source.notes = (
+                *source.notes,
+                f"{name!r} is the named set; there is a {what} of that name too, which is "
+                f"--data ./{name}",
+            )
+        return source
     if isinstance(spec, str) and text.startswith("hf:"):
         from nolabel.data.sources.hub import Hub
 

@@ -27,6 +27,7 @@ def describe(built: Built, resolved: Resolved) -> str:
     lines = [
         f"method     {run.method}: {(methods.load(run.method).__doc__ or '').strip()}",
         f"data       {source.name}: {len(source):,} images",
+        *(f"note       {note}" for note in source.notes),
         f"backbone   {s.backbone} at {s.image_size} px, patch or stride {encoder.patch_size} px, "
         f"width {encoder.dim}, {count_parameters(encoder):,} parameters",
         f"training   {_length(run, resolved)}, batch {s.batch_size}"

@@ -35,6 +35,7 @@ from nolabel.data.open import open_source, record_source
 from nolabel.data.order import steps_per_epoch
 from nolabel.data.source import Source
 from nolabel.data.statistics import measure_statistics
+from nolabel.data.text.captions import evenly_spaced
 from nolabel.engine.machine import Machine
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.methods.base import Method, RecipeContext
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     from nolabel.engine.init_network import InitNetwork
 
 MEASURED = ("precision", "workers", "views_on", "steps")  # settings that the measurement can set
+
+
+_SAMPLED = 15  # images whose median side chooses the image size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,13 +274,16 @@ def _image_size(source: Source, s: Settings) -> int:
     """Input size in pixels, 32 to 224, from the shorter side of the first readable image."""
     if s.backbone and "_224" in s.backbone:
         return 224
-    for i in range(min(len(source), 20)):
+    sides: list[int] = []
+    for i in evenly_spaced(len(source), 1 if source.in_memory else _SAMPLED):
         try:
-            side = min(source.read(i).image.shape[:2])
+            sides.append(min(source.read(int(i)).image.shape[:2]))
         except BadImage:
             continue
-        return recipes.default_image_size(side)
-    raise DataError(f"None of the first images of {source.name} can be read. Check the files.")
+    if not sides:
+        raise DataError(f"None of {_SAMPLED} images of {source.name} can be read. Check the files.")
+    # The median: an icon or a panorama that happens to be the first does not decide.
+    return recipes.default_image_size(sorted(sides)[len(sides) // 2])
 
 
 def _backbone(s: Settings, kind: type[Method], on_gpu: bool) -> Settings:

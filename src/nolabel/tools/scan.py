@@ -82,6 +82,7 @@ def to_dict(found: Survey) -> dict[str, Any]:
         "near_duplicates": sum(len(g) - 1 for g in found.near),
         "duplicates_first": [list(g[:4]) for g in (*found.same, *found.near)[:_SHOWN]],
         "classes": found.labels,
+        "notes": list(found.notes),
     }
     if not found.good:
         return out
@@ -176,6 +177,7 @@ def describe(result: dict[str, Any]) -> str:
     if r["classes"]:
         counts = list(r["classes"].values())
         lines.append(f"classes     {len(counts)}, of {min(counts):,} to {max(counts):,} images")
+    lines += [f"note        {note}" for note in r["notes"]]
     lines.append(f"unreadable  {r['unreadable']:,}")
     lines += [f"            {path}: {reason}" for path, reason in r["unreadable_first"]]
     lines.append(

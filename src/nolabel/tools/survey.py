@@ -41,6 +41,7 @@ class Survey:
     bad: tuple[tuple[str, str], ...]  # (path, reason)
     same: tuple[tuple[str, ...], ...]  # groups of exact duplicates: equal pixels
     near: tuple[tuple[str, ...], ...]  # groups of near-duplicates, exact ones left out
+    notes: tuple[str, ...]  # on what was chosen or left out when the source was opened
     labels: dict[str, int]  # class -> images; empty without labels
     thumbs: np.ndarray  # uint8 [T, THUMB, THUMB, 3], some of the images
 
@@ -90,6 +91,8 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
     same = [members for members in exact.values() if len(members) > 1]
     near = _near_duplicates(np.array(hashes, np.uint64), np.array(small), np.array(kept), same)
     counted: dict[str, int] = {}
+    reason = source.unlabelled if source.labels is None else ""
+    unlabelled = (f"no labels: {reason}",) if reason else ()
     if source.labels is not None:
         counts = np.bincount(source.labels, minlength=len(source.classes))
         counted = dict(zip(source.classes, counts.tolist(), strict=True))
@@ -108,6 +111,7 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
         bad=tuple(bad),
         same=named(same),
         near=named(near),
+        notes=(*source.notes, *unlabelled),
         labels=counted,
         thumbs=np.array(tiles, np.uint8).reshape(-1, THUMB, THUMB, 3),
     )

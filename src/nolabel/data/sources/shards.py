@@ -17,7 +17,8 @@ from collections import OrderedDict
 import numpy as np
 
 from nolabel.data import _cache
-from nolabel.data._strings import StringTable, encode_labels
+from nolabel.data._strings import StringTable
+from nolabel.data.labels import encode_names, fill_groups, read_labels
 from nolabel.data.source import Source
 from nolabel.data.sources._bands import read_bands
 from nolabel.data.sources._decode import SUFFIXES
@@ -68,23 +69,23 @@ class Shards(Source):
             kind: [name for p in parts for name in StringTable.from_arrays(p, kind)]
             for kind in NAMES
         }
-        if all(names["cls"]):
-            self.classes, self.labels = encode_labels(names["cls"])
+        notes: list[str] = []
+        if any(names["cls"]):
+            found = read_labels(names["cls"], lambda i: f"{printable(self.path(i))} (.cls)")
+            self.classes, self.labels, self.unlabelled, _ = found
+            notes += found.notes
         else:
-            without = names["cls"].index("")
-            self.unlabelled = (
-                f"{names['cls'].count(''):,} of the {len(self):,} samples have no member .cls, "
-                f"first {self.path(without)}."
-            )
-        if all(names["group"]):
-            self.group_names, self.groups = encode_labels(names["group"])
+            self.unlabelled = "Labels are members with the suffix .cls; there are none."
+        if any(names["group"]):
+            self.group_names, self.groups = encode_names(fill_groups(names["group"]))
         if all(names["domain"]):
-            self.domain_names, self.domains = encode_labels(names["domain"])
-        self.notes = tuple(
+            self.domain_names, self.domains = encode_names(names["domain"])
+        notes += (
             f"{printable(file)}: {note}"
             for file, part in zip(self.files, parts, strict=True)
             for note in StringTable.from_arrays(part, "notes")
         )
+        self.notes = tuple(notes)
         self._open: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
 

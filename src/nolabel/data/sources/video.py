@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nolabel.data import _cache
-from nolabel.data._strings import encode_labels
+from nolabel.data.labels import encode_names
 from nolabel.data.source import Source
 from nolabel.data.sources.folder import is_folder, list_files
 from nolabel.errors import BadImage, DataError, UsageError
@@ -71,7 +71,9 @@ class Videos(Source):
         if os.path.isdir(path):
             files, others = list_files(path, SUFFIXES)
             if not files:
-                raise DataError(f"No videos in {path!r} or below it: {others:,} other files.")
+                raise DataError(
+                    f"No videos in {path!r} or below it: {others.total():,} other files."
+                )
             self.files = [os.path.join(os.path.abspath(path), file) for file in files]
         else:
             files, self.files = [os.path.basename(path)], [os.path.abspath(path)]
@@ -84,7 +86,7 @@ class Videos(Source):
         self.groups: np.ndarray = np.repeat(np.arange(len(self.files)), counts)
         tops = [file.partition("/")[0] for file in files if "/" in file]
         if len(tops) == len(files):
-            self.classes, video_labels = encode_labels(tops)
+            self.classes, video_labels = encode_names(tops)
             self.labels = video_labels[self.groups]
         self._reset_readers()
 
