@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import nolabel as nl
-from nolabel.protocols import all
+from nolabel.protocols import all as every
 from nolabel.protocols.run import PROTOCOLS
 
 RNG = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def test_junk_does_not_change_what_is_split_off(folders, name):
 
 
 def test_tables_of_several_protocols_and_encoders_tell_it_too(folders, monkeypatch):
-    monkeypatch.setattr(all, "PROTOCOLS", {n: PROTOCOLS[n] for n in ("knn", "retrieval")})
+    monkeypatch.setattr(every, "PROTOCOLS", {n: PROTOCOLS[n] for n in ("knn", "retrieval")})
     train, test = (str(folders / "junk" / part) for part in ("train", "test"))
     text = str(nl.compare(["pixels", "random:vit_pico"], train=train, test=test))
     assert text.count("could not be read") == 2
@@ -85,5 +85,5 @@ def test_tables_of_several_protocols_and_encoders_tell_it_too(folders, monkeypat
     assert str(alone).count("could not be read") == 1
     transfer = nl.evaluate("transfer", "pixels", test=[train], judges=("knn",))
     assert sum("could not be read" in n for n in transfer.notes) == 1
-    found = all.evaluate_all("pixels", train, test)
+    found = every.evaluate_all("pixels", train, test)
     assert all(any("could not be read" in n for n in r.notes) for r in found.reports)
