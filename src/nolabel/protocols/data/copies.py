@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 
 from nolabel.data.open import open_source
+from nolabel.data.readable import leave_out_unreadable
 from nolabel.data.source import Source
 from nolabel.data.sources.items import Items
 from nolabel.errors import BadImage, DataError, UsageError
@@ -111,7 +112,7 @@ def alter(source: Source, seed: int, whiten_on: str = "") -> Copies:
         LazyImages(source, range(original_count, end)),
     )
     others = (
-        LazyImages(open_source(whiten_on))
+        LazyImages(leave_out_unreadable(open_source(whiten_on))[0])
         if whiten_on
         else LazyImages(source, range(end, end + whitening_count))
     )
@@ -175,8 +176,12 @@ def copydays(folder: Path, distractors: str, whiten_on: str = "") -> Copies:
             "Copydays needs --distractors, a SRC of other images that are added to the database; "
             "half of them are for the whitening instead, unless --whiten-on names others."
         )
-    more = LazyImages(open_source(distractors))
-    others = LazyImages(open_source(whiten_on)) if whiten_on else more[len(more) // 2 :]
+    more = LazyImages(leave_out_unreadable(open_source(distractors))[0])
+    others = (
+        LazyImages(leave_out_unreadable(open_source(whiten_on))[0])
+        if whiten_on
+        else more[len(more) // 2 :]
+    )
     if not whiten_on:
         more = more[: len(more) // 2]
     if not len(more) or not len(others):
