@@ -1,27 +1,17 @@
-"""The gradients of an optimiser step, of one batch or of several micro-batches.
-
-For a `Contrastive` method, gradient accumulation uses the gradient cache of Gao et al. ("Scaling
-Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021, arXiv 2101.06983), so that
-negatives come from all micro-batches, while only one has activations in memory. First, the features
-of all micro-batches are computed without gradient. Then the loss gives the gradient of each
-feature. Then the features of each micro-batch are recomputed with gradient, from the same random
-state, and backpropagated. The update equals that of a large batch, also with batch norm in heads;
-batch norm in the backbone sees one micro-batch.
-"""
+"""The gradients of an optimiser step, of one batch or of several micro-batches."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from nolabel.engine.distributed_method import DistributedMethod
+from nolabel.engine.gradient_cache import cached_gradients
 from nolabel.methods.base import Contrastive
-from nolabel.nn.random_state import rng_state, set_rng_state
 from nolabel.types import Batch, Clock, Step
 
 
@@ -47,7 +37,8 @@ def gradients(
         The Step of the last micro-batch (of a contrastive method: of all), and the mean loss.
     """
     if accumulate > 1 and isinstance(distributed.method, Contrastive):
-        out = _compared(distributed, [next(batches) for _ in range(accumulate)], clock, cast)
+        micro_batches = [next(batches) for _ in range(accumulate)]
+        out = cached_gradients(distributed, micro_batches, clock, cast)
         distributed.after_backward()
         return out, out.loss
     losses = []
@@ -61,49 +52,3 @@ def gradients(
         losses.append(out.loss.detach())
     distributed.after_backward()
     return out, torch.stack(losses).mean()
-
-
-def _compared(
-    distributed: DistributedMethod,
-    batches: Sequence[Batch],
-    clock: Clock,
-    cast: Callable[[], AbstractContextManager[object]],
-) -> Step:
-    """The gradient cache: features without gradient, the loss, features with gradient."""
-    states, cached = [], []
-    with torch.no_grad(), _frozen_statistics(distributed.method):
-        for batch in batches:
-            states.append(rng_state())
-            with cast():
-                cached.append(distributed.features(batch))
-    # Each [V, B, ...] of all micro-batches, as a leaf that collects the loss's gradient.
-    leaves = tuple(torch.cat(parts, 1).requires_grad_() for parts in zip(*cached, strict=True))
-    with cast():
-        out = distributed.compare(leaves, clock)
-    out.loss.backward()
-    rng_after, start = rng_state(), 0
-    for batch, state in zip(batches, states, strict=True):
-        set_rng_state(state)
-        with cast():
-            features = distributed.features(batch, last=batch is batches[-1])
-        rows = slice(start, start + batch.size)
-        pairs = [(f, x.grad[:, rows].to(f.dtype)) for f, x in zip(features, leaves, strict=True)
-                 if x.grad is not None and f.requires_grad]  # fmt: skip
-        torch.autograd.backward([f for f, _ in pairs], [g for _, g in pairs])
-        start += batch.size
-    set_rng_state(rng_after)
-    return Step(out.loss.detach(), out.logs, features=out.features)
-
-
-@contextlib.contextmanager
-def _frozen_statistics(method: nn.Module) -> Iterator[None]:
-    """Inside, batch norm does not update its running statistics: the second pass does."""
-    norms = [m for m in method.modules() if isinstance(m, _BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    try:
-        for m in norms:
-            m.momentum = 0.0
-        yield
-    finally:
-        for m, momentum in zip(norms, momenta, strict=True):
-            m.momentum = momentum

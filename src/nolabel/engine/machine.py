@@ -1,4 +1,4 @@
-"""The devices of a run, and how much of their memory it can use."""
+"""The devices of a run, and how much of their memory and of the cores it can use."""
 
 from __future__ import annotations
 
@@ -42,4 +42,14 @@ def usable_memory(on_gpu: bool) -> float:
     limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else "max"
     if limit.isdigit():
         total = min(total, int(limit))
-    return USABLE_CPU_SHARE * total / max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return USABLE_CPU_SHARE * total / _processes_here()
+
+
+def cores() -> int:
+    """CPU cores for this process: an equal share among the machine's processes."""
+    return max((os.cpu_count() or 1) // _processes_here(), 1)
+
+
+def _processes_here() -> int:
+    """Processes of the run on this machine, as the launcher says."""
+    return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)

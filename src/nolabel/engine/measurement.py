@@ -11,6 +11,7 @@ from nolabel.data.progress import phase
 from nolabel.engine import parallel
 from nolabel.engine.calibrate import Measured, measure
 from nolabel.engine.log import say
+from nolabel.engine.machine import cores
 from nolabel.engine.resolve import Resolved, limited_warmup
 from nolabel.methods.base import Method
 from nolabel.views.plan import ViewPlan
@@ -112,7 +113,7 @@ def worker_count(data: float, step: float, device: torch.device) -> int:
     """
     if device.type == "cpu" and data < step / 2:
         return 0
-    return min(parallel.cores(), 16)
+    return min(cores(), 16)
 
 
 def views_device(workers: int, device: torch.device, data: float, step: float) -> str:

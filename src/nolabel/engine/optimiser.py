@@ -1,4 +1,4 @@
-"""Optimisers with the papers' parameter groups, schedules, clipping and update sizes."""
+"""Optimisers with the papers' parameter groups, schedules and clipping."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from nolabel import distributed
 from nolabel.backbones.depth import layer_numbers, skips_weight_decay
 from nolabel.errors import unknown
 from nolabel.nn.schedules import learning_rate, weight_decay
-from nolabel.nn.state import Ema
 from nolabel.types import Clock, Optim
 
 NAMES = ("adamw", "sgd", "lars", "larc")
@@ -64,7 +63,7 @@ class Lars(Optimizer):
                 update = p.grad
                 if group["decay"] or larc:
                     update = update.add(p, alpha=decay)
-                    w, g, moved = _norms([p, p.grad, update])
+                    w, g, moved = tensor_norms([p, p.grad, update])
                     u, force = (g + decay * w, g) if larc else (moved, moved)
                     scaled = (w > 0) & (force > 0)
                     ratio = torch.where(scaled, group["eta"] * w / u, 1.0)
@@ -143,7 +142,7 @@ def clip_gradients(method: nn.Module, optim: Optim) -> None:
     if not named:
         return
     grads = [g for _, g in named]
-    norms = _norms(grads)
+    norms = tensor_norms(grads)
     if optim.clip_by != "tensor":
         by_module = optim.clip_by == "module"
         keys = [".".join(n.split(".")[:2]) if by_module else "" for n, _ in named]
@@ -163,54 +162,10 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(_norms(grads)))
+    return torch.linalg.vector_norm(torch.stack(tensor_norms(grads)))
 
 
-class UpdateSize:
-    """Relative size of an update: construct it before the update, call it after."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter]):
-        self.parameters = list(parameters)
-        self.before = [p.detach().clone() for p in self.parameters]
-
-    @torch.no_grad()
-    def __call__(self) -> Tensor:
-        """|after - before| / |before| over all parameters, a scalar."""
-        return _relative_distance([p.detach() for p in self.parameters], self.before)
-
-
-def update_metrics(method: nn.Module, size: UpdateSize | None) -> dict[str, float]:
-    """Metrics of an update: its relative size, and the largest teacher-student distance.
-
-    Args:
-        size: constructed before the update; None leaves "update_size" out.
-    """
-    out = {} if size is None or not size.before else {"update_size": float(size())}
-    teachers = [m for m in method.modules() if isinstance(m, Ema) and m.followed]
-    if teachers:
-        distances = torch.stack([teacher_distance(m) for m in teachers])
-        out["momentum_distance"] = float(distances.max())
-    return out
-
-
-@torch.no_grad()
-def teacher_distance(teacher: Ema) -> Tensor:
-    """|teacher - student| / |student| over all parameters of an EMA teacher and its student; a
-    scalar."""
-    student = [p.detach() for p in teacher.followed[0].parameters()]
-    return _relative_distance([p.detach() for p in teacher.module.parameters()], student)
-
-
-def _relative_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """|a - b| / |b| over all tensors, a scalar."""
-    difference = [x - y for x, y in zip(a, b, strict=True)]
-    distance, size = (
-        torch.linalg.vector_norm(torch.stack(_norms(tensors))) for tensors in (difference, b)
-    )
-    return distance / size.clamp_min(1e-12)
-
-
-def _norms(grads: list[Tensor]) -> list[Tensor]:
+def tensor_norms(grads: list[Tensor]) -> list[Tensor]:
     """Norm of each tensor, in fp32 or wider: squares of bf16 or fp16 underflow or overflow.
 
     For a sharded tensor, the norm of the full tensor; then it is a collective.

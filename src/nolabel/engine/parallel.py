@@ -106,9 +106,3 @@ def all_gather_objects(values: tuple[T, ...]) -> tuple[T, ...]:
     boxes: list[Any] = [None] * distributed.world_size()
     dist.all_gather_object(boxes, values)
     return tuple(v for box in boxes for v in box)
-
-
-def cores() -> int:
-    """CPU cores for this process: an equal share among the machine's processes."""
-    processes_here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
-    return max((os.cpu_count() or 1) // processes_here, 1)

@@ -29,11 +29,12 @@ from nolabel.engine.feed import TimedFeed, batches_of
 from nolabel.engine.gradients import gradients
 from nolabel.engine.heartbeat import Heartbeat
 from nolabel.engine.log import say, warn
-from nolabel.engine.optimiser import UpdateSize, build_optimiser, gradient_norm, set_rates
+from nolabel.engine.optimiser import build_optimiser, gradient_norm, set_rates
 from nolabel.engine.run_folder import CAPTURED
 from nolabel.engine.step import NonFiniteGuard, StepSnapshot, apply_update
 from nolabel.engine.stop import StopRequest
 from nolabel.engine.unreadable import UnreadableFiles
+from nolabel.engine.update_size import UpdateSize
 from nolabel.errors import command
 from nolabel.methods.base import Method
 from nolabel.nn.random_state import RngState, preserve_rng, rng_state, set_rng_state

@@ -137,7 +137,8 @@ class Contrastive(Method):
 
     Its step has two parts: `features` embeds each image independently, `compare` is the loss over
     the features of all images. Under gradient accumulation, features are computed in micro-batches
-    and compared together, so that the update equals that of the large batch (`engine.gradients`).
+    and compared together, so that the update equals that of the large batch
+    (`engine.gradient_cache`).
     """
 
     @final

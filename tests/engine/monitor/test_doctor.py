@@ -10,7 +10,7 @@ import torch
 import nolabel as nl
 from nolabel.engine.monitor.doctor import ADVICE, Doctor, examine
 from nolabel.engine.monitor.metrics import read_metrics
-from nolabel.engine.optimiser import UpdateSize, teacher_distance
+from nolabel.engine.update_size import UpdateSize, teacher_distance
 from nolabel.errors import GuardStop
 from nolabel.nn.state import Ema
 from nolabel.tools.report.verdict import verdict

@@ -21,8 +21,9 @@ from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.monitor.progress import Progress
 from nolabel.engine.monitor.recorder import Recorder
 from nolabel.engine.monitor.snapshots import snapshot_steps
-from nolabel.engine.optimiser import decay_in_use, update_metrics
+from nolabel.engine.optimiser import decay_in_use
 from nolabel.engine.trainer import StepResult, Trainer
+from nolabel.engine.update_size import update_metrics
 from nolabel.errors import GuardStop, command
 from nolabel.nn.schedules import learning_rate
 from nolabel.types import Clock
