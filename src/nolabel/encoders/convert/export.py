@@ -130,7 +130,10 @@ def _write_timm(
         raise UsageError(
             "timm's config cannot express gated MLPs (SwiGLU). Use --to hf or --to onnx."
         )
-    args = {k: v for k, v in b.kwargs.items() if k not in ("image_size", "maxpool")}
+    # None is the default: timm leaves it out of a call, but not when it reads a config.
+    args = {
+        k: v for k, v in b.kwargs.items() if v is not None and k not in ("image_size", "maxpool")
+    }
     save_file({k: v.contiguous() for k, v in b.net.state_dict().items()},
               folder / "model.safetensors", {"format": "pt"})  # fmt: skip
     size = [encoder.channels, encoder.size, encoder.size]
