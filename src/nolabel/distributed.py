@@ -162,6 +162,24 @@ def shard_like(x: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
 
 
+def tensor_norms(tensors: list[Tensor]) -> list[Tensor]:
+    """Norm of each tensor, in fp32 or wider: squares of bf16 or fp16 underflow or overflow.
+
+    For a sharded tensor, the norm of the full tensor; then it is a collective.
+    """
+    wide = torch.float32
+    for dtype in {t.dtype for t in tensors}:
+        wide = torch.promote_types(wide, dtype)
+    parts = [local_shard(t) for t in tensors]
+    norms = list(torch._foreach_norm(parts, 2, dtype=wide))
+    sharded = [i for i, (t, part) in enumerate(zip(tensors, parts, strict=True)) if t is not part]
+    if sharded:
+        squares = sum(torch.stack([norms[i] for i in sharded]).square())
+        for i, square in zip(sharded, squares, strict=True):
+            norms[i] = square.sqrt()
+    return norms
+
+
 def barrier() -> None:
     """Waits for all processes."""
     if _initialised():

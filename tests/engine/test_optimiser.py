@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from nolabel.engine.lars import Lars
 from nolabel.engine.optimiser import (
-    Lars,
     build_optimiser,
     clip_gradients,
     gradient_norm,

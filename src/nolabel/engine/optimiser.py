@@ -11,68 +11,13 @@ from torch.optim import Optimizer
 
 from nolabel import distributed
 from nolabel.backbones.depth import layer_numbers, skips_weight_decay
+from nolabel.engine.lars import Lars
 from nolabel.errors import unknown
 from nolabel.nn.schedules import learning_rate, weight_decay
 from nolabel.types import Clock, Optim
 
 NAMES = ("adamw", "sgd", "lars", "larc")
 CLIPS = ("global", "tensor", "module")
-
-
-class Lars(Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888), as MoCo v3 and
-    Barlow Twins use it: weight decay, then the trust ratio, then momentum.
-
-    The learning rate of a decayed tensor is scaled by eta * |w| / |g + decay * w|; tensors of the
-    group without decay (1-D, biases) are neither decayed nor scaled.
-
-    As LARC (`larc=True`, for SwAV and DeepCluster v2) the ratio is eta * |w| / (|g| + decay * |w|)
-    and every tensor is scaled, but a tensor whose norm or gradient is 0 is neither decayed nor
-    scaled. The 1e-8 that the official code adds to the denominator is left out.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        eta: float = 0.001,
-        larc: bool = False,
-    ):
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "momentum": momentum,
-                "weight_decay": weight_decay,
-                "eta": eta,
-                "decay": True,
-                "larc": larc,
-            },
-        )
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        for group in self.param_groups:
-            decay, larc = group["weight_decay"], group["larc"]
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                update = p.grad
-                if group["decay"] or larc:
-                    update = update.add(p, alpha=decay)
-                    w, g, moved = tensor_norms([p, p.grad, update])
-                    u, force = (g + decay * w, g) if larc else (moved, moved)
-                    scaled = (w > 0) & (force > 0)
-                    ratio = torch.where(scaled, group["eta"] * w / u, 1.0)
-                    update = torch.where(scaled, update * ratio, p.grad if larc else update)
-                state = self.state[p]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(p)
-                state["momentum"].mul_(group["momentum"]).add_(update)
-                p.add_(state["momentum"], alpha=-group["lr"])
 
 
 def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
@@ -142,7 +87,7 @@ def clip_gradients(method: nn.Module, optim: Optim) -> None:
     if not named:
         return
     grads = [g for _, g in named]
-    norms = tensor_norms(grads)
+    norms = distributed.tensor_norms(grads)
     if optim.clip_by != "tensor":
         by_module = optim.clip_by == "module"
         keys = [".".join(n.split(".")[:2]) if by_module else "" for n, _ in named]
@@ -162,22 +107,4 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(tensor_norms(grads)))
-
-
-def tensor_norms(grads: list[Tensor]) -> list[Tensor]:
-    """Norm of each tensor, in fp32 or wider: squares of bf16 or fp16 underflow or overflow.
-
-    For a sharded tensor, the norm of the full tensor; then it is a collective.
-    """
-    wide = torch.float32
-    for dtype in {g.dtype for g in grads}:
-        wide = torch.promote_types(wide, dtype)
-    parts = [distributed.local_shard(g) for g in grads]
-    norms = list(torch._foreach_norm(parts, 2, dtype=wide))
-    sharded = [i for i, (g, part) in enumerate(zip(grads, parts, strict=True)) if g is not part]
-    if sharded:
-        squares = distributed.sum(torch.stack([norms[i] for i in sharded]).square())
-        for i, square in zip(sharded, squares, strict=True):
-            norms[i] = square.sqrt()
-    return norms
+    return torch.linalg.vector_norm(torch.stack(distributed.tensor_norms(grads)))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from nolabel.engine.optimiser import tensor_norms
+from nolabel.distributed import tensor_norms
 from nolabel.nn.state import Ema
 
 
