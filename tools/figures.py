@@ -19,7 +19,7 @@ DINO = "nolabel.methods.dino"
 # A reader of DINO's page takes the network and the error classes for granted.
 GRANTED = ("nolabel.backbones", "nolabel.errors")
 # What a reader of a training step opens beside the loop.
-LOOP = ("train", "trainer", "step", "gradients", "parallel", "optimiser")
+LOOP = ("loop", "trainer", "step", "gradients", "parallel", "optimiser")
 
 
 def main() -> int:

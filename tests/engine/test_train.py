@@ -11,9 +11,9 @@ import torch
 
 import nolabel as nl
 from nolabel.data.open import open_source
+from nolabel.engine.loop import train
 from nolabel.engine.monitor.alarms import Alarms
 from nolabel.engine.monitor.monitor import next_commands
-from nolabel.engine.train import train
 from nolabel.engine.trainer import StepResult
 from nolabel.errors import GuardStop, Stopped
 from nolabel.types import Step

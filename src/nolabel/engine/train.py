@@ -1,4 +1,4 @@
-"""Trains a new run, or resumes a stopped one.
+"""Starts a new run, or resumes a stopped one.
 
 The trainer takes the steps, the monitor logs and checks them. A run's position is its step.
 """
@@ -24,17 +24,16 @@ from nolabel.engine import memory, parallel, run_folder
 from nolabel.engine.build import Built, build, build_method, frozen_inputs
 from nolabel.engine.checkpoint import load_checkpoint
 from nolabel.engine.log import say
+from nolabel.engine.loop import train
 from nolabel.engine.measurement import measurement
 from nolabel.engine.monitor.monitor import Monitor
 from nolabel.engine.monitor.progress import Progress
 from nolabel.engine.resolve import Resolved, resolve
-from nolabel.engine.run_folder import STOPPED
 from nolabel.engine.saved_run import load_run
 from nolabel.engine.trainer import Trainer
-from nolabel.errors import DataError, GuardStop, Stopped, command
+from nolabel.errors import DataError
 from nolabel.methods import METHODS
 from nolabel.methods.base import Method
-from nolabel.types import Clock
 from nolabel.views.plan import ViewPlan
 
 if TYPE_CHECKING:
@@ -150,44 +149,6 @@ def _resume(run: Run, data: SourceSpec | None, *, quiet: bool) -> Run:
         run, method, plan, source, device, start=loaded.step, state=loaded.state, quiet=quiet
     )
     return run
-
-
-def train(trainer: Trainer, monitor: Monitor) -> None:
-    """The training loop, from the trainer's start step to the last.
-
-    Under torchrun all ranks run it together, each on its part of every batch.
-
-    Raises:
-        GuardStop: the features collapsed (`--on-collapse stop`), the features of --init were being
-            destroyed (`--init-guard rollback`), or several steps in a row were not finite.
-        Stopped: stopped on request; the run is saved and can be resumed.
-    """
-    run, total = trainer.run, trainer.total
-    every = run.settings.checkpoint_every
-    with trainer.heartbeat, trainer.stop, monitor:
-        if trainer.first:
-            (run.folder / STOPPED).unlink(missing_ok=True)
-        monitor.snapshot(trainer.start)
-        for step in range(trainer.start, total):
-            clock, done = Clock(step, total, run.steps_per_epoch), step + 1
-            result = trainer.train_step(clock, measure=monitor.line_due(done))
-            alarms = monitor.after_step(clock, result)
-            if alarms.collapsed and run.settings.on_collapse == "stop":
-                trainer.save(done, final=True)
-                raise GuardStop(
-                    f"Stopped at step {done} of {total}; everything is saved. {alarms.collapsed}"
-                )
-            if result.stop and done < total:
-                if trainer.first:
-                    (run.folder / STOPPED).write_text(f"{done}\n", encoding="utf-8")
-                trainer.save(done, final=True)
-                raise Stopped(
-                    f"Stopped at step {done} of {total}; everything is saved. Continue with "
-                    f"`{command('nolabel', 'resume', str(run.folder))}`."
-                )
-            if done < total and (result.save or (every and done % every == 0)):
-                trainer.save(done)
-        trainer.save(total, final=True)
 
 
 def _take_steps(
