@@ -143,7 +143,7 @@ class DINOv2(Method, HasPrototypes):
         """Masks bool [n, P] of n global crops: a share `masked` of them, one ratio from each
         bin."""
         o, random = self.options, KeyedRandom(n // 2, 2)
-        rng, chosen = random.of_all(), int(random.total * o.masked)
+        rng, chosen = random.global_generator(), int(random.total * o.masked)
         low, high = o.mask_ratio
         ratio = low + (high - low) * (np.arange(chosen) + rng.random(chosen)) / max(chosen, 1)
         counts = np.zeros(random.total, np.int64)

@@ -73,7 +73,7 @@ class KeyedRandom:
         rows = self.rows if which is None else self.rows[which]
         return uniform(self.seed, self._turn, rows, 0, slots)
 
-    def of_all(self) -> np.random.Generator:
+    def global_generator(self) -> np.random.Generator:
         """A generator for what is drawn once for the whole batch; equal on all ranks."""
         return np.random.default_rng(self.seed)
 
