@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.init import init_like_dino
 from nolabel.backbones.vit import ViT
-from nolabel.device import in_fp32
 from nolabel.errors import unknown
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.heads import PrototypeHead
@@ -147,7 +146,7 @@ class IBOT(Method, HasPrototypes):
             t = teacher.head(seen.pooled).float().unflatten(0, (2, b))  # [2, B, K]
             t_z = teacher.patch_head.bottleneck(seen.patches.flatten(0, 1))  # [2B P, bottleneck]
             # The last layer is linear: the mean of all logits without computing them.
-            mean = in_fp32(teacher.patch_head.last_layer)(t_z.mean(0, keepdim=True))
+            mean = teacher.patch_head.last_layer(t_z.mean(0, keepdim=True))
         hidden = student.backbone.tokens(crops, mask=masks, mask_token=self.mask_token)
         z = [hidden.pooled]
         if "local" in batch.views:

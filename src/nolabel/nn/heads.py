@@ -37,7 +37,15 @@ class WeightNormLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # torch's fused kernel: this is the largest matrix of most networks.
-        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
+        weight = torch._weight_norm(self.weight_v, self.weight_g, 0)
+        if not torch.is_autocast_enabled(x.device.type):
+            return F.linear(x, weight)
+        # bf16 rounds a logit near 1 to a multiple of 1/128, much at a temperature of 0.04. Where all
+        # rows are nearly the same, so are their logits: those of the mean row are computed in fp32,
+        # and only the differences from them in bf16.
+        rows = x.detach().float().flatten(0, -2)
+        mean = rows.sum(0) / max(len(rows), 1)
+        return F.linear(x - mean, weight) + in_fp32(F.linear)(mean[None], weight)
 
 
 class PrototypeHead(nn.Module):
