@@ -128,12 +128,11 @@ class DINOv2(Method, HasPrototypes):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """As DINO, but class token and registers start near 0, as in the official code."""
+        """As DINO, but the class token starts near 0, as in the official code (and registers)."""
         net = backbone.net if isinstance(backbone, ViT) else backbone
         init_like_dino(net)
-        for name in ("cls_token", "reg_token"):
-            if (token := getattr(net, name, None)) is not None:
-                nn.init.normal_(token, std=1e-6)
+        if (token := getattr(net, "cls_token", None)) is not None:
+            nn.init.normal_(token, std=1e-6)
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
