@@ -40,9 +40,8 @@ class WeightNormLinear(nn.Module):
         weight = torch._weight_norm(self.weight_v, self.weight_g, 0)
         if not torch.is_autocast_enabled(x.device.type):
             return F.linear(x, weight)
-        # bf16 rounds a logit near 1 to a multiple of 1/128, much at a temperature of 0.04. Where all
-        # rows are nearly the same, so are their logits: those of the mean row are computed in fp32,
-        # and only the differences from them in bf16.
+        # bf16 rounds logits near 1 to multiples of 1/256, too coarse if all rows are nearly equal.
+        # So the mean row's logits are computed in fp32, and only the differences in bf16.
         rows = x.detach().float().flatten(0, -2)
         mean = rows.sum(0) / max(len(rows), 1)
         return F.linear(x - mean, weight) + in_fp32(F.linear)(mean[None], weight)
