@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from nolabel.backbones import build
 from nolabel.data.creatures.world import Creatures
-from nolabel.encoders import load
+from nolabel.encoders import Encoder, load
 from nolabel.errors import UsageError
 from nolabel.methods.autoencoder import Autoencoder
 from nolabel.methods.mae import MAE
@@ -60,21 +60,20 @@ def test_attention_on_the_true_mask_reaches_the_ceiling_of_the_grid():
     samples = [creatures.read(i) for i in range(4)]
     masks = np.stack([s.mask for s in samples])
 
-    class Oracle:
+    class Oracle(Encoder):
         """Attends evenly to every patch of which three tenths lie in the figure."""
-
-        backbone = build("vit_pico", image_size=32)
-        mean, std, name = IMAGENET_MEAN, IMAGENET_STD, "oracle"
-
-        def prepare(self, x):
-            return load("random:vit_pico").prepare(x)
 
         def attention(self, x, layer, patch=None):
             cells = masks.reshape(4, 8, 4, 8, 4).mean((2, 4)) > 0.3
             a = torch.from_numpy(cells.reshape(4, 1, 64).astype(np.float32)) + 1e-6
             return a / a.sum(-1, keepdim=True)
 
-    (p,) = attention(Oracle(), [s.image for s in samples], mass=0.999, masks=masks)
+    (p,) = attention(
+        Oracle(build("vit_pico", image_size=32)),
+        [s.image for s in samples],
+        mass=0.999,
+        masks=masks,
+    )
     assert p.numbers["iou_best_head"] > 0.9 * p.numbers["iou_ceiling"]
     assert p.numbers["iou_ceiling"] < 1
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from PIL import Image
 from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
 
 import nolabel as nl
 from nolabel import cli
@@ -23,12 +25,14 @@ from nolabel.encoders.text import save_text
 from nolabel.errors import DataError, FileDamaged, UsageError
 from nolabel.nn.knn import nearest
 from nolabel.protocols._scores import wilson
+from nolabel.protocols._several import average_precisions
 from nolabel.protocols.zeroshot import (
     Options,
     chance_of_hit,
     class_probabilities,
     class_rows,
     class_vectors,
+    multi_label_rows,
     retrieval_rows,
 )
 
@@ -111,6 +115,70 @@ def test_equal_captions_count_as_the_same_in_both_directions():
     # Both "a" find image 1, which is an "a"; "b" finds image 0; "c" its own.
     assert back["value"] == 3 / 4
     assert by_metric(rows, "image to text")["recall@5"]["value"] == 1.0
+
+
+def test_recall_with_several_texts_an_image_equals_a_naive_loop():
+    g = torch.Generator().manual_seed(0)
+    images, texts = (F.normalize(torch.randn(n, 8, generator=g), dim=1) for n in (40, 200))
+    owner = torch.arange(200) // 5
+    captions = [f"text {i if i % 7 else 0}" for i in range(200)]  # some texts are equal
+    rows = retrieval_rows(images, texts, captions, owner)
+    cosines = images @ texts.T
+    own = [{captions[t] for t in range(200) if owner[t] == i} for i in range(40)]
+    for k in (1, 5, 10):
+        forth = [
+            any(captions[t] in own[i] for t in cosines[i].argsort(descending=True)[:k])
+            for i in range(40)
+        ]
+        back = [
+            any(captions[t] in own[i] for i in cosines[:, t].argsort(descending=True)[:k])
+            for t in range(200)
+        ]
+        found = [by_metric(rows, s)[f"recall@{k}"] for s in ("image to text", "text to image")]
+        assert found[0]["value"] == np.mean(forth) and found[1]["value"] == np.mean(back)
+        plain = retrieval_rows(images, texts, [str(i) for i in range(200)], owner)
+        by_chance = by_metric(plain, "image to text")[f"recall@{k}"]["chance"]
+        right = [math.comb(195, k) / math.comb(200, k)]  # all k texts are of other images
+        assert by_chance == pytest.approx(1 - right[0])
+
+
+def test_mean_average_precision_equals_a_naive_loop_and_scikit_learn():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(60, 7)).round(1)  # with equal scores
+    truth = rng.random((60, 7)) < 0.3
+    truth[:, 3] = False  # a class without an image
+    found = average_precisions(scores, truth)
+    expected = [average_precision_score(truth[:, c], scores[:, c]) for c in range(7) if c != 3]
+    np.testing.assert_allclose(np.delete(found, 3), expected)
+    assert np.isnan(found[3])
+    distinct = rng.permutation(60)[:, None] * 1.0
+    order = np.argsort(-distinct[:, 0])
+    precisions = [truth[order[: i + 1], 0].mean() for i in range(60) if truth[order[i], 0]]
+    assert average_precisions(distinct, truth[:, :1])[0] == pytest.approx(np.mean(precisions))
+    row = multi_label_rows("x", torch.from_numpy(scores), truth)[0]
+    assert row["value"] == pytest.approx(np.mean(expected)) and row["metric"] == "mAP"
+
+
+def test_rows_with_one_path_are_one_image_with_several_texts_and_labels(run, tmp_path):
+    lines = ["path,text,label"]
+    for i in range(8):
+        sample = Creatures("test", size=32).read(i)
+        Image.fromarray(sample.image).save(tmp_path / f"{i}.png")
+        lines += [f"{i}.png,text {i} {j},{'ab'[i % 2] if j else 'c'}" for j in range(3)]
+    (tmp_path / "list.csv").write_text("\n".join(lines), "utf-8")
+    report = nl.evaluate("zeroshot", str(run), test=str(tmp_path / "list.csv"))
+    rows = {(r["setting"], r["metric"]): r for r in report.rows}
+    assert report.best["metric"] == "mAP" and 0 < report.best["value"] <= 1
+    assert "retrieval among 8 images and 24 texts" in " ".join(report.notes)
+    assert rows["image to text", "recall@10"]["chance"] == pytest.approx(
+        1 - math.comb(21, 10) / math.comb(24, 10)
+    )
+    assert rows["text to image", "recall@1"]["chance"] == pytest.approx(1 / 8)
+    (tmp_path / "plain.csv").write_text(
+        "\n".join(line.rpartition(",")[0] for line in lines), "utf-8"
+    )
+    plain = nl.evaluate("zeroshot", str(run), test=str(tmp_path / "plain.csv"))
+    assert plain.best == {**rows["image to text", "recall@1"]}
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -237,11 +305,11 @@ def test_the_command_prints_chance_beside_every_figure(run, tmp_path, capsys):
                      "--templates", "a {}", "{}", "--json", str(file)])  # fmt: skip
     assert code == 0
     table = capsys.readouterr().out
-    assert table.count("chance") == 7
+    assert table.count("chance") == 9
     raw = json.loads(file.read_text())
     assert raw["best"] == raw["rows"][0]
     assert [r["metric"] for r in raw["rows"]] == [
-        "top1", "top5", "mean_recall", "recall@1", "recall@5", "recall@1", "recall@5",
+        "top1", "top5", "mean_recall", *(f"recall@{k}" for k in (1, 5, 10, 1, 5, 10)),
     ]  # fmt: skip
     assert all(0 <= r["low"] <= r["value"] <= r["high"] <= 1 for r in raw["rows"])
     assert raw["rows"][0]["chance"] == 0.1

@@ -25,6 +25,7 @@ def evaluate(
     train: SourceSpec | None = None,
     test: TestSpec | None = None,
     *,
+    image_size: int | None = None,
     trust_code: bool = False,
     **options: object,
 ) -> Report:
@@ -35,6 +36,7 @@ def evaluate(
         encoder: an encoder, or a name that `load` takes.
         train: labelled images, for protocols that learn.
         test: test images; by default the test split of a named set, or a fifth of `train`.
+        image_size: side of the images in pixels; default: the encoder's own.
         trust_code: execute user code that is stored with an encoder, also if it was never run on
             this machine.
         options: every option of `nolabel evaluate PROTOCOL --help`, with underscores.
@@ -47,7 +49,7 @@ def evaluate(
     from nolabel.protocols.run import evaluate as run
 
     with trusted_code(trust_code):
-        return run(protocol, encoder, train, test, **options)
+        return run(protocol, encoder, train, test, image_size=image_size, **options)
 
 
 def compare(
@@ -91,6 +93,7 @@ def show(
     *,
     count: int = 8,
     label: str | None = None,
+    image_size: int | None = None,
     trust_code: bool = False,
     **options: object,
 ) -> Pictures:
@@ -103,6 +106,7 @@ def show(
         data: the images; some pictures need none.
         count: number of images to show.
         label: name of the class whose images are shown; None: all classes.
+        image_size: shorter side of the images in pixels; default: the encoder's own.
         trust_code: as for `evaluate`.
         options: every option of `nolabel show WHAT --help`, with underscores.
 
@@ -114,7 +118,7 @@ def show(
     from nolabel.tools.show import show as draw
 
     with trusted_code(trust_code):
-        return draw(what, encoder, data, count=count, label=label, **options)
+        return draw(what, encoder, data, count=count, label=label, image_size=image_size, **options)
 
 
 def embed(

@@ -145,6 +145,9 @@ def _pretrain(args: list[str]) -> None:
     run_pretrain(name, args[1:])
 
 
+SIZE = "side of the images in pixels (of pictures, the shorter one); default: the encoder's own"
+
+
 def _evaluate(args: list[str]) -> None:
     from nolabel.protocols.run import PROTOCOLS, evaluate, options_of
 
@@ -172,6 +175,7 @@ def _evaluate(args: list[str]) -> None:
         if learns
         else ("test", Annotated[text, arg(help="SRC with labels, captions or both")]),
         ("options", Annotated[options_class, tyro.conf.OmitArgPrefixes], options_class()),
+        ("image_size", Annotated[int | None, arg(help=SIZE)], None),
         ("json", Annotated[maybe, arg(help="write the table to this file")], None),
     ]  # fmt: skip
     given = flags(
@@ -182,7 +186,9 @@ def _evaluate(args: list[str]) -> None:
         + ("--train SRC [--test SRC]." if learns else "--test SRC."),
     )
     options = asdict(given.options)
-    report = evaluate(name, given.encoder, given.train, given.test, **options)
+    report = evaluate(
+        name, given.encoder, given.train, given.test, image_size=given.image_size, **options
+    )
     write(report)
     write_json(given.json, report.to_json())
 
@@ -236,6 +242,7 @@ def _show(args: list[str]) -> None:
         ),
         ("count", Annotated[int, arg(help="images shown")], 8),
         ("label", Annotated[str | None, arg(help="the class whose images are shown")], None),
+        ("image_size", Annotated[int | None, arg(help=SIZE)], None),
         *((o.name, Annotated[o.kind, arg(help=o.help)], o.default) for o in options),
         ("json", Annotated[str | None, arg(help="write the numbers to this file")], None),
     ]
@@ -245,6 +252,7 @@ def _show(args: list[str]) -> None:
 
     pictures = show(
         name, given.encoder, given.data, count=given.count, label=given.label,
+        image_size=given.image_size,
         **{o.name: vars(given)[o.name] for o in options},
     )  # fmt: skip
     for picture in pictures:

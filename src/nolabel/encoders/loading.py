@@ -64,6 +64,23 @@ def load(
         return _load(os.fspath(spec), image_size, pick_device(device), channels, backbone)
 
 
+def load_at(spec: str | os.PathLike[str] | Encoder, image_size: int | None) -> Encoder:
+    """As `load`; an encoder that is loaded already is used at another image size too.
+
+    Args:
+        spec: as for `load`.
+        image_size: side in pixels; None is the encoder's own.
+    """
+    if not isinstance(spec, Encoder):
+        return load(spec, image_size=image_size)
+    if image_size in (None, spec.image_size):
+        return spec
+    other = Encoder(spec.backbone, name=spec.name, mean=spec.mean, std=spec.std,
+                    image_size=image_size, meta=spec.meta)  # fmt: skip
+    other.precision = spec.precision
+    return other
+
+
 def _load(
     text: str,
     image_size: int | None,

@@ -25,6 +25,7 @@ from nolabel.backbones.base import require
 from nolabel.encoders import Encoder
 from nolabel.encoders.encoder import Images
 from nolabel.nn.pixels import to_pixels
+from nolabel.pictures._whole import prepare_whole
 from nolabel.types import Sample
 
 ImagesOrSamples = Images | Sequence[Sample]
@@ -39,11 +40,14 @@ class Dense:
     Attributes:
         values: float32 [N, P, D] on the CPU, patches in row-major order.
         grid: rows and columns (h, w), P = h * w.
-        pixels: uint8 [N, H, W, 3], the images after resizing to the encoder's input.
+        pixels: uint8 [N, H, W, 3], the images after resizing to the encoder's input, which has
+            their own shape where the network can take it (`prepare_whole`).
         centres: float [P, 2], x and y of the centre of each patch in pixels.
         saliency: float32 [N, P], attention of the class token scaled to 0..1 for each image; None
             for a network without a class token.
         facet: what the descriptors are: key, query, value, token or colour.
+        large: uint8 [N, H', W', 3], the images as they are drawn, at their own resolution; None:
+            as `pixels`.
     """
 
     values: Tensor
@@ -52,6 +56,12 @@ class Dense:
     centres: np.ndarray
     saliency: Tensor | None
     facet: str
+    large: np.ndarray | None = None
+
+    @property
+    def shown(self) -> np.ndarray:
+        """The images as they are drawn, uint8 [N, H', W', 3]."""
+        return self.pixels if self.large is None else self.large
 
     def map(self, values: np.ndarray | Tensor) -> np.ndarray:
         """Reshapes values of the patches [..., P] to their grid [..., h, w]."""
@@ -136,7 +146,7 @@ def dense_layers(
 ) -> list[Dense]:
     """As `dense` without bins, for several layers in one forward pass: one `Dense` a layer."""
     require(encoder.backbone, ["patches"], "A vector for each patch")
-    x = encoder.prepare(images_of(images))
+    x, shown = prepare_whole(encoder, images_of(images))
     b, p = encoder.backbone, encoder.backbone.patch_size
     has_keys = "attention" in b.can
     facet = ("key" if has_keys else "token") if facet == "auto" else facet
@@ -160,7 +170,15 @@ def dense_layers(
     pixels = to_pixels(x.cpu().numpy(), encoder.mean, encoder.std)
     patching = (stride or p, p) if has_keys else None
     return [
-        Dense(torch.cat(v).clone(), g, pixels, _centres(g, x.shape[-2:], patching), scaled, facet)
+        Dense(
+            torch.cat(v).clone(),
+            g,
+            pixels,
+            _centres(g, x.shape[-2:], patching),
+            scaled,
+            facet,
+            shown,
+        )
         for v, g in zip(values, grids, strict=True)
     ]
 
@@ -196,19 +214,22 @@ def images_of(images: ImagesOrSamples) -> Images:
     return cast(Images, images) if samples is None else [s.image for s in samples]
 
 
-def ground_truth(images: ImagesOrSamples, what: str, side: int) -> np.ndarray | None:
+def ground_truth(
+    images: ImagesOrSamples, what: str, shape: int | tuple[int, ...]
+) -> np.ndarray | None:
     """The masks or part maps of Samples.
 
     Args:
         images: the images.
         what: "mask" or "parts".
-        side: of the encoder's input in pixels.
+        shape: height and width of the encoder's input in pixels, or its side.
 
     Returns:
-        uint8 [N, side, side]; None if an image has none, or one of another size.
+        uint8 [N, H, W]; None if an image has none, or one of another size.
     """
     maps = [s.mask if what == "mask" else s.parts for s in samples_of(images) or ()]
-    usable = [m for m in maps if m is not None and m.shape == (side, side)]
+    shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+    usable = [m for m in maps if m is not None and m.shape == shape]
     return np.stack(usable) if usable and len(usable) == len(maps) else None
 
 

@@ -20,7 +20,8 @@ from nolabel.errors import UsageError
 from nolabel.pictures.picture import Picture
 
 FILMS = ("webp", "mp4")
-TILE = 128  # side of a tile in pixels; images are resized to it by nearest neighbour
+TILE = 128  # side of a tile in pixels; small images are resized to it by nearest neighbour
+LARGE_TILE = 320  # height of a tile of photographs, at most
 # Name (empty: no entry in the legend), x, y, and matplotlib's format string.
 Series = tuple[str, ArrayLike, ArrayLike, str]
 GAP, TITLE = 8, 18  # pixels between tiles, and of a line of text
@@ -156,9 +157,44 @@ def data_uri(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def enlarge(image: np.ndarray, side: int = TILE) -> np.ndarray:
-    """Resizes uint8 [H, W, 3] to [side, side, 3] by nearest neighbour; pixels stay visible."""
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST))
+def tile_shape(images: np.ndarray, least: int = TILE, most: int = LARGE_TILE) -> tuple[int, int]:
+    """Height and width of the tiles of images uint8 [N, H, W, 3]; the shape is kept."""
+    h, w = images.shape[1:3]
+    height = min(max(h, least), most)
+    return height, max(round(height * w / h), 1)
+
+
+def enlarge(image: np.ndarray, side: int | tuple[int, int] = TILE) -> np.ndarray:
+    """Resizes an image; the pixels of a small one stay visible, a large one is shrunk smoothly.
+
+    Args:
+        image: uint8 [H, W, 3].
+        side: of the square, or height and width.
+
+    Returns:
+        uint8 [side, side, 3], or [height, width, 3].
+    """
+    height, width = (side, side) if isinstance(side, int) else side
+    smaller = image.shape[0] > height and image.shape[1] > width
+    how = Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(image).resize((width, height), how))
+
+
+def on_image(image: np.ndarray, colours: np.ndarray, opacity: float = 0.65) -> np.ndarray:
+    """Colours of patches, drawn smoothly over their image; alone if the image is a small one.
+
+    Args:
+        image: uint8 [H, W, 3].
+        colours: of the patches, uint8 [h, w, 3].
+        opacity: of the colours, from 0 to 1.
+
+    Returns:
+        uint8 [H, W, 3], or `colours` for an image of at most `TILE` pixels.
+    """
+    if min(image.shape[:2]) <= TILE:
+        return colours
+    over = Image.fromarray(colours).resize(image.shape[1::-1], Image.Resampling.BILINEAR)
+    return np.asarray(Image.blend(Image.fromarray(image), over, opacity))
 
 
 def heat(values: np.ndarray) -> np.ndarray:
@@ -169,30 +205,33 @@ def heat(values: np.ndarray) -> np.ndarray:
 
 
 def sheet(
-    rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (), side: int = TILE
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str] = (),
+    side: int | tuple[int, int] = TILE,
 ) -> np.ndarray:
     """A contact sheet on white.
 
     Args:
-        rows: images uint8 [H, W, 3] of each row; all are resized to squares.
+        rows: images uint8 [H, W, 3] of each row; all are resized to one shape.
         titles: one for each column.
-        side: of a tile in pixels.
+        side: of a square tile in pixels, or height and width (`tile_shape`).
 
     Returns:
         uint8 [H, W, 3].
     """
+    tall, wide = (side, side) if isinstance(side, int) else side
     columns = max(len(r) for r in rows)
     top = TITLE if titles else 0
-    width = GAP + columns * (side + GAP)
-    height = top + GAP + len(rows) * (side + GAP)
+    width = GAP + columns * (wide + GAP)
+    height = top + GAP + len(rows) * (tall + GAP)
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
     for c, title in enumerate(titles):
-        draw.text((GAP + c * (side + GAP), 4), title, fill=(60, 60, 60))
+        draw.text((GAP + c * (wide + GAP), 4), title, fill=(60, 60, 60))
     for r, row in enumerate(rows):
         for c, tile in enumerate(row):
-            corner = (GAP + c * (side + GAP), top + GAP + r * (side + GAP))
-            canvas.paste(Image.fromarray(enlarge(tile, side)), corner)
+            corner = (GAP + c * (wide + GAP), top + GAP + r * (tall + GAP))
+            canvas.paste(Image.fromarray(enlarge(tile, (tall, wide))), corner)
     return np.asarray(canvas)
 
 
@@ -240,21 +279,29 @@ def chart(
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def draw_points(image: np.ndarray, points: np.ndarray, side: int = 192) -> np.ndarray:
+def draw_points(
+    image: np.ndarray,
+    points: np.ndarray,
+    side: int | tuple[int, int] = 192,
+    scale: tuple[float, float] | None = None,
+) -> np.ndarray:
     """The image resized, with a numbered disc at each point; the i-th has `colour_of(i)`.
 
     Args:
         image: uint8 [H, W, 3].
-        points: float [M, 2], x and y in pixels of the image.
-        side: of the result in pixels.
+        points: float [M, 2], x and y.
+        side: of the result in pixels, or its height and width.
+        scale: height and width of what the points are measured in; None: of the image.
 
     Returns:
-        uint8 [side, side, 3].
+        uint8 [side, side, 3], or [height, width, 3].
     """
-    canvas = Image.fromarray(enlarge(image, side))
+    tall, wide = (side, side) if isinstance(side, int) else side
+    high, across = scale or image.shape[:2]
+    canvas = Image.fromarray(enlarge(image, (tall, wide)))
     draw = ImageDraw.Draw(canvas)
     for i, (x, y) in enumerate(points):
-        x, y = x * side / image.shape[1], y * side / image.shape[0]
+        x, y = x * wide / across, y * tall / high
         colour = colour_of(i)
         draw.ellipse((x - 7, y - 7, x + 7, y + 7), fill=colour, outline=(255, 255, 255))
         draw.text((x, y), str(i + 1), fill=(255, 255, 255), anchor="mm")

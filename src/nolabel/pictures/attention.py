@@ -16,10 +16,20 @@ from nolabel.backbones.base import require
 from nolabel.encoders import Encoder
 from nolabel.errors import UsageError, unknown
 from nolabel.nn.patches import mass_mask
-from nolabel.nn.pixels import to_pixels
 from nolabel.pictures._dense import ImagesOrSamples, ground_truth, images_of
 from nolabel.pictures._options import Help, Layer
-from nolabel.pictures._tiles import FILMS, HEAD_COLOURS, Pictures, draw_points, enlarge, heat, sheet
+from nolabel.pictures._tiles import (
+    FILMS,
+    HEAD_COLOURS,
+    Pictures,
+    draw_points,
+    enlarge,
+    heat,
+    on_image,
+    sheet,
+    tile_shape,
+)
+from nolabel.pictures._whole import prepare_whole
 from nolabel.pictures.picture import Picture
 from nolabel.protocols.attention import areas, ceiling, iou
 
@@ -59,26 +69,27 @@ def attention(
     if film not in ("", *FILMS):
         raise unknown("film", film, FILMS)
     require(encoder.backbone, {"attention"}, "show attention")
-    x = encoder.prepare(images_of(images))
+    x, shown = prepare_whole(encoder, images_of(images))
     if masks is None:
-        masks = ground_truth(images, "mask", x.shape[-1])
+        masks = ground_truth(images, "mask", tuple(x.shape[-2:]))
     h, w = (s // encoder.backbone.patch_size for s in x.shape[-2:])
     patch = None if point is None else patch_at(point, (h, w))
     a = encoder.attention(x, layer, patch=patch)  # [N, heads, P]
     maps = a.unflatten(-1, (h, w)).numpy()
     kept = mass_mask(a, mass).unflatten(-1, (h, w)).numpy()
-    pixels = to_pixels(x.numpy(), encoder.mean, encoder.std)
+    shape = tile_shape(shown, 96, 192)
     heads = maps.shape[1]
     rows = []
-    for image, m, k in zip(pixels, maps, kept, strict=True):
+    for image, m, k in zip(shown, maps, kept, strict=True):
         first = image
         if patch is not None:
             centre = (np.array([[patch % w, patch // w]]) + 0.5) * encoder.backbone.patch_size
-            first = draw_points(image, centre)
-        rows.append([first, heat(m.mean(0)), _heads_in_colour(image, m, k)])
-        rows[-1] += [heat(head) for head in m]
+            first = draw_points(image, centre, tile_shape(shown, 192), (x.shape[-2], x.shape[-1]))
+        rows.append([first, on_image(image, heat(m.mean(0))), _heads_in_colour(image, m, k)])
+        rows[-1] += [on_image(image, heat(head)) for head in m]
         rows[-1] += [_dim_outside(image, head) for head in k]
-    frames = np.stack([np.concatenate([enlarge(t) for t in r[:3]], 1) for r in rows])
+    big = tile_shape(shown)
+    frames = np.stack([np.concatenate([enlarge(t, big) for t in r[:3]], 1) for r in rows])
     titles = ["image", "mean of heads", "heads in colour"]
     titles += [f"head {i}" for i in range(heads)] + [f"head {i}, {mass:.0%}" for i in range(heads)]
     p = maps.reshape(*maps.shape[:2], -1) + 1e-12
@@ -100,8 +111,9 @@ def attention(
         )
     data = {"attention": maps, "kept": kept}
     return Pictures(
-        [Picture(name="attention", image=sheet(rows[:MAX_ROWS], titles, 96), caption=caption + ".",
-                 data=data, numbers=numbers, frames=frames if film else None, film=film)]
+        [Picture(name="attention", image=sheet(rows[:MAX_ROWS], titles, shape),
+                 caption=caption + ".", data=data, numbers=numbers,
+                 frames=frames if film else None, film=film)]
     )  # fmt: skip
 
 
@@ -118,16 +130,17 @@ def patch_at(point: tuple[float, float], grid: tuple[int, int]) -> int:
 
 
 def _dim_outside(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The image uint8 [S, S, 3], dimmed outside the patches kept, bool [h, w]."""
-    big = enlarge(np.repeat(kept[..., None] * np.uint8(255), 3, -1), image.shape[0])[..., :1] > 0
-    return np.where(big, image, image // 4 + 150).astype(np.uint8)
+    """The image uint8 [H, W, 3], dimmed outside the patches kept, bool [h, w]."""
+    mask = np.repeat(kept[..., None] * np.uint8(255), 3, -1)
+    inside = enlarge(mask, image.shape[:2])[..., :1] > 0
+    return np.where(inside, image, image // 4 + 150).astype(np.uint8)
 
 
 def _heads_in_colour(image: np.ndarray, maps: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Each patch in the colour of its strongest head, over the grey image.
 
     Args:
-        image: uint8 [S, S, 3].
+        image: uint8 [H, W, 3].
         maps: attention, float [heads, h, w].
         kept: thresholded attention, bool [heads, h, w].
     """
@@ -135,7 +148,7 @@ def _heads_in_colour(image: np.ndarray, maps: np.ndarray, kept: np.ndarray) -> n
     strongest, strength = scaled.argmax(0), scaled.max(0)
     colour = HEAD_COLOURS[strongest % len(HEAD_COLOURS)]
     opacity = np.sqrt(np.where(strength < 0.2, 0.0, strength))[..., None]
-    side = image.shape[0]
+    side = image.shape[:2]
     big = enlarge(colour.astype(np.uint8), side).astype(np.float32)
     alpha = enlarge(np.repeat((opacity * 255).astype(np.uint8), 3, -1), side)[..., :1] / 255.0
     grey = image.mean(-1, keepdims=True) * 0.5 + 60

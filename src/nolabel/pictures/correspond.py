@@ -27,7 +27,7 @@ from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
 from nolabel.pictures._dense import Dense, ImagesOrSamples, dense, samples_of
 from nolabel.pictures._options import Bins, Facet, Help, Stride
-from nolabel.pictures._tiles import Pictures, draw_points, sheet
+from nolabel.pictures._tiles import Pictures, draw_points, sheet, tile_shape
 from nolabel.pictures.picture import Picture
 from nolabel.types import Sample
 
@@ -63,13 +63,13 @@ def correspond(
         raise UsageError(f"Correspondences need pairs of images, got {count}.")
     z = F.normalize(d.values, dim=-1)
     saliency = d.saliency if d.saliency is not None else torch.ones(z.shape[:2])
-    rows, data = [], {}
+    rows, data, tile = [], {}, tile_shape(d.shown, 192)
     for i in range(0, count, 2):
         a, b, cos = best_buddies(z[i], z[i + 1], saliency[i] > least, saliency[i + 1] > least)
         pairs, weight = torch.cat([z[i][a], z[i + 1][b]], 1), saliency[i][a] + saliency[i + 1][b]
         index = spread_pairs(pairs, weight, points, seed)
         xy = [d.centres[side[index].numpy()] for side in (a, b)]
-        rows.append([draw_points(d.pixels[i], xy[0]), draw_points(d.pixels[i + 1], xy[1])])
+        rows.append([draw_points(d.shown[i + k], xy[k], tile, d.pixels.shape[1:3]) for k in (0, 1)])
         data |= {f"points_{i}": xy[0], f"points_{i + 1}": xy[1], f"cosine_{i}": cos[index].numpy()}
     caption = (
         f"Mutual nearest neighbours among the patches of two images, by the {d.facet}s of "
@@ -89,7 +89,7 @@ def correspond(
             f"position {numbers['pck_same_place']:.0%}, best possible on this grid "
             f"{numbers['pck_ceiling']:.0%})"
         )
-    image = sheet(rows, ("one", "other"), 192)
+    image = sheet(rows, ("one", "other"), tile)
     return Pictures(
         [Picture(name="correspond", image=image, caption=caption + ".", data=data, numbers=numbers)]
     )

@@ -13,13 +13,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
+from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
 from nolabel.pictures._dense import ImagesOrSamples, ground_truth
 from nolabel.pictures._options import Facet, Help, Layer, Stride
-from nolabel.pictures._tiles import Pictures, enlarge, sheet
+from nolabel.pictures._tiles import TILE, Pictures, enlarge, sheet, tile_shape
 from nolabel.pictures.parts import colour_descriptors, common_foreground, dense_with_saliency
 from nolabel.pictures.picture import Picture
 
@@ -66,17 +67,17 @@ def cosegment(
         return coarse, fine
 
     coarse, fine = pixel_masks(common_foreground(d.values, saliency, seed)[0])
-    masks = fine if refine else coarse
+    masks, shape = fine if refine else coarse, tile_shape(d.shown)
     rows = [
-        [image, cut_out(image, mask), np.repeat(mask[..., None] * np.uint8(255), 3, -1)]
-        for image, mask in zip(d.pixels, masks, strict=True)
+        [image, cut_out(image, mask, shape), np.repeat(mask[..., None] * np.uint8(255), 3, -1)]
+        for image, mask in zip(d.shown, masks, strict=True)
     ]
     caption = (
         f"The foreground that {len(rows)} images have in common, by the {d.facet}s of "
         f"{encoder.name}, layer {layer}, {'refined along edges' if refine else 'as patches'}"
     )
     numbers: dict[str, float] = {}
-    true_masks = ground_truth(images, "mask", d.pixels.shape[1])
+    true_masks = ground_truth(images, "mask", d.pixels.shape[1:3])
     if true_masks is not None:
         by_colour = pixel_masks(common_foreground(colour_descriptors(d), saliency, seed)[0])
         by_saliency = pixel_masks((saliency > saliency.mean(1, keepdim=True)).numpy())
@@ -96,7 +97,7 @@ def cosegment(
             f"whole image {numbers['iou_whole']:.1%})"
         )
     return Pictures(
-        [Picture(name="cosegment", image=sheet(rows, ("image", "cut out", "mask")),
+        [Picture(name="cosegment", image=sheet(rows, ("image", "cut out", "mask"), shape),
                  caption=caption + ".", numbers=numbers, data={"masks": masks})]
     )  # fmt: skip
 
@@ -107,22 +108,26 @@ def pixel_iou(masks: np.ndarray, truth: np.ndarray) -> float:
     return float(np.where(either > 0, both / np.maximum(either, 1), 1.0).mean())
 
 
-def cut_out(image: np.ndarray, mask: np.ndarray, square: int = 8) -> np.ndarray:
+def cut_out(
+    image: np.ndarray, mask: np.ndarray, shape: tuple[int, int] = (TILE, TILE), square: int = 8
+) -> np.ndarray:
     """The masked object on a checkerboard, enlarged.
 
     Args:
         image: uint8 [H, W, 3].
-        mask: bool [H, W].
+        mask: bool [h, w], of the same shape or a smaller one.
+        shape: height and width of the result.
         square: side of the board's squares in pixels.
 
     Returns:
-        uint8 [TILE, TILE, 3].
+        uint8 [height, width, 3].
     """
-    big = enlarge(image)
-    side = big.shape[0]
-    inside = enlarge(np.repeat(mask[..., None] * np.uint8(255), 3, -1), side)[..., :1] > 0
-    at = np.arange(side) // square
-    board = np.where((at[:, None] + at[None]) % 2, 205, 240)[..., None]
+    big = enlarge(image, shape)
+    whole = Image.fromarray(mask.astype(np.uint8) * 255)
+    smooth = Image.Resampling.NEAREST if min(mask.shape) <= TILE else Image.Resampling.BILINEAR
+    inside = np.asarray(whole.resize(shape[::-1], smooth))[..., None] > 127
+    rows, columns = (np.arange(n) // square for n in shape)
+    board = np.where((rows[:, None] + columns[None]) % 2, 205, 240)[..., None]
     return np.where(inside, big, board).astype(np.uint8)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from nolabel.encoders import Encoder
 from nolabel.pictures._dense import ImagesOrSamples, dense, ground_truth, mean_colours
 from nolabel.pictures._options import Facet, Help, Layer, Stride
-from nolabel.pictures._tiles import Pictures, enlarge, heat, overlay_groups, sheet
+from nolabel.pictures._tiles import Pictures, heat, on_image, overlay_groups, sheet, tile_shape
 from nolabel.pictures.picture import Picture
 from nolabel.protocols.attention import ceiling, iou
 
@@ -48,15 +48,15 @@ def objects(
     d = dense(encoder, images, layer=layer, facet=facet, stride=stride, salient=False)
     cuts = [normalised_cut(z, d.grid, tau) for z in d.values]
     rows = [
-        [image, heat(vector), overlay_groups(image, np.where(kept, 1, -1))]
-        for image, (vector, kept) in zip(d.pixels, cuts, strict=True)
+        [image, on_image(image, heat(vector)), overlay_groups(image, np.where(kept, 1, -1))]
+        for image, (vector, kept) in zip(d.shown, cuts, strict=True)
     ]
     caption = (
         f"The object of each image by a normalised cut of the {d.facet}s of {encoder.name}, layer "
         f"{layer}; patches are joined above a cosine of {tau:g}"
     )
     numbers: dict[str, float] = {}
-    masks = ground_truth(images, "mask", d.pixels.shape[1])
+    masks = ground_truth(images, "mask", d.pixels.shape[1:3])
     if masks is not None:
         colours = mean_colours(d.pixels, d.grid)
         colours = colours - colours.mean(1, keepdim=True)
@@ -75,10 +75,10 @@ def objects(
             f"instead of features {numbers['iou_colour']:.1%}, the whole image "
             f"{numbers['iou_whole']:.1%}, best possible on this grid {numbers['iou_ceiling']:.1%})"
         )
-    tiles = [[enlarge(tile) for tile in row] for row in rows]
     data = {"eigenvector": np.stack([v for v, _ in cuts]), "object": np.stack([k for _, k in cuts])}
+    image = sheet(rows, ("image", "eigenvector", "object"), tile_shape(d.shown))
     return Pictures(
-        [Picture(name="objects", image=sheet(tiles, ("image", "eigenvector", "object")),
+        [Picture(name="objects", image=image,
                  caption=caption + ".", data=data, numbers=numbers)]
     )  # fmt: skip
 

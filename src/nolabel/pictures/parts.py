@@ -26,7 +26,7 @@ from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
 from nolabel.pictures._dense import Dense, ImagesOrSamples, dense, ground_truth, mean_colours
 from nolabel.pictures._options import Facet, Help, Layer, Stride
-from nolabel.pictures._tiles import Pictures, enlarge, overlay_groups, sheet
+from nolabel.pictures._tiles import Pictures, overlay_groups, sheet, tile_shape
 from nolabel.pictures.picture import Picture
 from nolabel.protocols.attention import ceiling, iou
 
@@ -66,8 +66,8 @@ def parts(
         raise UsageError(f"Give two or more images and parts, got {len(d.values)} and {number}.")
     front, groups = segment(d.values, saliency, number, seed)
     rows = [
-        [enlarge(image), enlarge(overlay_groups(image, f)), enlarge(overlay_groups(image, g))]
-        for image, f, g in zip(d.pixels, d.map(np.where(front, 1, -1)), d.map(groups), strict=True)
+        [image, overlay_groups(image, f), overlay_groups(image, g)]
+        for image, f, g in zip(d.shown, d.map(np.where(front, 1, -1)), d.map(groups), strict=True)
     ]
     caption = (
         f"The foreground that {len(rows)} images have in common, and its {number} parts, by the "
@@ -78,7 +78,7 @@ def parts(
     caption += f". {common} of the {number} parts are in every image"
     numbers: dict[str, float] = {"common_parts": float(common)}
     masks, true_parts = (
-        ground_truth(images, what, d.pixels.shape[1]) for what in ("mask", "parts")
+        ground_truth(images, what, d.pixels.shape[1:3]) for what in ("mask", "parts")
     )
     if masks is not None and true_parts is not None:
         by_colour = segment(colour_descriptors(d), saliency, number, seed)
@@ -99,8 +99,9 @@ def parts(
             f"chance): NMI {numbers['nmi']:.2f} (colour {numbers['nmi_colour']:.2f}), ARI "
             f"{numbers['ari']:.2f} (colour {numbers['ari_colour']:.2f})"
         )
+    image = sheet(rows, ("image", "foreground", "parts"), tile_shape(d.shown))
     return Pictures(
-        [Picture(name="parts", image=sheet(rows, ("image", "foreground", "parts")),
+        [Picture(name="parts", image=image,
                  caption=caption + ".", numbers=numbers,
                  data={"foreground": d.map(front), "parts": d.map(groups)})]
     )  # fmt: skip

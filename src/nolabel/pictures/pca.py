@@ -27,7 +27,7 @@ from nolabel.encoders import Encoder
 from nolabel.errors import UsageError
 from nolabel.pictures._dense import Dense, ImagesOrSamples, dense_layers, ground_truth
 from nolabel.pictures._options import Help, Layer, Stride
-from nolabel.pictures._tiles import Pictures, Series, chart, sheet
+from nolabel.pictures._tiles import Pictures, Series, chart, on_image, sheet, tile_shape
 from nolabel.pictures.picture import Picture
 
 _SHOWN = 12  # images drawn, at most; all are measured
@@ -123,18 +123,18 @@ def pca(
         columns.append(to_colours(scores, each or alone))
         if len(deep) > 1:
             positions.append(place_r2(d))
-            true_parts = ground_truth(images, "parts", d.pixels.shape[1])
+            true_parts = ground_truth(images, "parts", d.pixels.shape[1:3])
             if true_parts is not None:
                 parts.append(part_accuracy(d, true_parts))
     d = of_layers[-1]
     numbers = {f"explained_{i + 1}": float(v) for i, v in enumerate(share)}
-    rows = [[image, *(c[n] for c in columns)] for n, image in enumerate(d.pixels[:_SHOWN])]
+    rows = [[x, *(on_image(x, c[n]) for c in columns)] for n, x in enumerate(d.shown[:_SHOWN])]
     titles = ["image", *(f"layer {i}" for i in deep)] if len(deep) > 1 else ["image", "components"]
     if len(deep) == 1:
         data = {"scores": data["scores_0"]}
     caption = _caption(encoder, d, deep[-1], components, share)
-    out = [Picture(name="pca", image=sheet(rows, titles), caption=caption, data=data,
-                   numbers=numbers)]  # fmt: skip
+    out = [Picture(name="pca", image=sheet(rows, titles, tile_shape(d.shown)), caption=caption,
+                   data=data, numbers=numbers)]  # fmt: skip
     if positions:
         out.append(_curves(encoder, [int(i) for i in deep], positions, parts, d, images))
     return Pictures(out)
@@ -185,7 +185,7 @@ def _curves(
     )
     data = {"layers": np.array(deep), "place_r2": np.array(positions)}
     if parts:
-        true_parts = ground_truth(images, "parts", d.pixels.shape[1])
+        true_parts = ground_truth(images, "parts", d.pixels.shape[1:3])
         assert true_parts is not None  # noqa: S101 - parts were measured with it
         by_colour = part_accuracy(d.by_colour(), true_parts)
         series += [("part", deep, parts, "-o"), ("part from colour", deep, [by_colour] * len(deep),

@@ -13,7 +13,7 @@ from torch import Tensor
 from nolabel.encoders import Encoder
 from nolabel.pictures._dense import ImagesOrSamples, dense, ground_truth
 from nolabel.pictures._options import Bins, Facet, Help, Layer, Stride
-from nolabel.pictures._tiles import Pictures, draw_points, enlarge, heat, sheet
+from nolabel.pictures._tiles import Pictures, draw_points, heat, on_image, sheet, tile_shape
 from nolabel.pictures.attention import patch_at
 from nolabel.pictures.picture import Picture
 
@@ -53,16 +53,22 @@ def similarity(
     z = F.normalize(d.values, dim=-1)
     cosines = z @ z[0, query]
     maps = d.map(cosines.numpy())
-    tiles = [enlarge(image) for image in d.pixels]
-    tiles[0] = draw_points(d.pixels[0], d.centres[query : query + 1])
-    rows = [[tile, heat(m)] for tile, m in zip(tiles, maps, strict=True)]
+    shape = tile_shape(d.shown)
+    tiles = list(d.shown)
+    tiles[0] = draw_points(
+        tiles[0], d.centres[query : query + 1], tile_shape(d.shown, 192), d.pixels.shape[1:3]
+    )
+    rows = [
+        [tile, on_image(image, heat(m))]
+        for tile, image, m in zip(tiles, d.shown, maps, strict=True)
+    ]
     x, y = d.centres[query]
     caption = (
         f"Cosine similarity of every patch to that at ({x:.0f}, {y:.0f}) px of the first image, by "
         f"the {d.facet}s of {encoder.name}, layer {layer}; bright is similar"
     )
     numbers: dict[str, float] = {}
-    parts = ground_truth(images, "parts", d.pixels.shape[1])
+    parts = ground_truth(images, "parts", d.pixels.shape[1:3])
     if parts is not None and len(parts) > 1:
         same = d.at_centres(parts) == d.at_centres(parts)[0, query]
         colours = F.normalize(d.by_colour().values, dim=-1)
@@ -74,7 +80,7 @@ def similarity(
             f"{numbers['auroc_colour']:.2f}, chance 0.50)"
         )
     return Pictures(
-        [Picture(name="similarity", image=sheet(rows, ("image", "similarity")),
+        [Picture(name="similarity", image=sheet(rows, ("image", "similarity"), shape),
                  caption=caption + ".", numbers=numbers,
                  data={"similarity": maps, "point": np.array([x, y])})]
     )  # fmt: skip

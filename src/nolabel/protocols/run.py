@@ -201,6 +201,8 @@ def evaluate(
     encoder: Encoder | str | os.PathLike[str],
     train: SourceSpec | None = None,
     test: TestSpec | None = None,
+    *,
+    image_size: int | None = None,
     **options: object,
 ) -> Report:
     """Evaluates an encoder.
@@ -212,6 +214,7 @@ def evaluate(
             such as `zeroshot`.
         test: labelled images of the same classes. None takes the `:test` split of a named set; for
             other sets, a fifth of every class of train is split off (fixed seed).
+        image_size: side in pixels at which the encoder is used; None is its own.
         **options: fields of the protocol's `Options`.
 
     Raises:
@@ -220,10 +223,10 @@ def evaluate(
     """
     checked = make_options(protocol, options)
     from nolabel.data.source import Source
-    from nolabel.encoders import Encoder, load
+    from nolabel.encoders.loading import load_at
     from nolabel.protocols.sets import open_sets
 
-    loaded = encoder if isinstance(encoder, Encoder) else load(str(encoder))
+    loaded = load_at(encoder, image_size)
     if not find(protocol).learns:
         if train is not None or test is None:
             raise UsageError(

@@ -13,12 +13,15 @@ used without templates. Retrieval: each image is a query for its text among the 
 images, and each text for its image. Texts may be equal: any text equal to the image's own is a hit,
 and so is any image whose text equals the query.
 
+Rows of a table with the same path are one image, with several texts (Flickr30k and COCO have five)
+or several labels. An image with several texts is right if one of them is found. With several labels
+the result is the mean over the classes of the average precision of all images (`mAP`).
+
 Chance is the score of a random class, or of a random order of the candidates.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,14 +35,17 @@ from nolabel.data.readable import describe_skipped
 from nolabel.data.source import Source
 from nolabel.data.text.captions import has_texts, texts_of
 from nolabel.encoders.encoder import Encoder
-from nolabel.encoders.features import Features, extract
+from nolabel.encoders.features import Features
 from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import DataError, UsageError, printable
 from nolabel.nn.knn import nearest
 from nolabel.protocols._options import as_tuples, at_least, build_options
 from nolabel.protocols._scores import TOP, interval, wilson
+from nolabel.protocols._several import average_precisions, extract_once, label_matrix, listing
 from nolabel.protocols.prompts import names_of, templates_of
 from nolabel.protocols.report import Report
+
+RECALL_AT = (1, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,37 +151,38 @@ def run_zeroshot(
             f"{test.name!r} has neither labels nor texts, so there is nothing to compare with. "
             "Give images with a folder for each class, or with captions."
         )
-    extracted = features[1] if features else extract(encoder, test, batch_size=o.batch_size)
+    listed = listing(test)
+    extracted = extract_once(encoder, test, listed, features[1] if features else None, o.batch_size)
     images = text.project(extracted.values)
     if not bool(torch.isfinite(images).all()):
         raise DataError(
             f"{encoder.name} gives features of {test.name!r} that are not finite (NaN or "
             "infinite). Check the encoder's weights, or use another checkpoint."
         )
-    captions = _captions(test, extracted) if captioned else []
+    # The number of each row's image among those that could be read, -1 for the others.
+    kept = np.full(len(listed.first), -1)
+    kept[listed.image[extracted.keys.numpy()]] = np.arange(len(images))
+    image_of = kept[listed.image]
+    text_rows = np.flatnonzero(image_of >= 0)
+    captions = _captions(test, text_rows) if captioned else []
+    owner = torch.from_numpy(image_of[text_rows])
     rows, notes = [], []
     if test.labels is not None and extracted.labels is not None:
-        names = test.classes or tuple(str(i) for i in range(int(test.labels.max()) + 1))
-        vectors = class_vectors(text, names_of(o.names, names), o.templates, o.batch_size)
-        rows += class_rows(
-            f"{len(names)} classes, {len(o.templates)} templates",
-            nearest(images, vectors, TOP)[1], extracted.labels, len(names),
-        )  # fmt: skip
-        more = f" and {len(o.templates) - 8} more" if len(o.templates) > 8 else ""
-        notes.append("templates: " + ", ".join(repr(t) for t in o.templates[:8]) + more)
-    else:
+        rows, notes = _label_rows(text, images, test, image_of, extracted.labels, o)
+    elif len(captions) == len(images):
         distinct = list(dict.fromkeys(captions))
         index_of = {name: i for i, name in enumerate(distinct)}
         labels = torch.tensor([index_of[c] for c in captions])
         vectors = text.embed(distinct, batch_size=o.batch_size)
-        guesses = nearest(images, vectors, TOP)[1]
+        guesses = nearest(images[owner], vectors, TOP)[1]
         rows += class_rows(f"{len(distinct)} distinct texts", guesses, labels, len(distinct))
         notes.append("without labels, each distinct text of the test set is a class")
     if captioned:
-        rows += retrieval_rows(images, text.embed(captions, batch_size=o.batch_size), captions)
+        texts = text.embed(captions, batch_size=o.batch_size)
+        rows += retrieval_rows(images, texts, captions, owner)
         equal = len(captions) - len(set(captions))
         notes.append(
-            f"retrieval among {len(captions)} images and their texts"
+            f"retrieval among {len(images)} images and {len(captions)} texts"
             + (f", {equal} of which repeat another: any equal text is a hit" if equal else "")
         )
     notes += describe_skipped(test.name, extracted.skipped)
@@ -183,6 +190,37 @@ def run_zeroshot(
         protocol="zeroshot", encoder=encoder.name, train="", test=test.name, rows=tuple(rows),
         best=rows[0], notes=tuple(notes),
     )  # fmt: skip
+
+
+def _label_rows(
+    text: TextEncoder, images: Tensor, test: Source, image_of: np.ndarray, labels: Tensor,
+    o: Options,
+) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
+    """Rows and notes of the classification of images with labels.
+
+    Args:
+        text: the text tower.
+        images: unit vectors float [N, E].
+        test: the labelled source.
+        image_of: image of each row of the source, int64 [rows]; -1 is none.
+        labels: label of the first row of each image, int64 [N].
+        o: the protocol's options.
+    """
+    assert test.labels is not None  # noqa: S101
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    names = test.classes or tuple(str(i) for i in range(int(test.labels.max()) + 1))
+    vectors = class_vectors(text, names_of(o.names, names), o.templates, o.batch_size)
+    setting = f"{len(names)} classes, {len(o.templates)} templates"
+    truth = label_matrix(test.labels, image_of, len(images), len(names))
+    if (truth.sum(1) > 1).any():
+        rows += multi_label_rows(setting, images @ vectors.T, truth)
+        notes.append("images have several labels: mean over the classes of average precision")
+    else:
+        rows += class_rows(setting, nearest(images, vectors, TOP)[1], labels, len(names))
+    more = f" and {len(o.templates) - 8} more" if len(o.templates) > 8 else ""
+    notes.append("templates: " + ", ".join(repr(t) for t in o.templates[:8]) + more)
+    return rows, notes
 
 
 def class_rows(setting: str, guesses: Tensor, labels: Tensor, classes: int) -> list[dict[str, Any]]:
@@ -210,26 +248,58 @@ def class_rows(setting: str, guesses: Tensor, labels: Tensor, classes: int) -> l
     return [*rows, {**row, "chance": 1 / classes}]
 
 
-def retrieval_rows(images: Tensor, texts: Tensor, captions: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of a report: recall at 1 and 5 in both directions.
+def multi_label_rows(setting: str, scores: Tensor, truth: np.ndarray) -> list[dict[str, Any]]:
+    """Row of a report: mean over the classes of average precision (`mAP`).
+
+    Args:
+        setting: name of the setting.
+        scores: float [N, C].
+        truth: bool [N, C]; classes without an image are left out.
+    """
+    values = average_precisions(scores.numpy(), truth)
+    present = ~np.isnan(values)
+    # In a random order the precision is the share of positives, at least in the mean.
+    chance = float(truth[:, present].mean())
+    return [{"setting": setting, "metric": "mAP", "value": float(values[present].mean()),
+             "low": None, "high": None, "chance": chance}]  # fmt: skip
+
+
+def retrieval_rows(
+    images: Tensor, texts: Tensor, captions: Sequence[str], owner: Tensor | None = None
+) -> list[dict[str, Any]]:
+    """Rows of a report: recall at 1, 5 and 10 in both directions.
+
+    An image is a hit of a text, and a text of an image, if one of the image's texts equals it.
 
     Args:
         images: unit vectors float [N, E] of the images.
-        texts: unit vectors float [N, E] of their texts.
-        captions: the N texts; equal ones are interchangeable.
+        texts: unit vectors float [M, E] of their texts.
+        captions: the M texts; equal ones are interchangeable.
+        owner: the image of each text, int64 [M]; None: text i belongs to image i.
     """
     index_of = {name: i for i, name in enumerate(dict.fromkeys(captions))}
-    caption_ids = torch.tensor([index_of[c] for c in captions])
-    counts = Counter(captions)
-    equal = np.array([counts[c] for c in captions])
-    rows = []
-    for setting, a, b in (("image to text", images, texts), ("text to image", texts, images)):
-        hits = caption_ids[nearest(a, b, TOP)[1]] == caption_ids[:, None]
-        for k in (1, TOP):
-            chance = chance_of_hit(equal, len(captions), k)
-            correct = int(hits[:, :k].any(1).sum())
-            rows.append(_row(setting, f"recall@{k}", correct, len(captions), chance))
-    return rows
+    ids = np.array([index_of[c] for c in captions])
+    owners = np.arange(len(captions)) if owner is None else owner.numpy()
+    pairs = np.unique(owners * len(index_of) + ids)  # (image, text) that belong together
+    with_text = np.bincount(ids)  # rows of each text
+    with_image = np.bincount(pairs % len(index_of))  # images of each text
+    right = np.zeros(len(images), dtype=np.int64)  # rows whose text is one of the image's
+    np.add.at(right, pairs // len(index_of), with_text[pairs % len(index_of)])
+    most = max(RECALL_AT)
+    to_text = ids[nearest(images, texts, most)[1].numpy()]
+    to_image = nearest(texts, images, most)[1].numpy()
+    hits = {
+        "image to text": np.isin(np.arange(len(images))[:, None] * len(index_of) + to_text, pairs),
+        "text to image": np.isin(to_image * len(index_of) + ids[:, None], pairs),
+    }
+    equal = {"image to text": right, "text to image": with_image[ids]}
+    pool = {"image to text": len(texts), "text to image": len(images)}
+    return [
+        _row(setting, f"recall@{k}", int(found[:, :k].any(1).sum()), len(found),
+             chance_of_hit(equal[setting], pool[setting], k))
+        for setting, found in hits.items()
+        for k in RECALL_AT
+    ]  # fmt: skip
 
 
 def _row(setting: str, metric: str, correct: int, total: int, chance: float) -> dict[str, Any]:
@@ -241,10 +311,10 @@ def _row(setting: str, metric: str, correct: int, total: int, chance: float) -> 
     }  # fmt: skip
 
 
-def _captions(test: Source, extracted: Features) -> list[str]:
-    """Texts of the images that could be read; every one must have a text."""
-    texts = texts_of(test, extracted.keys.numpy())
-    for key, text in zip(extracted.keys.tolist(), texts, strict=True):
+def _captions(test: Source, rows: np.ndarray) -> list[str]:
+    """Texts of some rows; every one must have a text."""
+    texts = texts_of(test, rows)
+    for key, text in zip(rows.tolist(), texts, strict=True):
         if not text:
             raise DataError(
                 f"{printable(test.path(key))} has no text, while others of {test.name!r} have. "

@@ -14,6 +14,7 @@ from nolabel.data.open import open_source
 from nolabel.data.progress import phase
 from nolabel.data.source import Source, Subset
 from nolabel.encoders import Encoder, load
+from nolabel.encoders.loading import load_at
 from nolabel.errors import (
     BadImage,
     DataError,
@@ -41,6 +42,7 @@ def show(
     *,
     count: int = 8,
     label: str | None = None,
+    image_size: int | None = None,
     **options: object,
 ) -> Pictures:
     """Draws one kind of picture of an encoder.
@@ -53,6 +55,7 @@ def show(
         count: images shown.
         label: the class whose images are shown; default: all classes, but pairs and groups are of
             one class if the source has labels.
+        image_size: shorter side in pixels at which the encoder is used; None is its own.
         **options: of the picture (`nolabel show WHAT --help`).
 
     Returns:
@@ -73,14 +76,19 @@ def show(
     if isinstance(encoder, Sequence) and not isinstance(encoder, str):
         if not encoder:
             raise UsageError("Give at least one encoder.")
-        results = [show(what, e, data, count=count, label=label, **options) for e in encoder]
+        results = [
+            show(what, e, data, count=count, label=label, image_size=image_size, **options)
+            for e in encoder
+        ]
         names = [e.name if isinstance(e, Encoder) else str(e) for e in encoder]
         return results[0] if len(results) == 1 else stack_encoders(results, names)
     if info.data and data is None:
         raise UsageError(f"show {what} needs images: give a SRC.")
+    if info.of_run and image_size is not None:
+        raise UsageError(f"show {what} uses the run's own image size. Leave image_size out.")
     if info.of_run and data is not None:
         return _show_run(info, str(encoder), data, count, label, options)
-    enc = encoder if isinstance(encoder, Encoder) else load(str(encoder))
+    enc = load_at(encoder, image_size)
     if data is None or not info.data:
         return function_of(what)(enc, **options)
     source = open_source(data, image_size=enc.image_size, channels=enc.channels)
