@@ -220,3 +220,30 @@ def test_groups_and_domains_of_shards_are_read_and_missing_labels_are_named(tmp_
     assert source.domain_names == ("x",)
     assert source.labels is None and "1 of 4 labels are missing" in source.unlabelled
     assert "0.png" in source.unlabelled
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_claims_gigabytes_takes_no_memory(tmp_path, kind):
+    header = tarfile.TarInfo("claims")
+    header.type, header.size = kind, 8 << 30
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("empty.txt"))
+    (tmp_path / "a.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + whole.getvalue())
+    with pytest.raises(DataError, match="not a readable tar"):
+        Shards(tmp_path / "a.tar")
+
+
+def test_a_member_that_claims_more_than_the_file_holds_is_a_bad_image(tmp_path):
+    write(tmp_path / "a.tar", sample(0))
+    data = (tmp_path / "a.tar").read_bytes()
+    header = tarfile.TarInfo("last.png")
+    header.size = 1 << 40
+    end = data.rstrip(b"\0")
+    end += bytes(-len(end) % 512)
+    (tmp_path / "b.tar").write_bytes(end + header.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    source = Shards(tmp_path / "b.tar")
+    for i in range(len(source)):
+        if source.path(i).endswith("last.png"):
+            with pytest.raises(BadImage, match="ends too early"):
+                source.read(i)

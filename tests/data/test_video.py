@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nolabel.data.open import open_source
+from nolabel.data.sources.video import sample_times
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.tools.pack import Packing, pack
 
@@ -126,3 +127,19 @@ def test_errors_say_what_is_wrong(clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UsageError, match=r"nolabel\[video\]"):
         open_source(str(clip))
+
+
+def test_sampled_frames_are_those_on_screen_at_each_multiple_of_the_step():
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        times = np.unique(draw.integers(0, 400, 30)) + int(draw.integers(0, 50))
+        step = float(draw.uniform(0.3, 60))
+        instants = times[0] + step * np.arange(int((times[-1] - times[0]) / step) + 1)
+        expected = {max(t for t in times if t <= x + 0.5) for x in instants}
+        assert sample_times(times, step).tolist() == sorted(expected)
+
+
+def test_a_video_that_claims_to_last_for_centuries_is_sampled_at_once():
+    times = np.array([0, 5, 2**61], np.int64)
+    assert sample_times(times, 1.0).tolist() == times.tolist()
+    assert sample_times(times, 1e-9).tolist() == times.tolist()

@@ -25,8 +25,25 @@ from nolabel.errors import printable
 NAMES = ("cls", "group", "domain")  # suffixes of members that hold one name each
 _TEXT = "txt"
 _MAX_NAME_BYTES = 1 << 16  # a longer member is not taken as a name
+_EXTENSIONS = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
+_MAX_EXTENSION_BYTES = 1 << 20
 _TAR_BLOCK = 512  # bytes; headers and data begin at multiples of it
 _TAR_RECORD = 10_240  # bytes; writers fill up to a multiple of it with zeros
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose extension (long names, pax records) is read only if it is of usual size.
+
+    tarfile reads an extension whole, whatever size it claims.
+    """
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _EXTENSIONS and self.size > _MAX_EXTENSION_BYTES:
+            raise tarfile.ReadError(f"a header claims an extension of {self.size:,} bytes")
+        return super()._proc_member(tar)
 
 
 class _Image(NamedTuple):
@@ -92,10 +109,12 @@ def build_index(file: str) -> dict[str, np.ndarray]:
 def _read_headers(file: str) -> tuple[_Members, list[str]]:
     """The members that are used, and remarks on how the tar ends."""
     members, seen = _Members([], {}), False
-    with tarfile.open(file, "r:") as tar:
+    with tarfile.open(file, "r:", tarinfo=_Header) as tar:
         while True:
             try:
                 member = tar.next()
+            except (ValueError, OverflowError, RecursionError) as error:  # numbers that are none
+                raise tarfile.ReadError(f"damaged header: {str(error)[:80]}") from None
             except tarfile.ReadError:
                 if not seen:
                     raise

@@ -133,7 +133,10 @@ class Shards(Source):
         # pread does not use the file position, so that forked workers may share the descriptor.
         # The lock prevents one thread from closing the file that another one reads.
         with self._lock:
-            data = os.pread(self._descriptor(self._shard(i)), size, offset)
+            descriptor = self._descriptor(self._shard(i))
+            # A header may claim any size, and pread allocates it first.
+            whole = offset + size <= os.fstat(descriptor).st_size
+            data = os.pread(descriptor, size, offset) if whole else b""
         if len(data) < size:
             raise BadImage(self.path(i), "the shard ends too early")
         return data

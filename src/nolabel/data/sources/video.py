@@ -143,10 +143,7 @@ class Videos(Source):
             return np.zeros(1, np.int64)
         if self.rate is None:
             return times
-        # The frames on screen at 0, 1 / rate, 2 / rate ... seconds after the first.
-        step = float(arrays["second"]) / self.rate
-        sampled = times[0] + step * np.arange(int((times[-1] - times[0]) / step) + 1)
-        return times[np.unique(np.searchsorted(times, sampled + 0.5, side="right") - 1)]
+        return sample_times(times, float(arrays["second"]) / self.rate)
 
     def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_open", "_lock")}
@@ -154,6 +151,25 @@ class Videos(Source):
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._reset_readers()
+
+
+def sample_times(times: np.ndarray, step: float) -> np.ndarray:
+    """The frames that are on screen at 0, step, 2 step ... after the first.
+
+    Args:
+        times: time stamps of all frames, int64 [F], ascending.
+        step: above 0, in the same unit. Its multiples are not listed: a file may claim that it
+            lasts for centuries.
+
+    Returns:
+        Their time stamps, int64 [at most F].
+    """
+    # Frame k is on screen at j * step for the first j whose instant is not before it (with half a
+    # unit of rounding), if the next frame is not on screen by then.
+    first = np.ceil((times - times[0] - 0.5) / step)
+    first[0] = 0
+    last = np.floor((times[-1] - times[0]) / step)
+    return times[np.append(first[:-1] < first[1:], first[-1] <= last)]
 
 
 class _Reader:
@@ -242,7 +258,10 @@ def _only_videos(folder: str) -> bool:
 
 
 def _decoding_errors() -> tuple[type[Exception], ...]:
-    return (OSError, ValueError, EOFError, _import_av().error.FFmpegError)
+    # TypeError and ArithmeticError: a time base that is missing or zero.
+    return (
+        OSError, ValueError, EOFError, TypeError, ArithmeticError, _import_av().error.FFmpegError,
+    )  # fmt: skip
 
 
 def _import_av() -> ModuleType:
