@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -40,10 +40,12 @@ class _Header(tarfile.TarInfo):
     tarfile reads an extension whole, whatever size it claims.
     """
 
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _EXTENSIONS and self.size > _MAX_EXTENSION_BYTES:
-            raise tarfile.ReadError(f"a header claims an extension of {self.size:,} bytes")
-        return super()._proc_member(tar)
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _EXTENSIONS and header.size > _MAX_EXTENSION_BYTES:
+            raise tarfile.ReadError(f"a header claims an extension of {header.size:,} bytes")
+        return header
 
 
 class _Image(NamedTuple):
