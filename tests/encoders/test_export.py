@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -68,6 +69,13 @@ def encoder(name):
     return Encoder(backbone.eval(), name=name, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
 
 
+def run_card(folder, **names):
+    """Runs the code of a model card; returns the names that it sets."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
+    exec(code, names)
+    return names
+
+
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n not in CONVNEXTS])
 def test_transformers_computes_the_same(name, tmp_path):
     pytest.importorskip("transformers")
@@ -76,12 +84,14 @@ def test_transformers_computes_the_same(name, tmp_path):
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} == set(
         result["files"]
     )
+    assert sum(p.numel() for p in run_card(tmp_path / "out")["model"].parameters())
 
 
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n != "gated"])
 def test_timm_computes_the_same(name, tmp_path):
     result = export(encoder(name), "timm", tmp_path / "out")
     assert result["largest_difference"] < TOLERANCE / 4
+    assert sum(p.numel() for p in run_card(tmp_path / "out")["model"].parameters())
 
 
 @pytest.mark.parametrize("name", ["vit", "registers", "beit", "swin", "resnet18", "convnext"])
@@ -96,6 +106,8 @@ def test_onnx_computes_the_same_for_any_number_of_images(name, tmp_path):
     normalised = (pixels - np.array(e.mean)[:, None, None]) / np.array(e.std)[:, None, None]
     expected = e.embed(torch.from_numpy(normalised.astype(np.float32)))
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    of_card = run_card(tmp_path / "out", pixels=pixels)
+    np.testing.assert_array_equal(of_card["embedding"], found)
 
 
 def test_the_image_processor_of_transformers_prepares_as_the_encoder_does(tmp_path):

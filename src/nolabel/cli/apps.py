@@ -107,7 +107,7 @@ def _drawn(
     from nolabel.apps.search import draw
     from nolabel.data.open import open_source
     from nolabel.data.source import Subset
-    from nolabel.data.sources._decode import read_image
+    from nolabel.encoders.encoder import read_pixels
 
     if data is None:  # the name comes from the index file, which somebody else may have written
         refuse_paths(index.about["data"], str(index.path))
@@ -115,4 +115,5 @@ def _drawn(
     source = open_source(data, image_size=encoder.image_size, channels=encoder.channels)
     first, count = index.about["first"], index.about["count"]
     source = Subset(source, range(first, first + count))
-    return draw(hits, source, read_image(query) if os.path.exists(query) else None)
+    shown = read_pixels(query, encoder.channels) if os.path.exists(query) else None
+    return draw(hits, source, shown)

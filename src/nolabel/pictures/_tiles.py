@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
+from nolabel.data.sources._bands import to_rgb8
 from nolabel.errors import UsageError
 from nolabel.pictures.picture import Picture
 
@@ -151,9 +152,9 @@ def stack_encoders(results: Sequence[Pictures], names: Sequence[str]) -> Picture
 
 
 def data_uri(image: np.ndarray) -> str:
-    """An image uint8 [H, W, 3] as a PNG data URI."""
+    """An image uint8 or uint16 [H, W, C] as a PNG data URI."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    Image.fromarray(to_rgb8(image)).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -168,7 +169,7 @@ def enlarge(image: np.ndarray, side: int | tuple[int, int] = TILE) -> np.ndarray
     """Resizes an image; the pixels of a small one stay visible, a large one is shrunk smoothly.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 or uint16 [H, W, C].
         side: of the square, or height and width.
 
     Returns:
@@ -177,7 +178,7 @@ def enlarge(image: np.ndarray, side: int | tuple[int, int] = TILE) -> np.ndarray
     height, width = (side, side) if isinstance(side, int) else side
     smaller = image.shape[0] > height and image.shape[1] > width
     how = Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(image).resize((width, height), how))
+    return np.asarray(Image.fromarray(to_rgb8(image)).resize((width, height), how))
 
 
 def on_image(image: np.ndarray, colours: np.ndarray, opacity: float = 0.65) -> np.ndarray:
@@ -194,7 +195,7 @@ def on_image(image: np.ndarray, colours: np.ndarray, opacity: float = 0.65) -> n
     if min(image.shape[:2]) <= TILE:
         return colours
     over = Image.fromarray(colours).resize(image.shape[1::-1], Image.Resampling.BILINEAR)
-    return np.asarray(Image.blend(Image.fromarray(image), over, opacity))
+    return np.asarray(Image.blend(Image.fromarray(to_rgb8(image)), over, opacity))
 
 
 def heat(values: np.ndarray) -> np.ndarray:
@@ -212,7 +213,7 @@ def sheet(
     """A contact sheet on white.
 
     Args:
-        rows: images uint8 [H, W, 3] of each row; all are resized to one shape.
+        rows: images uint8 or uint16 [H, W, C] of each row; all are resized to one shape.
         titles: one for each column.
         side: of a square tile in pixels, or height and width (`tile_shape`).
 

@@ -14,7 +14,7 @@ is no class token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import numpy as np
@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 
 from nolabel.backbones.base import layer_number
-from nolabel.data.source import Source
+from nolabel.data.source import Source, Subset
+from nolabel.data.sources._bands import to_rgb8
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import extract
 from nolabel.errors import UsageError
@@ -41,6 +42,7 @@ from nolabel.pictures._optimise import (
 from nolabel.pictures._options import Help
 from nolabel.pictures._tiles import Pictures, chart, sheet
 from nolabel.pictures.picture import Picture
+from nolabel.types import Sample
 
 NOISE = 32  # channels of the network's input
 DEVIATIONS = (10.0, 2.0, 0.5)  # of the noise added to the input, whose own deviation is 1
@@ -210,6 +212,19 @@ class _Verdict:
         return out
 
 
+class _InColour(Subset):
+    """A source of any number of channels as it is shown: the judge compares what is shown."""
+
+    def __init__(self, source: Source):
+        super().__init__(source, range(len(source)))
+        self.channels, self.in_memory, self.supports_draft = 3, False, False
+
+    def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
+        """Image i in three channels. Raises BadImage."""
+        sample = super().read(i)
+        return replace(sample, image=to_rgb8(sample.image))
+
+
 def _judge(
     judge: str,
     images: ImagesOrSamples,
@@ -240,7 +255,7 @@ def _judge(
     labels = [s.label for s in samples_of(images) or ()]
     if gallery is None or gallery.labels is None or not labels or None in labels:
         return verdict
-    features = extract(other, gallery)
+    features = extract(other, _InColour(gallery) if gallery.channels != 3 else gallery)
     gallery_labels, z = features.labels, F.normalize(features.values, dim=1)
     if gallery_labels is None:
         return verdict

@@ -153,7 +153,10 @@ def _write_timm(
     def read_back(x: Tensor) -> dict[str, Tensor]:
         return {"embedding": model(x)}
 
-    return read_back, 'timm.create_model("local-dir:{folder}", pretrained=True, num_classes=0)'
+    return read_back, (
+        "import timm; "
+        'model = timm.create_model("local-dir:{folder}", pretrained=True, num_classes=0)'
+    )
 
 
 def _write_transformers(
@@ -207,7 +210,9 @@ def _write_transformers(
         last = out.last_hidden_state
         return {"class": last[:, 0], "patches": last[:, prefix:]}
 
-    return read_back, 'transformers.AutoModel.from_pretrained("{folder}")'
+    return read_back, (
+        'import transformers; model = transformers.AutoModel.from_pretrained("{folder}")'
+    )
 
 
 def _load_silently(
@@ -285,7 +290,15 @@ def _write_onnx(
         outputs = session.run(list(names), {"images": pixels})
         return {n: torch.from_numpy(v) for n, v in zip(names, outputs, strict=True)}
 
-    return read_back, 'onnxruntime.InferenceSession("{folder}/model.onnx"), pixels in 0..1'
+    return read_back, (
+        'import onnxruntime; session = onnxruntime.InferenceSession("{folder}/model.onnx"); '
+        'embedding, patches = session.run(None, {{"images": pixels}})'
+    )
+
+
+def _network(name: str, preset: str | None) -> str:
+    """The name of a network as a run had it, and timm's where that is another one."""
+    return name if preset in (None, name) else f"{preset} (timm's {name})"
 
 
 def model_card(encoder: Encoder, to: str, difference: float, loading: str) -> str:
@@ -303,19 +316,20 @@ def model_card(encoder: Encoder, to: str, difference: float, loading: str) -> st
     fields = {
         "method": meta.get("method") or meta.get("family"), "branch": meta.get("branch"),
         "data": settings.get("data"), "steps": settings.get("steps"),
-        "network": b.name, "embedding": b.dim,
+        "network": _network(b.name, settings.get("backbone")), "embedding": b.dim,
         "images": f"{encoder.size} px, shorter side {encoder.resize} px, then the centre",
         "mean of pixels in 0..1": ", ".join(f"{v:g}" for v in encoder.mean),
         "deviation": ", ".join(f"{v:g}" for v in encoder.std),
         "licence": meta.get("licence") or meta.get("license"),
     }  # fmt: skip
     rows = "\n".join(f"| {k} | {v} |" for k, v in fields.items() if v)
+    snippet = loading.replace("; ", "\n")
     usage = "The graph takes pixels in 0..1 and normalises them itself." if to == "onnx" else (
         "Images have to be normalised as the table says."
     )  # fmt: skip
     return (
         f"# {Path(encoder.name).name}\n\nAn image encoder, pre-trained without labels with nolabel."
-        f"\n\n| | |\n|---|---|\n{rows}\n\nLoad it:\n\n```python\n{loading}\n```\n\n{usage}\n\n"
+        f"\n\n| | |\n|---|---|\n{rows}\n\nLoad it:\n\n```python\n{snippet}\n```\n\n{usage}\n\n"
         f"Read back and compared with the original encoder, features differ by at most "
         f"{difference:.1e}.\n"
     )
