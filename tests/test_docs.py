@@ -132,3 +132,10 @@ def test_what_a_reader_of_dino_opens_is_short(what, most, monkeypatch):
     modules = figures.reading(files, figures.graph(files, at_start_only=True))[what]
     assert figures.DINO in modules
     assert figures.lines(modules, files) <= most
+
+
+def test_every_test_that_the_page_of_foreign_files_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/foreign-files.md").read_text()))
+    text = "".join(p.read_text("utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 30
+    assert named <= set(re.findall(r"def (test_\w+)\(", text))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import socket
 import sys
 from pathlib import Path
 
@@ -143,3 +145,21 @@ def test_a_video_that_claims_to_last_for_centuries_is_sampled_at_once():
     times = np.array([0, 5, 2**61], np.int64)
     assert sample_times(times, 1.0).tolist() == times.tolist()
     assert sample_times(times, 1e-9).tolist() == times.tolist()
+
+
+def test_a_play_list_among_the_videos_is_never_followed(clip, tmp_path, monkeypatch):
+    asked: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        (tmp_path / "list.mp4").write_text(
+            f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{address}\n"
+        )
+        (tmp_path / "sdp.mp4").write_text(f"ffconcat version 1.0\nfile {address}\n")
+        for name in ("list.mp4", "sdp.mp4"):
+            source = open_source(str(tmp_path / name))
+            with pytest.raises(BadImage):
+                source.read(0)
+        with contextlib.suppress(TimeoutError):
+            asked.append(server.accept())
+    assert not asked
