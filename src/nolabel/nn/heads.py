@@ -9,18 +9,12 @@ from torch import Tensor, nn
 from nolabel.device import in_fp32
 
 
-@in_fp32
-def unit(x: Tensor) -> Tensor:
-    """Vectors [..., D] scaled to length 1, at least fp32."""
-    return F.normalize(x, dim=-1)
-
-
 class WeightNormLinear(nn.Module):
     """Linear layer without bias with weight normalisation: [..., D] -> [..., K], rows g * v / |v|.
 
     The parameters `weight_g` [K, 1], initially 1, and `weight_v` [K, D] are named as in the
-    official checkpoints. Rows are initialised as in `nn.Linear`, |v| about 1 / sqrt(3), as in the
-    official code; shorter rows would rotate faster, as a direction's gradient grows as 1 / |v|.
+    official checkpoints. Rows are initialised as there, as in `nn.Linear`: shorter ones would
+    rotate faster.
 
     Args:
         dim: D.
@@ -84,7 +78,7 @@ class PrototypeHead(nn.Module):
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """[..., D] -> unit vectors [..., bottleneck], the input of `last_layer`."""
-        return unit(self.mlp(x))
+        return in_fp32(F.normalize)(self.mlp(x), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> logits [..., K]."""

@@ -27,7 +27,6 @@ from nolabel.device import in_fp32
 from nolabel.errors import unknown
 from nolabel.methods.dino import DINO
 from nolabel.nn.assignment import sinkhorn
-from nolabel.nn.heads import unit
 from nolabel.nn.losses import cross_entropy_views, target_signals
 from nolabel.nn.projectors import mlp
 from nolabel.types import Batch, Clock, Step
@@ -89,7 +88,7 @@ class DINOAblated(DINO):
             t = self.teacher.module.head(h).float().unflatten(0, (2, b))  # [2, B, K]
         z = torch.cat([self.student.backbone(v.flatten(0, 1)) for v in batch.views.values()])
         head = self.student.head
-        u = unit(self.predictor(head.mlp(z)))
+        u = in_fp32(F.normalize)(self.predictor(head.mlp(z)), dim=-1)
         s = head.last_layer(u).float().unflatten(0, (-1, b))  # [V, B, K]
 
         targets = self.targets(t, self.teacher_temperature(clock))
