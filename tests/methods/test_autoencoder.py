@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from nolabel.backbones import build
+from nolabel.backbones.decoder import prime_factors
 from nolabel.errors import UsageError
-from nolabel.methods.autoencoder import Autoencoder, factors
+from nolabel.methods.autoencoder import Autoencoder
 from nolabel.nn.pixels import mean_colour_error
 from nolabel.types import Batch, Clock
 
@@ -109,7 +110,13 @@ def test_the_image_comes_back_at_its_own_size(backbone, size, skip):
 
 
 def test_a_map_grows_by_prime_factors():
-    assert [factors(n) for n in (1, 8, 14, 16, 7)] == [[1], [2, 2, 2], [2, 7], [2, 2, 2, 2], [7]]
+    assert [prime_factors(n) for n in (1, 8, 14, 16, 7)] == [
+        [1],
+        [2, 2, 2],
+        [2, 7],
+        [2, 2, 2, 2],
+        [7],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 from nolabel.backbones import build
 from nolabel.errors import UsageError
 from nolabel.methods.base import RecipeContext
-from nolabel.methods.dvae import DVAE, EPS, gumbel, kl_to_uniform
+from nolabel.methods.dvae import DVAE, EPS, kl_to_uniform
+from nolabel.nn.keyed_random import gumbel
 from nolabel.nn.patches import patchify
 from nolabel.nn.pixels import logit_laplace_nll
 from nolabel.types import Batch, Clock
@@ -80,7 +81,7 @@ def test_loss_with_given_noise_is_the_loop_over_tokens_and_pixels(likelihood, mo
                 up = [math.exp((logits[n, p, k] + noise[n, p, k]) / t) for k in range(16)]
                 soft[n, p] = [u / sum(up) for u in up]
         mixed = torch.from_numpy(np.einsum("npk,kd->npd", soft, m.vectors.numpy().astype(float)))
-        pred = patchify(m.decode(mixed.float()), 4).double()
+        pred = patchify(m.decoder(mixed.float()), 4).double()
         target = patchify(x, 4).double()
         total, count = 0.0, 0
         half = pred.view(2, 64, 16, -1)  # pixel by pixel, channels last

@@ -202,6 +202,17 @@ def map_tokens(x: Tensor) -> Tokens:
     return Tokens(pooled, x.flatten(2).transpose(1, 2), (x.shape[-2], x.shape[-1]))
 
 
+@torch.no_grad()
+def probe_layers(backbone: Backbone, n: int) -> list[Tokens]:
+    """Tokens of the last n layers for a black image, for their widths and grids; running statistics
+    are not updated."""
+    training, size = backbone.training, backbone.image_size
+    backbone.eval()
+    layers = backbone.layers(torch.zeros(1, backbone.channels, size, size), n)
+    backbone.train(training)
+    return layers
+
+
 def resolve_facets(
     backbone: Backbone,
     wanted: Sequence[tuple[int, str]],

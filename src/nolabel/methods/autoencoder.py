@@ -28,14 +28,14 @@ Differs from the original:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from nolabel.backbones.base import Backbone
+from nolabel.backbones.base import Backbone, probe_layers
+from nolabel.backbones.decoder import MapDecoder
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method, Recipe, RecipeContext
@@ -44,55 +44,15 @@ from nolabel.nn.pixels import mean_colour_error
 from nolabel.types import Batch, Clock, Optim, Step, Tokens
 from nolabel.views.plan import View, ViewPlan
 
-NARROWEST = 8  # channels of the decoder's last maps
 N_SHUFFLED = 32  # images of a batch that are decoded again for `code_use`
 
 
-def factors(n: int) -> list[int]:
-    """Prime factors, ascending; [1] for 1."""
-    out, f = [], 2
-    while n > 1:
-        while n % f == 0:
-            out.append(f)
-            n //= f
-        f += 1
-    return out or [1]
-
-
-class Decoder(nn.Module):
-    """Code [N, code] to image [N, C, H, W]: a small map, upsampled step by step.
-
-    Args:
-        grid: side of the first map; patch: factor from there to the image.
-        skips: channels of the features that join the maps of a side, {side: D}.
-    """
-
-    def __init__(
-        self, code: int, channels: int, grid: int, patch: int, width: int, skips: Mapping[int, int]
-    ):
-        super().__init__()
-        self.grid, self.skips = grid, dict(skips)
-        self.start = nn.Linear(code, width * grid * grid)
-        self.stages = nn.ModuleList()
-        side = grid
-        for f in factors(patch):
-            out = max(width // f, NARROWEST)
-            inner = width + self.skips.get(side, 0)
-            conv = nn.Conv2d(inner, out * f * f, 3, padding=1)
-            self.stages.append(nn.Sequential(conv, nn.PixelShuffle(f), nn.GELU()))
-            side, width = side * f, out
-        self.last = nn.Conv2d(width + self.skips.get(side, 0), channels, 3, padding=1)
-        for module in self.stages.modules():
-            if isinstance(module, nn.Conv2d):  # torch's default init shrinks the signal
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-
-    def forward(self, code: Tensor, maps: Mapping[int, Tensor]) -> Tensor:
-        x = F.gelu(self.start(code)).unflatten(1, (-1, self.grid, self.grid))
-        for stage in (*self.stages, self.last):
-            if x.shape[-1] in self.skips:
-                x = torch.cat([x, maps[x.shape[-1]].to(x.dtype)], 1)
-            x = stage(x)
-        return x.float()
+def early_maps(layers: list[Tokens]) -> dict[int, Tensor]:
+    """The first features of each resolution {side: [N, D_i, side, side]}; not the last layer's."""
+    maps: dict[int, Tensor] = {}
+    for t in layers[:-1]:
+        maps.setdefault(t.grid[0], t.patches.transpose(1, 2).unflatten(2, t.grid))
+    return maps
 
 
 class Autoencoder(Method, Reconstructs):
@@ -122,29 +82,17 @@ class Autoencoder(Method, Reconstructs):
                     f"skip takes features from before the last layer; {backbone.name!r} has one "
                     "layer. Use a deeper backbone, or leave skip out."
                 )
-            skips = self._skips(grid * backbone.patch_size)
+            maps = early_maps(probe_layers(backbone, backbone.depth))
+            skips = {side: m.shape[1] for side, m in maps.items()}
         self.to_code = nn.Linear(backbone.dim, o.code)
-        self.decoder = Decoder(o.code, backbone.channels, grid, backbone.patch_size, o.width, skips)
-
-    @torch.no_grad()
-    def _skips(self, size: int) -> dict[int, int]:
-        """{side: channels} of the early features, from a forward pass of a black image."""
-        training = self.backbone.training
-        self.backbone.eval()  # do not update running statistics
-        maps = self.encode(torch.zeros(1, self.backbone.channels, size, size))[1]
-        self.backbone.train(training)
-        return {side: m.shape[1] for side, m in maps.items()}
+        self.decoder = MapDecoder(
+            o.code, backbone.channels, grid, backbone.patch_size, o.width, skips
+        )
 
     def encode(self, x: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """Embedding [N, D], and with skip the first features of each resolution
-        {side: [N, D_i, side, side]}, the last layer's left out."""
-        layers: list[Tokens] = self.backbone.layers(
-            x, self.backbone.depth if self.options.skip else 1
-        )
-        maps: dict[int, Tensor] = {}
-        for t in layers[:-1]:
-            maps.setdefault(t.grid[0], t.patches.transpose(1, 2).unflatten(2, t.grid))
-        return layers[-1].pooled, maps
+        """Embedding [N, D] of images [N, C, H, W], and with skip the `early_maps`."""
+        layers = self.backbone.layers(x, self.backbone.depth if self.options.skip else 1)
+        return layers[-1].pooled, early_maps(layers)
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:

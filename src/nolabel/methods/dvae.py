@@ -49,10 +49,9 @@ from nolabel.errors import UsageError, unknown
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.methods.capabilities import Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
-from nolabel.nn.keyed_random import KeyedRandom
-from nolabel.nn.patches import unpatchify
-from nolabel.nn.pixels import logit_laplace_nll, mean_colour_error
-from nolabel.nn.schedules import cosine
+from nolabel.nn.keyed_random import gumbel
+from nolabel.nn.pixels import denormalise, logit_laplace_nll, mean_colour_error, normalise
+from nolabel.nn.schedules import cosine_ramp
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
@@ -60,15 +59,6 @@ LIKELIHOODS = ("logit-laplace", "mse")
 EPS = 0.1  # distance of the pixels of the logit-Laplace from 0 and 1
 SMALLEST_LOG_B = math.log(0.01)
 N_RECONSTRUCTED = 32  # images of a batch that are reconstructed from their tokens, for the metrics
-
-
-def gumbel(logits: Tensor) -> Tensor:
-    """Standard Gumbel noise of the logits' shape: -log of an exponential variable."""
-    noise = torch.empty_like(logits)
-    draws = torch.Generator(logits.device)
-    for row, seed in zip(noise, KeyedRandom(len(logits)).seeds(), strict=True):
-        row.exponential_(generator=draws.manual_seed(seed))
-    return -noise.log()
 
 
 def kl_to_uniform(logits: Tensor) -> Tensor:
@@ -120,10 +110,10 @@ class DVAE(Method, Tokenizes, Reconstructs):
         nn.init.normal_(self.to_logits.weight, std=o.spread / backbone.dim**0.5)
         nn.init.zeros_(self.to_logits.bias)
         self.vectors = nn.Parameter(torch.randn(o.codes, o.decoder_dim))
-        predicted = self.numbers * (1 if o.likelihood == "mse" else 2)
-        self.decoder = PatchDecoder(
-            o.decoder_dim, o.decoder_depth, o.decoder_heads, grid, predicted
-        )
+        self.decoder = PatchDecoder(  # pixels, or mu and ln b
+            o.decoder_dim, o.decoder_depth, o.decoder_heads, grid, patch=self.patch,
+            channels=backbone.channels * (1 if o.likelihood == "mse" else 2),
+        )  # fmt: skip
 
     @torch.no_grad()
     def tokens(self, x: Tensor) -> Tensor:
@@ -132,24 +122,18 @@ class DVAE(Method, Tokenizes, Reconstructs):
     def temperature(self, clock: Clock) -> float:
         """t of this step."""
         o = self.options
-        return _ramp(o.first_temperature, o.temperature, o.anneal, clock)
+        return cosine_ramp(o.first_temperature, o.temperature, o.anneal, clock)
 
     def kl_weight(self, clock: Clock) -> float:
         """beta of this step."""
-        return _ramp(0.0, self.options.kl_weight, self.options.warm, clock)
-
-    def decode(self, v: Tensor) -> Tensor:
-        """Vectors [N, P, decoder_dim] to predictions [N, C or 2 C, H, W] (pixels, or mu, ln b)."""
-        side = int(v.shape[1] ** 0.5)
-        return unpatchify(self.decoder(v), self.patch, (side, side)).float()
+        return cosine_ramp(0.0, self.options.kl_weight, self.options.warm, clock)
 
     def pixels(self, pred: Tensor) -> Tensor:
         """The most likely normalised pixels [N, C, H, W] of predictions."""
         if self.options.likelihood == "mse":
             return pred
         y = pred.chunk(2, 1)[0].sigmoid()
-        mean, std = self._statistics(pred)
-        return (((y - EPS) / (1.0 - 2.0 * EPS)).clamp(0.0, 1.0) - mean) / std
+        return normalise(((y - EPS) / (1.0 - 2.0 * EPS)).clamp(0.0, 1.0), self.mean, self.std)
 
     def reconstruction_loss(self, pred: Tensor, x: Tensor) -> Tensor:
         """-log p(x) as the mean over all numbers, in nats (logit-laplace), or the mean squared
@@ -157,21 +141,14 @@ class DVAE(Method, Tokenizes, Reconstructs):
         if self.options.likelihood == "mse":
             return F.mse_loss(pred, x.float())
         mu, log_b = pred.chunk(2, 1)
-        mean, std = self._statistics(x)
-        y = (1.0 - 2.0 * EPS) * (x.float() * std + mean).clamp(0.0, 1.0) + EPS
+        y = (1.0 - 2.0 * EPS) * denormalise(x.float(), self.mean, self.std).clamp(0.0, 1.0) + EPS
         floor = log_b.new_tensor(SMALLEST_LOG_B)
         return logit_laplace_nll(y, mu, torch.logaddexp(log_b, floor)).mean()
-
-    def _statistics(self, like: Tensor) -> tuple[Tensor, ...]:
-        made = (
-            torch.tensor(v, dtype=torch.float32, device=like.device) for v in (self.mean, self.std)
-        )
-        return tuple(v.view(-1, 1, 1) for v in made)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] reconstructed from their tokens."""
-        return self.pixels(self.decode(self.vectors[self.tokens(x)]))
+        return self.pixels(self.decoder(self.vectors[self.tokens(x)]))
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
@@ -182,11 +159,11 @@ class DVAE(Method, Tokenizes, Reconstructs):
         t = self.backbone.tokens(x)
         logits = self.to_logits(t.patches).float()  # [B, P, K]
         soft = ((logits + gumbel(logits)) / self.temperature(clock)).softmax(-1)
-        loss = self.reconstruction_loss(self.decode(soft @ self.vectors), x)
+        loss = self.reconstruction_loss(self.decoder(soft @ self.vectors), x)
         kl, beta = kl_to_uniform(logits), self.kl_weight(clock)
         with torch.no_grad():
             ids, seen = logits.argmax(-1), x[:N_RECONSTRUCTED].float()
-            error = F.mse_loss(self.pixels(self.decode(self.vectors[ids[:N_RECONSTRUCTED]])), seen)
+            error = F.mse_loss(self.pixels(self.decoder(self.vectors[ids[:N_RECONSTRUCTED]])), seen)
         logs = {"error": error, "error_mean_colour": mean_colour_error(seen), "kl": kl.detach()}
         logs |= {"temperature": self.temperature(clock), "kl_weight": beta}
         logs |= {"reconstruction": loss.detach(), **codes_in_use(ids, self.options.codes)}
@@ -203,9 +180,3 @@ class DVAE(Method, Tokenizes, Reconstructs):
         epochs = max(round(3_000_000 * batch / context.images), 1)
         optim = Optim(lr=1e-4, warmup_epochs=0, lr_end=1.25e-6, weight_decay=1e-4)
         return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=epochs)
-
-
-def _ramp(start: float, end: float, share: float, clock: Clock) -> float:
-    """Half a cosine from start to end over a share of the run, constant after it."""
-    length = share * clock.total
-    return end if clock.step >= length else cosine(start, end, clock.step, length)

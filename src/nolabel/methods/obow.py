@@ -44,7 +44,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel import distributed
-from nolabel.backbones.base import Backbone
+from nolabel.backbones.base import Backbone, probe_layers
 from nolabel.device import in_fp32
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.assignment import prototype_scores
@@ -122,11 +122,7 @@ class OBoW(Method):
         o = options
         self.student = backbone
         self.teacher = Ema(backbone)  # initially equal
-        backbone.eval()
-        with torch.no_grad():  # to get the width of each level
-            x = torch.zeros(1, backbone.channels, backbone.image_size, backbone.image_size)
-            dims = [level.patches.shape[-1] for level in backbone.layers(x, o.levels)]
-        backbone.train()
+        dims = [level.patches.shape[-1] for level in probe_layers(backbone, o.levels)]
         self.vocabulary = nn.ModuleList(Queue(o.words, d) for d in dims)
         width = backbone.dim
         self.generators = nn.ModuleList(

@@ -47,7 +47,6 @@ from nolabel.errors import UsageError
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.methods.capabilities import Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
-from nolabel.nn.patches import unpatchify
 from nolabel.nn.pixels import mean_colour_error
 from nolabel.nn.state import StepBuffer
 from nolabel.types import Batch, Clock, Optim, Step
@@ -144,13 +143,11 @@ class VQVAE(Method, Tokenizes, Reconstructs):
         self.vocabulary = o.codes  # K
         grid = patch_grid(backbone.image_size, self.patch)
         self.to_code = nn.Linear(backbone.dim, o.code_dim)
-        self.codebook = Codebook(
-            o.codes, o.code_dim, ema=o.ema, decay=o.decay, revive=o.revive
-        )  # fmt: skip
+        self.codebook = Codebook(o.codes, o.code_dim, ema=o.ema, decay=o.decay, revive=o.revive)
         self.from_code = nn.Linear(o.code_dim, o.decoder_dim)
         self.decoder = PatchDecoder(
             o.decoder_dim, o.decoder_depth, o.decoder_heads, grid,
-            self.patch**2 * backbone.channels,
+            patch=self.patch, channels=backbone.channels,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -159,8 +156,7 @@ class VQVAE(Method, Tokenizes, Reconstructs):
 
     def decode(self, q: Tensor) -> Tensor:
         """Quantised vectors [N, P, code_dim] to images [N, C, H, W]."""
-        side = int(q.shape[1] ** 0.5)
-        return unpatchify(self.decoder(self.from_code(q)), self.patch, (side, side)).float()
+        return self.decoder(self.from_code(q))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:

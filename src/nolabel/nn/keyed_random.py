@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from nolabel import distributed
 from nolabel.nn.splitmix64 import GOLDEN, MASK, mix, mix_int
@@ -80,3 +81,12 @@ class KeyedRandom:
     def seeds(self) -> list[int]:
         """A seed in [0, 2^53) for each of this rank's rows."""
         return (self(1)[:, 0] * 2**53).astype(np.int64).tolist()
+
+
+def gumbel(logits: Tensor) -> Tensor:
+    """Standard Gumbel noise of the shape of logits [B, ...]: -log of an exponential variable."""
+    noise = torch.empty_like(logits)
+    draws = torch.Generator(logits.device)
+    for row, seed in zip(noise, KeyedRandom(len(logits)).seeds(), strict=True):
+        row.exponential_(generator=draws.manual_seed(seed))
+    return -noise.log()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -35,6 +36,21 @@ def logit_laplace_nll(x: Tensor, mu: Tensor, log_b: Tensor) -> Tensor:
     """
     distance = (x.logit() - mu).abs() * (-log_b).exp()
     return distance + log_b + math.log(2.0) + (x * (1.0 - x)).log()
+
+
+def normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(x - mean) / std of images [N, C, H, W], each channel by its own."""
+    return (x - _channels(mean, x)) / _channels(std, x)
+
+
+def denormalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """The inverse of `normalise`."""
+    return x * _channels(std, x) + _channels(mean, x)
+
+
+def _channels(values: Sequence[float], like: Tensor) -> Tensor:
+    """[C, 1, 1] in fp32, on the device of `like`."""
+    return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1)
 
 
 def to_pixels(x: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
