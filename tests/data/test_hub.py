@@ -104,3 +104,50 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match=r"nolabel\[hf\]"):
         open_source("hf:owner/name")
+
+
+def _save(where, columns, features):
+    where.mkdir()
+    whole = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    whole.to_parquet(where / "train-00000-of-00001.parquet")
+    return f"hf:{where}"
+
+
+def test_plain_columns_are_labels_and_others_say_why_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    images = [{"bytes": _png(c), "path": None} for c in COLOURS]
+    kinds = {
+        "int64": (datasets.Value("int64"), [0, 1] * 4, ("0", "1")),
+        "string": (datasets.Value("string"), ["dog", "cat"] * 4, ("cat", "dog")),
+        "missing": (datasets.Value("string"), [None, "cat"] * 4, "row 0"),
+        "lists": (datasets.Sequence(datasets.Value("int64")), [[0], [0, 1]] * 4, "several values"),
+    }
+    for name, (feature, values, right) in kinds.items():
+        spec = _save(
+            tmp_path / name,
+            {"image": images, "label": values, "group": [str(i // 2) for i in range(8)]},
+            {"image": datasets.Image(), "label": feature, "group": datasets.Value("string")},
+        )
+        source = open_source(spec)
+        assert source.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+        if isinstance(right, tuple):
+            assert source.classes == right
+        else:
+            assert source.labels is None and right in source.unlabelled
+
+
+def test_the_column_of_images_is_chosen_by_name_or_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    both = [[{"bytes": _png((c, 0, 0)), "path": None}] * 2 for c in (10, 200)]
+
+    def save(*names):
+        features = dict.fromkeys(names, datasets.Image())
+        return _save(tmp_path / "_".join(names), dict(zip(names, both, strict=True)), features)
+
+    source = open_source(save("annotation", "image"))
+    assert source.read(0).image[0, 0, 0] == 200 and "not annotation" in source.notes[0]
+    assert open_source(save("mask", "before")).read(0).image[0, 0, 0] == 200
+    spec = save("before", "after")
+    with pytest.raises(UsageError, match="Choose one"):
+        open_source(spec)
+    assert open_source(f"{spec}:train:after").read(0).image[0, 0, 0] == 200

@@ -60,6 +60,11 @@ def import_(args: list[str], about: str) -> None:
         f"network: {b.name}, {numbers['parameters']:,} parameters, embedding of {b.dim}, images "
         f"of {e.image_size} px" + (f", positions resized as by {positions}" if positions else "")
     )
+    for other in found.others:
+        print(
+            f"note: read the branch {found.branch}; the file also holds {other}, often averaged "
+            f"weights, which are better: --branch {other}"
+        )
     if found.left_out:
         write(f"not part of the encoder, left out: {first_names(found.left_out, 4)}")
     if found.text and len(paths) == 1:

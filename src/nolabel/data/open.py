@@ -86,9 +86,9 @@ def open_source(
             .parquet); tar shards, such as `shards/{000..127}.tar`; a video or a folder of videos,
             with the suffix `@5` for five frames a second instead of one, `@all` for all; a named
             set, such as `digits` or `fashion-mnist:test` (`./digits` is a folder of that name);
-            a set of the Hugging Face Hub, `hf:owner/name:split`; your own source,
-            `path/to/file.py:Class`; a list of paths, Pillow images or arrays; an array uint8
-            [N, H, W, 3]; or a `Source`, returned as it is.
+            a set of the Hugging Face Hub, `hf:owner/name:split` or `hf:owner/name:split:column`;
+            your own source, `path/to/file.py:Class`; a list of paths, Pillow images or arrays; an
+            array uint8 [N, H, W, 3]; or a `Source`, returned as it is.
         image_size: side in pixels at which `creatures` and `scenes` are rendered; 32 when None.
         download: whether a named set may be downloaded without asking.
         split_default: split of a named set when `spec` names none.
@@ -228,7 +228,8 @@ def _open_named(
         from nolabel.data.sources.hub import Hub
 
         repository, _, part = text[3:].partition(":")
-        return Hub(repository, part or split_default, channels)
+        part, _, column = part.partition(":")
+        return Hub(repository, part or split_default, channels, column)
     if isinstance(spec, str) and _names_user_source(text):
         return _open_user_source(text)
     from nolabel.data.sources import video

@@ -339,11 +339,29 @@ def list_images(images: Images, channels: int) -> list[ImageLike]:
     if isinstance(images, Tensor):
         images = images.cpu().numpy()
     if isinstance(images, np.ndarray):
+        _check_layout(images.shape, channels)
         single = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] == channels)
         return [images] if single else list(images)
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         return list(images)
     return [images]
+
+
+def _check_layout(shape: tuple[int, ...], channels: int) -> None:
+    """Refuses an array with channels first, which would be read as many grey images.
+
+    Raises:
+        UsageError: [C, H, W] or [N, C, H, W], as torchvision gives it.
+    """
+    first = shape[:1] if len(shape) == 3 else shape[1:2]
+    is_image = len(shape) in (3, 4) and channels > 1 and shape[-1] != channels
+    if is_image and first == (channels,):
+        order = "1, 2, 0" if len(shape) == 3 else "0, 2, 3, 1"
+        raise UsageError(
+            f"An array {list(shape)} of whole numbers has its channels first, as torchvision reads "
+            f"images, or is {shape[0]} grey images. Images are [H, W, {channels}] or [N, H, W, "
+            f"{channels}]: use images.permute({order}). Give grey images as a list."
+        )
 
 
 def read_pixels(image: ImageLike, channels: int) -> np.ndarray:

@@ -38,7 +38,7 @@ from nolabel.data.statistics import measure_statistics
 from nolabel.data.text.captions import evenly_spaced
 from nolabel.engine.machine import Machine
 from nolabel.errors import BadImage, DataError, UsageError
-from nolabel.methods.base import Method, RecipeContext
+from nolabel.methods.base import Contrastive, Method, RecipeContext
 from nolabel.types import Optim
 
 if TYPE_CHECKING:
@@ -178,6 +178,11 @@ def batch_stage(
         raise UsageError(
             f"Batch size {batch} is larger than the data: {len(source)} images. "
             f"Use --batch-size {len(source)} or less."
+        )
+    if batch < 2 and issubclass(kind, Contrastive):
+        raise UsageError(
+            f"{request.method} compares the images of a batch with each other, so that a batch of "
+            f"{batch} teaches nothing. Use --batch-size 2 or more, and as many images."
         )
     per_epoch = steps_per_epoch(batch, len(source))
     if s.minutes is None and s.steps is None and s.epochs is None:

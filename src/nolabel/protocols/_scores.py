@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nolabel.data.labels import clean_name, nearest_spelling
 from nolabel.data.readable import describe_skipped
 from nolabel.data.source import Source, require_labels
 from nolabel.encoders.encoder import Encoder
@@ -52,6 +53,9 @@ def accuracy_rows(
 ) -> list[dict[str, Any]]:
     """Rows of a report: top1, and top5 if there are more than five classes.
 
+    "chance" is the accuracy of always guessing the largest classes of test, and "balanced" the mean
+    over the classes of the share that is right: with 95 % of one class, noise has 95 % top1.
+
     Args:
         setting: name of the setting.
         guesses: int64 [N, G], predicted classes, best first; -1 is none.
@@ -60,7 +64,7 @@ def accuracy_rows(
     """
     hits = guesses == labels[:, None].to(guesses.device)
     tops = (1, TOP) if classes > TOP else (1,)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for top in tops:
         correct, total = int(hits[:, :top].any(1).sum()), len(labels)
         low, high = wilson(correct, total)
@@ -72,10 +76,34 @@ def accuracy_rows(
                 "value": value,
                 "low": low,
                 "high": high,
-                "chance": top / classes,
+                "chance": share_of_largest(labels, top),
             }  # fmt: skip
         )
+    rows[0]["balanced"] = balanced_accuracy(hits[:, 0].cpu(), labels.cpu())
     return rows
+
+
+def share_of_largest(labels: Tensor, k: int = 1) -> float:
+    """Share of the k largest classes: the accuracy of guessing them always.
+
+    Args:
+        labels: int64 [N].
+        k: number of guesses.
+    """
+    counts = torch.bincount(labels.cpu())
+    return float(counts.topk(min(k, len(counts))).values.sum()) / len(labels)
+
+
+def balanced_accuracy(hits: Tensor, labels: Tensor) -> float:
+    """Mean over the classes of test of the share of their images that are right.
+
+    Args:
+        hits: bool [N].
+        labels: int64 [N].
+    """
+    counts = torch.bincount(labels).double()
+    right = torch.bincount(labels[hits], minlength=len(counts)).double()
+    return float((right[counts > 0] / counts[counts > 0]).mean())
 
 
 def labelled_features(
@@ -152,7 +180,8 @@ def match_labels(train: Source, test: Source) -> np.ndarray:
     if not len(labels_of_test):
         raise DataError(f"{test.name!r} has no images.")
     test_names = test.classes or tuple(str(i) for i in range(int(labels_of_test.max()) + 1))
-    train_index = {names[int(i)]: int(i) for i in np.unique(labels)}
+    test_names = tuple(clean_name(name) for name in test_names)
+    train_index = {clean_name(names[int(i)]): int(i) for i in np.unique(labels)}
     missing = [
         test_names[int(i)]
         for i in np.unique(labels_of_test)
@@ -162,10 +191,19 @@ def match_labels(train: Source, test: Source) -> np.ndarray:
         raise DataError(
             f"{test.name!r} has {len(missing)} class(es) without an image in {train.name!r}: "
             f"{_first_names(missing)}. Train has: {_first_names(list(train_index))}. Classes are "
-            "matched by name."
+            f"matched by name.{_hint(missing, list(train_index))}"
         )
     table = np.array([train_index.get(name, -1) for name in test_names], dtype=np.int64)
     return table[labels_of_test]
+
+
+def _hint(missing: Sequence[str], known: Sequence[str]) -> str:
+    """What a class may be called in train."""
+    for name in missing:
+        other = nearest_spelling(name, known)
+        if other is not None:
+            return f" {name!r} and {other!r} differ in spelling only: rename one of them."
+    return ""
 
 
 def _first_names(names: Sequence[str], limit: int = 5) -> str:

@@ -23,7 +23,7 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features
 from nolabel.errors import DataError, UsageError, unknown
 from nolabel.protocols._options import as_tuples, at_least, build_options
-from nolabel.protocols._scores import labelled_features
+from nolabel.protocols._scores import labelled_features, share_of_largest
 from nolabel.protocols.report import Report
 
 CLASSIFIERS = ("logistic", "mean")
@@ -96,7 +96,7 @@ def run_fewshot(
                 predicted = classify(x[indices], y[indices], z, o.classifier, o.strength)
                 accuracies.append(float((predicted == truth).mean()))
                 advance(1)
-            rows.append(_row(k, np.array(accuracies), len(names)))
+            rows.append(_row(k, np.array(accuracies), share_of_largest(test_features.labels)))
     if len(ks) < len(o.k):
         notes = (
             *notes,
@@ -163,9 +163,9 @@ def _normalise(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def _row(k: int, accuracies: np.ndarray, classes: int) -> dict[str, Any]:
+def _row(k: int, accuracies: np.ndarray, chance: float) -> dict[str, Any]:
     mean, n = float(accuracies.mean()), len(accuracies)
     half_width = float(stats.t.ppf(0.975, n - 1) * accuracies.std(ddof=1) / n**0.5)
     low, high = max(mean - half_width, 0.0), min(mean + half_width, 1.0)
     return {"setting": f"k={k}", "metric": "top1", "value": mean, "low": low, "high": high,
-            "chance": 1 / classes}  # fmt: skip
+            "chance": chance}  # fmt: skip

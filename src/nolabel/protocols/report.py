@@ -12,6 +12,9 @@ def represents(row: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
     return all(row.get(key) == best.get(key) for key in ("setting", "metric"))
 
 
+_SAME = 0.005  # difference below which the balanced accuracy is not printed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """The result of a protocol.
@@ -22,7 +25,7 @@ class Report:
         train: name of the training set; "" for none.
         test: name of the test set.
         rows: "setting", "metric", "value", "low" and "high" (95 % confidence interval or None), and
-            "chance" where it is known.
+            "chance" where it is known; of accuracies "balanced", the mean over the classes.
         best: the row that represents the encoder.
         notes: remarks on data and settings.
     """
@@ -56,6 +59,8 @@ class Report:
             mark = " *" if represents(r, self.best) else ""
             interval = f"  [{r['low']:.1%}, {r['high']:.1%}]" if r.get("low") is not None else ""
             chance = f"  chance {r['chance']:.2%}" if "chance" in r else ""
+            if abs(r.get("balanced", r["value"]) - r["value"]) > _SAME:
+                chance += f"  balanced {r['balanced']:.2%}"
             lines.append(
                 f"  {r['setting']:<28} {r['metric']:<6} {r['value']:7.2%}{interval}{chance}{mark}"
             )

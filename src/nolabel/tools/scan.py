@@ -50,7 +50,9 @@ def scan(
     """
     found = survey(source, limit=limit)
     result = to_dict(found)
-    if found.good and predict:
+    if found.good == 1:
+        result["notes"].append("one image can be read; a method needs two or more to learn from")
+    elif found.good and predict:
         with phase("measuring a training step, to suggest a recipe"):
             result["recipe"] = suggest(source, method)
     if out is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -16,12 +17,14 @@ from nolabel.data.order import index_at
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source
 from nolabel.data.sources._bands import to_rgb8
-from nolabel.data.sources._decode import decoding_in_threads
+from nolabel.data.sources._decode import decoding_in_threads, open_image
 from nolabel.data.statistics import channel_counts, row_blocks
 from nolabel.errors import BadImage, printable
 
 THUMB = 64  # side of the thumbnails on the contact sheet, pixels
 _SMALL = 16  # side of the thumbnails that are compared to find near-duplicates, pixels
+_DARK = 1 / 12  # largest value of all images, of white, below which the depth is doubted
+_WITH_PAGES = (".tif", ".tiff", ".gif", ".webp", ".apng")
 _MAX_BITS = 3  # images whose 64-bit hashes differ in at most so many bits are candidates
 _MAX_DIFFERENCE = 3.0  # largest mean absolute difference of near-duplicates' thumbnails, of 255
 _MAX_NEIGHBOURS = 64  # hashes compared with each one in sorted order, where a quarter is equal
@@ -66,6 +69,7 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
     bad: list[tuple[str, str]] = []
     sizes, kept, small, hashes, tiles = [], [], [], [], []
     modes: Counter[str] = Counter()
+    highest, paged = 0.0, 0
     exact: defaultdict[bytes, list[int]] = defaultdict(list)
     total, squares, pixels = np.zeros(source.channels), np.zeros(source.channels), 0
     every = max(len(chosen) // max(thumbs, 1), 1)
@@ -78,6 +82,7 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
             i = int(chosen[row])
             kept.append(i)
             sizes.append(found.size)
+            highest, paged = max(highest, found.highest), paged + found.pages
             modes["grey" if found.grey else "colour"] += 1
             exact[found.digest].append(i)
             small.append(found.small)
@@ -111,15 +116,32 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
         bad=tuple(bad),
         same=named(same),
         near=named(near),
-        notes=(*source.notes, *unlabelled),
+        notes=(*source.notes, *unlabelled, *_notes_on_pixels(source, highest, paged, len(kept))),
         labels=counted,
         thumbs=np.array(tiles, np.uint8).reshape(-1, THUMB, THUMB, 3),
     )
 
 
+def _notes_on_pixels(source: Source, highest: float, paged: int, good: int) -> list[str]:
+    """What the values and the files hold that is not used."""
+    notes = []
+    if paged:
+        notes.append(
+            f"{paged:,} file(s) have several pages or frames; only the first of each is read"
+        )
+    if good and highest <= _DARK and source.channels == 3:
+        notes.append(
+            f"all images are dark: no value is above {highest:.1%} of white, as when 10 or 12 bits "
+            "are stored in 16; with --channels 1 the values are kept and measured"
+        )
+    return notes
+
+
 @dataclass(frozen=True)
 class _ImageStatistics:
     size: tuple[int, int]
+    highest: float  # largest value, of 1
+    pages: bool  # whether the file has more than one page or frame
     grey: bool
     digest: bytes
     hash: int
@@ -151,6 +173,8 @@ def _measure(source: Source, i: int) -> _ImageStatistics | BadImage:
     bits = (steps[:, 1:] > steps[:, :-1]).reshape(-1)
     return _ImageStatistics(
         size=pixels.shape[:2],
+        highest=float(np.flatnonzero(counts.any(0))[-1]) / (counts.shape[1] - 1),
+        pages=_has_pages(source, i),
         grey=bool(
             (counts == counts[0]).all() and all((b[..., :1] == b).all() for b in row_blocks(pixels))
         ),
@@ -167,6 +191,17 @@ def _digest(pixels: np.ndarray) -> bytes:
     digest = hashlib.sha256(str(pixels.shape).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()
+
+
+def _has_pages(source: Source, i: int) -> bool:
+    """Whether the file of an image has more pages or frames, which are not read."""
+    if not source.has_files or not source.path(i).lower().endswith(_WITH_PAGES):
+        return False
+    try:
+        with open_image(io.BytesIO(source.read_bytes(i)), source.path(i)) as image:
+            return bool(getattr(image, "is_animated", False))
+    except (BadImage, OSError, EOFError, ValueError):
+        return False
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:

@@ -136,8 +136,14 @@ def _check_npy_size(data: bytes) -> None:
 
 def _to_bands(image: Image.Image, channels: int) -> np.ndarray:
     """A loaded image as [H, W, C] with the file's own channels; grey if `channels` is 1."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        pixels = np.asarray(image).astype(np.uint16)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"32-bit values {values.min()} to {values.max()}, not 0 to 65535")
+        pixels = values.astype(np.uint16)
+    elif image.mode == "F":
+        # Without a range that all files share: stretching each one would change what it says.
+        raise ValueError("floating-point values; save them as 16 bits, or as .npy uint16")
     elif channels == 1:
         pixels = np.asarray(image.convert("L"))
     elif image.mode in ("P", "PA", "LA") and image.has_transparency_data:

@@ -7,8 +7,8 @@
     16-bit grey   is scaled by its full range (65535 -> 255), never clipped
     32-bit grey   (integer or float) has no defined range: its smallest value becomes black, its
                   largest white
-    CMYK          is inverted if and only if an Adobe marker says that the file is; ICC profiles
-                  are not applied
+    CMYK          is inverted in a JPEG, as Adobe writes it, with or without its marker: so do
+                  Pillow and browsers; ICC profiles are not applied
     animation     gives its first frame
 
 JPEG is decoded by simplejpeg where it is installed: the same pixels as from Pillow, in two thirds

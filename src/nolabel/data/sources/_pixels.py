@@ -56,9 +56,6 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         return _repeat_grey(_stretch_to_uint8(np.asarray(image)))
     if mode == "LAB":
         image = _lab_to_rgb(image)
-    elif mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        # Pillow inverts every CMYK JPEG as if Adobe had written it; undo that without the marker.
-        image = Image.frombytes("CMYK", image.size, bytes(~np.asarray(image)))
     transparent = image.has_transparency_data
     out = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(_STRIP_PIXELS // image.width, 1)

@@ -7,11 +7,9 @@ it. Only tensors and plain values are unpickled.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +20,19 @@ from torch import Tensor
 
 from nolabel.backbones import at_size, build
 from nolabel.encoders.convert import layouts
+from nolabel.encoders.convert._checkpoint import read_checkpoint
 from nolabel.encoders.convert.families import LAYOUTS, LayoutInfo
 from nolabel.encoders.convert.layouts import Architecture, State
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.state_dict import describe_mismatches, first_names
-from nolabel.errors import DataError, FileDamaged, UsageError, unknown
+from nolabel.errors import DataError, UsageError, unknown
 from nolabel.nn.random_state import preserve_rng
 
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
+# Parts of names that wrappers add, wherever they stand: DataParallel, torch.compile, FSDP,
+# checkpointed activations, DeepSpeed.
+_WRAPPERS = frozenset(
+    ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+)
 _CLASSIFIER = r"(head|fc)\.(weight|bias)"
 _SWIN_BUFFERS = r".*(attn_mask|relative_position_index)"
 POOLS = {"class": "token", "mean": "avg"}
@@ -44,12 +47,14 @@ class Imported:
         branch: key of the checkpoint that was read, such as "teacher"; "" without branches.
         text: arguments and weights of CLIP's text tower (`SharedSpace`), or None.
         left_out: names of tensors that are not part of the encoder, such as heads.
+        others: other branches that hold the same network, such as averaged weights.
     """
 
     encoder: Encoder
     branch: str
     text: tuple[dict[str, Any], State] | None
     left_out: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
 
 def import_file(path: str | os.PathLike[str], family: str, **options: Any) -> Imported:
@@ -137,68 +142,8 @@ def import_state(
         image_size=image_size or architecture.image_size,
         meta={"source": str(path), "family": family},
     )  # fmt: skip
-    return Imported(encoder, branch_read, architecture.text, tuple(left_out))
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a checkpoint: tensors and plain values by name, possibly nested.
-
-    Raises:
-        UsageError, FileDamaged: as `import_file`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise UsageError(f"{str(path)!r} {what}; a checkpoint file is needed.")
-    with path.open("rb") as file:
-        head = file.read(16)
-    if not head:
-        raise FileDamaged(f"{str(path)!r} is empty (0 bytes). Fetch it again.")
-    if head[8:9] == b"{":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(path))
-        except (SafetensorError, ValueError, OSError) as error:
-            raise FileDamaged(
-                f"{str(path)!r} is truncated or altered ({error}). Fetch it again."
-            ) from None
-    if _has_code(path):
-        raise FileDamaged(
-            f"{str(path)!r} is a TorchScript archive, which holds code. Where you trust it, save "
-            "its tensors: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
-        )
-    try:
-        # Official training checkpoints store their arguments as a Namespace, which is only data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise almost any type
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named and type(error).__name__ == "UnpicklingError":
-            raise FileDamaged(
-                f"{str(path)!r} holds {named.group(1)}, an object that could run code when opened; "
-                "nolabel reads only tensors and plain values. Ask its author for a file with the "
-                "tensors only (a state_dict, best as safetensors)."
-            ) from None
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise FileDamaged(
-            f"{str(path)!r} is truncated or no checkpoint ({reason}). Fetch it again."
-        ) from None
-    if not isinstance(value, Mapping):
-        raise FileDamaged(
-            f"{str(path)!r} holds a {type(value).__name__}; a dictionary of tensors is needed."
-        )
-    return dict(value)
-
-
-def _has_code(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip file with a folder `code`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
+    others = _other_branches(value, branch_read) if branch_read else ()
+    return Imported(encoder, branch_read, architecture.text, tuple(left_out), others)
 
 
 def _select_branch(
@@ -208,14 +153,17 @@ def _select_branch(
     branches = [k for k in layout.branches if k in value]
     if branch:
         if branch not in value or not isinstance(value[branch], Mapping):
+            found = list(
+                dict.fromkeys(k for b in branches for k in (b, *_other_branches(value, b)))
+            )
             raise UsageError(
                 f"{str(path)!r} has no branch {branch!r}. It has: "
-                f"{', '.join(branches) or 'one network only, so leave --branch out'}."
+                f"{', '.join(found) or 'one network only, so leave --branch out'}."
             )
         branches = [branch]
     branch_read = next((k for k in branches if isinstance(value[k], Mapping)), "")
     inner = dict(value[branch_read]) if branch_read else value
-    if branch_read == "model" and isinstance(inner.get("module"), Mapping):
+    if branch_read and isinstance(inner.get("module"), Mapping):
         inner = dict(inner["module"])
     state = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
     if not state:
@@ -223,9 +171,32 @@ def _select_branch(
             f"{str(path)!r} has no tensors where this layout keeps them. Its top level holds: "
             f"{', '.join(map(str, list(value)[:8])) or 'nothing'}. Is --as right?"
         )
-    for wrapper in _WRAPPER_PREFIXES:
-        state = {k.removeprefix(wrapper): v for k, v in state.items()}
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, branch_read
+    plain: State = {}
+    for name, tensor in state.items():
+        short = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if short in plain:
+            raise DataError(
+                f"{str(path)!r} holds the tensor {short!r} twice, once as {name!r}. Save one "
+                "network alone."
+            )
+        plain[short] = tensor.float() if tensor.is_floating_point() else tensor
+    return plain, branch_read
+
+
+def _other_branches(value: Mapping[str, Any], read: str) -> tuple[str, ...]:
+    """Other parts of a checkpoint that hold the same tensors, such as averages of the weights."""
+
+    def names(part: object) -> set[str]:
+        if not isinstance(part, Mapping):
+            return set()
+        inner = part.get("module") if isinstance(part.get("module"), Mapping) else part
+        tensors = (str(k) for k, v in dict(inner or {}).items() if isinstance(v, Tensor))
+        return {".".join(p for p in k.split(".") if p not in _WRAPPERS) for k in tensors}
+
+    own = names(value.get(read))
+    return tuple(
+        str(k) for k, v in value.items() if k != read and 2 * len(own & names(v)) > len(own)
+    )
 
 
 def _encoder_tensors(
