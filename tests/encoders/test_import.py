@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -513,3 +515,49 @@ def test_pickles_with_objects_torchscript_and_damaged_files_are_refused(tmp_path
         import_file(file, "clip")
     with pytest.raises(UsageError, match="does not exist"):
         import_file(tmp_path / "none.pth", "mae")
+
+
+@pytest.mark.parametrize("prefix", [
+    "_orig_mod.module.", "backbone._orig_mod.", "module.backbone._orig_mod.",
+    "_fsdp_wrapped_module.",
+])  # fmt: skip
+def test_names_of_wrappers_are_removed_wherever_they_stand(tmp_path, prefix):
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=1)
+    wrapped = {
+        prefix + name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): tensor
+        for name, tensor in net.state_dict().items()
+    }
+    torch.save({"teacher": wrapped}, tmp_path / "c.pth")
+    read = import_file(tmp_path / "c.pth", "dino").encoder.backbone.state_dict()
+    for name, tensor in net.state_dict().items():
+        assert any(k.endswith(name) and torch.equal(v, tensor) for k, v in read.items())
+
+
+def test_plain_values_of_numpy_and_paths_are_skipped_and_objects_still_refused(tmp_path):
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=1)
+    values = {
+        "best": np.float64(71.2), "history": np.arange(5.0), "out": Path("runs"),
+        "count": np.int32(3),
+    }  # fmt: skip
+    torch.save({"teacher": net.state_dict(), **values}, tmp_path / "c.pth")
+    assert import_file(tmp_path / "c.pth", "dino").branch == "teacher"
+    torch.save({"teacher": net.state_dict(), "f": os.path.join}, tmp_path / "f.pth")
+    with pytest.raises(FileDamaged, match="could run code"):
+        import_file(tmp_path / "f.pth", "dino")
+
+
+def test_averaged_weights_beside_the_plain_ones_are_told_and_can_be_chosen(tmp_path):
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=1)
+    plain = net.state_dict()
+    average = {f"module.{name}": tensor + 1 for name, tensor in plain.items()}
+    file = tmp_path / "c.pth"
+    torch.save({"model": plain, "model_ema": average, "optimizer": {"step": 3}}, file)
+    found = import_file(file, "mae")
+    assert (found.branch, found.others) == ("model", ("model_ema",))
+    chosen = import_file(file, "mae", branch="model_ema")
+    assert chosen.others == ("model",)
+    a, b = (f.encoder.backbone.state_dict() for f in (found, chosen))
+    name = next(k for k in a if k.endswith("patch_embed.proj.bias"))
+    assert torch.allclose(a[name] + 1, b[name])
+    with pytest.raises(UsageError, match="no branch 'ema'. It has: model, model_ema"):
+        import_file(file, "mae", branch="ema")

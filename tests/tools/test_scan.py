@@ -11,6 +11,7 @@ from PIL import Image
 from nolabel import cli
 from nolabel.data.open import open_source
 from nolabel.data.sources.items import Items
+from nolabel.tools.scan import describe, scan
 from nolabel.tools.survey import survey
 
 
@@ -96,3 +97,20 @@ def test_images_that_are_all_bad_are_said_to_be(tmp_path, capsys):
     assert cli.main(["scan", "--data", str(tmp_path), "--out", str(tmp_path / "s")]) == 0
     printed = capsys.readouterr().out
     assert "unreadable  1" in printed and "suggested" not in printed
+
+
+def test_pages_and_dark_values_and_one_image_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    pages = [Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)) for _ in range(3)]
+    (tmp_path / "pages").mkdir()
+    for i in range(2):
+        pages[0].save(tmp_path / f"pages/{i}.tif", save_all=True, append_images=pages[1:])
+    found = scan(open_source(tmp_path / "pages"), predict=False)
+    assert any("2 file(s) have several pages" in n for n in found["notes"])
+    (tmp_path / "dark").mkdir()
+    values = rng.integers(0, 4096, (16, 16)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "dark/0.png")
+    found = scan(open_source(tmp_path / "dark"))  # one image: described, without a suggestion
+    assert "recipe" not in found and "one image can be read" in found["notes"][-1]
+    assert any("--channels 1" in n for n in found["notes"])
+    assert "--channels 1" in describe(found)
