@@ -202,7 +202,7 @@ def test_paint_reaches_the_named_colour_and_is_recognised(cutouts):
     assert red[0] > red[1:].max() + 8 and blue[2] > blue[:2].max() + 8
     assert p.numbers["recognised"] == 1.0 and p.numbers["cosine"] > 0.9
     assert p.numbers["chance"] == pytest.approx(1 / 2)  # against green
-    with pytest.raises(UsageError, match="what to paint"):
+    with pytest.raises(UsageError, match="one sentence or more"):
         paint(encoder, gallery=coloured_noise(3))
 
 
