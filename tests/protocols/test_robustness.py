@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import nolabel as nl
@@ -76,7 +77,7 @@ def test_domains_of_a_table_are_judged_by_one_head_each_among_its_own_classes(tm
     test = open_source(table(tmp_path, rows))
     assert test.domain_names == ("far", "near") and test.domains.tolist() == [1] * 9 + [0] * 6
     report = nl.evaluate("robustness", "pixels", train=train, test=test, corruptions=())
-    by = {r["setting"]: r["value"] for r in report.rows}
+    by = {r["setting"]: r["value"] for r in report.rows if r["metric"] == "top1"}
     assert by["near"] == 1.0
     assert by["far"] == 1.0  # grey is not among its classes, so dark is the nearest
     assert by["test"] == pytest.approx(12 / 15)
@@ -95,16 +96,74 @@ def test_corruptions_domains_and_baselines_stand_in_one_table():
     assert ("again", "effective") in names and ("jpeg 1", "effective") in names
 
 
-def test_wrong_use_is_said_clearly():
+class Words:
+    """A text tower that knows the shades: its vectors are the classes' first letters."""
+
+    def embed(self, texts, batch_size=256):
+        index = [list(SHADES).index(next(c for c in SHADES if c in t)) for t in texts]
+        return torch.nn.functional.one_hot(torch.tensor(index), 3).float()
+
+    def project(self, values):
+        shade = values.mean(1)  # of normalised pixels, dark to light
+        edges = torch.tensor([-0.7, 1.0])
+        return torch.nn.functional.one_hot(torch.bucketize(shade, edges), 3).float()
+
+
+def folder(root, name, images):
+    """A folder of images in folders of classes; images are (class, shade) each."""
+    for i, (label, shade) in enumerate(images):
+        (root / name / label).mkdir(parents=True, exist_ok=True)
+        array = np.full((32, 32, 3), shade, np.uint8)
+        Image.fromarray(array).save(root / name / label / f"{i}.png")
+    return f"{name}={root / name}"
+
+
+def test_six_domains_stand_in_one_table_with_a_zero_shot_column(tmp_path, monkeypatch):
+    monkeypatch.setattr("nolabel.protocols.robustness.text_or_none", lambda encoder: Words())
+    every = [(c, s + d) for c, s in SHADES.items() for d in (-4, 0, 4)]
+    around = np.random.default_rng(0).integers(-9, 10, 20)
+    shades = [(c, s + d) for c, s in SHADES.items() for d in around]
+    pixels = np.stack([np.full((32, 32, 3), s, np.uint8) for _, s in shades])
+    train = Arrays("train", pixels, np.repeat(np.arange(3), 20), tuple(SHADES))
+    test = folder(tmp_path, "test", every + [("grey", 230)]).partition("=")[2]
+    domains = (
+        folder(tmp_path, "same", every),
+        folder(tmp_path, "numbered", [("0", 20), ("1", 120), ("2", 230), ("2", 20)]),
+        folder(tmp_path, "foreign", [*every, ("teapot", 90), ("vase", 20), ("vase", 30)]),
+        folder(tmp_path, "few", [("dark", 118), ("light", 230)]),
+        folder(tmp_path, "turned", [("dark", 230), ("light", 20), ("grey", 120)]),
+        folder(tmp_path, "half", [("dark", 20), ("dark", 230)]),
+    )
+    report = nl.evaluate("robustness", "pixels", train=train, test=test, corruptions=(),
+                         domains=domains)  # fmt: skip
+    by = {(r["setting"], r["metric"]): r["value"] for r in report.rows}
+    top1 = {"test": 0.9, "same": 1, "numbered": 0.75, "foreign": 1, "few": 1, "turned": 1 / 3}
+    assert {k: by[k, "top1"] for k in top1} == pytest.approx(top1)
+    assert {k: by[k, "zero-shot top1"] for k in top1} == pytest.approx({**top1, "few": 1})
+    assert by["same", "difference"] == pytest.approx(0.1)
+    assert by["numbered", "difference"] == pytest.approx(0.75 - 0.9)
+    # Of the two classes of "few", all test images are right among these classes.
+    assert by["few", "difference"] == pytest.approx(0.0)
+    assert by["turned", "zero-shot difference"] == pytest.approx(1 / 3 - 0.9)
+    assert "half" in {setting for setting, _ in by}
+    notes = " / ".join(report.notes)
+    assert "numbered: its classes are numbers" in notes and "0 is 'dark'" in notes
+    assert "foreign: 3 images of 2 classes that train lacks left out: 'teapot', 'vase'" in notes
+    assert str(report).count("zero-shot top1") == 7
+
+
+def test_wrong_use_is_said_clearly(tmp_path):
     for options, message in (
         ({"corruptions": ("rain",)}, "Unknown corruption"), ({"strengths": (6,)}, "from 1 to 5"),
         ({"domains": ("creatures",)}, "NAME=SRC"), ({"baselines": ("pixels",)}, "two or more"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             nl.evaluate("robustness", "pixels", train=TRAIN, test=TEST, **options)
-    with pytest.raises(DataError, match="without an image in"):
-        nl.evaluate("robustness", "pixels", train=TRAIN, test=TEST, corruptions=(),
-                    domains=("d=digits",))  # fmt: skip
+    with pytest.raises(DataError, match="has no class of"):
+        other = folder(tmp_path, "other", [("teapot", 9), ("vase", 99)])
+        nl.evaluate(
+            "robustness", "pixels", train=TRAIN, test=TEST, corruptions=(), domains=(other,)
+        )
 
 
 def test_transfer_has_a_row_for_each_set_and_their_mean(tmp_path, capsys):

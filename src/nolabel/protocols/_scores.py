@@ -190,7 +190,7 @@ def match_labels(train: Source, test: Source) -> np.ndarray:
     if missing:
         raise DataError(
             f"{test.name!r} has {len(missing)} class(es) without an image in {train.name!r}: "
-            f"{_first_names(missing)}. Train has: {_first_names(list(train_index))}. Classes are "
+            f"{first_names(missing)}. Train has: {first_names(list(train_index))}. Classes are "
             f"matched by name.{_hint(missing, list(train_index))}"
         )
     table = np.array([train_index.get(name, -1) for name in test_names], dtype=np.int64)
@@ -206,7 +206,7 @@ def _hint(missing: Sequence[str], known: Sequence[str]) -> str:
     return ""
 
 
-def _first_names(names: Sequence[str], limit: int = 5) -> str:
+def first_names(names: Sequence[str], limit: int = 5) -> str:
     """The first names in quotes, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(n) for n in names[:limit]) + more

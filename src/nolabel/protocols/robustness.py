@@ -9,7 +9,12 @@ A linear classifier is trained once on the frozen features of train (as in `line
                               the table that test is
 
 For a set that has only some of train's classes, predictions are restricted to these, as for
-ImageNet-A and -R.
+ImageNet-A and -R, and its accuracy is compared with that on the test images of these classes
+(`difference`). Images of classes that train lacks are left out, as for ObjectNet. Classes that are
+numbers, as ImageNet-V2's folders, count train's classes from 0 in their order.
+
+An encoder with a text tower is also judged without a head, by the names of train's classes
+(`zero-shot`).
 
 With baselines, effective robustness (Taori et al., "Measuring Robustness to Natural Distribution
 Shifts in Image Classification", 2020, arXiv 2007.00644): the accuracy on a domain minus the
@@ -26,16 +31,17 @@ import torch
 from torch import Tensor
 
 from nolabel.data.open import open_source
-from nolabel.data.readable import describe_skipped
-from nolabel.data.source import Source, Subset
+from nolabel.data.source import Source, Subset, require_labels
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, extract
+from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import DataError, UsageError, unknown
-from nolabel.protocols import linear
+from nolabel.protocols import linear, zeroshot
 from nolabel.protocols._options import as_tuples, at_least, build_options
-from nolabel.protocols._scores import accuracy_rows, labelled_features, match_labels
+from nolabel.protocols._scores import class_names, first_names, labelled_features, wilson
 from nolabel.protocols.data.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from nolabel.protocols.report import Report
+from nolabel.protocols.zeroshot import class_vectors
 from nolabel.types import Sample
 
 
@@ -131,22 +137,51 @@ def run_robustness(
     """
     o = build_options(Options, options)
     sets = _open_sets(test, o, encoder)
-    accuracies, rows, notes = _evaluate_sets(encoder, train, test, sets, features, o)
-    clean = accuracies["test"]
+    found, notes = _evaluate_sets(encoder, train, test, sets, features, o)
+    rows = [r for columns in found.values() for r in columns.rows]
     kept = [
-        v / clean
-        for name, v in accuracies.items()
-        if name.rpartition(" ")[0] in CORRUPTIONS and clean
+        c.accuracy / c.clean
+        for name, c in found.items()
+        if name.rpartition(" ")[0] in CORRUPTIONS and c.clean
     ]
     if kept:
-        rows.append({"setting": "corruptions, mean", "metric": "kept", "low": None, "high": None,
-                     "value": float(np.mean(kept))})  # fmt: skip
+        rows.append(_plain("corruptions, mean", "kept", float(np.mean(kept))))
+    for name, source in sets.items():
+        if isinstance(source, Corrupted) or not np.isfinite(found[name].clean):
+            continue  # of corruptions the share that is kept says it
+        rows.append(_plain(name, "difference", found[name].accuracy - found[name].clean))
+        zero_shot = found[name].zero_shot
+        if zero_shot is not None:
+            rows.append(_plain(name, "zero-shot difference", zero_shot[0] - zero_shot[1]))
     if o.baselines:
-        rows += _effective_robustness(encoder, train, test, sets, accuracies, o)
+        rows += _effective_robustness(encoder, train, test, sets, found, o)
     return Report(
         protocol="robustness", encoder=encoder.name, train=train.name, test=test.name,
         rows=tuple(rows), best=rows[0], notes=notes,
     )  # fmt: skip
+
+
+def _plain(setting: str, metric: str, value: float) -> dict[str, Any]:
+    """A row of a report without an interval."""
+    return {"setting": setting, "metric": metric, "value": value, "low": None, "high": None}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What was measured on one set.
+
+    Attributes:
+        rows: of the report.
+        accuracy: of the head on the set.
+        clean: of the head on the test images of the set's classes, among these classes; NaN
+            without such images.
+        zero_shot: both by the text tower; None without one.
+    """
+
+    rows: list[dict[str, Any]]
+    accuracy: float
+    clean: float
+    zero_shot: tuple[float, float] | None
 
 
 def _open_sets(test: Source, o: Options, encoder: Encoder) -> dict[str, Source]:
@@ -174,30 +209,114 @@ def _evaluate_sets(
     sets: dict[str, Source],
     features: tuple[Features, Features] | None,
     o: Options,
-) -> tuple[dict[str, float], list[dict[str, Any]], tuple[str, ...]]:
-    """Top-1 on test and on each set, their rows, and notes."""
+) -> tuple[dict[str, Columns], tuple[str, ...]]:
+    """What was measured on test ("test") and on each set, by name, and notes."""
     a, b, names, notes = labelled_features(encoder, train, test, features, o.batch_size)
     assert b.labels is not None  # noqa: S101
+    known = np.unique(require_labels(train))
+    matched = {name: match_domain(train, source) for name, source in sets.items()}
     linear_options = linear.Options(epochs=o.epochs, seed=o.seed)
     head, _, choice = linear.fit_best_rate(
         a, Subset(train, a.keys.numpy()), len(names), linear_options, encoder.device
     )
-    rows = accuracy_rows("test", _predict(head, b.values, None), b.labels, len(names))[:1]
-    # What is drawn for an image depends on its place among those that can be read.
-    readable = Subset(test, b.keys.numpy())
-    for name, given in sets.items():
-        source = given.of(readable) if isinstance(given, Corrupted) else given
-        labels = match_labels(train, source)  # fail before the features are computed
-        allowed = np.unique(labels)
-        z = extract(encoder, source, batch_size=o.batch_size)
-        if not isinstance(source, Corrupted):
-            notes = (*notes, *describe_skipped(source.name, z.skipped))
-        truth = torch.from_numpy(labels)[z.keys]
-        subset = None if len(allowed) == len(names) else torch.from_numpy(allowed)
-        rows += accuracy_rows(name, _predict(head, z.values, subset), truth, len(names))[:1]
-        if subset is not None:
-            notes = (*notes, f"{name}: chosen among its own {len(allowed)} of {len(names)} classes")
-    return {r["setting"]: r["value"] for r in rows}, rows, (*notes, *choice)
+    text = text_or_none(encoder)
+    vectors = None if text is None else class_vectors(text, names, zeroshot.Options().templates)
+
+    def judge(z: Tensor, labels: Tensor, classes: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Whether each image is right, bool [N]: by the head, and by the text tower."""
+        allowed = torch.from_numpy(classes)
+        subset = None if len(classes) == len(names) else allowed
+        by_head = _predict(head, z, subset)[:, 0] == labels
+        if text is None or vectors is None:
+            return by_head, None
+        guesses = allowed[(text.project(z) @ vectors[allowed].T).argmax(1)]
+        return by_head, guesses == labels
+
+    def measure(name: str, z: Tensor, labels: Tensor, classes: np.ndarray) -> Columns:
+        comparable = torch.from_numpy(np.isin(b.labels, classes))
+        clean = judge(b.values[comparable], b.labels[comparable], classes)
+        here = judge(z, labels, classes)
+        rows = [_share(name, "top1", here[0])]
+        zero_shot = None
+        if here[1] is not None and clean[1] is not None:
+            rows.append(_share(name, "zero-shot top1", here[1]))
+            zero_shot = (rows[1]["value"], float(clean[1].double().mean()))
+        return Columns(rows, rows[0]["value"], float(clean[0].double().mean()), zero_shot)
+
+    found = {"test": measure("test", b.values, b.labels, known)}
+    for name, source in sets.items():
+        keys, labels, remarks = matched[name]
+        z = extract(encoder, Subset(source, keys), batch_size=o.batch_size)
+        classes = np.unique(labels)
+        found[name] = measure(name, z.values, torch.from_numpy(labels)[z.keys], classes)
+        notes = (*notes, *(f"{name}: {remark}" for remark in remarks))
+        if len(classes) < len(names):
+            notes = (*notes, f"{name}: chosen among its own {len(classes)} of {len(names)} classes")
+    return found, (*notes, *choice)
+
+
+def _share(setting: str, metric: str, right: Tensor) -> dict[str, Any]:
+    """A row of a report: the share of right answers, bool [N], with its interval."""
+    correct, total = int(right.sum()), len(right)
+    low, high = wilson(correct, total)
+    value = correct / max(total, 1)
+    return {"setting": setting, "metric": metric, "value": value, "low": low, "high": high}
+
+
+def text_or_none(encoder: Encoder) -> TextEncoder | None:
+    """The encoder's text tower, if it has one."""
+    try:
+        return text_of(encoder)
+    except UsageError:
+        return None
+
+
+def match_domain(train: Source, source: Source) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The images of a domain whose classes train has; classes are matched by name.
+
+    Classes that are all numbers, of which train has none by name, are numbers of train's classes.
+
+    Args:
+        train: labelled images.
+        source: labelled images of the domain.
+
+    Returns:
+        Indices of the images int64 [N], their labels in the numbering of train, int64 [N], and
+        remarks on what was left out.
+
+    Raises:
+        DataError: no labels, or no class of train.
+    """
+    names, present = class_names(train), np.unique(require_labels(train))
+    if source.labels is None:
+        require_labels(source)  # raises, with a message on what to do
+    labels = np.asarray(source.labels)
+    own = source.classes or tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
+    index = {names[int(i)]: int(i) for i in present}
+    remarks = []
+    numbered = all(n.isdecimal() and int(n) < len(names) for n in own) and not {*own} & {*index}
+    if numbered and own:
+        index = {n: int(n) for n in own if int(n) in present}
+        first = own[0]
+        remarks.append(
+            f"its classes are numbers, which count train's classes from 0: {first} is "
+            f"{names[int(first)]!r}"
+        )
+    table = np.array([index.get(n, -1) for n in own], dtype=np.int64)
+    matched = table[labels]
+    keys = np.flatnonzero(matched >= 0)
+    foreign = sorted({own[int(i)] for i in np.unique(labels[matched < 0])})
+    if not len(keys):
+        raise DataError(
+            f"{source.name!r} has no class of {train.name!r}. It has: {first_names(foreign)}. "
+            f"Train has: {first_names(names)}. Classes are matched by name."
+        )
+    if foreign:
+        remarks.append(
+            f"{len(labels) - len(keys)} images of {len(foreign)} classes that train lacks left "
+            f"out: {first_names(foreign)}"
+        )
+    return keys, matched[keys], remarks
 
 
 def _predict(head: linear.Heads, z: Tensor, subset: Tensor | None) -> Tensor:
@@ -210,7 +329,7 @@ def _predict(head: linear.Heads, z: Tensor, subset: Tensor | None) -> Tensor:
 
 def _effective_robustness(
     encoder: Encoder, train: Source, test: Source, sets: dict[str, Source],
-    accuracies: dict[str, float], o: Options,
+    found: dict[str, Columns], o: Options,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of a report: accuracy minus the one expected by the baselines' line, for every set."""
     from nolabel.encoders import load
@@ -219,16 +338,23 @@ def _effective_robustness(
     for spec in o.baselines:
         other = load(spec, image_size=encoder.image_size, channels=encoder.channels)
         base.append(_evaluate_sets(other, train, test, sets, None, o)[0])
-    if len({b["test"] for b in base}) < 2:
+    if len({b["test"].accuracy for b in base}) < 2:
         raise DataError(
             "The baselines have the same accuracy on test, so no line can be fitted. Give others."
         )
-    return [
-        {"setting": name, "metric": "effective", "low": None, "high": None,
-         "value": accuracies[name]
-         - expected_accuracy(accuracies["test"], [(b["test"], b[name]) for b in base])}
-        for name in sets
-    ]  # fmt: skip
+    rows = []
+    for name in sets:
+        line = [(b[name].clean, b[name].accuracy) for b in base]
+        if len({clean for clean, _ in line}) < 2 or not np.isfinite(found[name].clean):
+            continue  # on the test images of these classes they are equal, or there are none
+        mine = found[name]
+        effective = mine.accuracy - expected_accuracy(mine.clean, line)
+        rows.append(_plain(name, "effective", effective))
+        if mine.zero_shot is not None:
+            accuracy, clean = mine.zero_shot
+            effective = accuracy - expected_accuracy(clean, line)
+            rows.append(_plain(name, "zero-shot effective", effective))
+    return rows
 
 
 def expected_accuracy(clean: float, pairs: list[tuple[float, float]]) -> float:
