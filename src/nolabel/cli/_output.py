@@ -9,7 +9,7 @@ from nolabel.errors import visible
 
 def write(text: object = "") -> None:
     """Prints a result on standard output; control characters are escaped."""
-    print(visible(str(text)))
+    print(visible(str(text)), flush=True)  # at once, in a pipe too
 
 
 def write_error(text: object) -> None:
