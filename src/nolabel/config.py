@@ -75,6 +75,7 @@ class Settings:
 
 
 LENGTHS = ("epochs", "steps", "minutes")  # the settings of which one gives the run's length
+TYPED = ("out", "overwrite", "download")  # settings that no file can set: who wrote it would decide
 WARM_HEADS = 0.05  # share of the run in which only new heads are trained
 CHOICES = {  # settings that take one of a few words
     "device": ("auto", "cpu", "cuda"),
@@ -116,6 +117,7 @@ class Run:
     optim: Optim
     backbone_kwargs: Mapping[str, Any] = field(default_factory=dict)
     images: int = 0
+    data_digest: str = ""  # of the images (`nolabel.data.identity`); "" in older versions' files
     steps_per_epoch: int = 0
 
     @property
@@ -204,10 +206,10 @@ class Layer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Layer:
-        """The options in a YAML file, such as a run's config.yaml.
+        """The options in a YAML file, such as a run's config.yaml; `TYPED` ones are left out.
 
-        The config.yaml of a run holds its steps beside the epochs or minutes that were requested.
-        Then epochs are used, which suit any batch size; else steps, which repeat the run.
+        A run's file holds its steps beside the epochs or minutes
+        that were requested: then epochs are used, which suit any batch size, else steps.
 
         Raises:
             UsageError: no such file, or it is not of this form.
@@ -218,7 +220,8 @@ class Layer:
         for name, values in parts.items():
             if not isinstance(values, Mapping):
                 raise UsageError(f"{name} in {path} must hold 'key: value' lines, got {values!r}.")
-        parts["settings"] = {k: v for k, v in parts["settings"].items() if v is not None}
+        given = parts["settings"].items()
+        parts["settings"] = {k: v for k, v in given if v is not None and k not in TYPED}
         if "steps_per_epoch" in raw:
             lengths = [k for k in LENGTHS if k in parts["settings"]]
             for derived in lengths[1:]:

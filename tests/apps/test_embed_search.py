@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,12 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import nolabel as nl
+from nolabel.apps import _features_file
 from nolabel.apps.embed import Options, embed, open_index, shard_range
 from nolabel.apps.search import draw, search
 from nolabel.cli import main
 from nolabel.data.creatures.world import Creatures
 from nolabel.data.open import open_source
-from nolabel.data.source import Source
+from nolabel.data.source import Source, Subset
+from nolabel.data.sources.folder import Folder
 from nolabel.encoders.features import extract
 from nolabel.errors import BadImage, DataError, FileDamaged, UsageError
 
@@ -117,6 +121,121 @@ def test_an_interrupted_embedding_goes_on_and_ends_the_same(encoder, tmp_path):
     assert np.isnan(index.values[5]).all() and not np.isnan(index.values[4]).any()
     with pytest.raises(UsageError, match="--overwrite"):
         embed(encoder, Stops(None), tmp_path / "f.npy", options=o)
+
+
+def grey(folder, values):
+    """A folder of small grey images, one of each brightness."""
+    folder.mkdir()
+    for i, value in enumerate(values):
+        Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(folder / f"{i:02}.png")
+    return folder
+
+
+def stopped_halfway(encoder, folder, out):
+    class Halfway(Folder):
+        def read(self, i, **how):
+            if i >= 8:
+                raise KeyboardInterrupt
+            return super().read(i, **how)
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(encoder, Halfway(str(folder)), out, options=Options(batch_size=4))
+
+
+@pytest.mark.parametrize("change", ["renamed", "another content", "another encoder"])
+def test_an_embedding_goes_on_only_over_the_same_images_with_the_same_weights(tmp_path, change):
+    encoder, out = nl.load("random:vit_pico", image_size=32), tmp_path / "f.npy"
+    folder = grey(tmp_path / "d", range(0, 160, 10))
+    stopped_halfway(encoder, folder, out)
+    if change == "renamed":
+        (folder / "00.png").rename(folder / "99.png")
+    elif change == "another content":
+        (folder / "00.png").write_bytes((folder / "01.png").read_bytes())
+    else:
+        with torch.no_grad():
+            next(encoder.backbone.parameters()).add_(1.0)
+    what = "weights of the encoder" if change == "another encoder" else "images"
+    with pytest.raises(UsageError, match=f"begun with other {what}"):
+        embed(encoder, open_source(str(folder)), out)
+    index = embed(encoder, open_source(str(folder)), out, overwrite=True)
+    np.testing.assert_allclose(index.values, encoder.embed(index.names()).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("after", ["features_digest", "_write_final", "the last file"])
+def test_an_embedding_that_is_killed_while_it_finishes_is_finished_by_the_same_command(
+    encoder, tmp_path, monkeypatch, after
+):
+    write_final = _features_file._write_final
+
+    def dies(*args):
+        if after == "the last file":
+            write_final(*args)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_features_file, "_write_final" if "last" in after else after, dies)
+        with pytest.raises(MemoryError):
+            embed(encoder, SOURCE, tmp_path / "f.npy")
+    index = embed(encoder, SOURCE, tmp_path / "f.npy")
+    assert len(index.names()) == len(SOURCE) and not list(tmp_path.glob("*partial*"))
+
+
+def test_what_was_begun_with_overwrite_is_not_finished_without_it(encoder, tmp_path):
+    embed(encoder, SOURCE, tmp_path / "f.npy")
+    before = (tmp_path / "f.npy").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        embed(encoder, Stops(24), tmp_path / "f.npy", options=Options(batch_size=8), overwrite=True)
+    with pytest.raises(UsageError, match="exists already"):
+        embed(encoder, Stops(None), tmp_path / "f.npy", options=Options(batch_size=8))
+    assert (tmp_path / "f.npy").read_bytes() == before
+
+
+def test_names_of_other_features_are_noticed(encoder, tmp_path):
+    index = embed(encoder, SOURCE, tmp_path / "f.npy")
+    lines = (tmp_path / "f.npy.paths").read_text().splitlines()
+    (tmp_path / "f.npy.paths").write_text("\n".join([*lines[1:], lines[0]]) + "\n")
+    with pytest.raises(FileDamaged, match="of other features"):
+        index.names()
+
+
+def test_a_full_disk_is_an_error_before_anything_is_computed(encoder, tmp_path, monkeypatch):
+    """A mapped file whose space is missing would end the process by a signal."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        embed(encoder, SOURCE, tmp_path / "f.npy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_are_searched_by_the_weights_that_made_them_alone(tmp_path):
+    """Names and widths do not tell encoders apart, and a copy of the weights is the same one."""
+    made_by = nl.load("random:vit_pico", image_size=32)
+    index = embed(made_by, SOURCE, tmp_path / "f.npy")
+    same, other = (nl.load("random:vit_pico", image_size=32) for _ in range(2))
+    same.name = "a copy"
+    with torch.no_grad():
+        next(other.backbone.parameters()).mul_(2.0)
+    image = SOURCE.read(3).image
+    assert search(index, same, image, k=1).rows == (3,)
+    with pytest.raises(UsageError, match="different encoders"):
+        search(index, other, image)
+
+
+def test_a_kept_index_of_older_features_is_not_searched(encoder, tmp_path):
+    """Whatever the clock says: files are copied, and clocks go back."""
+    pytest.importorskip("faiss")
+    index = embed(encoder, SOURCE, tmp_path / "f.npy")
+    search(index, encoder, SOURCE.read(0).image, approximate=True)
+    kept = {e: (tmp_path / f"f.npy.{e}").read_bytes() for e in ("faiss", "faiss.json")}
+    backwards = Subset(SOURCE, np.arange(len(SOURCE))[::-1])
+    index = embed(encoder, backwards, tmp_path / "f.npy", overwrite=True)
+    for ending, content in kept.items():
+        (tmp_path / f"f.npy.{ending}").write_bytes(content)
+    hits = search(index, encoder, SOURCE.read(0).image, k=1, approximate=True)
+    assert hits.rows == (len(SOURCE) - 1,)
 
 
 def test_parts_together_are_the_whole(encoder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 import nolabel as nl
+from nolabel._files import MARK, write_text
 from nolabel.backbones import build
 from nolabel.cli import main
 from nolabel.data.creatures.world import Creatures
-from nolabel.encoders import Encoder
+from nolabel.encoders import Encoder, save_encoder
 from nolabel.encoders.convert import export as exports
 from nolabel.encoders.convert.export import TOLERANCE, export
 from nolabel.errors import DataError, UsageError
@@ -85,6 +87,20 @@ def test_transformers_computes_the_same(name, tmp_path):
         result["files"]
     )
     assert sum(p.numel() for p in run_card(tmp_path / "out")["model"].parameters())
+    assert "# embedding = model(pixel_values=images)." in result["loading"]
+
+
+def test_the_card_of_an_export_to_transformers_names_the_output_that_is_the_embedding(tmp_path):
+    """Its pooler has random weights, others at every load."""
+    pytest.importorskip("transformers")
+    e = encoder("vit")
+    export(e, "hf", tmp_path / "out")
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    card = (tmp_path / "out" / "README.md").read_text()
+    named = re.search(r"# embedding = (.*)", card)
+    assert named is not None and "pooler_output" in card
+    found = eval(named[1], {**run_card(tmp_path / "out"), "images": images})
+    torch.testing.assert_close(found, e.embed(images), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n != "gated"])
@@ -132,6 +148,43 @@ def test_a_run_is_exported_by_the_verb_with_a_card(tmp_path, capsys):
     card = (tmp_path / "o" / "README.md").read_text()
     assert "simclr" in card and "32 px" in card and "timm.create_model" in card
     assert main(given) == 2 and "--overwrite" in capsys.readouterr().err
+
+
+def test_an_export_replaces_an_export_and_nothing_of_the_users(tmp_path, monkeypatch):
+    out = tmp_path / "work"
+    (out / "mine").mkdir(parents=True)
+    (out / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(UsageError, match="holds no export"):
+        export(encoder("vit"), "timm", out, overwrite=True)
+    export(encoder("vit"), "timm", tmp_path / "o")
+    (tmp_path / "o" / "notes.txt").write_text("dear")
+    mark = json.loads((tmp_path / "o" / MARK).read_text())
+    mark["files"] += ["../work/mine/thesis.txt", "*", "old.bin"]
+    (tmp_path / "o" / MARK).write_text(json.dumps(mark))
+    (tmp_path / "o" / "old.bin").touch()
+    export(encoder("vit"), "timm", tmp_path / "o", overwrite=True)
+    names = {p.name for p in (tmp_path / "o").iterdir()}
+    assert names == {"README.md", "config.json", "model.safetensors", MARK, "notes.txt"}
+    assert (out / "mine" / "thesis.txt").read_text() == "years"
+    monkeypatch.chdir(tmp_path / "o")
+    with pytest.raises(UsageError, match="current folder"):
+        export(encoder("vit"), "timm", tmp_path / "o", overwrite=True)
+
+
+def test_files_that_are_written_can_be_read_by_those_whom_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        export(encoder("vit"), "timm", tmp_path / "o")
+        e = encoder("vit")
+        save_encoder(tmp_path / "e.safetensors", e.backbone, branch="encoder", method="x",
+                     mean=e.mean, std=e.std, image_size=32, run=None)  # fmt: skip
+        write_text(tmp_path / "t.txt", "text")
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "o").iterdir(), tmp_path / "e.safetensors", tmp_path / "t.txt"]
+    assert {p.name: oct(p.stat().st_mode & 0o777) for p in files if p.is_file()} == dict.fromkeys(
+        (p.name for p in files), "0o640"
+    )
 
 
 def test_what_a_library_cannot_say_is_refused_and_nothing_is_left(tmp_path):

@@ -134,7 +134,9 @@ def test_the_file_of_a_run_repeats_it(tiny_run, tmp_path):
     run = tiny_run(steps=None, epochs=2)
     file = Layer.from_file(run.folder / "config.yaml")
     again = resolve(Request(method="simclr", file=file)).run
-    assert again == run
+    # Where it is written is not taken from a file, and the data are compared when they are used.
+    own = {"out": again.settings.out, "overwrite": again.settings.overwrite}
+    assert again == dataclasses.replace(run.with_settings(**own), data_digest="")
     # Another batch: the same epochs. Another length: that one alone.
     layer = Layer(settings={"batch_size": 16})
     other = resolve(Request(method="simclr", explicit=layer, file=file)).run

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from nolabel.errors import UsageError
+import nolabel as nl
+from nolabel._files import LOCK, MARK, Lock, write_mark
+from nolabel.config import Layer
+from nolabel.engine import run_folder, trainer
+from nolabel.engine.saved_run import load_run
+from nolabel.errors import DataError, UsageError
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # the same package
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "runs_3f745f9" / "simclr-resnet"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run of a fixture, as this version marks it; it may be overwritten."""
+    folder = shutil.copytree(FIXTURE, tmp_path / "run")
+    for name in ("expected.json", "expected.safetensors"):
+        (folder / name).unlink()
+    write_mark(folder, "run", saved=True)
+    return load_run(folder).with_settings(out=str(folder), overwrite=True)
 
 
 def test_a_folder_that_holds_a_run_is_never_overwritten_unasked(tiny_run):
@@ -16,12 +39,134 @@ def test_a_folder_that_holds_a_run_is_never_overwritten_unasked(tiny_run):
     tiny_run(overwrite=True)
 
 
-def test_overwrite_never_deletes_a_folder_that_holds_no_run(tiny_run, tmp_path):
-    (tmp_path / "run").mkdir()
+@pytest.mark.parametrize("config", ["", "hydra: 1\n", "method: simclr\nsettings: {}\n"])
+def test_overwrite_never_touches_a_folder_that_nolabel_did_not_write(tiny_run, tmp_path, config):
+    (tmp_path / "run" / "photos").mkdir(parents=True)
     (tmp_path / "run" / "thesis.txt").write_text("dear")
+    (tmp_path / "run" / "config.yaml").write_text(config)
     with pytest.raises(UsageError, match="holds no run"):
         tiny_run(overwrite=True)
     assert (tmp_path / "run" / "thesis.txt").read_text() == "dear"
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "config.yaml", "photos", "thesis.txt",
+    ]  # fmt: skip
+
+
+def test_overwrite_removes_what_the_run_wrote_and_nothing_else(saved):
+    folder = saved.folder
+    mine = ["notes.txt", "pictures/holiday.png", "code/mine.py", "checkpoints/best.pt", ".git/HEAD"]
+    for name in mine:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("dear")
+    (folder / "pictures" / "pca.png").touch()
+    (folder / "pictures" / "numbers.json").write_text('{"pca": {}, "../notes": {}}')
+    run_folder.check(saved)
+    run_folder.make(saved, None)
+    assert all((folder / name).read_text() == "dear" for name in mine)
+    left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert left == {*mine, MARK, "config.yaml", "environment.json"}
+
+
+def test_a_folder_of_an_older_version_without_a_mark_is_replaced_if_it_holds_nothing_else(saved):
+    (saved.folder / MARK).unlink()
+    run_folder.check(saved)
+    (saved.folder / "thesis.txt").write_text("dear")
+    with pytest.raises(UsageError, match="holds no run"):
+        run_folder.check(saved)
+
+
+def test_no_run_replaces_the_current_folder_or_one_that_holds_the_data(saved, monkeypatch):
+    (saved.folder / "below").mkdir()
+    run_folder.check(saved)
+    with pytest.raises(UsageError, match="holds the data"):
+        run_folder.check(saved.with_settings(data=str(saved.folder / "photos" / "*.tar")))
+    with pytest.raises(UsageError, match="holds the data"):
+        run_folder.check(saved.with_settings(probe=str(saved.folder)))
+    for here in (saved.folder, saved.folder / "below"):
+        monkeypatch.chdir(here)
+        with pytest.raises(UsageError, match="current folder"):
+            run_folder.check(saved)
+
+
+def test_a_file_of_settings_chooses_no_folder_and_replaces_none(saved):
+    text = (saved.folder / "config.yaml").read_text()
+    (saved.folder / "config.yaml").write_text(text.replace("overwrite: false", "overwrite: true"))
+    settings = Layer.from_file(saved.folder / "config.yaml").settings
+    assert not {"out", "overwrite", "download"} & settings.keys() and settings["steps"]
+
+
+def test_one_process_at_a_time_writes_into_a_folder(tmp_path):
+    """A lock ends with its process, however that ends, and is not shared with a later one."""
+    path = tmp_path / "run" / LOCK
+    code = (
+        "import sys, time; from pathlib import Path; from nolabel._files import Lock;"
+        f"Lock(Path({str(path)!r}), 'it').acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=ENVIRONMENT)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(UsageError, match=rf"Process {other.pid} has been using the run"):
+            Lock(path, "the run").acquire()
+    finally:
+        other.kill()
+        other.wait()
+    with Lock(path, "the run"), pytest.raises(UsageError, match="using"):
+        Lock(path, "the run").acquire()
+    assert not path.exists()
+
+
+def test_a_lock_of_another_machine_counts_until_it_is_no_longer_renewed(tmp_path):
+    path = tmp_path / LOCK
+    path.write_text('{"host": "node7", "process": 12, "since": "\\u001b[31mnoon"}')
+    with pytest.raises(UsageError, match=r"Process 12 on node7 .* since \[31mnoon\..*delete"):
+        Lock(path, "the run").acquire()
+    os.utime(path, (0, 0))
+    with Lock(path, "the run"):
+        assert "node7" not in path.read_text()
+
+
+def test_a_run_that_trains_is_neither_resumed_nor_replaced(tiny_run, saved):
+    with run_folder.held(saved.folder):
+        with pytest.raises(UsageError, match="using the run"):
+            nl.resume(saved.folder, quiet=True)
+        with pytest.raises(UsageError, match="using the run"):
+            tiny_run(overwrite=True)
+
+
+def test_a_start_that_fails_does_not_block_the_next(tiny_run, tmp_path, photos, monkeypatch):
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    shutil.copy(next(photos.rglob("*.png")), plain)
+    with pytest.raises(DataError, match="no labels"):
+        tiny_run(probe=str(plain))
+    assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "build_optimiser", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tiny_run()
+    assert (tmp_path / "run" / "config.yaml").exists()
+    assert (tmp_path / "run" / MARK).exists()
+    run_folder.check(tiny_run(steps=1).with_settings(out=str(tmp_path / "new")))
+
+
+def test_a_run_goes_on_with_its_own_data_from_any_folder(tiny_run, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    run = nl.pretrain("simclr", data=photos.name, out=tmp_path / "run", backbone="vit_pico",
+                      steps=2, batch_size=8, precision="fp32", workers=0, quiet=True)  # fmt: skip
+    assert run.settings.data == str(photos)
+    for name in ("elsewhere", "moved"):
+        shutil.copytree(photos, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    nl.resume(run.folder, quiet=True)
+    nl.resume(run.folder, data="moved", quiet=True)
+    one, other = sorted((tmp_path / "elsewhere").rglob("*.png"))[:2]
+    one.write_bytes(other.read_bytes())  # as many images, of the same names
+    with pytest.raises(DataError, match="other images"):
+        nl.resume(run.folder, data="elsewhere", quiet=True)
+    one.unlink()
+    with pytest.raises(DataError, match="48 images, .* now holds 47"):
+        nl.resume(run.folder, data="elsewhere", quiet=True)
 
 
 def test_a_run_folder_has_all_its_parts(tiny_run, photos):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,10 +12,12 @@ import torch
 
 import nolabel as nl
 from nolabel.backbones import build
+from nolabel.cli import main
 from nolabel.data.creatures.world import Creatures
 from nolabel.data.source import Source
 from nolabel.data.sources.arrays import Arrays
 from nolabel.errors import BadImage, DataError, UsageError
+from nolabel.protocols import run
 from nolabel.protocols.classifier import Classifier, load_classifier
 from nolabel.protocols.finetune import (
     RECIPES,
@@ -25,7 +27,9 @@ from nolabel.protocols.finetune import (
     make_mixing,
     parameter_groups,
 )
+from nolabel.protocols.report import Report
 
+REPORT = Report(protocol="finetune", encoder="", train="", test="", rows=(), best={})
 FAST = {"epochs": 3, "batch": 32}
 
 
@@ -119,6 +123,29 @@ def test_the_same_seed_gives_the_same_network():
     given = {"train": train, "test": test, "epochs": 1, "batch": 32}
     a, b = (nl.evaluate("finetune", "random:vit_pico", **given) for _ in range(2))
     assert a.rows == b.rows
+
+
+def test_the_command_line_follows_the_recipe_that_it_names(monkeypatch, capsys):
+    """Defaults that depend on another option are not those of its default."""
+    asked = {}
+    monkeypatch.setattr(run, "evaluate", lambda *a, **options: asked.update(options) or REPORT)
+    given = ["evaluate", "finetune", "--encoder", "pixels", "--train", "x", "--recipe", "paper"]
+    assert main([*given, "--epochs", "3", "--scale", "0.2", "1"]) == 0
+    expected = replace(RECIPES["paper"], epochs=3, scale=(0.2, 1.0))
+    assert (
+        Options(**asked).resolved
+        == expected
+        == Options(recipe="paper", epochs=3, scale=(0.2, 1.0)).resolved
+    )
+
+
+@pytest.mark.parametrize("protocol", run.PROTOCOLS)
+def test_no_protocols_options_are_resolved_before_they_are_complete(protocol):
+    """What the defaults alone say stays a default: it does not look like a user's choice."""
+    default = run.options_of(protocol)()
+    for f in fields(default):
+        if f.default is None:
+            assert vars(default)[f.name] is None, f.name
 
 
 def test_wrong_use_is_said_clearly():

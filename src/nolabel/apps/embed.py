@@ -3,13 +3,15 @@
 FILE.json describes the features and lists images that could not be read; FILE.paths has one name
 per line for each row. Until it is complete, the features are in FILE.partial, a memory-mapped
 array, and FILE.partial.json has the number of images that are done; the same command resumes from
-there. The features are never in memory all at once.
+there, if encoder and images are the same by their digests. The features are never in memory all at
+once.
 
 Row i belongs to image i of the set; the row of an image that could not be read is NaN.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -23,16 +25,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nolabel._files import Lock, write_text
+from nolabel.apps._features_file import (
+    allocate,
+    as_json,
+    features_digest,
+    finish,
+    with_suffix,
+)
+from nolabel.data.identity import data_digest
+from nolabel.data.open import recorded_name
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source, Subset
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import chunks, encoder_input
+from nolabel.encoders.identity import encoder_digest
 from nolabel.errors import DataError, FileDamaged, UsageError, printable, unknown
 
 FORMATS = (".npy", ".safetensors", ".parquet")
 POOLS = ("auto", "class", "mean", "both")
 SAVE_SECONDS = 10.0
-_BLOCK_ROWS = 8192  # of a Parquet row group, and of a block in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +84,26 @@ class Index:
     about: dict[str, Any]
 
     def names(self) -> list[str]:
-        """Paths or names of the N images."""
-        return [
-            json.loads(line) for line in _with_suffix(self.path, ".paths").read_text().splitlines()
-        ]
+        """Paths or names of the N images.
+
+        Raises:
+            FileDamaged: FILE.paths is missing or belongs to other features.
+        """
+        file = with_suffix(self.path, ".paths")
+        try:
+            text = file.read_bytes()
+            names = [json.loads(line) for line in text.splitlines()]
+        except (OSError, ValueError) as error:
+            raise FileDamaged(
+                f"{file} cannot be read ({error}). Run nolabel embed again."
+            ) from None
+        digest = self.about.get("paths_sha256", hashlib.sha256(text).hexdigest())
+        if len(names) != len(self.values) or hashlib.sha256(text).hexdigest() != digest:
+            raise FileDamaged(
+                f"{file} does not belong to {self.path}: it is of other features. Run nolabel "
+                "embed again."
+            )
+        return names
 
 
 def shard_range(shard: str, count: int) -> range:
@@ -126,7 +154,14 @@ def embed(
     path = Path(out)
     if path.suffix not in FORMATS:
         raise unknown("ending of the file", path.suffix or path.name, FORMATS)
-    if path.exists() and not overwrite:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Lock(path.with_name(f".{path.name}.lock"), str(path)):
+        return _embed(encoder, source, path, o, overwrite)
+
+
+def _embed(encoder: Encoder, source: Source, path: Path, o: Options, overwrite: bool) -> Index:
+    partial, state_file = with_suffix(path, ".partial"), with_suffix(path, ".partial.json")
+    if path.exists() and not overwrite and not state_file.exists():
         raise UsageError(f"{str(path)!r} exists already. Say --overwrite to replace it.")
     indices = shard_range(o.shard, len(source))
     if not indices:
@@ -135,16 +170,20 @@ def embed(
     pooled = pooling(encoder, o.pool)
     width = width_of(encoder, o.pool)
     about = _describe(encoder, source, indices, width, o)
-    partial, state_file = _with_suffix(path, ".partial"), _with_suffix(path, ".partial.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     done, skipped = _read_progress(partial, state_file, about, overwrite)
     shape = (len(indices), width)
-    rows = np.memmap(partial, dtype=about["dtype"], mode="r+" if done else "w+", shape=shape)
+    if not done:
+        allocate(partial, len(indices) * width * np.dtype(about["dtype"]).itemsize)
+    rows = np.memmap(partial, dtype=about["dtype"], mode="r+", shape=shape)
+    if path.exists() and not overwrite:  # complete but for the removal of the parts
+        complete = done == len(rows) and path.with_name(path.name + ".json").exists()
+        if not complete or open_index(path).about.get("features_sha256") != features_digest(rows):
+            raise UsageError(f"{str(path)!r} exists already. Say --overwrite to replace it.")
     saved, done_before = time.monotonic(), done
 
     def save() -> None:
         rows.flush()
-        _write_json(state_file, {**about, "done": done, "skipped": skipped})
+        write_text(state_file, as_json({**about, "done": done, "skipped": skipped}))
 
     remaining = Subset(source, np.arange(indices.start + done, indices.stop), source.name)
     title = f"{encoder.name} on {source.name}"
@@ -167,10 +206,7 @@ def embed(
         save()
     if len(skipped) == len(indices):
         raise DataError(f"No image of {source.name!r} can be read. First: {': '.join(skipped[0])}.")
-    with _with_suffix(path, ".paths").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(printable(source.path(i))) + "\n" for i in indices)
-    _write_final(path, partial, rows, about)
-    _write_json(_with_suffix(path, ".json"), {**about, "skipped": skipped})
+    finish(path, partial, rows, {**about, "skipped": skipped}, (source.path(i) for i in indices))
     state_file.unlink()
     return open_index(path)
 
@@ -181,7 +217,8 @@ def _describe(
     """What the index file says; a file that was begun with other values is not continued."""
     return {
         "format": 1, "encoder": encoder.name, "checksum": encoder.meta.get("checksum"),
-        "image_size": encoder.image_size, "data": source.name, "first": indices.start,
+        "encoder_digest": encoder_digest(encoder), "image_size": encoder.image_size,
+        "data": recorded_name(source), "data_digest": data_digest(source), "first": indices.start,
         "count": len(indices), "dim": width, "dtype": "float16" if o.half else "float32",
         "pool": o.pool, "normalized": o.normalize, "precision": o.precision,
     }  # fmt: skip
@@ -221,11 +258,11 @@ def open_index(path: str | os.PathLike[str]) -> Index:
     """
     path = Path(path)
     if not path.is_file():
-        unfinished = _with_suffix(path, ".partial").exists()
+        unfinished = with_suffix(path, ".partial").exists()
         more = "it is not finished: run the same embed again" if unfinished else "no such file"
         raise UsageError(f"No features at {str(path)!r}: {more}.")
     try:
-        about = json.loads(_with_suffix(path, ".json").read_text(encoding="utf-8"))
+        about = json.loads(with_suffix(path, ".json").read_text(encoding="utf-8"))
         shape = (int(about["count"]), int(about["dim"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileDamaged(
@@ -278,57 +315,15 @@ def _read_progress(
     if overwrite:
         return 0, []
     changed = next((k for k in about if state.get(k) != about[k]), "size")
+    values = f"another {changed} ({state.get(changed)!r}, now {about.get(changed)!r})"
+    what = {
+        "encoder_digest": "other weights of the encoder",
+        "data_digest": "other images: their names or their content changed",
+    }.get(changed, values)
     raise UsageError(
-        f"{str(partial)!r} was begun with another {changed} ({state.get(changed)!r}, now "
-        f"{about.get(changed)!r}). Give the same settings to continue, or --overwrite."
+        f"{str(partial)!r} was begun with {what}. Give the same to continue, or --overwrite to "
+        "start from nothing."
     )
-
-
-def _write_final(path: Path, partial: Path, rows: np.memmap, about: dict[str, Any]) -> None:
-    """Converts the memory-mapped array to the final format, block by block, and removes it."""
-    temporary = _with_suffix(path, ".tmp")
-    if path.suffix == ".parquet":
-        _parquet(temporary, path, rows)
-    else:
-        with temporary.open("wb") as file:
-            if path.suffix == ".npy":
-                head = {"descr": rows.dtype.str, "fortran_order": False, "shape": rows.shape}
-                np.lib.format.write_array_header_1_0(file, head)
-            else:
-                kind = {"float16": "F16", "float32": "F32"}[about["dtype"]]
-                entry = {"dtype": kind, "shape": list(rows.shape), "data_offsets": [0, rows.nbytes]}
-                text = json.dumps({"features": entry}).encode()
-                text += b" " * (-len(text) % 8)
-                file.write(len(text).to_bytes(8, "little") + text)
-            for start in range(0, len(rows), _BLOCK_ROWS):
-                file.write(np.ascontiguousarray(rows[start : start + _BLOCK_ROWS]).data)
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
-    partial.unlink()
-
-
-def _parquet(temporary: Path, path: Path, rows: np.memmap) -> None:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UsageError(
-            "Writing Parquet needs pyarrow: pip install 'nolabel[parquet]', or choose .npy. The "
-            "features computed so far are kept."
-        ) from None
-    kind = pyarrow.list_(pyarrow.from_numpy_dtype(rows.dtype), rows.shape[1])
-    schema = pyarrow.schema([("path", pyarrow.string()), ("features", kind)])
-    with (
-        _with_suffix(path, ".paths").open(encoding="utf-8") as names,
-        parquet.ParquetWriter(temporary, schema) as writer,
-    ):
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            block = np.ascontiguousarray(rows[start : start + _BLOCK_ROWS])
-            paths = [json.loads(next(names)) for _ in range(len(block))]
-            flat = pyarrow.array(block.ravel())
-            features = pyarrow.FixedSizeListArray.from_arrays(flat, rows.shape[1])
-            writer.write_table(pyarrow.table([pyarrow.array(paths), features], schema=schema))
 
 
 def width_of(encoder: Encoder, pool: str) -> int:
@@ -339,13 +334,3 @@ def width_of(encoder: Encoder, pool: str) -> int:
     """
     blank = np.zeros((encoder.image_size, encoder.image_size, encoder.channels), np.uint8)
     return pooling(encoder, pool)(encoder.prepare_pixels([blank])).shape[1]
-
-
-def _with_suffix(path: Path, ending: str) -> Path:
-    return path.with_name(path.name + ending)
-
-
-def _write_json(path: Path, value: object) -> None:
-    temporary = _with_suffix(path, ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

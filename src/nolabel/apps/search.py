@@ -7,8 +7,10 @@ around k-means centres, is cached in FILE.faiss, and a query searches only the n
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -16,9 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nolabel._files import atomic, write_text
+from nolabel.apps._features_file import features_digest
 from nolabel.apps.embed import Index, open_index, pooling, width_of
 from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder, ImageLike
+from nolabel.encoders.identity import encoder_digest
 from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.pictures._tiles import Pictures, sheet
@@ -127,17 +132,28 @@ def _nearest_approximate(index: Index, vector: Tensor, k: int) -> tuple[Tensor, 
             "compared, which takes about a second for a million."
         ) from None
     file = index.path.with_name(index.path.name + ".faiss")
-    if file.is_file() and file.stat().st_mtime >= index.path.stat().st_mtime:
+    note = index.path.with_name(index.path.name + ".faiss.json")
+    digest = index.about.get("features_sha256") or features_digest(index.values)
+    if file.is_file() and _made_of(note) == digest:
         ivf = cast("faiss.IndexIVFFlat", faiss.read_index(str(file)))
     else:
         ivf = _build_ivf_index(index.values)
-        temporary = file.with_name(file.name + ".tmp")
-        faiss.write_index(ivf, str(temporary))
-        os.replace(temporary, file)
+        note.unlink(missing_ok=True)  # until both are there, neither counts
+        with atomic(file) as stream:
+            stream.write(faiss.serialize_index(ivf).data)
+        write_text(note, json.dumps({"features_sha256": digest}) + "\n")
     ivf.nprobe = PROBED_CELLS
     scores, rows = ivf.search(vector.numpy()[None].astype(np.float32), k)
     valid = rows[0] >= 0
     return torch.from_numpy(scores[0][valid]), torch.from_numpy(rows[0][valid])
+
+
+def _made_of(note: Path) -> str:
+    """Digest of the features that a cached index was made of; "" if nothing tells."""
+    try:
+        return str(json.loads(note.read_text(encoding="utf-8"))["features_sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _build_ivf_index(values: np.ndarray) -> faiss.IndexIVFFlat:
@@ -163,11 +179,13 @@ def _build_ivf_index(values: np.ndarray) -> faiss.IndexIVFFlat:
 
 
 def _check_encoder(index: Index, encoder: Encoder) -> None:
-    index_checksum, encoder_checksum = index.about.get("checksum"), encoder.meta.get("checksum")
-    width = width_of(encoder, index.about["pool"])
-    if (
-        index_checksum and encoder_checksum and index_checksum != encoder_checksum
-    ) or width != index.about["dim"]:
+    about = index.about
+    if "encoder_digest" in about:
+        same = about["encoder_digest"] == encoder_digest(encoder)
+    else:  # written by an older version
+        known, given = about.get("checksum"), encoder.meta.get("checksum")
+        same = known == given and (bool(known) or about.get("encoder") == encoder.name)
+    if not same or width_of(encoder, about["pool"]) != about["dim"]:
         raise UsageError(
             f"{str(index.path)!r} was made by {index.about['encoder']!r}, not by {encoder.name!r}; "
             "features of different encoders cannot be compared. Give that encoder, or embed again."

@@ -87,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_rank0() or not isinstance(error, UsageError | Stopped):
             write_error(f"nolabel: {error}")
         return error.exit_code
+    except KeyboardInterrupt:
+        print("\nnolabel: interrupted.", file=sys.stderr)
+        return 130  # as shells have it for SIGINT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from nolabel.cli._output import write
-from nolabel.cli.flags import flags, write_json
+from nolabel.cli.flags import continues, flags, write_json
 from nolabel.errors import command
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def embed_(args: list[str], about: str) -> None:
     source = open_source(given.data, image_size=encoder.image_size, channels=encoder.channels)
     for note in source.notes:
         print(f"note: {note}")
-    index = embed(encoder, source, given.out, options=given.options, overwrite=given.overwrite)
+    with continues(f"The features that are done are kept beside {given.out}."):
+        index = embed(encoder, source, given.out, options=given.options, overwrite=given.overwrite)
     a = index.about
     write(f"wrote {given.out}: {a['count']:,} x {a['dim']} {a['dtype']} of {a['encoder']}")
     if a["skipped"]:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 from nolabel.cli._output import write
-from nolabel.cli.flags import first, flags, write_json
+from nolabel.cli.flags import continues, first, flags, write_json
 from nolabel.data.progress import phase
 from nolabel.errors import UsageError, command, unknown
 from nolabel.methods import check_name
@@ -56,7 +56,8 @@ def pack_(args: list[str], about: str) -> None:
     source = open_source(given.data)
     for note in source.notes:
         print(f"note: {note}")
-    numbers = pack(source, given.out, given.packing)
+    with continues(f"The shards that are complete are kept in {given.out}."):
+        numbers = pack(source, given.out, given.packing)
     before, after = numbers["bytes_before"], numbers["bytes_after"]
     size = f"{after / 1e6:,.1f} MB" + (f" from {before / 1e6:,.1f} MB" if before else "")
     write(f"{numbers['images']:,} images in {numbers['shards']} shards, {size}")
@@ -233,8 +234,9 @@ def ablate_(args: list[str], about: str) -> None:
     if given.download:
         settings["download"] = True
     rows = parse_rows(given.rows, method_class) if given.rows else None
-    table = ablate(name, data=given.data, test=given.test, rows=rows, seeds=given.seeds,
-                   out=given.out, **settings)  # fmt: skip
+    with continues("The runs that are complete are kept."):
+        table = ablate(name, data=given.data, test=given.test, rows=rows, seeds=given.seeds,
+                       out=given.out, **settings)  # fmt: skip
     write(f"{name} on {given.data}: k-NN top-1, mean over {given.seeds} seeds")
     write(render(table))
     write_json(given.json, {"method": name, "data": given.data, "rows": table})

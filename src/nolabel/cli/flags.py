@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nolabel.cli._output import write
-from nolabel.errors import UsageError
+from nolabel.errors import Stopped, UsageError
 
 TRUST = "--trust-code"
 # Verbs that open a run's folder or an encoder, whose code they may have to execute.
@@ -46,6 +46,22 @@ def flags(cls: type, args: list[str], prog: str, description: str, default: obje
 def flags_in(args: Sequence[str]) -> list[str]:
     """Names of the flags on a command line, with dots and underscores: `optim.lr`, `batch_size`."""
     return [a[2:].partition("=")[0].replace("-", "_") for a in args if a.startswith("--")]
+
+
+@contextlib.contextmanager
+def continues(kept: str) -> Iterator[None]:
+    """Inside, Ctrl-C ends the verb with a message, as the same command goes on later.
+
+    Args:
+        kept: a sentence that says what is kept.
+
+    Raises:
+        Stopped: the user interrupted it.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(f"Stopped. {kept} The same command goes on from there.") from None
 
 
 def is_rank0() -> bool:

@@ -16,12 +16,13 @@ def resume_(args: list[str], about: str) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Resume:
         folder: Positional[str]  # the run's folder
+        data: str | None = None  # SRC: where the same images lie now, if they were moved
 
     given = flags(Resume, args, "nolabel resume", f"{about}.")
     read_ahead(Path(given.folder))
     from nolabel.engine.train import resume
 
-    resume(given.folder)
+    resume(given.folder, data=given.data)
 
 
 def read_ahead(folder: Path) -> None:

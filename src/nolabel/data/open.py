@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,41 @@ def open_again(spec: SourceSpec, name: str, who: str, *, channels: int) -> Sourc
     if not name.startswith(OBJECT_PREFIX):
         raise UsageError(f"{who} has the data {name!r}, opened by this name. Leave data out.")
     return open_source(spec, channels=channels)
+
+
+def absolute_source(spec: str) -> str:
+    """A source's name that means the same from every folder: paths become absolute.
+
+    Args:
+        spec: path or name, from `record_source`.
+    """
+    elsewhere = spec.startswith(("hf:", OBJECT_PREFIX)) or spec.partition(":")[0] in DATASETS
+    if elsewhere or _names_user_source(spec):
+        return spec
+    return os.path.abspath(spec) if spec else spec
+
+
+def recorded_name(source: Source) -> str:
+    """A source's name for a file that others open elsewhere; absolute where it leads to files."""
+    name = source.name
+    pattern = re.split(r"[*?{\[]", name)[0]
+    on_disk = os.path.exists(name) or os.path.exists(name.rpartition("@")[0])
+    if on_disk or (pattern != name and os.path.isdir(os.path.dirname(pattern) or ".")):
+        return absolute_source(name)
+    return name
+
+
+def place_of(spec: str) -> str:
+    """The file or folder that a source's name leads to; "" for named sets and users' classes.
+
+    Args:
+        spec: from `absolute_source`.
+    """
+    if not os.path.isabs(spec):
+        return ""
+    if not os.path.exists(spec) and os.path.exists(spec.rpartition("@")[0]):  # a video's rate
+        return spec.rpartition("@")[0]
+    return spec if os.path.exists(spec) else os.path.dirname(re.split(r"[*?{\[]", spec)[0])
 
 
 def _is_source(value: object) -> bool:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nolabel._files import save_tensors
 from nolabel._version import __version__
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT
@@ -131,22 +132,14 @@ def write_tensors(
         UsageError: the header cannot be written as JSON.
         DataError: the file cannot be written (no such folder, no space, no permission).
     """
-    from safetensors.torch import save_file
-
     header = {**header, "checksum": checksum(header, tensors)}
     # A single metadata key: safetensors writes several in random order, so the same weights would
     # not give the same bytes.
     metadata = {KEY: json.dumps(header, ensure_ascii=False)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        save_tensors(tensors, path, metadata)
         _sync_folder(path.parent)
     except Exception as error:  # safetensors wraps OSError in its own exception
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"Cannot write {what} to {str(path)!r}: {reason}. Check that the folder exists, "

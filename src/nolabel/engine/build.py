@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor
 
 from nolabel import _usercode, backbones, methods
+from nolabel._files import save_tensors
 from nolabel._files.yaml import read_yaml
 from nolabel.backbones.base import recompute, require
 from nolabel.backbones.vit import ViT, fit_positions
@@ -228,13 +229,13 @@ def save_frozen_inputs(frozen: FrozenInputs, folder: Path) -> None:
         return
     about = teacher.about
     if "run" in about:
-        from safetensors.torch import save_file
-
         tokenizer = folder / TOKENIZER
-        tokenizer.mkdir()
+        tokenizer.mkdir(exist_ok=True)
         state: dict[str, Tensor] = teacher.module.state_dict()
         # Copies: safetensors refuses tensors that share memory.
-        save_file({k: v.cpu().clone().contiguous() for k, v in state.items()}, tokenizer / WEIGHTS)
+        save_tensors(
+            {k: v.cpu().clone().contiguous() for k, v in state.items()}, tokenizer / WEIGHTS
+        )
         _usercode.copy_code(about["run"], tokenizer)
         text = yaml.safe_dump(about["run"], sort_keys=False)
         (tokenizer / "config.yaml").write_text(text, encoding="utf-8")

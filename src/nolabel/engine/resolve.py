@@ -31,7 +31,7 @@ from nolabel.config import (
     override,
     to_builtin,
 )
-from nolabel.data.open import open_source, record_source
+from nolabel.data.open import absolute_source, open_source, record_source
 from nolabel.data.order import steps_per_epoch
 from nolabel.data.source import Source
 from nolabel.data.statistics import measure_statistics
@@ -102,6 +102,11 @@ def resolve(
         source = open_source(
             s.data, image_size=s.image_size, download=s.download, channels=s.channels
         )
+    s = dataclasses.replace(  # a run is resumed from anywhere
+        s,
+        data=absolute_source(s.data),
+        probe=None if s.probe is None else absolute_source(s.probe),
+    )
     machine = machine or Machine.here(s.device)
     s = data_stage(s, source)
     s, init = network_stage(s, kind, machine)

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
 
 from nolabel import _usercode
+from nolabel._files import (
+    LOCK,
+    MARK,
+    Lock,
+    read_mark,
+    refuse_dangerous,
+    remove_matching,
+    write_mark,
+    write_text,
+)
+from nolabel._files.yaml import read_yaml
 from nolabel.config import Run
+from nolabel.data.open import place_of
+from nolabel.data.text.tokenizer import TOKENIZER_FILE
 from nolabel.encoders.file import ENCODER_FILE, TEXT_FILE, save_encoder
 from nolabel.encoders.text import save_text
-from nolabel.engine.build import FrozenInputs, save_frozen_inputs
+from nolabel.engine import parallel
+from nolabel.engine.build import TEACHER, TOKENIZER, WEIGHTS, FrozenInputs, save_frozen_inputs
 from nolabel.engine.environment import environment
 from nolabel.errors import UsageError, command
 from nolabel.methods.base import Method
@@ -24,17 +41,55 @@ STOPPED = "stopped"  # file that a stop request leaves: the step at which the ru
 CAPTURED = "captured"  # folder with the state before the newest non-finite step
 
 
-def check(run: Run) -> None:
-    """Checks that the run's folder is empty, or that `--overwrite` may replace the run in it.
+# What a run, its report and its pictures write into the folder: all that --overwrite removes.
+FILES = (
+    "config.yaml", "environment.json", "metrics.jsonl", "skipped.jsonl", STOPPED,
+    ENCODER_FILE, TEXT_FILE, TEACHER, TOKENIZER_FILE, "start.safetensors", "report.html",
+    "comparison.json", MARK,
+)  # fmt: skip
+WRITTEN = (
+    *FILES, *(f".{name}.*.tmp" for name in FILES), "metrics.tmp",
+    "checkpoints/step-*.ckpt", "checkpoints/step-*.tmp",
+    f"{CAPTURED}/checkpoints/step-*.ckpt", f"{CAPTURED}/checkpoints/step-*.tmp",
+    "film/images.npz", "film/step-*.npz", "film/*.tmp", "code/*-????????????.py",
+    f"{TOKENIZER}/config.yaml", f"{TOKENIZER}/{WEIGHTS}", f"{TOKENIZER}/code/*-????????????.py",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Inside, no other process may write into the run's folder. All ranks must enter it.
+
+    The folder is created if it is missing; if it is still empty at the end, it is removed again.
 
     Raises:
-        UsageError: the folder is not empty; the message says what to do.
+        UsageError: another process holds it.
+    """
+    lock = Lock(folder / LOCK, f"the run in {folder}")
+    parallel.rank0_first(lambda: lock.acquire() and None)
+    try:
+        yield
+    finally:
+        lock.release()  # on rank 0, where it is held
+
+
+def check(run: Run) -> None:
+    """Checks that the run's folder is free, or that what is in it may be replaced.
+
+    It is free if it is empty, or if its run ended before it had saved anything.
+
+    Args:
+        run: resolved.
+
+    Raises:
+        UsageError: the folder holds something else, or the data too; the message says what to do.
     """
     folder = run.folder
-    if not folder.exists() or not any(folder.iterdir()):
+    if not _content(folder):
         return
-    is_run = (folder / "config.yaml").exists()
-    if not run.settings.overwrite:
+    mark = read_mark(folder, "run")
+    is_run = mark is not None or _is_old_run(folder)
+    if not run.settings.overwrite and not (mark is not None and not mark.get("saved", True)):
         raise UsageError(
             f"The folder {folder} {'already holds a run' if is_run else 'is not empty'}. Use "
             f"another --out, `{command('nolabel', 'resume', str(folder))}` to go on, or "
@@ -42,27 +97,67 @@ def check(run: Run) -> None:
         )
     if not is_run:
         raise UsageError(
-            f"{folder} is not empty and holds no run; --overwrite replaces runs only. Use "
-            "another --out."
+            f"{folder} is not empty and holds no run that nolabel wrote; --overwrite replaces runs "
+            "only. Use another --out."
         )
+    data = [p for spec in (run.settings.data, run.settings.probe) if spec and (p := place_of(spec))]
+    refuse_dangerous(folder, data, "--overwrite" if run.settings.overwrite else "A new run")
+
+
+def _content(folder: Path) -> list[str]:
+    """Names of what lies in a folder, without the lock."""
+    return [p.name for p in folder.iterdir() if p.name != LOCK] if folder.exists() else []
+
+
+def _is_old_run(folder: Path) -> bool:
+    """Whether a folder without a mark holds a run of an older version, and nothing else."""
+    tops = {pattern.partition("/")[0] for pattern in WRITTEN} | {"pictures"}
+    if not all(any(fnmatch(name, top) for top in tops) for name in _content(folder)):
+        return False
+    try:
+        config = read_yaml(folder / "config.yaml")
+        about = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    except (UsageError, OSError, ValueError):
+        return False
+    return isinstance(about, dict) and {"method", "settings", "steps_per_epoch"} <= config.keys()
 
 
 def make(run: Run, frozen: FrozenInputs) -> None:
-    """Creates the folder, with config.yaml, environment.json and a copy of `frozen`.
+    """Creates the folder's first files: config.yaml, environment.json, and a copy of `frozen`.
+
+    What an older run wrote is removed, and nothing else.
 
     Args:
+        run: whose folder was checked (`check`), and is held.
         frozen: the frozen network or tokenizer that the method is built with, or None.
     """
     folder = run.folder
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if _content(folder):
+        remove_matching(folder, (*WRITTEN, *_drawn(folder / "pictures")))
+    write_mark(folder, "run", saved=False)
     save_frozen_inputs(frozen, folder)
     _usercode.copy_code(run.to_dict(), folder)
-    (folder / "config.yaml").write_text(
-        yaml.safe_dump(run.to_dict(), sort_keys=False), encoding="utf-8"
-    )
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+    write_text(folder / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
+    write_text(folder / "environment.json", json.dumps(environment(), indent=2))
+
+
+def _drawn(pictures: Path) -> list[str]:
+    """What `Pictures.save` wrote: the names in numbers.json, which may not lead elsewhere."""
+    try:
+        names = json.loads((pictures / "numbers.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    plain = [n for n in names if re.fullmatch(r"[\w-]+", n)] if isinstance(names, dict) else []
+    endings = ("png", "npz", "webp", "mp4")
+    return ["pictures/numbers.json", *(f"pictures/{n}.{e}" for n in plain for e in endings)]
+
+
+def note_saved(folder: Path) -> None:
+    """Marks that the run has saved something: from now on only --overwrite replaces it."""
+    mark = read_mark(folder, "run")
+    if mark is not None and not mark.get("saved", True):
+        write_mark(folder, "run", saved=True)
 
 
 def encoder_file(run: Run) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,9 @@ from nolabel import distributed
 from nolabel._usercode import trusted_code
 from nolabel.backbones.own import register_again
 from nolabel.config import Request, Run
-from nolabel.data.open import open_again, open_source
 from nolabel.data.source import Source, prerender
 from nolabel.device import pick_device
-from nolabel.engine import memory, parallel, run_folder
+from nolabel.engine import memory, parallel, run_data, run_folder
 from nolabel.engine.build import Built, build, build_method, frozen_inputs
 from nolabel.engine.checkpoint import load_checkpoint
 from nolabel.engine.log import say
@@ -31,7 +31,6 @@ from nolabel.engine.monitor.progress import Progress
 from nolabel.engine.resolve import Resolved, resolve
 from nolabel.engine.saved_run import load_run
 from nolabel.engine.trainer import Trainer
-from nolabel.errors import DataError
 from nolabel.methods import METHODS
 from nolabel.methods.base import Method
 from nolabel.views.plan import ViewPlan
@@ -65,12 +64,14 @@ def pretrain(
     with parallel.processes(request.settings.device):
         resolved = resolve(request, source=source, quiet=quiet)
         with memory.explain_out_of_memory(resolved.run):
-            if not dry_run:
-                parallel.rank0_first(lambda: run_folder.check(resolved.run))
-            built = build(resolved)
-            if show is not None:
-                show(built, resolved)
-            return built.run if dry_run else _train(built, resolved, quiet=quiet)
+            folder = nullcontext() if dry_run else run_folder.held(resolved.run.folder)
+            with folder:
+                if not dry_run:
+                    parallel.rank0_first(lambda: run_folder.check(resolved.run))
+                built = build(resolved)
+                if show is not None:
+                    show(built, resolved)
+                return built.run if dry_run else _train(built, resolved, quiet=quiet)
 
 
 def _train(built: Built, resolved: Resolved, *, quiet: bool) -> Run:
@@ -80,6 +81,8 @@ def _train(built: Built, resolved: Resolved, *, quiet: bool) -> Run:
     prerender(source)
     # Measured on a copy: the weights of a run depend on its seed alone.
     run = measurement(resolved, method, plan, device, quiet=quiet)
+    # What the monitor needs is tried before the folder is made: a mistake must not block the next.
+    run = run_data.checked(run, source)
     parallel.rank0_first(lambda: run_folder.make(run, built.frozen))
     with memory.explain_out_of_memory(run):
         _take_steps(run, method, plan, source, device, start=0, quiet=quiet)
@@ -101,32 +104,30 @@ def resume(
         quiet: print no progress.
         trust_code: execute the code in the folder even if it was never run on this machine.
         backbone: the network, or its class, if the run got one in Python.
-        data: the images, if the run got them in Python as an object.
+        data: the images, if the run got them in Python as an object; or where they lie now, if they
+            were moved.
 
     Raises:
-        UsageError: the folder holds no run, or `backbone` or `data` are not those of the run.
+        UsageError: the folder holds no run, another process uses it, or `backbone` or `data` are
+            not those of the run.
+        DataError: the images are not those that the run was started on.
         UntrustedCode: the folder holds code that was never run on this machine.
     """
     with trusted_code(trust_code):
         run = load_run(folder).with_settings(out=str(folder))
         if backbone is not None:
             register_again(backbone, run.settings.backbone, f"The run in {folder}")
-        with parallel.processes(run.settings.device), memory.explain_out_of_memory(run):
+        with (
+            parallel.processes(run.settings.device),
+            run_folder.held(run.folder),
+            memory.explain_out_of_memory(run),
+        ):
             return _resume(run, data, quiet=quiet)
 
 
 def _resume(run: Run, data: SourceSpec | None, *, quiet: bool) -> Run:
     s, folder = run.settings, run.folder
-    source = (
-        open_source(s.data, image_size=s.image_size, download=s.download, channels=s.channels)
-        if data is None
-        else open_again(data, s.data, f"The run in {folder}", channels=s.channels)
-    )
-    if len(source) != run.images:
-        raise DataError(
-            f"The data changed: the run was started on {run.images} images, {s.data} now holds "
-            f"{len(source)}. Restore the data, or start a new run with --init {folder}."
-        )
+    run, source = run_data.open_again(run, data)
     prerender(source)
     device = pick_device(run.settings.device, fallback=True)
     frozen = frozen_inputs(run, folder=folder)

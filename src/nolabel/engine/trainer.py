@@ -220,6 +220,7 @@ class Trainer:
         if self.first:
             try:
                 save_checkpoint(self.run.folder, step, state)
+                run_folder.note_saved(self.run.folder)
                 self.export()
             except (SaveFailed, OSError) as error:
                 if final:

@@ -7,20 +7,21 @@ encoder and how to load it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import glob
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors.torch import save_file
 from timm.models.beit import Attention
 from torch import Tensor, nn
 
+from nolabel import _files
 from nolabel.backbones.beit import BEiT
 from nolabel.backbones.resnet import ResNet
 from nolabel.backbones.swin import Swin
@@ -45,22 +46,22 @@ def export(
         encoder: the encoder; it is moved to the CPU.
         to: "timm", "hf" (transformers) or "onnx".
         out: a folder, created if it is missing.
-        overwrite: whether the content of the folder may be replaced.
+        overwrite: whether an export that is in the folder may be replaced: the files that its mark
+            lists are removed, others stay.
 
     Returns:
         "form", "folder", "files", "largest_difference" (absolute, of embeddings and tokens), and
         "loading" (code that loads the export).
 
     Raises:
-        UsageError: an unknown format; the folder is not empty; the library is missing, or has no
-            such network.
+        UsageError: an unknown format; the folder is not empty, or with `overwrite` holds no export;
+            the library is missing, or has no such network.
         DataError: the export has other features than the encoder.
     """
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
     folder = Path(out)
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise UsageError(f"{str(folder)!r} is not empty. Choose another --out, or say --overwrite.")
+    old = _check_folder(folder, overwrite)
     encoder = encoder.to("cpu")
     encoder.backbone.eval()
     write = {"timm": _write_timm, "hf": _write_transformers, "onnx": _write_onnx}[to]
@@ -79,13 +80,41 @@ def export(
         (exported / "README.md").write_text(
             model_card(encoder, to, difference, loading), encoding="utf-8"
         )
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(exported, folder)
+        files = sorted(p.name for p in exported.iterdir())
+        mode = _files.usual_mode(Path(temporary) / "mode")
+        folder.mkdir(exist_ok=True)
+        _files.write_mark(folder, "export", files=sorted({*files, *old}))
+        _files.remove_matching(folder, [glob.escape(name) for name in old])
+        for name in files:
+            (exported / name).chmod(mode)  # safetensors makes private files
+            os.replace(exported / name, folder / name)
+        _files.write_mark(folder, "export", files=files)
     return {
         "form": to, "folder": str(folder), "largest_difference": difference, "loading": loading,
-        "files": sorted(p.name for p in folder.iterdir()),
+        "files": files,
     }  # fmt: skip
+
+
+def _check_folder(folder: Path, overwrite: bool) -> list[str]:
+    """The files of an older export that may be removed.
+
+    Raises:
+        UsageError: the folder holds something else, or an export that may not be replaced.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return []
+    if not overwrite:
+        raise UsageError(f"{str(folder)!r} is not empty. Choose another --out, or say --overwrite.")
+    mark = _files.read_mark(folder, "export")
+    if mark is None:
+        raise UsageError(
+            f"{str(folder)!r} is not empty and holds no export that this version wrote; "
+            "--overwrite replaces exports only. Choose another --out."
+        )
+    _files.refuse_dangerous(folder, (), "--overwrite")
+    files = mark.get("files")
+    names = files if isinstance(files, list) else []
+    return [n for n in names if isinstance(n, str) and n == os.path.basename(n) and n]
 
 
 @torch.inference_mode()
@@ -134,7 +163,7 @@ def _write_timm(
     args = {
         k: v for k, v in b.kwargs.items() if v is not None and k not in ("image_size", "maxpool")
     }
-    save_file({k: v.contiguous() for k, v in b.net.state_dict().items()},
+    _files.save_tensors({k: v.contiguous() for k, v in b.net.state_dict().items()},
               folder / "model.safetensors", {"format": "pt"})  # fmt: skip
     size = [encoder.channels, encoder.size, encoder.size]
     config = {
@@ -172,7 +201,7 @@ def _write_transformers(
 
     config, tensors = convert(encoder.backbone)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors",
+    _files.save_tensors({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors",
               {"format": "pt"})  # fmt: skip
     prepare = {
         "image_processor_type": "BitImageProcessor", "do_resize": True, "resample": 3,
@@ -210,9 +239,37 @@ def _write_transformers(
         last = out.last_hidden_state
         return {"class": last[:, 0], "patches": last[:, prefix:]}
 
-    return read_back, (
-        'import transformers; model = transformers.AutoModel.from_pretrained("{folder}")'
-    )
+    load = 'import transformers; model = transformers.AutoModel.from_pretrained("{folder}"); '
+    return read_back, load + _embedding_code(encoder, model, prefix)
+
+
+def _embedding_code(encoder: Encoder, model: PreTrainedModel, prefix: int) -> str:
+    """Code for the embedding among the outputs of a transformers model: the one that is equal.
+
+    Args:
+        encoder: the encoder.
+        model: what was read back.
+        prefix: number of tokens before the patches.
+    """
+    outputs: dict[str, Callable[[Any], Tensor]] = {
+        "last_hidden_state[:, 0]": lambda out: out.last_hidden_state[:, 0],
+        f"last_hidden_state[:, {prefix}:].mean(1)": lambda out: out.last_hidden_state[
+            :, prefix:
+        ].mean(1),
+        "last_hidden_state.mean(1)": lambda out: out.last_hidden_state.mean(1),
+        "last_hidden_state.mean((2, 3))": lambda out: out.last_hidden_state.mean((2, 3)),
+        "pooler_output": lambda out: out.pooler_output,
+    }
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, encoder.channels, encoder.size, encoder.size, generator=generator)
+    with torch.inference_mode():
+        expected, out = encoder.backbone.tokens(x).pooled, model(pixel_values=x)
+        for name, value in outputs.items():
+            with contextlib.suppress(RuntimeError, IndexError, AttributeError):
+                found = value(out)
+                if found.shape == expected.shape and (found - expected).abs().max() < TOLERANCE:
+                    return f"# embedding = model(pixel_values=images).{name}"
+    return "# the embedding is none of its outputs"
 
 
 def _load_silently(
@@ -315,7 +372,7 @@ def model_card(encoder: Encoder, to: str, difference: float, loading: str) -> st
     settings = run.get("settings", run) if isinstance(run, dict) else {}
     fields = {
         "method": meta.get("method") or meta.get("family"), "branch": meta.get("branch"),
-        "data": settings.get("data"), "steps": settings.get("steps"),
+        "data": os.path.basename(str(settings.get("data") or "")), "steps": settings.get("steps"),
         "network": _network(b.name, settings.get("backbone")), "embedding": b.dim,
         "images": f"{encoder.size} px, shorter side {encoder.resize} px, then the centre",
         "mean of pixels in 0..1": ", ".join(f"{v:g}" for v in encoder.mean),
@@ -324,12 +381,19 @@ def model_card(encoder: Encoder, to: str, difference: float, loading: str) -> st
     }  # fmt: skip
     rows = "\n".join(f"| {k} | {v} |" for k, v in fields.items() if v)
     snippet = loading.replace("; ", "\n")
+    poolers = (
+        "\n\nOther outputs are not the embedding: a `pooler_output` may have random weights, which "
+        "differ at every loading."
+        if to == "hf"
+        else ""
+    )
     usage = "The graph takes pixels in 0..1 and normalises them itself." if to == "onnx" else (
         "Images have to be normalised as the table says."
     )  # fmt: skip
     return (
         f"# {Path(encoder.name).name}\n\nAn image encoder, pre-trained without labels with nolabel."
-        f"\n\n| | |\n|---|---|\n{rows}\n\nLoad it:\n\n```python\n{snippet}\n```\n\n{usage}\n\n"
+        f"\n\n| | |\n|---|---|\n{rows}\n\nLoad it:\n\n```python\n{snippet}\n```\n\n"
+        f"{usage}{poolers}\n\n"
         f"Read back and compared with the original encoder, features differ by at most "
         f"{difference:.1e}.\n"
     )

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from nolabel._files import save_tensors
 from nolabel.backbones.base import Backbone
 from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
@@ -92,7 +93,7 @@ class InitGuard:
             saved = {"features": self._features(encoder)}
             if probe:
                 saved["probe"] = torch.tensor(probe(encoder, plan), dtype=torch.float64)
-            save_file(saved, file)
+            save_tensors(saved, file)
         self.features = saved["features"]
         self.rank = effective_rank(self.features)
         self.probe = float(saved["probe"]) if "probe" in saved else None
