@@ -201,8 +201,8 @@ def _write_transformers(
 
     config, tensors = convert(encoder.backbone)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _files.save_tensors({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors",
-              {"format": "pt"})  # fmt: skip
+    plain = {k: v.contiguous() for k, v in tensors.items()}
+    _files.save_tensors(plain, folder / "model.safetensors", {"format": "pt"})
     prepare = {
         "image_processor_type": "BitImageProcessor", "do_resize": True, "resample": 3,
         "size": {"shortest_edge": encoder.resize}, "do_center_crop": True,
