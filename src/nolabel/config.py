@@ -264,7 +264,7 @@ class Request:
     file: Layer = Layer()  # of --config
 
     @classmethod
-    def of(cls, method: str, **options: Any) -> Request:
+    def of(cls, method: str, **options: object) -> Request:
         """A request from keyword arguments, as `nolabel.pretrain` takes them."""
         layer = Layer.from_keywords(methods.load(method), options)
         return cls(method=method, explicit=layer)

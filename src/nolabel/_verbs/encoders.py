@@ -128,7 +128,7 @@ def embed(
     *,
     overwrite: bool = False,
     trust_code: bool = False,
-    **options: Any,
+    **options: object,
 ) -> Index:
     """Saves the features of every image of a data set; a stopped call continues where it stopped.
 
@@ -228,7 +228,7 @@ def import_checkpoint(
     *,
     overwrite: bool = False,
     tokenizer: str = "",
-    **options: Any,
+    **options: object,
 ) -> Encoder:
     """Converts a published checkpoint into an encoder.
 

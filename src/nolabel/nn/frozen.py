@@ -38,7 +38,7 @@ class Frozen:
         self.given = (tuple(given[0]), tuple(given[1])) if given else (self.mean, self.std)
         self.image_size, self.about = image_size, dict(about or {})
 
-    def __deepcopy__(self, memo: Any) -> Frozen:
+    def __deepcopy__(self, memo: dict[int, object]) -> Frozen:
         return self  # it is immutable
 
     def prepare(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -42,7 +42,7 @@ def ablate(
     rows: Mapping[str, Mapping[str, Any]] | None = None,
     seeds: int = 3,
     out: str | Path = "",
-    **settings: Any,
+    **settings: object,
 ) -> list[dict[str, Any]]:
     """Trains the method unchanged and once for each row of a table, and measures k-NN.
 
