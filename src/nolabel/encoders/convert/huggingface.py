@@ -44,7 +44,10 @@ def convert(backbone: Backbone) -> tuple[dict[str, Any], State]:
         return _swin(backbone, state)
     if isinstance(backbone, ResNet):
         return _resnet(backbone, state)
-    raise UsageError(f"transformers has no network like {backbone.name!r}. Use --to onnx.")
+    raise UsageError(
+        f"{backbone.name!r} cannot be exported to transformers: ViT, BEiT, Swin and ResNet can. "
+        "Use --to onnx."
+    )
 
 
 def _unsupported(what: str) -> UsageError:
