@@ -199,10 +199,11 @@ def test_workers_read_the_images_and_change_nothing(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_images_that_cannot_be_read_are_replaced_and_named():
+def test_images_that_cannot_be_read_are_left_out_and_named():
     given = {"train": OnDisk(48, broken={5}), "test": shades(12, 1), "epochs": 1, "batch": 16}
     report = nl.evaluate("finetune", "random:vit_pico", **given)
-    assert "1 image(s) of train left out, first: 5.png: cut off" in report.notes[0]
+    assert "1 image(s) of disk could not be read" in report.notes[0]
+    assert "first: 5.png: cut off" in report.notes[0]
 
 
 def test_training_in_bfloat16_learns_too():
