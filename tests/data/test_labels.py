@@ -167,6 +167,10 @@ def test_channels_first_are_refused_instead_of_read_as_grey_images():
     for images in (x, x[None], x.numpy()):
         with pytest.raises(UsageError, match="channels first"):
             encoder.embed(images)
+    with pytest.raises(UsageError, match="channels first"):
+        open_source(x.numpy())
+    with pytest.raises(UsageError, match="counts as normalised"):
+        encoder.embed(torch.full((1, 3, 32, 32), 255.0))
     assert len(encoder.embed(x.permute(1, 2, 0))) == 1
     assert len(encoder.embed(x[None].permute(0, 2, 3, 1))) == 1
 

@@ -97,7 +97,7 @@ def read_labels(values: Sequence[str], place: Callable[[int], str]) -> Labels:
         first = next(i for i, value in enumerate(values) if cleaned[value] == several)
         return Labels(
             why=f"{place(first)} holds several labels ({several[:60]!r}), and an image has one "
-            "class here. Choose one label an image."
+            "class here. Choose one, or give each label a row of its own (evaluate zeroshot)."
         )
     measured = _numbers(cleaned, len(values))
     if measured is None:

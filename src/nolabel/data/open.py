@@ -109,6 +109,12 @@ def open_source(
     if isinstance(spec, np.ndarray):
         from nolabel.data.sources.arrays import Arrays
 
+        if spec.ndim == 3 and spec.shape[0] == channels == 3 != spec.shape[-1]:
+            raise UsageError(
+                f"An array {list(spec.shape)} is one image with its channels first, or three grey "
+                "images. Images are [N, H, W, 3]: use array.transpose(1, 2, 0)[None]. Give grey "
+                "images as a list."
+            )
         return Arrays("array", spec, channels=channels)
     if isinstance(spec, list | tuple):
         from nolabel.data.sources.items import Items

@@ -26,6 +26,9 @@ from nolabel.views.images import as_sharable
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 Images = ImageLike | Tensor | Sequence[ImageLike]
 
+_BRIGHT = (
+    32  # values of 0 to more than this are pixels, not a normalised image, which has negatives
+)
 _SMALL_IMAGE = 96  # pixels; smaller images are not cropped, the border holds too much of them
 _RESIZE_RATIO = 256 / 224  # usual ratio of the resized shorter side to the centre crop
 
@@ -141,6 +144,11 @@ class Encoder:
                 raise UsageError(
                     f"Prepared images are float [N, {self.channels}, H, W], got "
                     f"{list(images.shape)}."
+                )
+            if x.numel() and float(x.min()) >= 0 and float(x.max()) > _BRIGHT:
+                raise UsageError(
+                    f"A float tensor counts as normalised, but has values of 0 to {x.max():g}. "
+                    "Give whole images as uint8 [N, H, W, C], which are normalised here."
                 )
             return x.to(self.device, torch.float32)
         pixels = [read_pixels(image, self.channels) for image in list_images(images, self.channels)]
