@@ -52,13 +52,9 @@ class Batch:
         def move(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.to(device, non_blocking=True)
 
-        return dataclasses.replace(
-            self,
-            views={name: v.to(device, non_blocking=True) for name, v in self.views.items()},
-            keys=move(self.keys),
-            labels=move(self.labels),
-            masks=move(self.masks),
-        )
+        views = {name: v.to(device, non_blocking=True) for name, v in self.views.items()}
+        keys, labels, masks = move(self.keys), move(self.labels), move(self.masks)
+        return dataclasses.replace(self, views=views, keys=keys, labels=labels, masks=masks)
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,9 @@ class Method(nn.Module):
             optimiser.zero_grad()
             method.after_update(clock)
 
-    Subclasses define a frozen keyword-only dataclass `Options`, the class attribute `needs`, and
-    `views`, `step`, `encoder`, and optionally `paper_recipe` or `automatic_recipe`, `init`, the two
-    hooks and `backbone_kwargs`. `__init__(self, backbone, options)` calls
-    `super().__init__(backbone, options)`, which checks `needs`.
+    Subclasses define a frozen keyword-only dataclass `Options`, `needs`, `views`, `step`,
+    `encoder`, and optionally `paper_recipe` or `automatic_recipe`, `init`, the two hooks and
+    `backbone_kwargs`. Their `__init__` calls `super().__init__(backbone, options)`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -13,8 +13,7 @@ class WeightNormLinear(nn.Module):
     """Linear layer without bias with weight normalisation: [..., D] -> [..., K], rows g * v / |v|.
 
     The parameters `weight_g` [K, 1], initially 1, and `weight_v` [K, D] are named as in the
-    official checkpoints. Rows are initialised as there, as in `nn.Linear`: shorter ones would
-    rotate faster.
+    official checkpoints, and initialised as there (shorter rows would rotate faster).
 
     Args:
         dim: D.
@@ -26,8 +25,7 @@ class WeightNormLinear(nn.Module):
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(out, 1), requires_grad=train_norm)
         self.weight_v = nn.Parameter(torch.empty(out, dim))
-        bound = dim**-0.5
-        nn.init.uniform_(self.weight_v, -bound, bound)
+        nn.init.uniform_(self.weight_v, -(dim**-0.5), dim**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         # torch's fused kernel: this is the largest matrix of most networks.
