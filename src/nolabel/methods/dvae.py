@@ -51,7 +51,7 @@ from nolabel.methods.capabilities import Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
 from nolabel.nn.keyed_random import gumbel
 from nolabel.nn.pixels import denormalise, logit_laplace_nll, mean_colour_error, normalise
-from nolabel.nn.schedules import cosine_ramp
+from nolabel.nn.schedules import cosine
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
@@ -180,3 +180,9 @@ class DVAE(Method, Tokenizes, Reconstructs):
         epochs = max(round(3_000_000 * batch / context.images), 1)
         optim = Optim(lr=1e-4, warmup_epochs=0, lr_end=1.25e-6, weight_decay=1e-4)
         return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=epochs)
+
+
+def cosine_ramp(start: float, end: float, share: float, clock: Clock) -> float:
+    """Half a cosine from `start` to `end` over a share of the run, constant after it."""
+    length = share * clock.total
+    return end if clock.step >= length else cosine(start, end, clock.step, length)
