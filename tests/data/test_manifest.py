@@ -147,3 +147,12 @@ def test_a_string_table_returns_its_strings():
     assert [packed[-1], packed[2]] == ["", given[2]]
     with pytest.raises(IndexError):
         packed[6]
+
+
+def test_a_table_of_the_same_size_and_time_is_read_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path / "cache"))
+    table = tmp_path / "t.csv"
+    for rows, labels in (("0.png,a\n1.png,b\n", [0, 1]), ("0.png,b\n1.png,a\n", [1, 0])):
+        table.write_text("path,label\n" + rows)
+        os.utime(table, (0, 0))
+        assert Manifest(table).labels.tolist() == labels

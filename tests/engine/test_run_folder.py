@@ -16,7 +16,7 @@ from nolabel._files import LOCK, MARK, Lock, write_mark
 from nolabel.config import Layer
 from nolabel.engine import run_folder, trainer
 from nolabel.engine.saved_run import load_run
-from nolabel.errors import DataError, UsageError
+from nolabel.errors import DataError, FileDamaged, UsageError
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # the same package
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "runs_3f745f9" / "simclr-resnet"
@@ -167,6 +167,15 @@ def test_a_run_goes_on_with_its_own_data_from_any_folder(tiny_run, photos, tmp_p
     one.unlink()
     with pytest.raises(DataError, match="48 images, .* now holds 47"):
         nl.resume(run.folder, data="elsewhere", quiet=True)
+
+
+def test_a_checkpoint_beyond_the_runs_length_is_refused_and_kept(saved):
+    config = saved.folder / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace(f"steps: {saved.settings.steps}\n", "steps: 3\n"))
+    with pytest.raises(FileDamaged, match="do not belong together"):
+        nl.resume(saved.folder, quiet=True)
+    assert len(list((saved.folder / "checkpoints").iterdir())) == 1
 
 
 def test_a_run_folder_has_all_its_parts(tiny_run, photos):

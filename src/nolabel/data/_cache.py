@@ -52,6 +52,19 @@ def fingerprint(path: str | os.PathLike[str]) -> Key:
     return os.path.abspath(path), info.st_size, info.st_mtime_ns
 
 
+def content_key(path: str | os.PathLike[str]) -> Key:
+    """Cache key of a file that is read as a whole anyway: it changes with the content alone.
+
+    Unpacked files may have fixed times, and an edit may keep the size.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    return os.path.abspath(path), os.stat(path).st_size, int.from_bytes(digest[:8])
+
+
 def load(kind: str, key: Key) -> dict[str, np.ndarray] | None:
     """Reads cached arrays.
 

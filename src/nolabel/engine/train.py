@@ -31,6 +31,7 @@ from nolabel.engine.monitor.progress import Progress
 from nolabel.engine.resolve import Resolved, resolve
 from nolabel.engine.saved_run import load_run
 from nolabel.engine.trainer import Trainer
+from nolabel.errors import FileDamaged
 from nolabel.methods import METHODS
 from nolabel.methods.base import Method
 from nolabel.views.plan import ViewPlan
@@ -144,7 +145,12 @@ def _resume(run: Run, data: SourceSpec | None, *, quiet: bool) -> Run:
     loaded = loading.result()
     for note in loaded.notes:
         say(note)
-    if loaded.step >= s.steps:
+    if loaded.step > s.steps:
+        raise FileDamaged(
+            f"The newest checkpoint in {folder} is of step {loaded.step}, its config.yaml says "
+            f"{s.steps} steps: they do not belong together. Restore the config.yaml of the run."
+        )
+    if loaded.step == s.steps:
         say(f"{folder} is already finished ({loaded.step} steps); nothing to do.")
     _take_steps(
         run, method, plan, source, device, start=loaded.step, state=loaded.state, quiet=quiet

@@ -40,7 +40,7 @@ class Manifest(Source):
     style). A row without group is a group of its own; `domain` needs a value in every row. Of
     `text`, single values may be empty.
 
-    The parsed file is cached until its size or modification time changes.
+    The parsed file is cached until its content changes.
 
     Args:
         file: path of the list or table.
@@ -58,7 +58,7 @@ class Manifest(Source):
         self.name, self.channels = os.fspath(file), channels
         self.folder = os.path.dirname(os.path.abspath(self.name))
         try:
-            key = _cache.fingerprint(self.name)
+            key = _cache.content_key(self.name)
             arrays = _cache.load(_CACHE_KIND, key)
             if arrays is None:
                 arrays = _to_arrays(_read_columns(self.name))
