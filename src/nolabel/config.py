@@ -46,6 +46,9 @@ class Settings:
     channels: int = 3  # of the images; with other than 3: grey, RGBA, .npy arrays, 16 bits kept
     mean: tuple[float, ...] | None = None  # of each channel in 0..1; auto: ImageNet's, or measured
     std: tuple[float, ...] | None = None  # deviation of each channel
+    flip: float | None = None  # probability that a view is mirrored; 0 where left and right matter
+    vertical_flip: float | None = None  # probability that a view is upside down
+    quarter_turns: float | None = None  # probability of a turn by 90, 180 or 270 degrees
     epochs: int | None = None  # length: one of epochs, steps, minutes
     steps: int | None = None  # length in optimiser steps
     minutes: float | None = None  # length in minutes on this machine, measured at the start
@@ -91,7 +94,7 @@ class RunSettings(Settings):
     """The settings of a resolved run: every value is final.
 
     `steps` is the length; `epochs` and `minutes` record how it was requested. None is a final value
-    too: no `init`, no `probe`, the network's own `patch_size`, checkpoints by time.
+    too: no `init`, no `probe`, the network's own `patch_size`, checkpoints by time, views' own flips.
     """
 
     backbone: str = field()
@@ -360,7 +363,7 @@ def check_settings(s: Settings) -> None:
     if len(lengths) > 1:
         raise UsageError(f"Give one of --epochs, --steps, --minutes; got {' and '.join(lengths)}.")
     for key in (*LENGTHS, "batch_size", "accumulate", "image_size", "patch_size", "log_every",
-                "checkpoint_every", "probe_every"):  # fmt: skip
+                "checkpoint_every", "probe_every", "channels"):  # fmt: skip
         value = values[key]
         if value is not None and value != "auto" and value <= 0:
             raise UsageError(f"--{key.replace('_', '-')} is {value}; it must be above 0.")
@@ -369,8 +372,6 @@ def check_settings(s: Settings) -> None:
             raise unknown(key.replace("_", "-"), values[key], allowed)
     if s.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda, but torch finds no CUDA device. Use --device cpu.")
-    if s.channels < 1:
-        raise UsageError(f"--channels is {s.channels}; it must be above 0.")
     if (s.mean is None) != (s.std is None):
         raise UsageError("--mean and --std belong together: give both or neither.")
     if s.mean is not None and not len(s.mean) == len(s.std or ()) == s.channels:

@@ -9,16 +9,19 @@ import pytest
 import yaml
 
 import nolabel as nl
-from nolabel import backbones
+from nolabel import backbones, methods
 from nolabel.config import Layer, Request, Run, RunSettings
 from nolabel.data.creatures.world import Creatures
 from nolabel.engine import build, calibrate
+from nolabel.engine.placeholder import Placeholder
 from nolabel.engine.resolve import resolve
 from nolabel.errors import UsageError
 from nolabel.methods.clip import CLIP
 from nolabel.methods.dino import DINO
 
+IMAGES = Placeholder(100, 32)
 OPTIONAL = {"epochs", "minutes", "patch_size", "init", "probe", "checkpoint_every"}
+OPTIONAL |= {"flip", "vertical_flip", "quarter_turns"}  # None: each view's own
 
 
 @pytest.fixture
@@ -163,3 +166,40 @@ def test_the_weights_are_those_of_the_seed_whatever_was_measured(tiny_run):
         known = tiny_run(method, out=f"{method}-b", workers=0, accumulate=1)
         a, b = (load_file(r.folder / "encoder.safetensors") for r in (measured, known))
         assert all(bool((a[k] == b[k]).all()) for k in a)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_flips_and_turns_are_those_that_were_asked_in_every_view(method):
+    asked = {"flip": 0.0, "vertical_flip": 0.5, "quarter_turns": 0.75}
+    data = {"data": IMAGES.name, "steps": 1}
+    usual = resolve(Request.of(method, **data), source=IMAGES).run
+    turned = resolve(Request.of(method, **data, **asked), source=IMAGES).run
+    plan = build.plan_of(usual)
+    assert build.plan_of(turned) == plan.with_orientation(**asked)
+    assert all(getattr(v, k) == p for v in build.plan_of(turned).views for k, p in asked.items())
+    own = 0.0 if method in ("clip", "siglip") else 0.5  # words may say left or right
+    assert (usual.settings.flip, usual.settings.vertical_flip) == (own, 0.0)
+
+
+def test_a_flip_that_is_no_probability_is_refused():
+    with pytest.raises(UsageError, match=r"flip is 1.5.*probability"):
+        resolve(Request.of("dino", data=IMAGES.name, flip=1.5), source=IMAGES)
+
+
+CHANGES_COLOUR = tuple(  # the others crop and mirror only
+    m for m in methods.METHODS if "grey" in methods.load(m).Options.__dataclass_fields__
+)
+
+
+@pytest.mark.parametrize("method", CHANGES_COLOUR)
+def test_blur_and_solarising_can_be_switched_off_and_on(method):
+    kind = methods.load(method)
+    fields = kind.Options.__dataclass_fields__
+    names = [n for n in ("blur", "local_blur", "solarise") if n in fields]
+    assert "blur" in names and "solarise" in names
+    for p in (0.0, 1.0):
+        values = {n: (p, p) if isinstance(fields[n].default, tuple) else p for n in names}
+        views = kind.views(kind.Options(**values), 32).views
+        first = [v for v in views if v.name in ("global", "view", "large")]
+        assert all(set(v.blur) == {p} and set(v.solarise) == {p} for v in first) and first
+        assert all(set(v.blur) == {p} for v in views if v.name == "local")

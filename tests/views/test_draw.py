@@ -150,3 +150,24 @@ def test_factors_orders_and_widths_cover_their_ranges():
     orders, counts = np.unique(p.order, axis=0, return_counts=True)
     assert len(orders) == 24 and counts.min() > 0.85 * 20_000 / 24
     assert (np.sort(p.order, axis=1) == np.arange(4)).all()
+
+
+def test_without_flips_nothing_is_reversed_and_all_other_draws_stay():
+    keys = np.arange(200)
+    before, after = drawn(keys), drawn(keys, plan=PLAN.with_orientation(flip=0.0))
+    for key, params in before.items():
+        assert 0.4 < params.flip.mean() < 0.6 and not after[key].flip.any()
+        assert equal(params, dataclasses.replace(after[key], flip=params.flip))
+
+
+def test_turns_are_drawn_as_often_as_asked_and_leave_all_other_draws():
+    keys = np.arange(4000)
+    before = drawn(keys)
+    after = drawn(keys, plan=PLAN.with_orientation(vertical_flip=0.3, quarter_turns=0.6))
+    for key, params in before.items():
+        assert not params.vertical_flip.any() and not params.turns.any()
+        turned = after[key]
+        assert turned.vertical_flip.mean() == pytest.approx(0.3, abs=0.03)
+        assert np.bincount(turned.turns) / 4000 == pytest.approx([0.4, 0.2, 0.2, 0.2], abs=0.03)
+        back = {"vertical_flip": params.vertical_flip, "turns": params.turns}
+        assert equal(params, dataclasses.replace(turned, **back))

@@ -21,6 +21,7 @@ from nolabel.views import (
     evaluation_plan,
     fast,
 )
+from nolabel.views.draw import draw
 
 LEVEL = 1 / 255
 OFF = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -134,6 +135,33 @@ def test_flip_mirrors_the_view():
         assert torch.allclose(
             straight[0], torch.from_numpy(images).permute(0, 3, 1, 2) / 255, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("side", [32, 200], ids=["matrices", "crops"])
+def test_flips_and_turns_move_the_pixels_of_the_same_crop(side):
+    images = pictures(40, side, side)
+    plain = plan(32, flip=0.0)
+    straight = FastViews(plain, 3)(images, range(40), 0)["v"]
+    p = plan(32, vertical_flip=0.5, quarter_turns=0.75)
+    made = FastViews(p, 3)(images, range(40), 0)["v"]
+    seen = set()
+    for copy in range(2):
+        drawn = draw(p, [side] * 40, [side] * 40, range(40), 3, 0)["v", copy]
+        for i in range(40):
+            want = straight[copy, i].flip(2) if drawn.flip[i] else straight[copy, i]
+            want = want.flip(1) if drawn.vertical_flip[i] else want
+            want = want.rot90(int(drawn.turns[i]), (1, 2))
+            assert torch.allclose(made[copy, i], want, atol=1e-5)
+            seen.add((bool(drawn.flip[i]), bool(drawn.vertical_flip[i]), int(drawn.turns[i])))
+    assert len(seen) == 16  # every combination
+
+
+@pytest.mark.parametrize(("size", "h", "w", "matrix"), PATHS)
+def test_turned_views_equal_the_reference_within_rounding(size, h, w, matrix):
+    options = {"vertical_flip": 0.5, "quarter_turns": 0.75, "blur": (0.5,)}
+    options |= {"interpolation": "bilinear", "jitter": (0.0, 0.4, 0.0, 0.0)}
+    a, b = both(pictures(12, h, w, 90, 140), plan(size, **options))
+    assert levels(a, b)[0] < 3.5
 
 
 def test_ragged_lists_mix_both_paths():
@@ -355,6 +383,7 @@ def test_every_field_of_a_view_changes_the_output(executor, side):
         "size": 16, "count": 3, "scale": (0.5, 0.6), "ratio": (1.0, 1.0),
         "interpolation": "bilinear", "flip": 0.0, "jitter_p": 0.1, "grey": 0.9,
         "blur": (0.0, 1.0), "blur_sigma": (2.0, 3.0), "solarise": (0.9, 0.1),
+        "vertical_flip": 0.5, "quarter_turns": 0.5,
     }  # fmt: skip
     made = [f.name for f in dataclasses.fields(View)]
     assert set(made) == {*changes, "name", "jitter", "resize"}

@@ -24,6 +24,8 @@ from nolabel.views import IMAGENET_MEAN, View, ViewPlan, evaluation_plan
         ({"ratio": (2.0, 1.0)}, "ratio is"),
         ({"interpolation": "bicubik"}, "Did you mean 'bicubic'"),
         ({"flip": 1.5}, "flip is 1.5"),
+        ({"vertical_flip": -1.0}, "vertical_flip is -1.0"),
+        ({"quarter_turns": 2.0}, "quarter_turns is 2.0"),
         ({"jitter": (0.1, 0.1, 0.1)}, "four strengths"),
         ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "half a turn"),
         ({"jitter_p": -0.1}, "jitter_p is -0.1"),
@@ -101,6 +103,7 @@ def test_every_field_that_matters_shows_in_the_description():
         "name": "b", "size": 16, "count": 3, "scale": (0.3, 0.9), "ratio": (0.5, 2.0),
         "interpolation": "bilinear", "flip": 0.1, "jitter": (0.2, 0.1, 0.1, 0.1), "jitter_p": 0.3,
         "grey": 0.2, "blur": (0.6,), "blur_sigma": (0.2, 3.0), "solarise": (0.6,),
+        "vertical_flip": 0.2, "quarter_turns": 0.3,
     }  # fmt: skip
     assert {f.name for f in dataclasses.fields(View)} == {*changes, "resize"}
     for field, value in changes.items():
@@ -119,6 +122,16 @@ def test_the_evaluation_plan_is_one_deterministic_view():
         0,
     )
     assert plan.mean == IMAGENET_MEAN
+
+
+def test_the_orientation_of_a_plan_changes_in_every_view_and_nothing_else_does():
+    plan = ViewPlan(views=(View(name="a", size=8), View(name="b", size=4, blur=(0.5,))))
+    turned = plan.with_orientation(flip=0.0, quarter_turns=0.75)
+    assert turned.orientation == {"flip": 0.0, "vertical_flip": 0.0, "quarter_turns": 0.75}
+    assert turned.with_orientation(flip=0.5, quarter_turns=0.0) == plan
+    assert plan.with_orientation() == plan
+    mixed = ViewPlan(views=(View(name="a", size=8), View(name="b", size=4, flip=0.0)))
+    assert mixed.orientation["flip"] is None  # no one value holds for both
 
 
 def test_planning_needs_no_torch():

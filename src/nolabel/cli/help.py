@@ -36,7 +36,16 @@ OPTIM = "optim."
 GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "data": (
         ("data", "image_size", "probe"),
-        ("channels", "mean", "std", "max_bad", "download"),
+        (
+            "channels",
+            "mean",
+            "std",
+            "flip",
+            "vertical_flip",
+            "quarter_turns",
+            "max_bad",
+            "download",
+        ),
     ),
     "network": (
         ("backbone", "init"),

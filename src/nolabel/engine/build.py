@@ -59,9 +59,10 @@ class Built:
 
 
 def plan_of(run: Run) -> ViewPlan:
-    """The view plan of a run, with the run's mean and std."""
+    """The view plan of a run, with the run's mean and std, flips and turns."""
     s = run.settings
     plan = methods.load(run.method).views(run.options, s.image_size)
+    plan = plan.with_orientation(s.flip, s.vertical_flip, s.quarter_turns)
     return plan.with_statistics(s.mean, s.std)
 
 

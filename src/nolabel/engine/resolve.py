@@ -196,11 +196,14 @@ def batch_stage(
         s = dataclasses.replace(s, steps=max(per_epoch * s.epochs, 1))
     if s.steps is not None:
         optim = limited_warmup(optim, s, s.steps, per_epoch)
+    plan = kind.views(options, s.image_size or 0)
+    plan = plan.with_orientation(s.flip, s.vertical_flip, s.quarter_turns)
     s = dataclasses.replace(
         s,
         batch_size=batch,
         out=s.out or _folder_name(request.method, source),
         views_on="cpu" if s.views_on == "auto" and not machine.on_gpu else s.views_on,
+        **plan.orientation,
     )
     run = Run(
         method=request.method, settings=complete(s, continued=False), options=options,

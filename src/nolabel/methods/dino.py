@@ -84,6 +84,9 @@ class DINO(Method, HasPrototypes):
         local_size: int = 96  # side of the local crops in pixels
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
         grey: float = 0.2  # probability of a greyscale crop
+        blur: tuple[float, float] = (1.0, 0.1)  # probability of blur, for each global crop
+        local_blur: float = 0.5  # probability of blur of the local crops
+        solarise: tuple[float, float] = (0.0, 0.2)  # of solarising, for each global crop
         blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
@@ -106,7 +109,8 @@ class DINO(Method, HasPrototypes):
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
-        return multi_crop(image_size, options)
+        o = options
+        return multi_crop(image_size, o, blur=o.blur, solarise=o.solarise, local_blur=o.local_blur)
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         crops, b = batch.views["global"], batch.size  # [2, B, C, H, W]

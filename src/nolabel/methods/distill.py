@@ -74,6 +74,7 @@ class Distill(Method):
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
         grey: float = 0.2  # probability of a greyscale view
         blur: float = 0.5  # probability of blur
+        solarise: float = 0.0  # probability of solarising
         blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options, *, teacher: Frozen):
@@ -95,7 +96,8 @@ class Distill(Method):
         o = options
         view = View(
             name="view", size=image_size, scale=o.scale, jitter=o.jitter, grey=o.grey,
-            blur=(o.blur,), blur_sigma=o.blur_sigma,
+            blur=(o.blur,), blur_sigma=o.blur_sigma, solarise=(o.solarise,),
+            interpolation="bilinear",
         )  # fmt: skip
         return ViewPlan(views=(view,))
 

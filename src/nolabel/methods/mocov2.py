@@ -73,6 +73,7 @@ class MoCoV2(Method):
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
         grey: float = 0.2  # probability of a greyscale view
         blur: float = 0.5  # probability of blur
+        solarise: float = 0.0  # probability of solarising
         blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
@@ -88,7 +89,10 @@ class MoCoV2(Method):
     def views(cls, options: Options, image_size: int) -> ViewPlan:
         o = options
         b, c, s, h = (min(2 * j, 1.0) if o.infomin else j for j in o.jitter)
-        return two_views(image_size, o, blur=(o.blur,), jitter=(b, c, s, min(h, 0.5)))
+        return two_views(
+            image_size, o, blur=(o.blur,), solarise=(o.solarise,), jitter=(b, c, s, min(h, 0.5)),
+            interpolation="bilinear",
+        )  # fmt: skip
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         x_q, x_k = batch.views["view"]

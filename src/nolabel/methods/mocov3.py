@@ -88,7 +88,8 @@ class MoCoV3(Contrastive):
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
-        return two_views(image_size, options, blur=options.blur, solarise=options.solarise)
+        o = options
+        return two_views(image_size, o, blur=o.blur, solarise=o.solarise, interpolation="bilinear")
 
     def features(self, batch: Batch) -> tuple[Tensor, ...]:
         x, slow = batch.views["view"], self.momentum_encoder.module[0]

@@ -115,6 +115,7 @@ class OBoW(Method):
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
         grey: float = 0.2  # probability of a greyscale crop
         blur: float = 0.5  # probability of blur of the large crops
+        solarise: float = 0.0  # probability of solarising a large crop
         blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
@@ -134,12 +135,13 @@ class OBoW(Method):
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
         o = options
-        colour: dict[str, Any] = {"flip": 0.5, "jitter": o.jitter, "jitter_p": 0.8, "grey": o.grey}
+        colour: dict[str, Any] = {"flip": 0.5, "jitter": o.jitter, "jitter_p": 0.8, "grey": o.grey,
+                                  "interpolation": "bilinear"}  # fmt: skip
         views = [  # the teacher sees the centre of the whole image
             View(name="teacher", size=image_size, scale=None, resize=image_size * 8 // 7, flip=0.5,
-                 grey=o.teacher_grey),
+                 grey=o.teacher_grey, interpolation="bilinear"),
             View(name="large", count=2, size=o.global_size, scale=o.global_scale, blur=(o.blur,),
-                 blur_sigma=o.blur_sigma, **colour),
+                 blur_sigma=o.blur_sigma, solarise=(o.solarise,), **colour),
         ]  # fmt: skip
         if o.local_crops:
             views.append(View(name="small", count=o.local_crops, size=o.local_size,

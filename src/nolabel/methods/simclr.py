@@ -48,6 +48,7 @@ class SimCLR(Contrastive):
         hue: float = 0.2  # largest hue shift at s = 1, in turns
         grey: float = 0.2  # probability of a greyscale view
         blur: float = 0.5  # probability of blur
+        solarise: float = 0.0  # probability of solarising
         blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
@@ -59,7 +60,7 @@ class SimCLR(Contrastive):
     def views(cls, options: Options, image_size: int) -> ViewPlan:
         o, s = options, options.strength
         jitter = (0.8 * s, 0.8 * s, 0.8 * s, min(o.hue * s, 0.5))
-        return two_views(image_size, o, blur=(o.blur,), jitter=jitter)
+        return two_views(image_size, o, blur=(o.blur,), solarise=(o.solarise,), jitter=jitter)
 
     def features(self, batch: Batch) -> tuple[Tensor, ...]:
         x = batch.views["view"]  # [2, B, C, H, W]

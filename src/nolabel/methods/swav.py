@@ -69,6 +69,7 @@ class SwAV(Method, HasPrototypes):
         jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # b, c, s, hue; p 0.8
         grey: float = 0.2  # probability of a greyscale crop
         blur: float = 0.5  # probability of blur
+        solarise: float = 0.0  # probability of solarising a global crop
         blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
@@ -84,9 +85,11 @@ class SwAV(Method, HasPrototypes):
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
+        o = options
         return multi_crop(
-            image_size, options, blur=(options.blur,), solarise=(0.0,), local_blur=options.blur
-        )
+            image_size, o, blur=(o.blur,), solarise=(o.solarise,), local_blur=o.blur,
+            interpolation="bilinear",
+        )  # fmt: skip
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         o = self.options

@@ -82,6 +82,7 @@ class Triplet(Contrastive):
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
         grey: float = 0.2  # probability of a greyscale view
         blur: float = 0.5  # probability of blur
+        solarise: float = 0.0  # probability of solarising
         blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
@@ -94,7 +95,7 @@ class Triplet(Contrastive):
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
-        return two_views(image_size, options, blur=(options.blur,))
+        return two_views(image_size, options, blur=(options.blur,), solarise=(options.solarise,))
 
     def features(self, batch: Batch) -> tuple[Tensor, ...]:
         x = batch.views["view"]  # [2, B, C, H, W]

@@ -25,7 +25,8 @@ _FLIP, _JITTER = 22, 23
 _FACTORS = slice(24, 28)
 _ORDER = slice(28, 32)
 _GREY, _BLUR, _SIGMA, _SOLARISE = 32, 33, 34, 35
-_SLOTS = 36
+_VERTICAL_FLIP, _TURNS = 36, 37
+_SLOTS = 38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,9 @@ class Params:
     columns: np.ndarray
     window_top: np.ndarray
     window_left: np.ndarray
-    flip: np.ndarray  # bool [B]
+    flip: np.ndarray  # bool [B]: left-right
+    vertical_flip: np.ndarray  # bool [B]
+    turns: np.ndarray  # int64 [B]: quarter turns anticlockwise, 0 to 3, after the flips
     jitter: np.ndarray  # bool [B]: whether the jitter is applied
     factors: np.ndarray  # float64 [B, 4]: brightness, contrast, saturation, hue (in turns)
     order: np.ndarray  # int64 [B, 4]: order of the four operations; 0 = brightness, ...
@@ -53,6 +56,17 @@ class Params:
     blur: np.ndarray  # bool [B]
     sigma: np.ndarray  # float64 [B]: of the blur, in pixels of the output
     solarise: np.ndarray  # bool [B]
+
+    @property
+    def symmetry(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Flips and turns as: reverse columns, reverse rows, then exchange rows and columns.
+
+        Three times bool [B]. A quarter turn anticlockwise is reversed columns, exchanged; one
+        clockwise is reversed rows, exchanged; half a turn reverses both.
+        """
+        columns = self.flip ^ ((self.turns == 1) | (self.turns == 2))
+        rows = self.vertical_flip ^ ((self.turns == 2) | (self.turns == 3))
+        return columns, rows, self.turns % 2 == 1
 
     def __getitem__(self, index: slice | npt.NDArray[np.integer]) -> Params:
         """The parameters of some of the samples."""
@@ -113,6 +127,8 @@ def _draw_one(view: View, copy: int, h: np.ndarray, w: np.ndarray, u: np.ndarray
         window_top=window[2],
         window_left=window[3],
         flip=u[:, _FLIP] < view.flip,
+        vertical_flip=u[:, _VERTICAL_FLIP] < view.vertical_flip,
+        turns=_turns(u[:, _TURNS], view.quarter_turns),
         jitter=(u[:, _JITTER] < view.jitter_p) & bool(strength.any()),
         factors=low + (high - low) * u[:, _FACTORS],
         order=np.argsort(u[:, _ORDER], axis=1),
@@ -121,6 +137,12 @@ def _draw_one(view: View, copy: int, h: np.ndarray, w: np.ndarray, u: np.ndarray
         sigma=sigma_low + (sigma_high - sigma_low) * u[:, _SIGMA],
         solarise=u[:, _SOLARISE] < view.solarise_of(copy),
     )
+
+
+def _turns(u: np.ndarray, probability: float) -> np.ndarray:
+    """Quarter turns 0 to 3, int64 [B]: 1, 2 and 3 have a third of the probability each."""
+    share = u / max(probability, 1e-9)  # below 1 where the view is turned, and uniform there
+    return np.where(share < 1, 1 + (3 * share).astype(np.int64), 0)
 
 
 def _random_box(

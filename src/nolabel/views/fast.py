@@ -5,7 +5,8 @@ Crop, antialiased resize, flip and Gaussian blur are all linear and separable, s
     out = My @ image @ Mx^T,    M = blur @ resize  (of the crop; rows of Mx reversed to flip)
 
 with small matrices My [size, H] and Mx [size, W] per sample, built for the whole batch at once and
-applied by two batched products; blur adds no cost. Brightness, contrast, saturation, hue, grey and
+applied by two batched products; blur adds no cost. My with reversed rows turns it upside down; a
+quarter turn exchanges both axes of the product. Brightness, contrast, saturation, hue, grey and
 normalisation are affine in the colour of a pixel. They are composed into one 3x4 matrix per sample,
 applied by a third product whose output is the result.
 
@@ -201,7 +202,7 @@ class FastViews(Executor):
         return batch.contiguous().to(torch.float32)
 
     def _geometry(self, pixels: Tensor, view: View, params: list[Params]) -> tuple[Tensor, Tensor]:
-        """Crops, resizes, flips and blurs.
+        """Crops, resizes, flips, turns and blurs.
 
         Args:
             pixels: float32 [b, W, C, H].
@@ -218,9 +219,10 @@ class FastViews(Executor):
         box += [(p.left, p.width, p.columns, p.window_left) for p in params]
         packed = np.array(box, dtype=np.float32).reshape(2, v, 4, b).transpose(0, 2, 3, 1)
         y, x = torch.from_numpy(packed.reshape(2, 4, n)).to(self.device)
-        flip = torch.from_numpy(np.stack([p.flip for p in params], 1).reshape(n)).to(self.device)
-        my = resize_matrices(y, h, view)  # [n, s, H]
-        mx = resize_matrices(x, w, view, flip)  # [n, s, W]
+        flips = np.stack([p.symmetry for p in params], 2).reshape(3, n)  # of [3, b, V]
+        reverse_x, reverse_y = torch.from_numpy(flips[:2]).to(self.device)
+        my = resize_matrices(y, h, view, reverse_y)  # [n, s, H]
+        mx = resize_matrices(x, w, view, reverse_x)  # [n, s, W]
         # The mean of the view is linear too: use the means of the rows of My and of Mx.
         lines = torch.bmm(mx.mean(1).view(b, v, w), pixels.view(b, w, c * h)).view(b, v, c, h)
         means = torch.einsum("bvch,bvh->bvc", lines, my.mean(1).view(b, v, h))
@@ -233,6 +235,9 @@ class FastViews(Executor):
             mx[where] = torch.bmm(kernels, mx[where])
         lines = torch.bmm(mx.view(b, v * s, w), pixels.view(b, w, c * h))  # [b, V s, C H]
         out = torch.bmm(my, lines.view(n, s * c, h).transpose(1, 2))  # [n, s, s * C]
+        if flips[2].any():
+            where = torch.from_numpy(np.flatnonzero(flips[2])).to(self.device)
+            out[where] = out[where].view(-1, s, s, c).transpose(1, 2).reshape(-1, s, s * c)
         return out.view(b, v, s * s, c), means
 
 
@@ -257,10 +262,10 @@ class _Crops:
     ):
         boxes = [
             (p.top, p.left, p.top + p.height, p.left + p.width, p.rows, p.columns)
-            + (p.window_top, p.window_left, p.flip)
+            + (p.window_top, p.window_left, *p.symmetry)
             for p in params
         ]
-        self._boxes = np.array(boxes).transpose(2, 0, 1).tolist()  # [B][V][9]
+        self._boxes = np.array(boxes).transpose(2, 0, 1).tolist()  # [B][V][11]
         visible = np.stack([p.blur & (p.sigma > _MIN_SIGMA) for p in params], 1)  # [B, V]
         sigma = np.stack([p.sigma for p in params], 1)
         # For each image: copy that is blurred -> sigma.
@@ -290,15 +295,17 @@ class _Crops:
         self._colour.finish(planes, self._solarise[i], self._result[:, i].flatten(2))
 
     def _cut(self, array: np.ndarray, box: list[int], to: Tensor) -> None:
-        """Crops, resizes and flips an image [1, H, W, C] into `to`, float32 [1, C, s, s]."""
-        top, left, bottom, right, h, w, y, x, flip = box
+        """Crops, resizes, flips and turns an image [1, H, W, C] into `to`, float32 [1, C, s, s]."""
+        top, left, bottom, right, h, w, y, x, reverse_x, reverse_y, exchange = box
         # NumPy copies whole rows. With a batch axis before the permutation, torch recognises the
         # channels-last layout.
         crop = torch.from_numpy(array[:, top:bottom, left:right].copy()).permute(0, 3, 1, 2)
         crop = F.interpolate(crop, (h, w), mode=self._view.interpolation, antialias=True)
         if crop.shape != to.shape:
             crop = crop[:, :, y : y + to.shape[2], x : x + to.shape[3]]
-        to.copy_(crop.flip(3) if flip else crop)
+        axes = [3] * reverse_x + [2] * reverse_y
+        crop = crop.flip(axes) if axes else crop
+        to.copy_(crop.transpose(2, 3) if exchange else crop)
 
 
 def resize_matrices(box: Tensor, full: int, view: View, flip: Tensor | None = None) -> Tensor:

@@ -73,6 +73,9 @@ class ReferenceViews(Executor):
         x = _geometry(image.permute(2, 0, 1), view, p, index)
         if p.flip[index]:
             x = tv.horizontal_flip(x)
+        if p.vertical_flip[index]:
+            x = tv.vertical_flip(x)
+        x = torch.rot90(x, int(p.turns[index]), (1, 2))
         if p.jitter[index]:
             x = _jitter(x, view, p.factors[index].tolist(), p.order[index].tolist())
         if p.grey[index]:

@@ -14,6 +14,7 @@ def two_views(
     blur: tuple[float, ...],
     solarise: tuple[float, ...] = (0.0,),
     jitter: tuple[float, float, float, float] | None = None,
+    interpolation: str = "bicubic",
 ) -> ViewPlan:
     """Two views "view" of the full size, as in SimCLR, MoCo and BYOL.
 
@@ -22,11 +23,13 @@ def two_views(
         options: the method's, with the fields scale, jitter, grey and blur_sigma.
         blur, solarise: probabilities, one value for both views or one for each.
         jitter: used instead of `options.jitter`.
+        interpolation: of the crops, "bicubic" or "bilinear".
     """
     o = options
     view = View(
         name="view", count=2, size=image_size, scale=o.scale, flip=0.5, jitter=jitter or o.jitter,
         jitter_p=0.8, grey=o.grey, blur=blur, solarise=solarise, blur_sigma=o.blur_sigma,
+        interpolation=interpolation,
     )  # fmt: skip
     return ViewPlan(views=(view,))
 
@@ -35,9 +38,10 @@ def multi_crop(
     image_size: int,
     options: Any,
     *,
-    blur: tuple[float, ...] = (1.0, 0.1),
-    solarise: tuple[float, ...] = (0.0, 0.2),
-    local_blur: float = 0.5,
+    blur: tuple[float, ...],
+    solarise: tuple[float, ...],
+    local_blur: float,
+    interpolation: str = "bicubic",
 ) -> ViewPlan:
     """Two global crops "global" and several small ones "local", as in SwAV and DINO.
 
@@ -45,20 +49,21 @@ def multi_crop(
         image_size: side of the global crops in pixels.
         options: the method's, with the fields global_scale, local_scale, local_crops (0 = none),
             local_size, jitter, grey and blur_sigma.
-        blur, solarise: probabilities for each of the two global crops.
+        blur, solarise: probabilities for each of the two global crops, or one for both.
         local_blur: probability of blur for the local crops.
+        interpolation: of the crops, "bicubic" or "bilinear".
     """
     o = options
     views = [
         View(name="global", count=2, size=image_size, scale=o.global_scale, flip=0.5,
              jitter=o.jitter, jitter_p=0.8, grey=o.grey, blur=blur, blur_sigma=o.blur_sigma,
-             solarise=solarise)
+             solarise=solarise, interpolation=interpolation)
     ]  # fmt: skip
     if o.local_crops:
         views.append(
             View(name="local", count=o.local_crops, size=o.local_size, scale=o.local_scale,
                  flip=0.5, jitter=o.jitter, jitter_p=0.8, grey=o.grey, blur=(local_blur,),
-                 blur_sigma=o.blur_sigma)
+                 blur_sigma=o.blur_sigma, interpolation=interpolation)
         )  # fmt: skip
     return ViewPlan(views=tuple(views))
 

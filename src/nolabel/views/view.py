@@ -1,7 +1,7 @@
 """One kind of view of an image, as data.
 
-The order of operations is fixed, as in the papers: crop and resize, flip, colour jitter, greyscale,
-blur, solarise, normalise.
+The order of operations is fixed, as in the papers: crop and resize, flips, quarter turns, colour
+jitter, greyscale, blur, solarise, normalise.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ class View:
         ratio: smallest and largest width / height of the random crop; not used without `scale`.
         interpolation: "bicubic" or "bilinear"; both antialiased.
         flip: probability of a left-right flip.
+        vertical_flip: probability of an upside-down flip.
+        quarter_turns: probability of a turn by 90, 180 or 270 degrees, each equally likely; with
+            3 / 4 all four directions are.
         jitter: strength of brightness, contrast, saturation and hue. The first three factors
             are uniform in [max(0, 1 - strength), 1 + strength], the shift of hue in
             [-strength, strength] turns of the colour circle. Their order is random.
@@ -48,6 +51,8 @@ class View:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: str = "bicubic"
     flip: float = 0.5
+    vertical_flip: float = 0.0
+    quarter_turns: float = 0.0
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     jitter_p: float = 0.8
     grey: float = 0.0
@@ -97,7 +102,7 @@ class View:
                 )
 
     def _check_colour(self) -> None:
-        for field in ("flip", "jitter_p", "grey"):
+        for field in ("flip", "vertical_flip", "quarter_turns", "jitter_p", "grey"):
             if not 0 <= getattr(self, field) <= 1:
                 raise self._invalid(field, "a probability in 0..1")
         if len(self.jitter) != 4 or not all(0 <= v < math.inf for v in self.jitter):
@@ -142,6 +147,10 @@ class View:
         parts.append(self.interpolation)
         if self.flip:
             parts.append(f"flip p={self.flip:g}")
+        if self.vertical_flip:
+            parts.append(f"vertical flip p={self.vertical_flip:g}")
+        if self.quarter_turns:
+            parts.append(f"quarter turns p={self.quarter_turns:g}")
         if self.jitter_p and any(self.jitter):
             names = ("brightness", "contrast", "saturation", "hue")
             on = [f"{n} {v:g}" for n, v in zip(names, self.jitter, strict=True) if v]
