@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
-from nolabel import _usercode, methods
+from nolabel import _usercode, methods, recipes
 from nolabel._files.yaml import read_yaml
 from nolabel.errors import UsageError, did_you_mean, unknown
 from nolabel.methods.base import Method
@@ -69,7 +69,7 @@ class Settings:
     on_collapse: str = "warn"  # what to do when features collapse; stop: exit code 3
     probe: str | None = None  # SRC with labels for a k-NN curve while training
     probe_every: int | None = None  # steps between probes
-    recipe: str = "auto"  # auto (small data), paper, or a config.yaml to take settings from
+    recipe: str = "auto"  # auto (small data), paper, paper-NAME, or a config.yaml to copy
     log_every: int | None = None  # steps between lines of metrics.jsonl
     checkpoint_every: int | None = None  # steps between checkpoints; auto: five minutes
     max_bad: float = 0.01  # largest share of files that may be unreadable
@@ -385,5 +385,5 @@ def check_settings(s: Settings) -> None:
         raise UsageError(f"--warm-heads is {s.warm_heads} {what}; it is for runs with --init.")
     if not 0 <= s.max_bad <= 1:
         raise UsageError(f"--max-bad is {s.max_bad}; it is a share between 0 and 1.")
-    if s.recipe not in ("auto", "paper") and not Path(s.recipe).is_file():
-        raise unknown("recipe", s.recipe, ("auto", "paper"), "Or the path of a config.yaml.")
+    if not recipes.is_name(s.recipe) and not Path(s.recipe).is_file():
+        raise unknown("recipe", s.recipe, recipes.NAMES, "Or the path of a config.yaml.")

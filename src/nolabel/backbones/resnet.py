@@ -32,6 +32,18 @@ class ResNet(ConvBackbone):
         net = self.net
         return [net.layer1, net.layer2, net.layer3, net.layer4]
 
+    @torch.no_grad()
+    def start_branches_at_one(self) -> None:
+        """Sets the scale of the last norm of each block to 1, as torchvision's ResNets start.
+
+        timm's start at 0, so that each block begins as the identity (Goyal et al. 2017, arXiv
+        1706.02677). LARC moves a tensor by a share of its norm: from 0 it hardly moves at all.
+        """
+        for stage in self.stages:
+            for block in stage:
+                norm: Any = getattr(block, "bn3", None) or block.bn2  # bottleneck, basic block
+                norm.weight.fill_(1.0)
+
     def _maps(self, x: Tensor) -> list[Tensor]:
         net = self.net
         x = x.contiguous(memory_format=torch.channels_last)

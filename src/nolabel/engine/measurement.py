@@ -12,7 +12,7 @@ from nolabel.engine import parallel
 from nolabel.engine.calibrate import Measured, measure
 from nolabel.engine.log import say
 from nolabel.engine.machine import cores
-from nolabel.engine.resolve import Resolved, limited_warmup
+from nolabel.engine.resolve import Resolved
 from nolabel.methods.base import Method
 from nolabel.views.plan import ViewPlan
 
@@ -48,9 +48,7 @@ def measurement(
         s = _measured_settings(s, measured, device, quiet)
         if s.steps is None and s.minutes is not None:
             s = _length(s, measured, device, quiet)
-            run = dataclasses.replace(
-                run, optim=limited_warmup(run.optim, s, s.steps or 1, run.steps_per_epoch)
-            )
+            run = resolved.at_length(s.steps or 1)
     settings = complete(s, continued=method.continued)
     if settings.warm_heads and s.warm_heads is None and not quiet:
         say(f"init: only the new heads are trained in the first {settings.warm_heads} steps")

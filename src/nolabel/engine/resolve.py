@@ -14,6 +14,7 @@ that trains, measures or predicts a run uses these stages. `nolabel pretrain MET
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,8 @@ class Resolved:
     run: Run  # with provisional values for the settings that are not measured yet
     settings: Settings  # with None or "auto" for those settings
     source: Source
+    request: Request
+    on_gpu: bool = False
     init: InitNetwork | None = None
 
     @property
@@ -67,6 +70,14 @@ class Resolved:
     def to_dict(self) -> dict[str, Any]:
         """Built-in types, as in config.yaml; None or "auto" for settings not measured yet."""
         return {**self.run.to_dict(), "settings": to_builtin(dataclasses.asdict(self.settings))}
+
+    def at_length(self, steps: int) -> Run:
+        """The run with what the recipe says for this many steps: rates, not the network."""
+        run, s = self.run, self.settings
+        context = context_of(s, run.backbone_kwargs, asked_batch(s), run.images, self.on_gpu)
+        context = dataclasses.replace(context, steps=steps)
+        options, optim = _layered(self.request, s, context)
+        return dataclasses.replace(run, options=options, optim=optim)
 
 
 def resolve(
@@ -116,8 +127,10 @@ def resolve(
 
         # The recipe's own batch may be larger than the data; the cost model needs only some batch.
         draft = batch_stage(request, dataclasses.replace(s, batch_size=2), source, machine, kwargs)
-        paper = recipes.paper(kind, context_of(draft.settings, kwargs, None, len(source)))
-        # Learning rates and other options depend on the batch size, so the recipe is called again.
+        paper = recipes.paper(
+            kind, context_of(draft.settings, kwargs, None, len(source), machine.on_gpu)
+        )
+        # Rates and more depend on the batch: the recipe is asked again.
         s = dataclasses.replace(
             s, batch_size=largest_batch(draft.run, paper.batch_size, machine, quiet=quiet)
         )
@@ -169,16 +182,10 @@ def batch_stage(
         UsageError: the batch is larger than the data.
     """
     kind = methods.load(request.method)
-    from_file = Layer() if s.recipe in ("auto", "paper") else Layer.from_file(s.recipe)
-    asked = None if s.batch_size is None else int(s.batch_size)
-    context = context_of(s, backbone_kwargs, asked, len(source))
-    recipe = recipes.recipe(kind, "paper" if s.recipe == "paper" else "auto", context)
-    options, optim = recipe.options, recipe.optim
-    for layer in (from_file, request.file, request.explicit):  # later ones win
-        options = override(options, layer.options, "options.")
-        optim = override(optim, layer.optim, "optim.")
-    options = _record_teacher(options)
-    batch = int(asked or from_file.settings.get("batch_size") or recipe.batch_size)
+    asked, in_file = asked_batch(s), _recipe_file(s).settings
+    context = context_of(s, backbone_kwargs, asked, len(source), machine.on_gpu)
+    recipe = recipes.recipe(kind, _recipe_name(s), context)
+    batch = int(asked or in_file.get("batch_size") or recipe.batch_size)
     if batch > len(source):
         raise UsageError(
             f"Batch size {batch} is larger than the data: {len(source)} images. "
@@ -191,11 +198,14 @@ def batch_stage(
         )
     per_epoch = steps_per_epoch(batch, len(source))
     if s.minutes is None and s.steps is None and s.epochs is None:
-        s = dataclasses.replace(s, epochs=from_file.settings.get("epochs") or recipe.epochs)
+        if "epochs" not in in_file and recipe.steps:
+            s = dataclasses.replace(s, steps=recipe.steps)
+        else:
+            s = dataclasses.replace(s, epochs=in_file.get("epochs") or recipe.epochs)
     if s.steps is None and s.epochs is not None:
         s = dataclasses.replace(s, steps=max(per_epoch * s.epochs, 1))
-    if s.steps is not None:
-        optim = limited_warmup(optim, s, s.steps, per_epoch)
+    # The recipe is asked again: it may depend on the length.
+    options, optim = _layered(request, s, dataclasses.replace(context, steps=s.steps))
     plan = kind.views(options, s.image_size or 0)
     plan = plan.with_orientation(s.flip, s.vertical_flip, s.quarter_turns)
     s = dataclasses.replace(
@@ -210,19 +220,49 @@ def batch_stage(
         optim=optim, backbone_kwargs=backbone_kwargs, images=len(source),
         steps_per_epoch=per_epoch,
     )  # fmt: skip
-    return Resolved(run=run, settings=s, source=source)
+    return Resolved(run=run, settings=s, source=source, request=request, on_gpu=machine.on_gpu)
+
+
+def asked_batch(s: Settings) -> int | None:
+    """The batch size of the settings; None: the recipe's."""
+    return None if s.batch_size is None else int(s.batch_size)
+
+
+def _recipe_name(s: Settings) -> str:
+    """The recipe that a run starts from; a file's values come on top of "auto"."""
+    return s.recipe if recipes.is_name(s.recipe) else "auto"
+
+
+def _recipe_file(s: Settings) -> Layer:
+    """The values of --recipe FILE."""
+    return Layer() if recipes.is_name(s.recipe) else Layer.from_file(s.recipe)
+
+
+def _layered(request: Request, s: Settings, context: RecipeContext) -> tuple[Any, Optim]:
+    """Options and optimiser: the recipe's, and over them what was asked."""
+    recipe = recipes.recipe(methods.load(request.method), _recipe_name(s), context)
+    options, optim = recipe.options, recipe.optim
+    for layer in (_recipe_file(s), request.file, request.explicit):  # later ones win
+        options = override(options, layer.options, "options.")
+        optim = override(optim, layer.optim, "optim.")
+    return _record_teacher(options), optim
 
 
 def context_of(
-    s: Settings, backbone_kwargs: Mapping[str, Any], batch_size: int | None, images: int
+    s: Settings,
+    backbone_kwargs: Mapping[str, Any],
+    batch_size: int | None,
+    images: int,
+    on_gpu: bool,
 ) -> RecipeContext:
     """The facts that a recipe depends on.
 
     Args:
-        s: settings with image size and backbone resolved.
-        backbone_kwargs: keyword arguments of the network of --init, with its patch size.
-        batch_size: images of a step; None: the recipe chooses.
-        images: number of images in the data.
+        s: with image size and backbone settled.
+        backbone_kwargs: of the network of --init, whose patch is among them.
+        batch_size: None: the recipe chooses.
+        images: of the data.
+        on_gpu: whether the run has a CUDA device.
     """
     return RecipeContext(
         image_size=s.image_size or 0,
@@ -230,21 +270,19 @@ def context_of(
         batch_size=batch_size,
         conv=is_convolutional(str(s.backbone)),
         patch_size=stride_of(str(s.backbone), s.patch_size or backbone_kwargs.get("patch_size")),
-        device=s.device,
+        device="cuda" if on_gpu else "cpu",
     )
 
 
 def diff_from_recipe(run: Run) -> list[tuple[str, Any, Any]]:
     """Options in which a resolved run differs from its recipe: (name, value, recipe's value)."""
     s = run.settings
-    recipe = recipes.recipe(
-        methods.load(run.method),
-        "paper" if s.recipe == "paper" else "auto",
-        context_of(s, run.backbone_kwargs, int(s.batch_size), run.images),
-    )
-    optim = limited_warmup(recipe.optim, s, max(s.steps, 1), run.steps_per_epoch)
+    context = context_of(s, run.backbone_kwargs, int(s.batch_size), run.images, _had_gpu(run))
+    context = dataclasses.replace(context, steps=s.steps)
+    recipe = recipes.recipe(methods.load(run.method), _recipe_name(s), context)
     out = []
-    for where, own, other in (("", run.options, recipe.options), ("optim.", run.optim, optim)):
+    pairs = (("", run.options, recipe.options), ("optim.", run.optim, recipe.optim))
+    for where, own, other in pairs:
         for f in dataclasses.fields(own):
             a, b = getattr(own, f.name), getattr(other, f.name)
             if a != b:
@@ -252,11 +290,15 @@ def diff_from_recipe(run: Run) -> list[tuple[str, Any, Any]]:
     return out
 
 
-def limited_warmup(optim: Optim, s: Settings, steps: int, per_epoch: int) -> Optim:
-    """With the automatic recipe, limits the warm-up to a tenth of the run."""
-    if s.recipe != "auto":
-        return optim
-    return recipes.limited_warmup(optim, steps, per_epoch)
+def _had_gpu(run: Run) -> bool:
+    """Whether a finished run had a CUDA device: by its folder, or else by this machine."""
+    file = run.folder / "environment.json"
+    if run.settings.device == "cpu" or not file.is_file():
+        return Machine.here(run.settings.device).on_gpu
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8"))["gpus"])
+    except (ValueError, KeyError, TypeError):  # damaged
+        return False
 
 
 def _record_networks(s: Settings) -> Settings:

@@ -82,6 +82,7 @@ def _train(built: Built, resolved: Resolved, *, quiet: bool) -> Run:
     prerender(source)
     # Measured on a copy: the weights of a run depend on its seed alone.
     run = measurement(resolved, method, plan, device, quiet=quiet)
+    method.options = run.options  # rates that depend on the length, which was measured
     # What the monitor needs is tried before the folder is made: a mistake must not block the next.
     run = run_data.checked(run, source)
     parallel.rank0_first(lambda: run_folder.make(run, built.frozen))

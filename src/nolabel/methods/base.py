@@ -29,7 +29,9 @@ class RecipeContext:
     batch_size: int | None = None  # None: the recipe chooses
     conv: bool = False  # the backbone is a convolutional network
     patch_size: int = 1  # pixels that divide a side: ViT's patch, Swin's token; 1: any
-    device: str = "cpu"
+    device: str = "cpu"  # or cuda
+    steps: int | None = None  # length of the run; None: not known yet, the recipe's own
+    variant: str = ""  # of the paper's recipe: one of the method's `paper_variants`
 
     def round_to_patches(self, size: float) -> int:
         """The side in pixels nearest to `size` that is a multiple of the patch."""
@@ -44,6 +46,7 @@ class Recipe:
     optim: Optim
     batch_size: int
     epochs: int
+    steps: int | None = None  # where the paper counts steps: the length, whatever `epochs` is
 
 
 class Method(nn.Module):
@@ -72,6 +75,8 @@ class Method(nn.Module):
     inputs: ClassVar[frozenset[str]] = frozenset()
     # The paper's table of ablations: name -> options to change (`nolabel ablate`).
     ablations: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    # Other published recipes, `--recipe paper-NAME`; `paper_recipe` gets the name in its context.
+    paper_variants: ClassVar[tuple[str, ...]] = ()
     # Names of children whose batch norms use statistics of one rank, not of all (no SyncBN).
     own_norms: ClassVar[tuple[str, ...]] = ()
     continued = False  # whether `--init` loaded the heads as well as the backbone

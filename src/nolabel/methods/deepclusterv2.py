@@ -35,6 +35,7 @@ from torch import Tensor
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone
+from nolabel.backbones.resnet import ResNet
 from nolabel.errors import UsageError
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import prototype_scores, spherical_kmeans
@@ -90,6 +91,12 @@ class DeepClusterV2(Method, HasPrototypes):
         self.register_buffer("labels", torch.full((o.heads, o.images), UNKNOWN))
         self.register_buffer("prototypes", torch.zeros(o.heads, o.clusters, o.projection))
         self._new = StepBuffer()
+
+    @staticmethod
+    def init(backbone: Backbone) -> None:
+        """As in the official code: the last norm of each block of a ResNet starts at 1."""
+        if isinstance(backbone, ResNet):
+            backbone.start_branches_at_one()
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:

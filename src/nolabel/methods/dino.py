@@ -31,10 +31,12 @@ from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.init import init_like_dino
+from nolabel.backbones.resnet import ResNet
 from nolabel.backbones.vit import ViT
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.heads import PrototypeHead
 from nolabel.nn.losses import cross_entropy_views, target_signals
+from nolabel.nn.parameters import freeze_first_epochs
 from nolabel.nn.schedules import momentum, per_epoch_linear
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
@@ -73,10 +75,10 @@ class DINO(Method, HasPrototypes):
         student_temperature: float = 0.1  # tau_s
         teacher_temperature: float = 0.04  # tau_t after the warm-up (0.07 in the boosted recipe)
         warmup_teacher_temperature: float = 0.04  # tau_t in the first epoch
-        warmup_teacher_temperature_epochs: int = 0  # epochs in which tau_t rises linearly
+        warmup_teacher_temperature_epochs: float = 0.0  # epochs in which tau_t rises linearly
         teacher_momentum: float = 0.996  # lambda in the first step; 1 in the last
         centre_momentum: float = 0.9  # m, weight of the old centre
-        freeze_last_layer: int = 1  # first epochs, in which the prototypes are frozen
+        freeze_last_layer: float = 1.0  # first epochs, in which the prototypes are frozen
         drop_path: float = 0.1  # stochastic depth of the student; the teacher has none
         global_scale: tuple[float, float] = (0.4, 1.0)  # area of the two global crops, as share
         local_scale: tuple[float, float] = (0.05, 0.4)  # area of the local crops, as share
@@ -106,11 +108,12 @@ class DINO(Method, HasPrototypes):
         """As in the official code, but Xavier-uniform matrices in narrow ViTs."""
         if isinstance(backbone, ViT):
             init_like_dino(backbone.net)
+        elif isinstance(backbone, ResNet):
+            backbone.start_branches_at_one()
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
-        o = options
-        return multi_crop(image_size, o, blur=o.blur, solarise=o.solarise, local_blur=o.local_blur)
+        return multi_crop(image_size, options)
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         crops, b = batch.views["global"], batch.size  # [2, B, C, H, W]
@@ -146,9 +149,8 @@ class DINO(Method, HasPrototypes):
         return momentum(self.options.teacher_momentum, clock)
 
     def before_update(self, clock: Clock) -> None:
-        if clock.epoch < self.options.freeze_last_layer:
-            for p in self.student.head.last_layer.parameters():
-                p.grad = None
+        head = self.student.head.last_layer
+        freeze_first_epochs((head,), self.options.freeze_last_layer, clock)
 
     def after_update(self, clock: Clock) -> None:
         self.teacher.follow(self.student, self.momentum(clock))
@@ -161,7 +163,15 @@ class DINO(Method, HasPrototypes):
 
     @classmethod
     def paper_recipe(cls, context: RecipeContext) -> Recipe:
-        """ViT-S/16, 100 epochs, batch 1024."""
+        """ViT-S/16, 100 epochs, batch 1024; ResNet-50, 100 epochs, batch 512, SGD."""
+        if context.conv:
+            batch = context.batch_size or 512
+            optim = Optim(
+                name="sgd", lr=0.03 * batch / 256, warmup_epochs=10, lr_end=1e-6,
+                weight_decay=1e-4, clip=3.0, clip_by="tensor",
+            )  # fmt: skip
+            options = cls.Options(drop_path=0.0, global_scale=(0.14, 1.0), local_scale=(0.05, 0.14))
+            return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
         batch = context.batch_size or 1024
         optim = Optim(
             lr=5e-4 * batch / 256, warmup_epochs=10, lr_end=1e-6, weight_decay=0.04,

@@ -42,17 +42,21 @@ from nolabel.nn.koleo import koleo
 from nolabel.nn.losses import cross_entropy_views, target_signals
 from nolabel.nn.masked import PrototypeLogits, masked_cross_entropy
 from nolabel.nn.masks import block_masks
+from nolabel.nn.parameters import freeze_first_epochs
 from nolabel.nn.schedules import linear, momentum
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan
 from nolabel.views.standard import multi_crop
 
+OFFICIAL_EPOCH = 1250  # steps
+
 
 class DINOv2(Method, HasPrototypes):
     """iBOT made robust: Sinkhorn targets, KoLeo, untied heads, dropped samples."""
 
     needs = frozenset({"mask", "any_size", "attention"})
+    paper_variants = ("short",)
     ablations: ClassVar[Any] = {  # backwards through table 1 of the paper
         "no KoLeo": {"koleo": 0.0}, "centring": {"centring": "centre"},
         "shared head": {"shared_head": True}, "no LayerScale": {"layer_scale": 0.0},
@@ -75,21 +79,16 @@ class DINOv2(Method, HasPrototypes):
         patch_weight: float = 1.0  # weight of L_iBOT
         koleo: float = 0.1  # weight of L_KoLeo
         masked: float = 0.5  # share of the global crops that are masked
-        mask_ratio: tuple[float, float] = (
-            0.1,
-            0.5,
-        )  # least and largest share of patches masked in those
+        mask_ratio: tuple[float, float] = (0.1, 0.5)  # least and largest share of masked patches
         student_temperature: float = 0.1  # tau_s
         teacher_temperature: float = 0.07  # tau_t after the warm-up
         warmup_teacher_temperature: float = 0.04  # tau_t at the first step
-        warmup_teacher_temperature_epochs: int = (
-            30  # epochs in which tau_t rises linearly, step by step
-        )
+        warmup_teacher_temperature_epochs: float = 30.0  # epochs in which tau_t rises, step by step
         teacher_momentum: float = 0.994  # EMA momentum in the first step; 1 in the last
-        freeze_last_layer: int = 1  # first epochs, in which the prototypes are frozen
+        freeze_last_layer: float = 1.0  # first epochs, in which the prototypes are frozen
         drop_path: float = 0.4  # share of samples that a branch drops; not in the teacher
         layer_scale: float = 1e-5  # initial LayerScale; 0 = no LayerScale
-        swiglu: bool = False  # gated MLPs (the giant model)
+        swiglu: bool = False  # gated MLPs (the large and the giant model)
         registers: int = 0  # extra tokens beside the class token (4 in the models with registers)
         chunk: int = 0  # rows of patch logits in memory at a time (slower); 0 = all
         global_scale: tuple[float, float] = (0.32, 1.0)  # area of the two global crops, as share
@@ -139,12 +138,10 @@ class DINOv2(Method, HasPrototypes):
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
-        o = options
-        return multi_crop(image_size, o, blur=o.blur, solarise=o.solarise, local_blur=o.local_blur)
+        return multi_crop(image_size, options)
 
     def draw_masks(self, n: int, grid: tuple[int, int]) -> Tensor:
-        """Masks bool [n, P] of n global crops: a share `masked` of them, one ratio from each
-        bin."""
+        """Masks bool [n, P] of n global crops: a share `masked`, one ratio from each bin."""
         o, random = self.options, KeyedRandom(n // 2, 2)
         rng, chosen = random.global_generator(), int(random.total * o.masked)
         low, high = o.mask_ratio
@@ -201,14 +198,12 @@ class DINOv2(Method, HasPrototypes):
     def teacher_temperature(self, clock: Clock) -> float:
         """tau_t of this step."""
         o = self.options
-        last = max(o.warmup_teacher_temperature_epochs * clock.steps_per_epoch - 1, 0)
+        last = max(round(o.warmup_teacher_temperature_epochs * clock.steps_per_epoch) - 1, 0)
         return linear(o.warmup_teacher_temperature, o.teacher_temperature, clock.step, last)
 
     def before_update(self, clock: Clock) -> None:
-        if clock.epoch < self.options.freeze_last_layer:
-            for head in (self.student.head, self.student.patch_head):
-                for p in head.last_layer.parameters():
-                    p.grad = None
+        heads = (self.student.head.last_layer, self.student.patch_head.last_layer)
+        freeze_first_epochs(heads, self.options.freeze_last_layer, clock)
 
     def after_update(self, clock: Clock) -> None:
         self.teacher.follow(self.student, momentum(self.options.teacher_momentum, clock))
@@ -221,11 +216,22 @@ class DINOv2(Method, HasPrototypes):
 
     @classmethod
     def paper_recipe(cls, context: RecipeContext) -> Recipe:
-        """ViT-L/14 on LVD-142M, 500 "epochs" of 1,250 steps, batch 2048."""
-        batch = context.batch_size or 2048
+        """ViT-L/14 on LVD-142M, batch 3072; "short": ViT-L/16 on ImageNet-1k, batch 2048."""
+        short = context.variant == "short"
+        batch = context.batch_size or (2048 if short else 3072)
+        epoch = OFFICIAL_EPOCH / max(context.images // batch, 1)  # in passes over the data
         optim = Optim(
-            lr=2e-4 * (batch / 1024) ** 0.5, warmup_epochs=80, lr_end=1e-6, lr_patch=0.2,
-            weight_decay=0.04, weight_decay_end=0.2, clip=3.0, clip_by="module",
+            lr=(4e-3 if short else 2e-4) * (batch / 1024) ** 0.5, lr_end=1e-6, lr_patch=0.2,
+            warmup_epochs=(10 if short else 80) * epoch, layer_decay=0.9 if short else 1.0,
+            weight_decay=0.04, weight_decay_end=0.4 if short else 0.2, clip=3.0, clip_by="module",
         )  # fmt: skip
-        options = cls.Options(local_size=context.round_to_patches(98))
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=500)
+        size: dict[str, Any] = {
+            "prototypes": 65536, "shared_head": True, "bottleneck": 256, "centring": "centre",
+            "drop_path": 0.3, "teacher_momentum": 0.992,
+        } if short else {"swiglu": True}  # fmt: skip
+        options = cls.Options(
+            local_size=context.round_to_patches(96 if short else 98), freeze_last_layer=epoch,
+            warmup_teacher_temperature_epochs=30 * epoch, **size,
+        )  # fmt: skip
+        steps = (100 if short else 500) * OFFICIAL_EPOCH
+        return Recipe(options=options, optim=optim, batch_size=batch, epochs=1, steps=steps)

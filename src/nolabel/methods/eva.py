@@ -127,6 +127,7 @@ class EVA(Method):
         """ViT-g/14, 150 epochs, batch 4096."""
         batch = context.batch_size or 4096
         optim = Optim(
-            lr=1e-3, warmup_epochs=2, lr_end=1e-5, weight_decay=0.05, beta2=0.98, eps=1e-6
-        )
+            lr=1e-3, warmup_epochs=2, lr_end=1e-5, weight_decay=0.05, beta2=0.98, eps=1e-6,
+            clip=3.0,
+        )  # fmt: skip
         return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=150)

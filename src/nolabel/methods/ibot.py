@@ -41,6 +41,7 @@ from nolabel.nn.keyed_random import KeyedRandom
 from nolabel.nn.losses import cross_entropy_views, target_signals
 from nolabel.nn.masked import PrototypeLogits, masked_cross_entropy
 from nolabel.nn.masks import block_masks, random_masks
+from nolabel.nn.parameters import freeze_first_epochs
 from nolabel.nn.schedules import momentum, per_epoch_linear
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
@@ -69,19 +70,16 @@ class IBOT(Method, HasPrototypes):
         class_weight: float = 1.0  # lambda_1
         patch_weight: float = 1.0  # lambda_2
         masked: float = 0.5  # probability that a global crop is masked
-        mask_ratio: tuple[float, float] = (
-            0.1,
-            0.5,
-        )  # least and largest share of patches masked in those
+        mask_ratio: tuple[float, float] = (0.1, 0.5)  # least and largest share of masked patches
         mask_shape: str = "block"  # block or random (slightly better for ViT-B and L)
         student_temperature: float = 0.1  # tau_s
         teacher_temperature: float = 0.07  # tau_t of the class token after the warm-up
         patch_temperature: float = 0.07  # tau_t of the patches after the warm-up
         warmup_teacher_temperature: float = 0.04  # both tau_t in the first epoch
-        warmup_teacher_temperature_epochs: int = 30  # epochs in which tau_t rises linearly
+        warmup_teacher_temperature_epochs: float = 30.0  # epochs in which tau_t rises linearly
         teacher_momentum: float = 0.996  # lambda in the first step; 1 in the last
         centre_momentum: float = 0.9  # of both centres
-        freeze_last_layer: int = 1  # first epochs, in which the prototypes are frozen
+        freeze_last_layer: float = 1.0  # first epochs, in which the prototypes are frozen
         drop_path: float = 0.1  # stochastic depth of the student; the teacher has none
         chunk: int = 0  # rows of patch logits in memory at a time (slower); 0 = all
         global_scale: tuple[float, float] = (0.25, 1.0)  # area of the two global crops, as share
@@ -126,8 +124,7 @@ class IBOT(Method, HasPrototypes):
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
-        o = options
-        return multi_crop(image_size, o, blur=o.blur, solarise=o.solarise, local_blur=o.local_blur)
+        return multi_crop(image_size, options)
 
     def draw_masks(self, n: int, grid: tuple[int, int]) -> Tensor:
         """Masks bool [n, P] of n global crops."""
@@ -191,10 +188,8 @@ class IBOT(Method, HasPrototypes):
         return momentum(self.options.teacher_momentum, clock)
 
     def before_update(self, clock: Clock) -> None:
-        if clock.epoch < self.options.freeze_last_layer:
-            for head in (self.student.head, self.student.patch_head):
-                for p in head.last_layer.parameters():
-                    p.grad = None
+        heads = (self.student.head.last_layer, self.student.patch_head.last_layer)
+        freeze_first_epochs(heads, self.options.freeze_last_layer, clock)
 
     def after_update(self, clock: Clock) -> None:
         self.teacher.follow(self.student, self.momentum(clock))

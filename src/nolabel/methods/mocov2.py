@@ -35,6 +35,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
+from nolabel.backbones.resnet import ResNet
 from nolabel.device import in_fp32
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import encode_shuffled, pair_signals
@@ -84,6 +85,12 @@ class MoCoV2(Method):
         )
         self.key = Ema(self.query)  # initially equal
         self.queue = Queue(o.queue, o.projection)
+
+    @staticmethod
+    def init(backbone: Backbone) -> None:
+        """As in the official code: the last norm of each block of a ResNet starts at 1."""
+        if isinstance(backbone, ResNet):
+            backbone.start_branches_at_one()
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:

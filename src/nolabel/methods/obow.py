@@ -45,6 +45,7 @@ from torch import Tensor, nn
 
 from nolabel import distributed
 from nolabel.backbones.base import Backbone, probe_layers
+from nolabel.backbones.resnet import ResNet
 from nolabel.device import in_fp32
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.assignment import prototype_scores
@@ -131,6 +132,12 @@ class OBoW(Method):
         )
         self.register_buffer("spread", torch.ones(len(dims)))
         self._spreads = StepBuffer()
+
+    @staticmethod
+    def init(backbone: Backbone) -> None:
+        """As in the official code: the last norm of each block of a ResNet starts at 1."""
+        if isinstance(backbone, ResNet):
+            backbone.start_branches_at_one()
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:

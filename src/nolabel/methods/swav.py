@@ -33,6 +33,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
+from nolabel.backbones.resnet import ResNet
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import prototype_scores, sinkhorn
 from nolabel.nn.losses import cross_entropy_views, target_signals
@@ -60,7 +61,7 @@ class SwAV(Method, HasPrototypes):
         epsilon: float = 0.05  # epsilon of the assignment; larger is softer
         iterations: int = 3  # of Sinkhorn-Knopp
         queue: int = 0  # earlier embeddings in the assignment (3840 at batch 256); 0 = none
-        queue_from_epoch: int = 15  # first epoch in which the queue is filled
+        queue_from_epoch: float = 15.0  # epochs before the queue is filled
         freeze_prototypes: int = 313  # first steps, in which the prototypes are frozen
         global_scale: tuple[float, float] = (0.14, 1.0)  # area of the two global crops, as share
         local_scale: tuple[float, float] = (0.05, 0.14)  # area of the local crops, as share
@@ -83,6 +84,12 @@ class SwAV(Method, HasPrototypes):
             [Queue(o.queue, o.projection) for _ in range(2)] if o.queue else []
         )
 
+    @staticmethod
+    def init(backbone: Backbone) -> None:
+        """As in the official code: the last norm of each block of a ResNet starts at 1."""
+        if isinstance(backbone, ResNet):
+            backbone.start_branches_at_one()
+
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
         o = options
@@ -101,10 +108,15 @@ class SwAV(Method, HasPrototypes):
         scores = prototype_scores(z, self.prototypes.weight)  # [V, B, K]
         targets = torch.stack([self._assign(t, z[t], scores[t]) for t in range(2)])
         loss = cross_entropy_views(targets, scores / o.temperature)
-        if self.queues and clock.epoch >= o.queue_from_epoch:
+        if self.queue_fills(clock):
             for queue, new in zip(self.queues, z[:2], strict=True):
                 queue.observe(new, clock.step)
         return Step(loss, target_signals(targets), features=h[0][:b].detach())
+
+    def queue_fills(self, clock: Clock) -> bool:
+        """Whether there is a queue, and it is filled by now."""
+        begin = self.options.queue_from_epoch * clock.steps_per_epoch
+        return bool(self.queues) and clock.step >= begin
 
     @torch.no_grad()
     def _assign(self, t: int, z: Tensor, scores: Tensor) -> Tensor:
@@ -130,7 +142,7 @@ class SwAV(Method, HasPrototypes):
 
     def after_update(self, clock: Clock) -> None:
         self.normalise_prototypes()
-        if self.queues and clock.epoch >= self.options.queue_from_epoch:
+        if self.queue_fills(clock):
             for queue in self.queues:
                 queue.update()
 
@@ -140,14 +152,20 @@ class SwAV(Method, HasPrototypes):
 
     @classmethod
     def paper_recipe(cls, context: RecipeContext) -> Recipe:
-        """ResNet-50, 800 epochs, batch 4096, SGD with LARC; up to batch 256 with the queue."""
+        """ResNet-50, 800 epochs, batch 4096, SGD with LARC; up to batch 256 400 epochs with the
+        queue, a higher rate for each image and no warm-up."""
         batch = context.batch_size or 4096
+        if batch <= 256:
+            lr = 0.6 * batch / 256
+            optim = Optim(
+                name="larc", lr=lr, warmup_epochs=0, lr_end=lr / 1000, weight_decay=1e-6,
+                decay_all=True,
+            )  # fmt: skip
+            options = cls.Options(queue=3840, freeze_prototypes=5005)
+            return Recipe(options=options, optim=optim, batch_size=batch, epochs=400)
         lr = 4.8 * batch / 4096
         optim = Optim(
             name="larc", lr=lr, lr_start=lr / 16, warmup_epochs=10, lr_end=lr / 1000,
             weight_decay=1e-6, decay_all=True,
         )  # fmt: skip
-        options = cls.Options()
-        if batch <= 256:
-            options = cls.Options(queue=3840, freeze_prototypes=5005)
-        return Recipe(options=options, optim=optim, batch_size=batch, epochs=800)
+        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=800)

@@ -45,7 +45,10 @@ def momentum(start: float, clock: Clock) -> float:
     return cosine(start, 1.0, clock.step, clock.total)
 
 
-def per_epoch_linear(start: float, end: float, warmup_epochs: int, clock: Clock) -> float:
+def per_epoch_linear(start: float, end: float, warmup_epochs: float, clock: Clock) -> float:
     """Linear from `start` in epoch 0 to `end` in epoch warmup_epochs - 1, constant within an epoch
-    and afterwards (DINO's teacher temperature)."""
+    and afterwards (DINO's teacher temperature); of a fraction of epochs, step by step."""
+    if warmup_epochs % 1:
+        last = max(round(warmup_epochs * clock.steps_per_epoch) - 1, 1)
+        return linear(start, end, clock.step, last)
     return linear(start, end, clock.epoch, max(warmup_epochs - 1, 1)) if warmup_epochs > 0 else end

@@ -1,8 +1,8 @@
 """Recipes: a method's options, optimiser, batch size and length, for a given context.
 
-There are two recipes of each method. "paper" is defined with the method (`Method.paper_recipe`).
-"auto" is the module of this package that has the method's name. A user's own method defines
-`automatic_recipe`, or takes `general`.
+"paper", and "paper-NAME" where there is more than one, are on the method's page
+(`Method.paper_recipe`); "auto" is the module of this package that has the method's name. A user's
+own method gives its own by `automatic_recipe`, or takes `general`.
 
 Each module's docstring gives the measured results of its recipe, from
 benchmarks/results/methods.json (`python benchmarks/methods.py`): images of 32 pixels, as many steps
@@ -14,13 +14,14 @@ standard deviation over the seeds; in brackets that of the same network before t
 
 from __future__ import annotations
 
+import dataclasses
 from importlib import import_module
 from typing import Protocol, cast
 
 from nolabel.errors import UsageError, unknown
 from nolabel.methods import METHODS
 from nolabel.methods.base import Method, Recipe, RecipeContext
-from nolabel.recipes.choices import batch_size
+from nolabel.recipes.choices import batch_size, epoch_steps
 from nolabel.recipes.network import (
     default_image_size,
     default_network,
@@ -35,6 +36,7 @@ __all__ = [
     "default_network",
     "default_patch",
     "general",
+    "is_name",
     "limited_warmup",
     "paper",
     "recipe",
@@ -51,14 +53,23 @@ class _Module(Protocol):
 
 
 def recipe(method: type[Method], name: str, context: RecipeContext) -> Recipe:
-    """The recipe "auto" or "paper" of a method.
+    """The recipe of a method that has this name: "auto", "paper" or "paper-VARIANT".
 
     Raises:
         UsageError: another name.
     """
-    if name not in NAMES:
-        raise unknown("recipe", name, NAMES)
-    return (paper if name == "paper" else automatic)(method, context)
+    names = (*NAMES, *(f"paper-{variant}" for variant in method.paper_variants))
+    if name not in names:
+        raise unknown("recipe", name, names)
+    if name == "auto":
+        return automatic(method, context)
+    variant = name.removeprefix("paper").removeprefix("-")
+    return paper(method, dataclasses.replace(context, variant=variant))
+
+
+def is_name(recipe: str) -> bool:
+    """Whether a setting names a recipe of this package, not a file."""
+    return recipe in NAMES or recipe.startswith("paper-")
 
 
 def paper(method: type[Method], context: RecipeContext) -> Recipe:
@@ -68,11 +79,21 @@ def paper(method: type[Method], context: RecipeContext) -> Recipe:
 
 
 def automatic(method: type[Method], context: RecipeContext) -> Recipe:
-    """The automatic recipe, which depends on the data and the network.
+    """Settings chosen for the data, the network, the machine and the length.
 
-    A subclass of a built-in method takes that method's recipe, with its own Options.
+    A class derived from a built-in method takes that method's, with its own Options. The warm-up is
+    at most a tenth of a run whose length is known.
     """
     _refuse_old_name(method)
+    found = _automatic(method, context)
+    if context.steps is None:
+        return found
+    per_epoch = epoch_steps(context, found.batch_size)
+    optim = limited_warmup(found.optim, context.steps, per_epoch)
+    return dataclasses.replace(found, optim=optim)
+
+
+def _automatic(method: type[Method], context: RecipeContext) -> Recipe:
     if (own := method.automatic_recipe(context)) is not None:
         return own
     for base in method.__mro__:

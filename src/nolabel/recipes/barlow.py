@@ -10,6 +10,7 @@ from nolabel.recipes.choices import (
     blur_sigma,
     colour_jitter,
     grey_probability,
+    is_brief,
     is_small,
 )
 
@@ -25,9 +26,10 @@ def automatic(method: type[BarlowTwins], context: RecipeContext) -> Recipe:
         vit_pico     creatures      23.9 ± 0.3  (18.8)
         vit_pico     fashion-mnist  65.6 ± 0.7  (56.8)
     """
-    small = is_small(context)
+    small, brief = is_small(context), is_brief(context)
+    batch = batch_size(context, 128 if brief else 256, least=2)
     options = method.Options(
-        hidden=512, projection=512,
+        hidden=512 if brief else 2048, projection=512 if brief else 2048,
         scale=(0.3, 1.0) if small else (0.2, 1.0),
         jitter=colour_jitter(context, (0.4, 0.4, 0.2, 0.1)),
         grey=grey_probability(context),
@@ -35,5 +37,4 @@ def automatic(method: type[BarlowTwins], context: RecipeContext) -> Recipe:
         solarise=(0.0, 0.0) if small else (0.0, 0.2),
         blur_sigma=blur_sigma(context),
     )  # fmt: skip
-    batch = batch_size(context, 128 if small else 256, least=2)
-    return Recipe(options=options, optim=adamw(context), batch_size=batch, epochs=200)
+    return Recipe(options=options, optim=adamw(context, batch), batch_size=batch, epochs=200)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nolabel.methods.base import Recipe, RecipeContext
 from nolabel.methods.beit import BEiT
-from nolabel.recipes.choices import batch_size, is_small
+from nolabel.recipes.choices import batch_size, is_brief, is_small
 from nolabel.types import Optim
 
 
@@ -20,7 +20,7 @@ def automatic(method: type[BEiT], context: RecipeContext) -> Recipe:
     The tokenizer was a vqvae, trained for two minutes too. Two minutes are too short for BEiT to
     learn much of the prediction of tokens.
     """
-    small = is_small(context)
+    small, brief = is_small(context), is_brief(context)
     patches = (context.image_size // context.patch_size) ** 2
     options = method.Options(
         smallest_block=max(min(16, patches // 16), 1),
@@ -29,6 +29,6 @@ def automatic(method: type[BEiT], context: RecipeContext) -> Recipe:
         jitter=0.2 if small else 0.4,
     )
     optim = Optim(
-        lr=2e-3 if small else 5e-4, warmup_epochs=4, lr_end=0.0, weight_decay=0.05, clip=3.0
+        lr=2e-3 if brief else 5e-4, warmup_epochs=4, lr_end=0.0, weight_decay=0.05, clip=3.0
     )
     return Recipe(options=options, optim=optim, batch_size=batch_size(context, 128), epochs=200)

@@ -11,9 +11,14 @@ from nolabel.recipes.choices import (
     batch_size,
     blur_sigma,
     colour_jitter,
+    ema_momentum,
     grey_probability,
+    is_brief,
     is_small,
+    run_steps,
 )
+
+EPOCHS = 200
 
 
 def automatic(method: type[BYOL], context: RecipeContext) -> Recipe:
@@ -27,11 +32,12 @@ def automatic(method: type[BYOL], context: RecipeContext) -> Recipe:
         vit_pico     creatures      23.7 ± 0.3  (18.8)
         vit_pico     fashion-mnist  58.9 ± 1.6  (56.8)
     """
-    small = is_small(context)
+    small, brief = is_small(context), is_brief(context)
+    batch = batch_size(context, 64 if brief else 256, least=2)
     options = method.Options(
-        hidden=512, projection=128,
-        projection_norm=small,  # without it, the effective rank stays low for hundreds of steps
-        target_momentum=0.9 if small else 0.97,  # short runs need a faster EMA
+        hidden=512 if brief else 4096, projection=128 if brief else 256,
+        projection_norm=brief,  # in hundreds of steps few directions are learnt without
+        target_momentum=ema_momentum(run_steps(context, batch, EPOCHS), 0.45),
         scale=(0.15, 1.0) if small else (0.2, 1.0),
         jitter=colour_jitter(context, (0.4, 0.4, 0.2, 0.1)),
         grey=grey_probability(context),
@@ -39,8 +45,7 @@ def automatic(method: type[BYOL], context: RecipeContext) -> Recipe:
         solarise=(0.0, 0.0) if small else (0.0, 0.2),
         blur_sigma=blur_sigma(context),
     )  # fmt: skip
-    optim = adamw(context)
-    if small:
+    optim = adamw(context, batch)
+    if brief:
         optim = dataclasses.replace(optim, lr=3e-3)
-    batch = batch_size(context, 64 if small else 256, least=2)
-    return Recipe(options=options, optim=optim, batch_size=batch, epochs=200)
+    return Recipe(options=options, optim=optim, batch_size=batch, epochs=EPOCHS)

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from nolabel.methods.base import Recipe, RecipeContext
 from nolabel.methods.deepclusterv2 import DeepClusterV2
-from nolabel.recipes.choices import (
-    adamw,
-    batch_size,
-    blur_sigma,
-    colour_jitter,
-    grey_probability,
-    is_small,
-    local_size,
-)
+from nolabel.recipes.choices import adamw, batch_size, is_brief
+from nolabel.recipes.families import multi_crop_clusters
 
 
 def automatic(method: type[DeepClusterV2], context: RecipeContext) -> Recipe:
@@ -28,19 +21,10 @@ def automatic(method: type[DeepClusterV2], context: RecipeContext) -> Recipe:
 
     The first epoch only fills the memory bank, so short runs have few epochs of training.
     """
-    small = is_small(context)
+    batch = batch_size(context, 128, least=2)
     options = method.Options(
         images=context.images,
-        clusters=max(min(256 if small else 1000, context.images // 20), 2),
-        hidden=512,
-        local_crops=2 if small else 6,
-        local_size=local_size(context),
-        global_scale=(0.3, 1.0) if small else (0.14, 1.0),
-        local_scale=(0.1, 0.4) if small else (0.05, 0.14),
-        jitter=colour_jitter(context, (0.8, 0.8, 0.8, 0.2)),
-        grey=grey_probability(context),
-        blur=0.0 if small else 0.5,
-        blur_sigma=blur_sigma(context),
+        clusters=max(min(256 if is_brief(context) else 1000, context.images // 20), 2),
+        **multi_crop_clusters(context),
     )
-    batch = batch_size(context, 128, least=2)
-    return Recipe(options=options, optim=adamw(context), batch_size=batch, epochs=200)
+    return Recipe(options=options, optim=adamw(context, batch), batch_size=batch, epochs=200)

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 from nolabel.methods.base import Recipe, RecipeContext
 from nolabel.methods.dino import DINO
-from nolabel.recipes.choices import (
-    STRONG_HUE,
-    batch_size,
-    blur_sigma,
-    grey_probability,
-    is_small,
-    local_size,
-)
-from nolabel.types import Optim
+from nolabel.recipes.choices import batch_size, is_brief
+from nolabel.recipes.families import EPOCHS, self_distillation, self_distillation_optim
 
 
 def automatic(method: type[DINO], context: RecipeContext) -> Recipe:
@@ -30,25 +23,10 @@ def automatic(method: type[DINO], context: RecipeContext) -> Recipe:
     fashion-mnist: 82.3 (65.3), raw pixels 85.3 (benchmarks/results/fashion_mnist.json, before
     narrow ViTs started from Xavier's matrices).
     """
-    small = is_small(context)
-    batch = batch_size(context, 64 if small else 128)
-    if small:
-        options = method.Options(
-            prototypes=1024, hidden=512, bottleneck=128,
-            head_batch_norm=True,  # without it, a small ViT stays near collapse for many steps
-            teacher_momentum=0.97,  # short runs need a faster EMA
-            freeze_last_layer=0, drop_path=0.0,
-            local_crops=2, local_size=local_size(context), local_scale=(0.1, 0.4),
-            grey=grey_probability(context), jitter=STRONG_HUE,
-            blur_sigma=blur_sigma(context),
-        )  # fmt: skip
-    else:
-        options = method.Options(
-            prototypes=8192, teacher_momentum=0.99, local_size=local_size(context),
-            blur_sigma=blur_sigma(context),
-        )  # fmt: skip
-    optim = Optim(
-        lr=2e-3 if small else 5e-4 * batch / 256, warmup_epochs=2 if small else 10,
-        weight_decay=0.04, weight_decay_end=0.2, clip=3.0, clip_by="tensor",
-    )  # fmt: skip
-    return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
+    brief = is_brief(context)
+    batch = batch_size(context, 64 if brief else 128)
+    options = method.Options(
+        prototypes=1024 if brief else 8192, **self_distillation(context, batch)
+    )
+    optim = self_distillation_optim(context, 5e-4 * batch / 256, "tensor")
+    return Recipe(options=options, optim=optim, batch_size=batch, epochs=EPOCHS)

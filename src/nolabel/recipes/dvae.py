@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nolabel.methods.base import Recipe, RecipeContext
 from nolabel.methods.dvae import DVAE
-from nolabel.recipes.choices import batch_size, is_small
+from nolabel.recipes.choices import batch_size, is_brief
 from nolabel.types import Optim
 
 
@@ -21,14 +21,14 @@ def automatic(method: type[DVAE], context: RecipeContext) -> Recipe:
 
     The method is meant to train a tokenizer; its features are a by-product.
     """
-    small = is_small(context)
+    brief = is_brief(context)
     options = method.Options(
-        codes=256 if small else 2048,
+        codes=256 if brief else 2048,
         spread=8.0, first_temperature=4.0, anneal=0.9,
         kl_weight=0.1, warm=0.1, likelihood="mse",
-        decoder_dim=128 if small else 256,
-        decoder_depth=2 if small else 4,
-        decoder_heads=4 if small else 8,
+        decoder_dim=128 if brief else 256,
+        decoder_depth=2 if brief else 4,
+        decoder_heads=4 if brief else 8,
     )  # fmt: skip
-    optim = Optim(lr=2e-3 if small else 5e-4, warmup_epochs=1, lr_end=0.0, weight_decay=1e-4)
+    optim = Optim(lr=2e-3 if brief else 5e-4, warmup_epochs=1, lr_end=0.0, weight_decay=1e-4)
     return Recipe(options=options, optim=optim, batch_size=batch_size(context, 128), epochs=100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nolabel.methods.base import Recipe, RecipeContext
 from nolabel.methods.eva import EVA
-from nolabel.recipes.choices import batch_size, is_small
+from nolabel.recipes.choices import batch_size, is_brief, is_small
 from nolabel.types import Optim
 
 
@@ -19,12 +19,12 @@ def automatic(method: type[EVA], context: RecipeContext) -> Recipe:
 
     The teacher was a `resnet_nano`, trained by simclr for two minutes too.
     """
-    small = is_small(context)
+    small, brief = is_small(context), is_brief(context)
     patches = (context.image_size // context.patch_size) ** 2
     options = method.Options(
         smallest_block=max(min(16, patches // 16), 1),
         drop_path=0.0,
         scale=(0.5, 1.0) if small else (0.2, 1.0),
     )
-    optim = Optim(lr=2e-3 if small else 5e-4, warmup_epochs=2, lr_end=0.0, weight_decay=0.05)
+    optim = Optim(lr=2e-3 if brief else 5e-4, warmup_epochs=2, lr_end=0.0, weight_decay=0.05)
     return Recipe(options=options, optim=optim, batch_size=batch_size(context, 128), epochs=200)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from nolabel.methods.base import Recipe, RecipeContext
 from nolabel.methods.ibot import IBOT
-from nolabel.recipes.choices import (
-    STRONG_HUE,
-    batch_size,
-    blur_sigma,
-    grey_probability,
-    is_small,
-    local_size,
+from nolabel.recipes.choices import batch_size, is_brief, is_small
+from nolabel.recipes.families import (
+    EPOCHS,
+    self_distillation,
+    self_distillation_optim,
+    temperature_warmup,
 )
-from nolabel.types import Optim
 
 
 def automatic(method: type[IBOT], context: RecipeContext) -> Recipe:
@@ -24,26 +24,20 @@ def automatic(method: type[IBOT], context: RecipeContext) -> Recipe:
         vit_pico     creatures      21.7 ± 1.8  (19.5)
         vit_pico     fashion-mnist  63.4 ± 1.5  (56.2)
     """
-    small = is_small(context)
-    batch = batch_size(context, 64 if small else 128)
-    if small:
-        options = method.Options(
-            prototypes=1024, patch_prototypes=512, shared_head=False, hidden=512, bottleneck=128,
-            head_batch_norm=True, teacher_momentum=0.97,
-            teacher_temperature=0.04, warmup_teacher_temperature_epochs=0,
-            freeze_last_layer=0, drop_path=0.0,
-            patch_weight=0.2,  # with 1, patch contents are learnt first, for many steps
-            local_crops=2, local_size=local_size(context),
-            global_scale=(0.4, 1.0), local_scale=(0.1, 0.4),
-            grey=grey_probability(context), jitter=STRONG_HUE, blur_sigma=blur_sigma(context),
+    brief = is_brief(context)
+    batch = batch_size(context, 64 if brief else 128)
+    options = method.Options(
+        **self_distillation(context, batch), **temperature_warmup(context, batch)
+    )
+    if is_small(context):
+        options = dataclasses.replace(options, global_scale=(0.4, 1.0))
+    if brief:
+        options = dataclasses.replace(
+            options, prototypes=1024, patch_prototypes=512, shared_head=False,
+            teacher_temperature=0.04,
+            patch_weight=0.2,  # else the pixels of small patches are learnt first and for long
         )  # fmt: skip
     else:
-        options = method.Options(
-            teacher_momentum=0.99, local_crops=8, local_size=local_size(context),
-            blur_sigma=blur_sigma(context),
-        )  # fmt: skip
-    optim = Optim(
-        lr=2e-3 if small else 5e-4 * batch / 256, warmup_epochs=2 if small else 10,
-        weight_decay=0.04, weight_decay_end=0.2, clip=3.0, clip_by="tensor",
-    )  # fmt: skip
-    return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
+        options = dataclasses.replace(options, local_crops=8)
+    optim = self_distillation_optim(context, 5e-4 * batch / 256, "tensor")
+    return Recipe(options=options, optim=optim, batch_size=batch, epochs=EPOCHS)

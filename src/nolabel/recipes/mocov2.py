@@ -9,9 +9,14 @@ from nolabel.recipes.choices import (
     batch_size,
     blur_sigma,
     colour_jitter,
+    ema_momentum,
     grey_probability,
+    is_brief,
     is_small,
+    run_steps,
 )
+
+EPOCHS = 200
 
 
 def automatic(method: type[MoCoV2], context: RecipeContext) -> Recipe:
@@ -25,16 +30,16 @@ def automatic(method: type[MoCoV2], context: RecipeContext) -> Recipe:
         vit_pico     creatures      20.9 ± 2.0  (18.8)
         vit_pico     fashion-mnist  62.6 ± 1.1  (56.8)
     """
-    small = is_small(context)
+    small, brief = is_small(context), is_brief(context)
+    batch = batch_size(context, 256, least=2)
     options = method.Options(
         queue=max(min(4096, context.images // 4), 2),
-        key_momentum=0.99,  # short runs need a faster EMA
-        hidden=512,
+        key_momentum=ema_momentum(run_steps(context, batch, EPOCHS), 1.0),
+        hidden=512 if brief else 2048,
         scale=(0.3, 1.0) if small else (0.2, 1.0),
         jitter=colour_jitter(context, (0.4, 0.4, 0.4, 0.1)),
         grey=grey_probability(context),
         blur=0.0 if small else 0.5,
         blur_sigma=blur_sigma(context),
     )
-    batch = batch_size(context, 256, least=2)
-    return Recipe(options=options, optim=adamw(context), batch_size=batch, epochs=200)
+    return Recipe(options=options, optim=adamw(context, batch), batch_size=batch, epochs=EPOCHS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from nolabel.methods.base import Recipe, RecipeContext
 from nolabel.methods.mocov3 import MoCoV3
 from nolabel.recipes.choices import (
@@ -9,9 +11,14 @@ from nolabel.recipes.choices import (
     batch_size,
     blur_sigma,
     colour_jitter,
+    ema_momentum,
     grey_probability,
+    is_brief,
     is_small,
+    run_steps,
 )
+
+EPOCHS = 200
 
 
 def automatic(method: type[MoCoV3], context: RecipeContext) -> Recipe:
@@ -25,10 +32,11 @@ def automatic(method: type[MoCoV3], context: RecipeContext) -> Recipe:
         vit_pico     creatures      24.4 ± 0.5  (23.1)
         vit_pico     fashion-mnist  67.7 ± 0.2  (59.8)
     """
-    small = is_small(context)
+    small, brief = is_small(context), is_brief(context)
+    batch = batch_size(context, 256, least=2)
     options = method.Options(
-        hidden=512, projection=128,
-        key_momentum=0.97,  # short runs need a faster EMA
+        hidden=512 if brief else 4096, projection=128 if brief else 256,
+        key_momentum=ema_momentum(run_steps(context, batch, EPOCHS), 0.5),
         scale=(0.3, 1.0) if small else (0.2, 1.0),
         jitter=colour_jitter(context, (0.4, 0.4, 0.2, 0.1)),
         grey=grey_probability(context),
@@ -36,5 +44,7 @@ def automatic(method: type[MoCoV3], context: RecipeContext) -> Recipe:
         solarise=(0.0, 0.0) if small else (0.0, 0.2),
         blur_sigma=blur_sigma(context),
     )  # fmt: skip
-    batch = batch_size(context, 256, least=2)
-    return Recipe(options=options, optim=adamw(context), batch_size=batch, epochs=200)
+    optim = adamw(context, batch)
+    if not brief and not context.conv:
+        optim = dataclasses.replace(optim, lr=1.5e-4 * batch / 256)  # the paper's, for stability
+    return Recipe(options=options, optim=optim, batch_size=batch, epochs=EPOCHS)

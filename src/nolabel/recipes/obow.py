@@ -9,10 +9,15 @@ from nolabel.recipes.choices import (
     batch_size,
     blur_sigma,
     colour_jitter,
+    ema_momentum,
     grey_probability,
+    is_brief,
     is_small,
     local_size,
+    run_steps,
 )
+
+EPOCHS = 200
 
 
 def automatic(method: type[OBoW], context: RecipeContext) -> Recipe:
@@ -26,17 +31,18 @@ def automatic(method: type[OBoW], context: RecipeContext) -> Recipe:
         vit_pico     creatures      23.2 ± 1.6  (18.8)
         vit_pico     fashion-mnist  61.2 ± 1.4  (56.8)
     """
-    small = is_small(context)
+    small, brief = is_small(context), is_brief(context)
+    batch = batch_size(context, 64 if brief else 128, least=2)
     options = method.Options(
-        words=512 if small else 2048,
-        levels=3 if small and context.conv else 2,  # the last feature maps have few positions
-        spread_momentum=0.9 if small else 0.99,
+        words=512 if brief else 2048,
+        levels=3 if brief and context.conv else 2,  # the last maps have few positions
+        spread_momentum=0.9 if brief else 0.99,
         # The scale of a small network's features is not ResNet-50's.
-        kappa=1.0 if small else 8.0,
-        teacher_momentum=0.97,  # short runs need a faster EMA
+        kappa=1.0 if brief else 8.0,
+        teacher_momentum=ema_momentum(run_steps(context, batch, EPOCHS), 0.5),
         global_size=context.image_size if small else context.round_to_patches(160),
         local_size=local_size(context),
-        local_crops=2 if small else 5,
+        local_crops=2 if brief else 5,
         global_scale=(0.3, 1.0) if small else (0.08, 0.6),
         local_scale=(0.1, 0.4) if small else (0.08, 0.14),
         jitter=colour_jitter(context, (0.4, 0.4, 0.4, 0.1)),
@@ -46,5 +52,4 @@ def automatic(method: type[OBoW], context: RecipeContext) -> Recipe:
         blur=0.0 if small else 0.5,
         blur_sigma=blur_sigma(context),
     )
-    batch = batch_size(context, 64 if small else 128, least=2)
-    return Recipe(options=options, optim=adamw(context), batch_size=batch, epochs=200)
+    return Recipe(options=options, optim=adamw(context, batch), batch_size=batch, epochs=EPOCHS)

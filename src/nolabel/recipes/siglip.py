@@ -6,7 +6,7 @@ import math
 
 from nolabel.methods.base import Recipe, RecipeContext
 from nolabel.methods.siglip import SigLIP
-from nolabel.recipes.choices import batch_size, is_small
+from nolabel.recipes.choices import batch_size, is_brief, is_small
 from nolabel.types import Optim
 
 
@@ -22,19 +22,19 @@ def automatic(method: type[SigLIP], context: RecipeContext) -> Recipe:
     With text (benchmarks/results/image_text.json, 4 minutes of a CPU thread, `creatures`): 17.2 %
     zero-shot accuracy over 10 classes; image-to-caption retrieval R@1 22.8 % (chance 0.2 %).
     """
-    small = is_small(context)
+    small, brief = is_small(context), is_brief(context)
     batch = batch_size(context, 256, least=2)
     options = method.Options(
-        vocabulary=8192, context=32 if small else 64,
-        projection=128 if small else 512,
-        text_dim=128 if small else 512,
-        text_depth=2 if small else 6,
-        text_heads=4 if small else 8,
-        # Short runs change it little, so it starts at the prior of a positive pair.
+        vocabulary=8192, context=32 if brief else 64,
+        projection=128 if brief else 512,
+        text_dim=128 if brief else 512,
+        text_depth=2 if brief else 6,
+        text_heads=4 if brief else 8,
+        # It hardly moves in few steps: it starts where a batch of this size wants it.
         bias=-math.log(batch),
         scale=(0.6, 1.0) if small else (0.5, 1.0),
     )  # fmt: skip
     optim = Optim(
-        lr=1e-3 if small else 5e-4, warmup_epochs=2, lr_end=0.0, weight_decay=0.05, beta2=0.95
+        lr=1e-3 if brief else 5e-4, warmup_epochs=2, lr_end=0.0, weight_decay=0.05, beta2=0.95
     )
     return Recipe(options=options, optim=optim, batch_size=batch, epochs=50)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from nolabel.methods.base import Recipe, RecipeContext
 from nolabel.methods.simclr import SimCLR
-from nolabel.recipes.choices import adamw, batch_size, blur_sigma, grey_probability, is_small
+from nolabel.recipes.choices import (
+    adamw,
+    batch_size,
+    blur_sigma,
+    grey_probability,
+    is_brief,
+    is_small,
+)
 
 
 def automatic(method: type[SimCLR], context: RecipeContext) -> Recipe:
@@ -23,10 +30,11 @@ def automatic(method: type[SimCLR], context: RecipeContext) -> Recipe:
     of 8, ten minutes of two cores on fashion-mnist: 81.0 (65.3), raw pixels 85.3
     (benchmarks/results/fashion_mnist.json, before narrow ViTs started from Xavier's matrices).
     """
-    small = is_small(context)
+    small, brief = is_small(context), is_brief(context)
+    batch = batch_size(context, 256, least=2)
     options = method.Options(
         temperature=0.2,
-        hidden=512,
+        hidden=512 if brief else 2048,
         scale=(0.3, 1.0) if small else (0.2, 1.0),
         strength=0.4 if small else 0.5,
         hue=1.0 if small else 0.2,  # strong hue, as in `colour_jitter`
@@ -34,5 +42,4 @@ def automatic(method: type[SimCLR], context: RecipeContext) -> Recipe:
         blur=0.0 if small else 0.5,
         blur_sigma=blur_sigma(context),
     )
-    batch = batch_size(context, 256, least=2)
-    return Recipe(options=options, optim=adamw(context), batch_size=batch, epochs=200)
+    return Recipe(options=options, optim=adamw(context, batch), batch_size=batch, epochs=200)

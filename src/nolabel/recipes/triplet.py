@@ -10,6 +10,7 @@ from nolabel.recipes.choices import (
     blur_sigma,
     colour_jitter,
     grey_probability,
+    is_brief,
     is_small,
 )
 
@@ -25,15 +26,15 @@ def automatic(method: type[Triplet], context: RecipeContext) -> Recipe:
         vit_pico     creatures      27.2 ± 1.3  (18.8)
         vit_pico     fashion-mnist  66.6 ± 0.5  (56.8)
     """
-    small = is_small(context)
+    small, brief = is_small(context), is_brief(context)
+    batch = batch_size(context, 256, least=2)
     options = method.Options(
         margin=0.3,
-        hidden=512,
+        hidden=512 if brief else 2048,
         scale=(0.3, 1.0) if small else (0.2, 1.0),
         jitter=colour_jitter(context, (0.4, 0.4, 0.4, 0.1)),
         grey=grey_probability(context),
         blur=0.0 if small else 0.5,
         blur_sigma=blur_sigma(context),
     )
-    batch = batch_size(context, 256, least=2)
-    return Recipe(options=options, optim=adamw(context), batch_size=batch, epochs=200)
+    return Recipe(options=options, optim=adamw(context, batch), batch_size=batch, epochs=200)

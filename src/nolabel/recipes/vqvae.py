@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nolabel.methods.base import Recipe, RecipeContext
 from nolabel.methods.vqvae import VQVAE
-from nolabel.recipes.choices import batch_size, is_small
+from nolabel.recipes.choices import batch_size, is_brief
 from nolabel.types import Optim
 
 
@@ -21,10 +21,10 @@ def automatic(method: type[VQVAE], context: RecipeContext) -> Recipe:
 
     The method is meant to train a tokenizer; its features are a by-product.
     """
-    small = is_small(context)
-    if small:
+    brief = is_brief(context)
+    if brief:
         options = method.Options(code_dim=32, decoder_dim=128, decoder_depth=2, decoder_heads=4)
     else:
         options = method.Options(codes=2048, code_dim=32)
-    optim = Optim(lr=2e-3 if small else 5e-4, warmup_epochs=1, lr_end=0.0, weight_decay=0.0)
+    optim = Optim(lr=2e-3 if brief else 5e-4, warmup_epochs=1, lr_end=0.0, weight_decay=0.0)
     return Recipe(options=options, optim=optim, batch_size=batch_size(context, 128), epochs=100)

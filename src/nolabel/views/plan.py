@@ -7,8 +7,9 @@ holds no tensors, so it can be printed, compared, saved and built without torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nolabel.errors import UsageError
 from nolabel.views.view import View
@@ -92,11 +93,11 @@ class ViewPlan:
     ) -> ViewPlan:
         """The plan with these probabilities in every view; None leaves each view's own."""
         asked = {"flip": flip, "vertical_flip": vertical_flip, "quarter_turns": quarter_turns}
-        new: Mapping[str, float] = {k: v for k, v in asked.items() if v is not None}
+        new: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
         return replace(self, views=tuple(replace(v, **new) for v in self.views))
 
     @property
-    def orientation(self) -> dict[str, float | None]:
+    def orientation(self) -> dict[str, Any]:
         """The probabilities of `with_orientation` that all views share; None where they differ."""
         return {
             name: values.pop() if len(values) == 1 else None

@@ -38,9 +38,9 @@ def multi_crop(
     image_size: int,
     options: Any,
     *,
-    blur: tuple[float, ...],
-    solarise: tuple[float, ...],
-    local_blur: float,
+    blur: tuple[float, ...] | None = None,
+    solarise: tuple[float, ...] | None = None,
+    local_blur: float | None = None,
     interpolation: str = "bicubic",
 ) -> ViewPlan:
     """Two global crops "global" and several small ones "local", as in SwAV and DINO.
@@ -49,11 +49,15 @@ def multi_crop(
         image_size: side of the global crops in pixels.
         options: the method's, with the fields global_scale, local_scale, local_crops (0 = none),
             local_size, jitter, grey and blur_sigma.
-        blur, solarise: probabilities for each of the two global crops, or one for both.
-        local_blur: probability of blur for the local crops.
+        blur, solarise: probabilities for each of the two global crops, or one for both; None: the
+            options'.
+        local_blur: probability of blur for the local crops; None: the options'.
         interpolation: of the crops, "bicubic" or "bilinear".
     """
     o = options
+    blur = o.blur if blur is None else blur
+    solarise = o.solarise if solarise is None else solarise
+    local_blur = o.local_blur if local_blur is None else local_blur
     views = [
         View(name="global", count=2, size=image_size, scale=o.global_scale, flip=0.5,
              jitter=o.jitter, jitter_p=0.8, grey=o.grey, blur=blur, blur_sigma=o.blur_sigma,

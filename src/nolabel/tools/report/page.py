@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nolabel import _usercode
+from nolabel import _usercode, recipes
 from nolabel.config import Run
 from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.resolve import diff_from_recipe
@@ -210,7 +210,7 @@ def _settings(run: Run | None) -> str:
     if run is None:
         return ""
     differences = diff_from_recipe(run)
-    name = run.settings.recipe if run.settings.recipe == "paper" else "auto"
+    name = run.settings.recipe if recipes.is_name(run.settings.recipe) else "auto"
     if not differences:
         return f"<p>All options have the values of the recipe {name!r}.</p>"
     cells = "".join(
