@@ -107,6 +107,7 @@ class Optim:
     warmup_epochs: float = 10.0  # epochs in which the rate rises linearly
     weight_decay: float = 0.04  # of matrices and tokens; 1-D tensors and biases have none
     decay_all: bool = False  # 1-D tensors and biases decay too (MoCo v3, SwAV)
+    undecayed: tuple[str, ...] = ()  # ends of names of tensors without decay, such as pos_embed
     weight_decay_end: float | None = None  # cosine from weight_decay to this; None = constant
     beta1: float = 0.9  # momentum of sgd and lars
     beta2: float = 0.999  # of adamw

@@ -18,7 +18,10 @@ from nolabel.engine.optimiser import (
     set_rates,
 )
 from nolabel.errors import UsageError
+from nolabel.methods.base import RecipeContext
+from nolabel.methods.siglip import SigLIP
 from nolabel.nn.schedules import learning_rate
+from nolabel.testing import TINY, build_small
 from nolabel.types import Clock, Optim
 
 ORACLES = Path(__file__).parents[1] / "oracles"
@@ -332,3 +335,44 @@ def test_clipping_shortens_each_tensor_or_all_together(how):
     else:
         assert gradient_norm([a, b]).item() == pytest.approx(1.0, rel=1e-4)
         assert (a.grad / b.grad)[0].item() == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("name", ["plain", "clipped"])
+def test_decay_that_is_added_after_the_rate_equals_big_visions(name):
+    """AdamW multiplies the decay by the rate, so it gets the decay divided by the peak rate."""
+    numbers = load_file(ORACLES / "siglip_step.safetensors")
+    lr, decay = 0.01, 0.05
+    optim = Optim(
+        lr=lr, weight_decay=decay / lr, undecayed=("embedding",), beta2=0.95,
+        clip=1.0 if name == "clipped" else None,
+    )  # fmt: skip
+    net = nn.Module()
+    for key in ("kernel", "bias", "embedding", "logit_scale"):
+        setattr(net, key, nn.Parameter(numbers[f"start.{key}"].double()))
+    optimiser = build_optimiser(net, optim)
+    for step, factor in enumerate(numbers["factor"].tolist()):
+        for group in optimiser.param_groups:
+            group["lr"] = lr * factor
+        for key, p in net.named_parameters():
+            p.grad = numbers[f"step{step}.grad.{key}"].double()
+        clip_gradients(net, optim)
+        optimiser.step()
+        for key, p in net.named_parameters():
+            expected = numbers[f"{name}.step{step}.{key}"].double()
+            assert torch.allclose(p, expected, rtol=1e-5, atol=1e-7), (step, key)
+
+
+def test_siglips_paper_recipe_shrinks_kernels_by_a_ten_thousandth_and_no_embedding():
+    recipe = SigLIP.paper_recipe(RecipeContext(image_size=32, images=1000, patch_size=8))
+    method = build_small(SigLIP, SigLIP.Options(**TINY["siglip"]), "vit_pico")
+    before = {n: p.detach().clone() for n, p in method.named_parameters()}
+    optimiser = build_optimiser(method, recipe.optim)
+    for p in method.parameters():
+        p.grad = torch.zeros_like(p)
+    optimiser.step()  # at the peak rate
+    for name, p in method.named_parameters():
+        old = before[name]
+        embeds = "embed" in name and "patch_embed" not in name
+        kernel = p.ndim >= 2 and not embeds and "token" not in name
+        assert torch.allclose(p, old * (1 - 1e-4) if kernel else old, rtol=1e-5), name
+    assert recipe.optim.clip == 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +12,18 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import nolabel as nl
+from nolabel.config import Request
+from nolabel.encoders.text import load_text
 from nolabel.engine import train, trainer
-from nolabel.engine.build import build_method, load_method, load_teacher
+from nolabel.engine.build import build_method, load_method, load_teacher, save_frozen_inputs
 from nolabel.engine.checkpoint import load_checkpoint
+from nolabel.engine.placeholder import Placeholder
+from nolabel.engine.resolve import resolve
 from nolabel.errors import FileDamaged, Stopped, UsageError
 from nolabel.nn.frozen import Frozen
 from nolabel.testing import TINY
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "runs_3f745f9"
 QUICK = {"batch_size": 8, "precision": "fp32", "workers": 0, "image_size": 32, "device": "cpu",
          "quiet": True}  # fmt: skip
 
@@ -279,3 +285,19 @@ def test_images_that_fit_already_stay_the_same_tensor():
     frozen = Frozen(torch.nn.Identity(), (0.5,), (0.5,), image_size=8)
     x = torch.randn(1, 1, 8, 8)
     assert frozen.prepare(x) is x
+
+
+def test_the_projection_of_a_clip_run_is_kept_with_the_copy_of_the_teacher(tmp_path):
+    images = Placeholder(20, 32)
+    clip = FIXTURES / "clip-text"
+    asked = {"data": images.name, "backbone": "vit_pico", "batch_size": 4, "teacher": str(clip)}
+    run = resolve(Request.of("eva", steps=1, **asked), source=images).run
+    first = load_teacher(run)
+    shared = load_text(clip, device="cpu").shared
+    assert torch.equal(first.projection.weight, shared.image.weight)
+    save_frozen_inputs(first, tmp_path)
+    again = load_teacher(run, tmp_path)
+    assert torch.equal(again.projection.weight, shared.image.weight)
+    (tmp_path / "teacher-projection.safetensors").write_bytes(b"nothing")
+    with pytest.raises(FileDamaged, match="teacher-projection"):
+        load_teacher(run, tmp_path)

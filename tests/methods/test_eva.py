@@ -166,3 +166,15 @@ def test_fresh_weights_shrink_with_depth():
         for weight in (block.attn.qkv.weight, block.mlp.fc1.weight):
             assert weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert not block.attn.qkv.bias.any() and not block.mlp.fc2.bias.any()
+
+
+def test_a_teacher_with_texts_is_predicted_in_the_space_that_it_shares_with_them():
+    projection = torch.nn.Linear(64, 24, bias=False)
+    with_texts = Frozen(
+        build("vit_pico", image_size=32), MEAN, STD, image_size=32, projection=projection
+    )
+    m, x = make(with_texts), images()[0]
+    after_norm = with_texts.module.tokens(x).patches
+    want = torch.nn.functional.normalize(after_norm @ projection.weight.T, dim=-1)
+    assert torch.allclose(m.targets(x), want, atol=1e-6)
+    assert m.head.out_features == 24 and not projection.weight.requires_grad

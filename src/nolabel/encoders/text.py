@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -126,6 +126,20 @@ def text_of(encoder: Encoder) -> TextEncoder:
             "openclip:NAME/TAG."
         )
     return load_text(path, device=encoder.device)
+
+
+def image_projection(encoder: Encoder) -> nn.Linear | None:
+    """The linear map of an encoder's embedding into the space that it shares with texts; None if it
+    has no text tower.
+
+    Raises:
+        FileDamaged: as `load_text`.
+    """
+    path = encoder.meta.get("path")
+    beside = bool(path) and (Path(str(path)).parent / TEXT_FILE).is_file()
+    if not beside and not isinstance(encoder.meta.get("text"), TextEncoder):
+        return None
+    return text_of(encoder).shared.image
 
 
 def save_text(

@@ -4,6 +4,7 @@ A method that learns from a frozen network (`Method.inputs`) gets it from here. 
 the run's folder, so that the run can be resumed when the original is gone:
 
     teacher.safetensors            an encoder file
+    teacher-projection.safetensors its projection into the space of texts, where it has one
     tokenizer/config.yaml          the run of a tokenizer
     tokenizer/weights.safetensors  the state_dict of its method
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from nolabel import _usercode, backbones, methods
 from nolabel._files import save_tensors
@@ -27,6 +28,7 @@ from nolabel.data.source import Source
 from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from nolabel.encoders import load
 from nolabel.encoders.file import LICENCE, save_encoder
+from nolabel.encoders.text import image_projection
 from nolabel.engine.checkpoint import load_checkpoint, restore
 from nolabel.engine.init_network import InitNetwork, load_init
 from nolabel.engine.resolve import Resolved
@@ -38,6 +40,7 @@ from nolabel.methods.capabilities import Tokenizes
 from nolabel.nn.frozen import Frozen
 from nolabel.views.plan import ViewPlan
 
+PROJECTION = "teacher-projection.safetensors"
 TEACHER, TOKENIZER, WEIGHTS = "teacher.safetensors", "tokenizer", "weights.safetensors"
 EXAMPLES = {
     "teacher": "--teacher timm:vit_small_patch16_224.dino, or the folder of a run",
@@ -210,6 +213,7 @@ def load_teacher(run: Run, folder: Path | None = None) -> Frozen | None:
         frozen = Frozen(
             enc.backbone, enc.mean, enc.std, given=statistics, image_size=enc.image_size,
             about={k: enc.meta.get(k) for k in ("method", "licence")},
+            projection=_projection_copy(copy) if name == str(copy) else image_projection(enc),
         )  # fmt: skip
     if len(frozen.mean) != plan.channels:
         raise UsageError(
@@ -241,6 +245,11 @@ def save_frozen_inputs(frozen: FrozenInputs, folder: Path) -> None:
         text = yaml.safe_dump(about["run"], sort_keys=False)
         (tokenizer / "config.yaml").write_text(text, encoding="utf-8")
         return
+    if teacher.projection is not None:
+        from safetensors.torch import save_file
+
+        weight = teacher.projection.weight.detach().cpu().clone().contiguous()
+        save_file({"weight": weight}, folder / PROJECTION)
     save_encoder(
         folder / TEACHER,
         teacher.module,
@@ -252,6 +261,23 @@ def save_frozen_inputs(frozen: FrozenInputs, folder: Path) -> None:
         run=None,
         licence=about.get("licence") or LICENCE,
     )
+
+
+def _projection_copy(teacher: Path | None) -> nn.Linear | None:
+    """The projection saved beside the copy of a teacher; None if it has none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = None if teacher is None else teacher.with_name(PROJECTION)
+    if path is None or not path.is_file():
+        return None
+    try:
+        weight = load_file(path)["weight"]
+        projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        projection.load_state_dict({"weight": weight}, assign=True)
+    except (SafetensorError, KeyError, IndexError, OSError) as error:
+        raise FileDamaged(f"{path} is damaged: {error}") from error
+    return projection
 
 
 def _teacher_name(run: Run, input_name: str) -> str:

@@ -24,7 +24,8 @@ def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
     """The optimiser, with parameter groups by weight decay and learning rate.
 
     Weight matrices and tokens are decayed; biases and other 1-D tensors are not
-    (`skips_weight_decay`). The learning rate may grow from layer to layer (`layer_numbers`).
+    (`skips_weight_decay`), nor those that `optim.undecayed` names. The learning rate may grow from
+    layer to layer (`layer_numbers`).
 
     Raises:
         UsageError: unknown optimiser.
@@ -34,7 +35,7 @@ def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
     layers, last = layer_numbers(n for n, _ in named)
     for name, p in named:
         plain = skips_weight_decay(name, p)
-        decay = optim.decay_all or not plain
+        decay = (optim.decay_all or not plain) and not name.endswith(optim.undecayed)
         scale = optim.lr_plain / optim.lr if plain and optim.lr_plain is not None else 1.0
         scale *= optim.lr_patch if ".patch_embed." in name else 1.0
         scale *= optim.layer_decay ** (last - layers[name])

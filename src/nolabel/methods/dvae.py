@@ -177,9 +177,10 @@ class DVAE(Method, Tokenizes, Reconstructs):
     def paper_recipe(cls, context: RecipeContext) -> Recipe:
         """3,000,000 updates on 250 million images, batch 512."""
         batch = context.batch_size or 512
-        epochs = max(round(3_000_000 * batch / context.images), 1)
         optim = Optim(lr=1e-4, warmup_epochs=0, lr_end=1.25e-6, weight_decay=1e-4)
-        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=epochs)
+        return Recipe(
+            options=cls.Options(), optim=optim, batch_size=batch, epochs=6, steps=3_000_000
+        )
 
 
 def cosine_ramp(start: float, end: float, share: float, clock: Clock) -> float:

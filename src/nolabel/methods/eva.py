@@ -11,8 +11,8 @@ the image with blocks of patches M (40 %) replaced by a mask token, and predicts
 h_i are the student's tokens after its last norm; M are all hidden patches of the batch.
 
 Differs from the original:
-  - the teacher may be any ENC, its f_i are the patch tokens after its last norm; EVA takes
-    CLIP-L's, and those after CLIP's projection, which an encoder without its head has not;
+  - the teacher may be any ENC, its f_i are the patch tokens after its last norm, and after the
+    projection into the space of texts if it has a text tower; EVA's is CLIP-L;
   - the teacher sees the image resized so that its grid of patches equals the student's;
   - EVA's networks (giant, later SwiGLU and rotary positions) are not needed: any ViT learns;
   - normalisation is the run's, not CLIP's, and is converted for the teacher;
@@ -99,7 +99,8 @@ class EVA(Method):
                 f"The teacher's patches form a grid of {out.grid[0]} x {out.grid[1]} and the "
                 f"student's one of {grid[0]} x {grid[1]}. Use another teacher, such as a ViT."
             )
-        return F.normalize(out.patches.float(), dim=-1)
+        f, project = out.patches.float(), self.teacher.projection
+        return F.normalize(f if project is None else project(f), dim=-1)
 
     def draw_masks(self, x: Tensor) -> Tensor:
         """Blocks of hidden patches, bool [B, P]."""

@@ -17,6 +17,8 @@ patch centre is the mean over all patches, masked or not. The teacher is an EMA 
 global crop is masked with probability `masked`, by a ratio uniform in `mask_ratio`.
 
 Differs from the original:
+  - without a shared head, class token and patches share nothing; officially still the head's MLP;
+  - the patch loss counts from the first step (the official Swins start it at epoch 50);
   - only masked patches go through the student's head (faster; the same loss without batch norm);
   - centres are updated after the step, from all micro-batches under gradient accumulation;
   - the automatic recipe is ours, for small data and small machines.

@@ -21,6 +21,7 @@ Differs from the original:
     the next keys;
   - with one rank nothing is shuffled, as there;
   - under gradient accumulation the queue changes after the step, as for one large batch;
+  - the rate falls from step to step; the official one from epoch to epoch;
   - the InfoMin views leave out RandAugment and the jigsaw branch;
   - the automatic recipe is ours, for small data and small machines.
 """

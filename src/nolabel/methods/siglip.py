@@ -37,6 +37,8 @@ from nolabel.nn.contrastive import pair_signals, siglip_loss
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
+EMBEDDINGS = ("pos_embed", "cls_token", "reg_token", "embedding.weight", "positional_embedding")
+
 
 class SigLIP(Contrastive, LearnsFromText):
     """Language-image pre-training with a sigmoid for every pair."""
@@ -97,10 +99,14 @@ class SigLIP(Contrastive, LearnsFromText):
 
     @classmethod
     def paper_recipe(cls, context: RecipeContext) -> Recipe:
-        """ViT-B from scratch, batch 32768."""
-        batch = context.batch_size or 32768
+        """ViT-B from scratch, batch 32768.
+
+        The official decay of 1e-4 is added after the rate; AdamW's is multiplied by it, so it is
+        divided by the peak rate here. It is that of kernels alone.
+        """
+        batch, lr = context.batch_size or 32768, 1e-3
         optim = Optim(
-            lr=1e-3, warmup_epochs=6500 * batch / max(context.images, 1), lr_end=0.0,
-            weight_decay=1e-4, beta2=0.95,
+            lr=lr, warmup_epochs=6500 * batch / max(context.images, 1), lr_end=0.0,
+            weight_decay=1e-4 / lr, undecayed=EMBEDDINGS, beta2=0.95, clip=1.0,
         )  # fmt: skip
         return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=10)

@@ -195,6 +195,7 @@ class VQVAE(Method, Tokenizes, Reconstructs):
     def paper_recipe(cls, context: RecipeContext) -> Recipe:
         """250,000 updates (25 epochs of ImageNet), batch 128."""
         batch = context.batch_size or 128
-        epochs = max(round(250_000 * batch / context.images), 1)
         optim = Optim(lr=2e-4, warmup_epochs=0, lr_end=2e-4, weight_decay=0.0)
-        return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=epochs)
+        return Recipe(
+            options=cls.Options(), optim=optim, batch_size=batch, epochs=25, steps=250_000
+        )

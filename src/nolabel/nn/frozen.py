@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Frozen:
@@ -21,6 +21,7 @@ class Frozen:
         given: mean and std of the images that `prepare` gets, which are the run's; None: its own.
         image_size: side in pixels to which `prepare` resizes; 0 = no resizing.
         about: its metadata, saved with the copy.
+        projection: of its embedding into the space that it shares with texts, where it has one.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class Frozen:
         given: tuple[Sequence[float], Sequence[float]] | None = None,
         image_size: int = 0,
         about: Mapping[str, Any] | None = None,
+        projection: nn.Linear | None = None,
     ):
         self.module = module.eval().requires_grad_(False)
         self.mean, self.std = tuple(mean), tuple(std)
         self.given = (tuple(given[0]), tuple(given[1])) if given else (self.mean, self.std)
         self.image_size, self.about = image_size, dict(about or {})
+        self.projection = None if projection is None else projection.eval().requires_grad_(False)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Frozen:
         return self  # it is immutable
@@ -52,6 +55,8 @@ class Frozen:
             [N, C, h, w], with gradient to x.
         """
         self.module.to(x.device)
+        if self.projection is not None:
+            self.projection.to(x.device)
         if size is None and self.image_size:
             size = (self.image_size, self.image_size)
         if size is not None and size != x.shape[-2:]:
