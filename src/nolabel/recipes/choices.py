@@ -16,7 +16,7 @@ from nolabel.types import Optim
 
 SMALL_SIDE = 96  # pixels; images of at most this side are small
 STRONG_HUE = (0.4, 0.4, 0.4, 0.4)  # brightness, contrast, saturation, hue
-HORIZON = (0.0006, 0.03)  # range of 1 / (1 - momentum) of an EMA, as share of the run's steps
+HORIZON = (0.0006, 0.025)  # range of 1 / (1 - momentum) of an EMA, as share of the run's steps
 
 
 def is_small(context: RecipeContext) -> bool:

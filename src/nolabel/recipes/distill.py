@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nolabel.methods.base import Recipe, RecipeContext
 from nolabel.methods.distill import Distill
-from nolabel.recipes.choices import batch_size, blur_sigma
+from nolabel.recipes.choices import adamw, batch_size, blur_sigma, is_brief
 from nolabel.types import Optim
 
 
@@ -25,5 +25,7 @@ def automatic(method: type[Distill], context: RecipeContext) -> Recipe:
         soft=1.0, features=1.0, anchors=max(min(4096, context.images // 2), 1),
         teacher_temperature=0.05, student_temperature=0.1, blur_sigma=blur_sigma(context),
     )  # fmt: skip
-    optim = Optim(lr=2e-3, warmup_epochs=2, lr_end=0.0, weight_decay=0.05)
-    return Recipe(options=options, optim=optim, batch_size=batch_size(context, 128), epochs=100)
+    batch = batch_size(context, 128)
+    lr = 2e-3 if is_brief(context) else adamw(context, batch).lr
+    optim = Optim(lr=lr, warmup_epochs=2, lr_end=0.0, weight_decay=0.05)
+    return Recipe(options=options, optim=optim, batch_size=batch, epochs=100)
