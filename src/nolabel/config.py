@@ -94,7 +94,7 @@ class RunSettings(Settings):
     """The settings of a resolved run: every value is final.
 
     `steps` is the length; `epochs` and `minutes` record how it was requested. None is a final value
-    too: no `init`, no `probe`, the network's own `patch_size`, checkpoints by time, views' own flips.
+    too: no `init`, no `probe`, the network's own `patch_size`, checkpoints by time, flips.
     """
 
     backbone: str = field()

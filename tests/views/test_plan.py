@@ -11,6 +11,7 @@ import pytest
 
 from nolabel.errors import UsageError
 from nolabel.views import IMAGENET_MEAN, View, ViewPlan, evaluation_plan
+from nolabel.views.orientation import orientation, with_orientation
 
 
 @pytest.mark.parametrize(
@@ -126,12 +127,12 @@ def test_the_evaluation_plan_is_one_deterministic_view():
 
 def test_the_orientation_of_a_plan_changes_in_every_view_and_nothing_else_does():
     plan = ViewPlan(views=(View(name="a", size=8), View(name="b", size=4, blur=(0.5,))))
-    turned = plan.with_orientation(flip=0.0, quarter_turns=0.75)
-    assert turned.orientation == {"flip": 0.0, "vertical_flip": 0.0, "quarter_turns": 0.75}
-    assert turned.with_orientation(flip=0.5, quarter_turns=0.0) == plan
-    assert plan.with_orientation() == plan
+    turned = with_orientation(plan, flip=0.0, quarter_turns=0.75)
+    assert orientation(turned) == {"flip": 0.0, "vertical_flip": 0.0, "quarter_turns": 0.75}
+    assert with_orientation(turned, flip=0.5, quarter_turns=0.0) == plan
+    assert with_orientation(plan) == plan
     mixed = ViewPlan(views=(View(name="a", size=8), View(name="b", size=4, flip=0.0)))
-    assert mixed.orientation["flip"] is None  # no one value holds for both
+    assert orientation(mixed)["flip"] is None  # no one value holds for both
 
 
 def test_planning_needs_no_torch():

@@ -70,6 +70,13 @@ def init_like_dino(net: nn.Module) -> None:
     _init_truncated_normal(net, nn.Linear)
 
 
+def init_like_dinov2(net: nn.Module) -> None:
+    """As DINO, but the class token starts near 0, as timm's registers do (DINOv2)."""
+    init_like_dino(net)
+    if (token := getattr(net, "cls_token", None)) is not None:
+        nn.init.normal_(token, std=1e-6)
+
+
 def init_like_mae(net: nn.Module) -> None:
     """Xavier-uniform matrices (the patch projection as a matrix too), zero biases, class token of
     standard deviation 0.02 (MAE)."""

@@ -38,6 +38,7 @@ from nolabel.errors import FileDamaged, UsageError
 from nolabel.methods.base import Method
 from nolabel.methods.capabilities import Tokenizes
 from nolabel.nn.frozen import Frozen
+from nolabel.views.orientation import with_orientation
 from nolabel.views.plan import ViewPlan
 
 PROJECTION = "teacher-projection.safetensors"
@@ -65,7 +66,7 @@ def plan_of(run: Run) -> ViewPlan:
     """The view plan of a run, with the run's mean and std, flips and turns."""
     s = run.settings
     plan = methods.load(run.method).views(run.options, s.image_size)
-    plan = plan.with_orientation(s.flip, s.vertical_flip, s.quarter_turns)
+    plan = with_orientation(plan, s.flip, s.vertical_flip, s.quarter_turns)
     return plan.with_statistics(s.mean, s.std)
 
 

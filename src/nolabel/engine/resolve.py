@@ -41,6 +41,7 @@ from nolabel.engine.machine import Machine
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.methods.base import Contrastive, Method, RecipeContext
 from nolabel.types import Optim
+from nolabel.views.orientation import orientation, with_orientation
 
 if TYPE_CHECKING:
     from nolabel.engine.init_network import InitNetwork
@@ -207,13 +208,13 @@ def batch_stage(
     # The recipe is asked again: it may depend on the length.
     options, optim = _layered(request, s, dataclasses.replace(context, steps=s.steps))
     plan = kind.views(options, s.image_size or 0)
-    plan = plan.with_orientation(s.flip, s.vertical_flip, s.quarter_turns)
+    plan = with_orientation(plan, s.flip, s.vertical_flip, s.quarter_turns)
     s = dataclasses.replace(
         s,
         batch_size=batch,
         out=s.out or _folder_name(request.method, source),
         views_on="cpu" if s.views_on == "auto" and not machine.on_gpu else s.views_on,
-        **plan.orientation,
+        **orientation(plan),
     )
     run = Run(
         method=request.method, settings=complete(s, continued=False), options=options,

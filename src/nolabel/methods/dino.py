@@ -36,7 +36,6 @@ from nolabel.backbones.vit import ViT
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.heads import PrototypeHead
 from nolabel.nn.losses import cross_entropy_views, target_signals
-from nolabel.nn.parameters import freeze_first_epochs
 from nolabel.nn.schedules import momentum, per_epoch_linear
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
@@ -149,8 +148,7 @@ class DINO(Method, HasPrototypes):
         return momentum(self.options.teacher_momentum, clock)
 
     def before_update(self, clock: Clock) -> None:
-        head = self.student.head.last_layer
-        freeze_first_epochs((head,), self.options.freeze_last_layer, clock)
+        self.student.head.freeze_first_epochs(self.options.freeze_last_layer, clock)
 
     def after_update(self, clock: Clock) -> None:
         self.teacher.follow(self.student, self.momentum(clock))

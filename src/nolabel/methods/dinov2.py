@@ -10,8 +10,8 @@ arXiv 2304.07193. It is iBOT with what made it scale (its table 1); each additio
 
 Teacher targets are balanced by Sinkhorn-Knopp or centred; class token and patches have separate
 heads. Half of the global crops are masked, with ratios evenly spread over [0.1, 0.5]. Optional:
-LayerScale, SwiGLU, registers (Darcet et al. 2023, arXiv 2309.16588); stochastic depth skips the
-computation of dropped samples. High resolution at the end is a run with --init, --image-size.
+LayerScale, SwiGLU, registers (Darcet et al. 2023, arXiv 2309.16588). High resolution at the end is
+a run with --init, --image-size.
 
 Differs from the original:
   - KoLeo's neighbours are those among the crops of all ranks (there of one rank);
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
-from nolabel.backbones.init import init_like_dino
+from nolabel.backbones.init import init_like_dinov2
 from nolabel.backbones.vit import ViT
 from nolabel.errors import unknown
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
@@ -42,7 +42,6 @@ from nolabel.nn.koleo import koleo
 from nolabel.nn.losses import cross_entropy_views, target_signals
 from nolabel.nn.masked import PrototypeLogits, masked_cross_entropy
 from nolabel.nn.masks import block_masks
-from nolabel.nn.parameters import freeze_first_epochs
 from nolabel.nn.schedules import linear, momentum
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
@@ -130,11 +129,7 @@ class DINOv2(Method, HasPrototypes):
 
     @staticmethod
     def init(backbone: Backbone) -> None:
-        """As DINO, but the class token starts near 0, as in the official code (and registers)."""
-        net = backbone.net if isinstance(backbone, ViT) else backbone
-        init_like_dino(net)
-        if (token := getattr(net, "cls_token", None)) is not None:
-            nn.init.normal_(token, std=1e-6)
+        init_like_dinov2(backbone.net if isinstance(backbone, ViT) else backbone)
 
     @classmethod
     def views(cls, options: Options, image_size: int) -> ViewPlan:
@@ -202,8 +197,8 @@ class DINOv2(Method, HasPrototypes):
         return linear(o.warmup_teacher_temperature, o.teacher_temperature, clock.step, last)
 
     def before_update(self, clock: Clock) -> None:
-        heads = (self.student.head.last_layer, self.student.patch_head.last_layer)
-        freeze_first_epochs(heads, self.options.freeze_last_layer, clock)
+        for head in (self.student.head, self.student.patch_head):
+            head.freeze_first_epochs(self.options.freeze_last_layer, clock)
 
     def after_update(self, clock: Clock) -> None:
         self.teacher.follow(self.student, momentum(self.options.teacher_momentum, clock))

@@ -43,7 +43,6 @@ from nolabel.nn.keyed_random import KeyedRandom
 from nolabel.nn.losses import cross_entropy_views, target_signals
 from nolabel.nn.masked import PrototypeLogits, masked_cross_entropy
 from nolabel.nn.masks import block_masks, random_masks
-from nolabel.nn.parameters import freeze_first_epochs
 from nolabel.nn.schedules import momentum, per_epoch_linear
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
@@ -190,8 +189,8 @@ class IBOT(Method, HasPrototypes):
         return momentum(self.options.teacher_momentum, clock)
 
     def before_update(self, clock: Clock) -> None:
-        heads = (self.student.head.last_layer, self.student.patch_head.last_layer)
-        freeze_first_epochs(heads, self.options.freeze_last_layer, clock)
+        for head in (self.student.head, self.student.patch_head):
+            head.freeze_first_epochs(self.options.freeze_last_layer, clock)
 
     def after_update(self, clock: Clock) -> None:
         self.teacher.follow(self.student, self.momentum(clock))

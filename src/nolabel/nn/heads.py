@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.device import in_fp32
+from nolabel.types import Clock
 
 
 class WeightNormLinear(nn.Module):
@@ -81,3 +82,9 @@ class PrototypeHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> logits [..., K]."""
         return self.last_layer(self.bottleneck(x))
+
+    def freeze_first_epochs(self, epochs: float, clock: Clock) -> None:
+        """Drops the gradient of the prototypes in the first epochs, maybe a fraction of one."""
+        if clock.step < epochs * clock.steps_per_epoch:
+            for p in self.last_layer.parameters():
+                p.grad = None

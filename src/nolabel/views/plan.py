@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from nolabel.errors import UsageError
 from nolabel.views.view import View
@@ -18,7 +17,6 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "View", "ViewPlan"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-ORIENTATION = ("flip", "vertical_flip", "quarter_turns")  # fields of `View`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,26 +82,6 @@ class ViewPlan:
                 replace(v, grey=0.0, jitter=(v.jitter[0], v.jitter[1], 0.0, 0.0)) for v in views
             )
         return ViewPlan(views=views, mean=tuple(mean), std=tuple(std))
-
-    def with_orientation(
-        self,
-        flip: float | None = None,
-        vertical_flip: float | None = None,
-        quarter_turns: float | None = None,
-    ) -> ViewPlan:
-        """The plan with these probabilities in every view; None leaves each view's own."""
-        asked = {"flip": flip, "vertical_flip": vertical_flip, "quarter_turns": quarter_turns}
-        new: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
-        return replace(self, views=tuple(replace(v, **new) for v in self.views))
-
-    @property
-    def orientation(self) -> dict[str, Any]:
-        """The probabilities of `with_orientation` that all views share; None where they differ."""
-        return {
-            name: values.pop() if len(values) == 1 else None
-            for name in ORIENTATION
-            for values in [{float(getattr(view, name)) for view in self.views}]
-        }
 
     @property
     def count(self) -> int:
