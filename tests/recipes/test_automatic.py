@@ -61,7 +61,8 @@ def test_what_follows_the_length_of_the_run_stays_a_small_part_of_it(method, cas
         for name in EMA:
             if name in options:
                 horizon = 1 / (1 - options[name])
-                assert 0.0005 * case.steps <= horizon <= 0.03 * case.steps, name
+                most = max(0.03 * case.steps, 25.1)  # see `ema_momentum` for shorter runs
+                assert 0.0005 * case.steps <= horizon <= most, name
         per_epoch = case.images // recipe.batch_size
         first = {
             "freeze_last_layer": 0.05, "warmup_teacher_temperature_epochs": 0.3,

@@ -37,7 +37,7 @@ def automatic(method: type[BYOL], context: RecipeContext) -> Recipe:
     options = method.Options(
         hidden=512 if brief else 4096, projection=128 if brief else 256,
         projection_norm=brief,  # in hundreds of steps few directions are learnt without
-        target_momentum=ema_momentum(run_steps(context, batch, EPOCHS), 0.45),
+        target_momentum=ema_momentum(run_steps(context, batch, EPOCHS), 0.45, least=10.0),
         scale=(0.15, 1.0) if small else (0.2, 1.0),
         jitter=colour_jitter(context, (0.4, 0.4, 0.2, 0.1)),
         grey=grey_probability(context),
