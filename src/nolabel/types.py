@@ -108,6 +108,7 @@ class Optim:
     weight_decay: float = 0.04  # of matrices and tokens; 1-D tensors and biases have none
     decay_all: bool = False  # 1-D tensors and biases decay too (MoCo v3, SwAV)
     undecayed: tuple[str, ...] = ()  # ends of names of tensors without decay, such as pos_embed
+    decayed: tuple[str, ...] = ()  # of 1-D tensors that decay all the same, such as mask_token
     weight_decay_end: float | None = None  # cosine from weight_decay to this; None = constant
     beta1: float = 0.9  # momentum of sgd and lars
     beta2: float = 0.999  # of adamw

@@ -24,8 +24,7 @@ def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
     """The optimiser, with parameter groups by weight decay and learning rate.
 
     Weight matrices and tokens are decayed; biases and other 1-D tensors are not
-    (`skips_weight_decay`), nor those that `optim.undecayed` names. The learning rate may grow from
-    layer to layer (`layer_numbers`).
+    (`decays`). The learning rate may grow from layer to layer (`layer_numbers`).
 
     Raises:
         UsageError: unknown optimiser.
@@ -35,7 +34,7 @@ def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
     layers, last = layer_numbers(n for n, _ in named)
     for name, p in named:
         plain = skips_weight_decay(name, p)
-        decay = (optim.decay_all or not plain) and not name.endswith(optim.undecayed)
+        decay = decays(name, p, optim)
         scale = optim.lr_plain / optim.lr if plain and optim.lr_plain is not None else 1.0
         scale *= optim.lr_patch if ".patch_embed." in name else 1.0
         scale *= optim.layer_decay ** (last - layers[name])
@@ -53,6 +52,14 @@ def build_optimiser(method: nn.Module, optim: Optim) -> Optimizer:
     if optim.name in ("lars", "larc"):
         return Lars(ordered, lr=lr, momentum=beta, larc=optim.name == "larc")
     raise unknown("optimiser", optim.name, NAMES)
+
+
+def decays(name: str, p: Tensor, optim: Optim) -> bool:
+    """Whether a parameter has weight decay: all but 1-D tensors and biases, unless `optim` names it
+    or all."""
+    if name.endswith(optim.undecayed):
+        return False
+    return optim.decay_all or name.endswith(optim.decayed) or not skips_weight_decay(name, p)
 
 
 def set_rates(optimiser: Optimizer, optim: Optim, clock: Clock) -> None:

@@ -139,5 +139,8 @@ class BEiT(Method):
     def paper_recipe(cls, context: RecipeContext) -> Recipe:
         """ViT-B/16, 800 epochs of ImageNet-1k, batch 2048."""
         batch = context.batch_size or 2048
-        optim = Optim(lr=1.5e-3, warmup_epochs=10, lr_end=1e-5, weight_decay=0.05, clip=3.0)
+        optim = Optim(
+            lr=1.5e-3, warmup_epochs=10, lr_end=1e-5, weight_decay=0.05, clip=3.0,
+            undecayed=("cls_token", "pos_embed"), decayed=("mask_token",),
+        )  # fmt: skip
         return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=800)

@@ -216,9 +216,9 @@ class DINOv2(Method, HasPrototypes):
         batch = context.batch_size or (2048 if short else 3072)
         epoch = OFFICIAL_EPOCH / max(context.images // batch, 1)  # in passes over the data
         optim = Optim(
-            lr=(4e-3 if short else 2e-4) * (batch / 1024) ** 0.5, lr_end=1e-6, lr_patch=0.2,
+            lr=(4e-3 if short else 2e-4) * (batch / 1024) ** 0.5, lr_patch=0.2, clip=3.0,
             warmup_epochs=(10 if short else 80) * epoch, layer_decay=0.9 if short else 1.0,
-            weight_decay=0.04, weight_decay_end=0.4 if short else 0.2, clip=3.0, clip_by="module",
+            weight_decay_end=0.4 if short else 0.2, decayed=("mask_token",), clip_by="module",
         )  # fmt: skip
         size: dict[str, Any] = {
             "prototypes": 65536, "shared_head": True, "bottleneck": 256, "centring": "centre",

@@ -129,6 +129,6 @@ class EVA(Method):
         batch = context.batch_size or 4096
         optim = Optim(
             lr=1e-3, warmup_epochs=2, lr_end=1e-5, weight_decay=0.05, beta2=0.98, eps=1e-6,
-            clip=3.0,
+            clip=3.0, undecayed=("cls_token", "pos_embed"), decayed=("mask_token",),
         )  # fmt: skip
         return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=150)

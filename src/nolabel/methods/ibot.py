@@ -208,6 +208,6 @@ class IBOT(Method, HasPrototypes):
         batch = context.batch_size or 1024
         optim = Optim(
             lr=5e-4 * batch / 256, warmup_epochs=10, lr_end=1e-6, weight_decay=0.04,
-            weight_decay_end=0.4, clip=3.0, clip_by="tensor",
+            weight_decay_end=0.4, decayed=("mask_token",), clip=3.0, clip_by="tensor",
         )  # fmt: skip
         return Recipe(options=cls.Options(), optim=optim, batch_size=batch, epochs=800)
