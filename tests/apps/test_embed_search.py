@@ -70,7 +70,7 @@ def test_pools_unit_length_and_half_precision(encoder, tmp_path):
     exact = extract(encoder, SOURCE).values.numpy()
     error = np.abs(coarse.values - exact).max()
     assert 0 < error < 0.1 and coarse.values.dtype == np.float32
-    mean = embed(nl.load("random:vit_pico"), SOURCE, tmp_path / "m.npy",
+    mean = embed(nl.load("random:resnet_nano"), SOURCE, tmp_path / "m.npy",
                  options=Options(precision="bf16", pool="mean"))  # fmt: skip
     rounded = torch.tensor(mean.values).bfloat16().float().numpy()
     assert (rounded != mean.values).mean() > 0.9  # the mean itself is not rounded to bf16
