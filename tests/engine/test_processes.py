@@ -64,7 +64,7 @@ def test_two_processes_end_with_the_weights_of_one_and_write_once(one, tmp_path)
     code, out, err = done(start("pretrain", "simclr", *GIVEN, *given))
     assert code == 0, err
     near(weights(one), weights(folder))
-    assert out.count("folder     ") == 1 and err.count("Done: 8 steps") == 1
+    assert out.count("\nfolder ") == 1 and err.count("Done: 8 steps") == 1
     assert json.loads(table.read_text())["settings"]["batch_size"] == 24
     both = list(zip(lines(one), lines(folder), strict=True))
     assert [a["step"] for a, _ in both] == [2, 4, 6, 8]

@@ -233,7 +233,7 @@ def test_unknown_centring_and_other_backbones_are_refused():
 def test_paper_recipe_has_the_papers_numbers():
     r = DINOv2.paper_recipe(RecipeContext(image_size=224, images=142_000_000, patch_size=14))
     o = r.options
-    assert r.optim.lr == pytest.approx(2e-4 * 2**0.5)
+    assert r.optim.lr == pytest.approx(2e-4 * 3**0.5)
     assert (r.optim.clip_by, r.optim.lr_patch) == ("module", 0.2)
     assert (o.prototypes, o.bottleneck, o.patch_bottleneck) == (131072, 384, 256)
     assert (o.local_size, o.koleo, o.teacher_momentum, o.drop_path) == (98, 0.1, 0.994, 0.4)
