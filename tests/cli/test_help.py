@@ -33,7 +33,7 @@ def printed(capsys, *args):
 
 def shown(value):
     """A value of a JSON file as the help prints it."""
-    if value is None or value == "":
+    if value is None or value in ("", []):
         return "-"
     if isinstance(value, bool):
         return "on" if value else "off"

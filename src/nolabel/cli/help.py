@@ -191,7 +191,7 @@ def groups(method_class: type[Method]) -> dict[str, tuple[tuple[str, ...], tuple
 
 def typed(value: object) -> str:
     """A value as typed on the command line; "-" for none, "on" and "off" for switches."""
-    if value is None or value == "":
+    if value is None or value in ("", ()):
         return "-"
     if isinstance(value, bool):
         return "on" if value else "off"
