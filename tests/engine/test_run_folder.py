@@ -14,6 +14,7 @@ import pytest
 import nolabel as nl
 from nolabel._files import LOCK, MARK, Lock, write_mark
 from nolabel.config import Layer
+from nolabel.encoders import read_header
 from nolabel.engine import run_folder, trainer
 from nolabel.engine.saved_run import load_run
 from nolabel.errors import DataError, FileDamaged, UsageError
@@ -187,3 +188,10 @@ def test_a_run_folder_has_all_its_parts(tiny_run, photos):
     assert {"loss", "lr", "feature_std", "effective_rank", "target_entropy", "target_information",
             "images_per_second", "data_wait"} <= lines[-1].keys()  # fmt: skip
     assert 0 <= lines[-1]["probe_knn"] <= 1
+
+
+def test_an_encoder_file_tells_no_local_path(tiny_run, photos):
+    run = tiny_run("simclr", probe=str(photos), probe_every=2)
+    header = json.dumps(read_header(run.folder / "encoder.safetensors"))
+    assert photos.name in header
+    assert str(photos.parent) not in header and str(run.folder.parent) not in header

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -173,7 +174,11 @@ def export(run: Run, method: Method, plan: ViewPlan) -> None:
     teachers = [m for m in method.modules() if isinstance(m, Ema)]
     is_teacher = any(encoder is m for teacher in teachers for m in teacher.modules())
     public = run.to_dict()
-    public["settings"].pop("out")  # an encoder file does not tell local paths
+    # An encoder file does not tell local paths.
+    public["settings"].pop("out")
+    for key in ("data", "probe", "init"):
+        if os.path.isabs(str(public["settings"].get(key) or "")):
+            public["settings"][key] = os.path.basename(public["settings"][key].rstrip("/"))
     for file in public.get("code", {}).values():
         file.pop("original")
     save_encoder(
