@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import os
 import re
 import shlex
 import shutil
+import socket
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -458,3 +461,24 @@ def test_a_loss_that_may_rise_is_explained(tiny_run):
     for method, said in (("dino", True), ("simclr", False)):
         page = build_report(tiny_run(method, method, log_every=1).folder).read_text()
         assert ("entropy of the teacher" in page) is said
+
+
+def test_a_folder_of_somebody_else_starts_no_interpreter_waits_for_nothing_and_fetches_nothing(
+    tiny_run, monkeypatch
+):
+    run = tiny_run("simclr")
+    pictures = run.folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    (pictures / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    (pictures / "b.png").write_bytes(b"")
+    os.mkfifo(pictures / "c.png")
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(a))
+    config = run.folder / "config.yaml"
+    config.write_text(re.sub(r"(?m)^  data: .*", "  data: hf:owner/set", config.read_text()))
+    assert "hf:owner/set" in config.read_text()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: started.append(a))
+    assert main(["report", str(run.folder)]) == 0
+    page = (run.folder / "report.html").read_text()
+    assert "Damaged, not shown: a.png, b.png, c.png" in page and "on the Hub" in page
+    assert not started

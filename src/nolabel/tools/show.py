@@ -224,6 +224,8 @@ def draw_missing(folder: str | Path, data: SourceSpec = "auto") -> list[str]:
         return [str(error)]
     if data == "auto":
         data = run.settings.probe or run.settings.data
+        if data.startswith("hf:"):  # a folder of somebody else must not reach the network
+            return [f"The run's data are on the Hub. To read them: --data {printable(data)}."]
     encoder: Encoder | str = str(folder)
     with contextlib.suppress(NolabelError):  # if it cannot be loaded, each picture reports it
         encoder = load(encoder)

@@ -19,10 +19,11 @@ from PIL import Image
 
 from nolabel import _usercode, recipes
 from nolabel.config import Run
+from nolabel.data.sources._decode import open_regular
 from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.resolve import diff_from_recipe
 from nolabel.engine.saved_run import load_run
-from nolabel.errors import NolabelError, UntrustedCode, UsageError, command
+from nolabel.errors import BadImage, NolabelError, UntrustedCode, UsageError, command
 from nolabel.methods import METHODS
 from nolabel.protocols.compare import COMPARISON
 from nolabel.tools.report.curves import curves, is_number
@@ -287,7 +288,9 @@ def _span(row: Mapping[str, Any]) -> str:
 def _pictures(folder: Path) -> str:
     captions = _json(folder / "numbers.json")
     paths = sorted(folder.glob("*.png"))
-    images = [_read(path) for path in paths]
+    read = {path: image for path in paths if (image := _read(path)) is not None}
+    damaged = [path.name for path in paths if path not in read]
+    paths, images = list(read), list(read.values())
     kinds = [path.stem in CHARTS for path in paths]
     uris = [packed(i, chart=c) for i, c in zip(images, kinds, strict=True)]
     if sum(len(uri) for uri in uris) > BUDGET:
@@ -299,10 +302,18 @@ def _pictures(folder: Path) -> str:
             f'<figure><img alt="{_e(path.stem)}: {_e(caption)}" src="{uri}">'
             f"<figcaption>{_e(caption)}</figcaption></figure>"
         )
+    if damaged:
+        out.append(f"<p>Damaged, not shown: {_e(', '.join(damaged))}.</p>")
     return "".join(out)
 
 
-def _read(path: Path) -> np.ndarray:
-    """A picture, uint8 [H, W, 3]."""
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+def _read(path: Path) -> np.ndarray | None:
+    """A picture, uint8 [H, W, 3]; None if it is no readable PNG, whatever its name says."""
+    try:
+        with (
+            open_regular(str(path)) as file,
+            Image.open(file, formats=["PNG"]) as picture,
+        ):
+            return np.asarray(picture.convert("RGB"))
+    except (BadImage, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
