@@ -129,6 +129,16 @@ def test_a_failed_save_goes_on_from_the_older_one_and_a_final_one_raises(
     assert load_checkpoint(trainer.run.folder).step == 4
 
 
+def test_where_the_last_checkpoint_does_not_fit_the_encoder_is_still_written(
+    toy_trainer, monkeypatch
+):
+    trainer, _ = toy_trainer()
+    monkeypatch.setattr(module, "save_checkpoint", full)
+    with pytest.raises(SaveFailed):
+        trainer.save(3, final=True)
+    assert (trainer.run.folder / "encoder.safetensors").is_file()
+
+
 def test_saving_draws_nothing(toy_trainer):
     trainer, _ = toy_trainer()
     before = rng_state()

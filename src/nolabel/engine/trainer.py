@@ -6,6 +6,7 @@ The position of a run is one integer, the step; all other state is in `Trainer.s
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -224,6 +225,10 @@ class Trainer:
                 self.export()
             except (SaveFailed, OSError) as error:
                 if final:
+                    # The encoder takes a third of the room, and is what the training was for.
+                    with contextlib.suppress(SaveFailed, OSError):
+                        if not self.run.settings.shard:
+                            self.export()
                     raise
                 self.note(
                     f"Step {step}: the checkpoint could not be saved; training goes on. {error}"
