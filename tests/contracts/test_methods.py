@@ -34,14 +34,14 @@ LIVE = {
     "obow": {"blur": 0.5},
     "dino": {**HEADS, "teacher_temperature": 0.07, "norm_last_layer": False},
     "ibot": {**BLOCKS, "shared_head": False, "teacher_temperature": 0.07},
-    "dinov2": {**BLOCKS, "drop_path": 0.3},
+    "dinov2": {**BLOCKS, "drop_path": 0.3, "teacher_temperature": 0.07},
 }  # fmt: skip
 SMALL = {name: {**TINY[name], **LIVE.get(name, {})} for name in methods.METHODS}
 OTHER = {
     "vqvae": {"revive": 0.0},
     "dvae": {"likelihood": "logit-laplace"},
     "ibot": {"local_size": 8, "mask_shape": "random", "chunk": 7},
-    "dinov2": {"local_size": 8, "centring": "centre", "chunk": 7},
+    "dinov2": {"local_size": 8, "centring": "sinkhorn", "chunk": 7},
     "triplet": {"mining": "hard"},
     "swav": {"local_size": 8, "queue_from_epoch": 9},
     "deepclusterv2": {"local_size": 8, "images": 9, "clusters": 2, "iterations": 0},

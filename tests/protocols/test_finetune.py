@@ -131,6 +131,7 @@ def test_the_command_line_follows_the_recipe_that_it_names(monkeypatch, capsys):
     monkeypatch.setattr(run, "evaluate", lambda *a, **options: asked.update(options) or REPORT)
     given = ["evaluate", "finetune", "--encoder", "pixels", "--train", "x", "--recipe", "paper"]
     assert main([*given, "--epochs", "3", "--scale", "0.2", "1"]) == 0
+    asked.pop("image_size")  # of the encoder, not of the protocol
     expected = replace(RECIPES["paper"], epochs=3, scale=(0.2, 1.0))
     assert (
         Options(**asked).resolved

@@ -68,7 +68,9 @@ def test_more_devices_are_faster_wait_more_and_shards_are_smaller():
     assert many["waiting_seconds"] > eight["waiting_seconds"]
     for part in ("weights", "gradients", "moments"):
         assert shard["memory"][part] == pytest.approx(eight["memory"][part] / 8)
-    layers = plan.plan("dino", devices=8, shard=True, shard_layers=True, **SMALL)
+    deep = {**SMALL, "backbone": "vit_small_patch16_224"}  # heavier than its head
+    shard = plan.plan("dino", devices=8, shard=True, **deep)
+    layers = plan.plan("dino", devices=8, shard=True, shard_layers=True, **deep)
     assert layers["memory"]["put together"] < 0.9 * shard["memory"]["put together"]
     assert layers["bytes_sent_per_step"] > 1.2 * shard["bytes_sent_per_step"]
     assert one["memory"]["moments"] == 8 * one["numbers_trained"]
@@ -91,7 +93,7 @@ def test_what_cannot_be_planned_is_said():
 
 
 def test_plan_and_bench_step_by_command(tmp_path, capsys):
-    given = ["--method", "mae", "--backbone", "vit_pico", "--image-size", "32", "--recipe", "auto"]
+    given = ["--method", "mae", "--backbone", "vit_pico", "--image-size", "32", "--recipe", "paper"]
     out = tmp_path / "plan.json"
     assert cli.main(["plan", *given, "--devices", "2", "--price", "3", "--json", str(out)]) == 0
     found, printed = json.loads(out.read_text()), capsys.readouterr().out

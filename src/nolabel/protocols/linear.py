@@ -76,11 +76,11 @@ class Options:
     def __post_init__(self) -> None:
         if self.classifier not in CLASSIFIERS:
             raise unknown("classifier", self.classifier, CLASSIFIERS)
-        lr = RATES[self.classifier] if self.lr is None else self.lr
-        rates = (lr,) if isinstance(lr, int | float) else tuple(lr)
-        object.__setattr__(self, "lr", tuple(sorted({float(v) for v in rates})))
-        if not rates or not all(v > 0 and math.isfinite(v) for v in rates):
-            raise UsageError(f"lr must be numbers above 0, got {rates!r}.")
+        if self.lr is not None:
+            rates = (self.lr,) if isinstance(self.lr, int | float) else tuple(self.lr)
+            object.__setattr__(self, "lr", tuple(sorted({float(v) for v in rates})))
+            if not rates or not all(v > 0 and math.isfinite(v) for v in rates):
+                raise UsageError(f"lr must be numbers above 0, got {rates!r}.")
         as_tuples(self, "blocks", "pools")
         for pool in self.pools:
             if pool not in POOLS:
@@ -94,6 +94,11 @@ class Options:
         at_least(self, augmented=0)
         if not 0 < self.held_out < 1:
             raise UsageError(f"held_out must lie between 0 and 1, got {self.held_out}.")
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The rates to try, ascending: `lr`, or the default range of the classifier."""
+        return tuple(sorted(RATES[self.classifier])) if self.lr is None else self.lr
 
     @property
     def own_embedding(self) -> bool:
@@ -248,7 +253,7 @@ def _choose_setting(
     classes: int,
 ) -> tuple[Setting, tuple[str, ...]]:  # fmt: skip
     """The setting with the best accuracy on held-out images of train, and a note about it."""
-    rates = o.lr or ()
+    rates = o.rates
     settings = [Setting(*key, lr) for key in x for lr in rates]
     if len(settings) == 1:
         return settings[0], ()
