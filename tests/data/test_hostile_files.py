@@ -54,14 +54,15 @@ def test_a_small_file_of_one_colour_is_still_read():
         assert read_image(file.getvalue()).shape == (3000, 3000, 3)
 
 
-def test_a_jpeg_of_hundreds_of_scans_is_refused():
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 3), ("CMYK", 3), ("L", 1)])
+def test_a_jpeg_of_hundreds_of_scans_is_refused(mode: str, channels: int):
     file = io.BytesIO()
-    Image.new("RGB", (64, 64), "teal").save(file, "JPEG", progressive=True)
+    Image.new(mode, (64, 64)).save(file, "JPEG", progressive=True)
     data = file.getvalue()
-    assert read_image(data).shape == (64, 64, 3)
+    assert read_bands(data, channels).shape == (64, 64, channels)
     scan = data.rindex(b"\xff\xda")
     with pytest.raises(BadImage, match=r"a JPEG of \d+ scans; at most 100"):
-        read_image(data[:scan] + data[scan:-2] * 400 + data[-2:])
+        read_bands(data[:scan] + data[scan:-2] * 400 + data[-2:], channels)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "L"])

@@ -151,7 +151,7 @@ def test_a_run_is_exported_by_the_verb_with_a_card(tmp_path, capsys):
 
 
 def test_an_export_replaces_an_export_and_nothing_of_the_users(tmp_path, monkeypatch):
-    out = tmp_path / "work"
+    out = tmp_path / "desk"
     (out / "mine").mkdir(parents=True)
     (out / "mine" / "thesis.txt").write_text("years")
     with pytest.raises(UsageError, match="holds no export"):
@@ -159,7 +159,7 @@ def test_an_export_replaces_an_export_and_nothing_of_the_users(tmp_path, monkeyp
     export(encoder("vit"), "timm", tmp_path / "o")
     (tmp_path / "o" / "notes.txt").write_text("dear")
     mark = json.loads((tmp_path / "o" / MARK).read_text())
-    mark["files"] += ["../work/mine/thesis.txt", "*", "old.bin"]
+    mark["files"] += ["../desk/mine/thesis.txt", "*", "old.bin"]
     (tmp_path / "o" / MARK).write_text(json.dumps(mark))
     (tmp_path / "o" / "old.bin").touch()
     export(encoder("vit"), "timm", tmp_path / "o", overwrite=True)

@@ -328,7 +328,7 @@ def _list_all(args: list[str]) -> None:
 
     out = flags(List, args, "nolabel list", VERBS["list"]).json if args else None
     tables = {what: catalogue(what) for what in LISTS}
-    print("\n\n".join(f"{what.upper()}\n{render(table)}" for what, table in tables.items()))
+    write("\n\n".join(f"{what.upper()}\n{render(table)}" for what, table in tables.items()))
     write_json(out, {w: [entry.row() for entry in t.values()] for w, t in tables.items()})
 
 

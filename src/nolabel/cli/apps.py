@@ -55,7 +55,7 @@ def embed_(args: list[str], about: str) -> None:
     encoder = load(given.encoder, image_size=given.image_size, device=given.device)
     source = open_source(given.data, image_size=encoder.image_size, channels=encoder.channels)
     for note in source.notes:
-        print(f"note: {note}")
+        write(f"note: {note}")
     with continues(f"The features that are done are kept beside {given.out}."):
         index = embed(encoder, source, given.out, options=given.options, overwrite=given.overwrite)
     a = index.about

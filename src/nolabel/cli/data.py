@@ -55,7 +55,7 @@ def pack_(args: list[str], about: str) -> None:
 
     source = open_source(given.data)
     for note in source.notes:
-        print(f"note: {note}")
+        write(f"note: {note}")
     with continues(f"The shards that are complete are kept in {given.out}."):
         numbers = pack(source, given.out, given.packing)
     before, after = numbers["bytes_before"], numbers["bytes_after"]

@@ -61,7 +61,7 @@ def import_(args: list[str], about: str) -> None:
         f"of {e.image_size} px" + (f", positions resized as by {positions}" if positions else "")
     )
     for other in found.others:
-        print(
+        write(
             f"note: read the branch {found.branch}; the file also holds {other}, often averaged "
             f"weights, which are better: --branch {other}"
         )

@@ -37,13 +37,12 @@ from nolabel.errors import BadImage, DataError
 # Pillow's own limit: a quarter of a gibibyte at 24 bits a pixel.
 MAX_PIXELS = 178_956_970
 
-# A JPEG header that claims more pixels per byte of file is wrong: a block of 256 pixels takes at
-# least six bits (except with arithmetic coding). Refused before memory is allocated for the pixels.
-_MAX_PIXELS_PER_BYTE = 2000
-
-# The same for others: deflate makes 1,032 bytes of one at most, and a byte of a PNG holds up to
-# eight pixels; a code of a GIF stands for a string that grows by one with every code.
-_MAX_PIXELS_PER_BYTE_OF = {"PNG": 8 * 1032, "GIF": 3000}
+# A header that claims more pixels per byte of file is wrong, and refused before memory is allocated.
+# A JPEG's block of 256 pixels takes at least six bits (except with arithmetic coding); deflate makes
+# 1,032 bytes of one at most, and a byte of a PNG holds up to eight pixels; a code of a GIF stands
+# for a string that grows by one with every code.
+_JPEG = ("JPEG", "MPO")
+_MAX_PIXELS_PER_BYTE = {"JPEG": 2000, "MPO": 2000, "PNG": 8 * 1032, "GIF": 3000}
 
 # A progressive JPEG is decoded once for each scan. Encoders write ten or so; a file of hundreds
 # takes minutes.
@@ -184,9 +183,9 @@ def _decode_file(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_image(file, name, max_pixels) as image:
-            _check_claim(file, image, name)
-            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-                pixels = _decode_jpeg(file, image, name, max_pixels, sufficient_pixels)
+            jpeg = _check_claim(file, image, name, max_pixels)
+            if jpeg is not None and image.mode in ("RGB", "L"):
+                pixels = _decode_jpeg(jpeg, image, sufficient_pixels)
                 if pixels is not None:
                     return apply_orientation(pixels, orientation(image))
             return _decode(image, name, max_pixels)
@@ -212,7 +211,7 @@ def decode(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_image(file, name, max_pixels) as image:
-            _check_claim(file, image, name)
+            _check_claim(file, image, name, max_pixels)
             return _decode(image, name, max_pixels, pixels)
 
 
@@ -238,36 +237,36 @@ def open_image(file: BinaryIO, name: str, max_pixels: int = MAX_PIXELS) -> Image
         raise BadImage(name, f"damaged header ({_first_line(error)})") from None
 
 
-def _check_claim(file: BinaryIO, image: Image.Image, name: str) -> None:
-    """Refuses a file whose header claims more pixels than its bytes can hold."""
-    limit = _MAX_PIXELS_PER_BYTE_OF.get(image.format or "")
-    if limit is None:
-        return
-    place = file.tell()
-    size = file.seek(0, os.SEEK_END)
-    file.seek(place)
-    if image.width * image.height > limit * size + 1_000_000:
-        raise BadImage(
-            name, f"damaged: {size:,} bytes cannot hold {image.width} x {image.height} pixels"
-        )
+def _check_claim(file: BinaryIO, image: Image.Image, name: str, max_pixels: int) -> bytes | None:
+    """Refuses a file whose header claims more pixels than its bytes hold, or of too many scans.
 
-
-def _decode_jpeg(
-    file: BinaryIO, image: Image.Image, name: str, max_pixels: int, sufficient_pixels: int | None
-) -> np.ndarray | None:
-    """Decodes an opened JPEG to uint8 [H, W, 3]; None if Pillow shall decode it or raise."""
+    Returns:
+        The content of a JPEG, which was read for that; None for other formats, and for sizes that
+        `_decode` refuses.
+    """
     width, height = image.size
-    if not 0 < width * height <= max_pixels:
+    limit = _MAX_PIXELS_PER_BYTE.get(image.format or "")
+    if limit is None or not 0 < width * height <= max_pixels:
         return None
     size = file.seek(0, os.SEEK_END)
-    if width * height > _MAX_PIXELS_PER_BYTE * size + 1_000_000:
-        raise BadImage(name, f"damaged: {size:,} bytes cannot hold {width} x {height} pixels")
     file.seek(0)
+    if width * height > limit * size + 1_000_000:
+        raise BadImage(name, f"damaged: {size:,} bytes cannot hold {width} x {height} pixels")
+    if image.format not in _JPEG:
+        return None
     data = file.read()
+    file.seek(0)
     scans = data.count(_START_OF_SCAN)  # within pixel data, 0xff is always followed by 0
     if scans > _MAX_SCANS:
         raise BadImage(name, f"a JPEG of {scans:,} scans; at most {_MAX_SCANS} are decoded")
-    file.seek(0)
+    return data
+
+
+def _decode_jpeg(
+    data: bytes, image: Image.Image, sufficient_pixels: int | None
+) -> np.ndarray | None:
+    """Decodes an opened JPEG to uint8 [H, W, 3]; None if Pillow shall decode it or raise."""
+    width, height = image.size
     factor = 8 if sufficient_pixels else 1
     while sufficient_pixels and factor > 1 and width * height < sufficient_pixels * factor**2:
         factor //= 2
@@ -281,7 +280,6 @@ def _decode_jpeg(
     try:
         return simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width)
     except ValueError:  # damaged or unusual: Pillow decides
-        file.seek(0)
         return None
 
 
