@@ -37,10 +37,10 @@ from nolabel.errors import BadImage, DataError
 # Pillow's own limit: a quarter of a gibibyte at 24 bits a pixel.
 MAX_PIXELS = 178_956_970
 
-# A header that claims more pixels per byte of file is wrong, and refused before memory is allocated.
-# A JPEG's block of 256 pixels takes at least six bits (except with arithmetic coding); deflate makes
-# 1,032 bytes of one at most, and a byte of a PNG holds up to eight pixels; a code of a GIF stands
-# for a string that grows by one with every code.
+# A header that claims more pixels per byte of file is wrong, and refused before memory is
+# allocated. A JPEG's block of 256 pixels takes at least six bits (except with arithmetic coding);
+# deflate makes 1,032 bytes of one at most, and a byte of a PNG holds up to eight pixels; a code of
+# a GIF stands for a string that grows by one with every code.
 _JPEG = ("JPEG", "MPO")
 _MAX_PIXELS_PER_BYTE = {"JPEG": 2000, "MPO": 2000, "PNG": 8 * 1032, "GIF": 3000}
 
