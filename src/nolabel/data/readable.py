@@ -6,17 +6,12 @@ that can be read, it does not.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from nolabel.data.progress import progress_bar
+from nolabel.data.read_ahead import read_ahead
 from nolabel.data.source import Source, Subset
-from nolabel.data.sources._decode import decoding_in_threads
 from nolabel.errors import BadImage, DataError, printable
-
-_THREADS = 8  # at most; they decode files
 
 Skipped = tuple[tuple[str, str], ...]  # path and reason of each image that could not be read
 
@@ -56,18 +51,12 @@ def leave_out_unreadable(source: Source) -> tuple[Source, Skipped]:
             return error
         return None
 
-    threads = min(_THREADS, os.cpu_count() or 1)
     bad: dict[int, BadImage] = {}
-    with (
-        progress_bar(f"checking {source.name}", len(source), True) as advance,
-        decoding_in_threads(),
-        ThreadPoolExecutor(threads, "nolabel-check") as pool,
-    ):
-        for start in range(0, len(source), 256):
-            indices = range(start, min(start + 256, len(source)))
-            found = zip(indices, pool.map(reason, indices), strict=True)
-            bad |= {i: error for i, error in found if error}
-            advance(len(indices))
+    with progress_bar(f"checking {source.name}", len(source), True) as advance:
+        for i, error in enumerate(read_ahead(reason, range(len(source)), lambda _: 0)):
+            if error:
+                bad[i] = error
+            advance(1)
     skipped = tuple((printable(e.path), e.reason) for e in bad.values())
     if len(bad) == len(source):
         first = f" First: {skipped[0][0]}: {skipped[0][1]}." if skipped else ""

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +12,10 @@ from PIL import Image
 
 from nolabel.data.order import index_at
 from nolabel.data.progress import progress_bar
+from nolabel.data.read_ahead import read_ahead
 from nolabel.data.source import Source
 from nolabel.data.sources._bands import to_rgb8
-from nolabel.data.sources._decode import decoding_in_threads, open_image
+from nolabel.data.sources._decode import open_image
 from nolabel.data.statistics import channel_counts, row_blocks
 from nolabel.errors import BadImage, printable
 
@@ -74,7 +72,8 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
     total, squares, pixels = np.zeros(source.channels), np.zeros(source.channels), 0
     every = max(len(chosen) // max(thumbs, 1), 1)
     with progress_bar(f"reading {source.name}", len(chosen)) as advance:
-        for row, found in enumerate(_measure_all(source, chosen)):
+        measured = read_ahead(lambda i: _measure(source, i), chosen.tolist(), lambda _: 0)
+        for row, found in enumerate(measured):
             advance(1)
             if isinstance(found, BadImage):
                 bad.append((printable(found.path), found.reason))
@@ -149,15 +148,6 @@ class _ImageStatistics:
     thumb: np.ndarray  # uint8 [64, 64, 3]
     total: np.ndarray  # float64 [C]: sum of the values, of 255
     squares: np.ndarray  # float64 [C]
-
-
-def _measure_all(source: Source, chosen: np.ndarray) -> Iterator[_ImageStatistics | BadImage]:
-    """Yields the images' statistics in order; threads decode some images ahead."""
-    workers = os.cpu_count() or 1
-    with decoding_in_threads(), ThreadPoolExecutor(workers, "nolabel-scan") as pool:
-        for start in range(0, len(chosen), 16 * workers):
-            some = chosen[start : start + 16 * workers].tolist()
-            yield from pool.map(lambda i: _measure(source, i), some)
 
 
 def _measure(source: Source, i: int) -> _ImageStatistics | BadImage:
