@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nolabel._files.atomic import usual_mode
+from nolabel._files.atomic import replacement, usual_mode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,16 +31,9 @@ def save_tensors(
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacement(path) as temporary:
         mode = usual_mode(temporary)
         save_file(tensors, temporary, None if metadata is None else dict(metadata))
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
