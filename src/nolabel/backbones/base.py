@@ -251,6 +251,15 @@ def layer_number(backbone: Backbone, layer: int) -> int:
     return layer % depth
 
 
+def refuse_hiding(backbone: Backbone, mask: Tensor | None, keep: Tensor | None) -> None:
+    """Refuses to hide patches, for networks that cannot: the arguments of `tokens` must be None.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    require(backbone, [n for n, v in (("mask", mask), ("drop", keep)) if v is not None], "tokens")
+
+
 def require(backbone: Backbone, needs: Iterable[str], who: str) -> None:
     """Refuses a backbone that lacks an ability.
 

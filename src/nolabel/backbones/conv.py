@@ -8,7 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nolabel.backbones.base import Backbone, map_tokens, refuse_by_samples, require, resolve_facets
+from nolabel.backbones.base import (
+    Backbone,
+    map_tokens,
+    refuse_by_samples,
+    refuse_hiding,
+    resolve_facets,
+)
 from nolabel.backbones.blocks import set_drop_paths
 from nolabel.errors import UsageError
 from nolabel.types import Tokens
@@ -72,7 +78,7 @@ class ConvBackbone(Backbone):
         keep: Tensor | None = None,
         mask_token: Tensor | None = None,
     ) -> Tokens:
-        require(self, [n for n, v in (("mask", mask), ("drop", keep)) if v is not None], "tokens")
+        refuse_hiding(self, mask, keep)
         return self._last(self._maps(x)[-1])
 
     def layers(self, x: Tensor, n: int) -> list[Tokens]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nolabel import _usercode
-from nolabel.backbones.base import Backbone, map_tokens, require, resolve_facets
+from nolabel.backbones.base import Backbone, map_tokens, refuse_hiding, resolve_facets
 from nolabel.errors import UsageError
 from nolabel.nn.random_state import preserve_rng
 from nolabel.types import Tokens
@@ -118,7 +118,7 @@ class OwnBackbone(Backbone):
         keep: Tensor | None = None,
         mask_token: Tensor | None = None,
     ) -> Tokens:
-        require(self, [n for n, v in (("mask", mask), ("drop", keep)) if v is not None], "tokens")
+        refuse_hiding(self, mask, keep)
         return self._as_tokens(self.net(x))
 
     def layers(self, x: Tensor, n: int) -> list[Tokens]:

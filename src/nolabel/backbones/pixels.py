@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nolabel.backbones.base import Backbone, require, resolve_facets
+from nolabel.backbones.base import Backbone, refuse_hiding, resolve_facets
 from nolabel.types import Tokens
 
 
@@ -30,7 +30,7 @@ class Pixels(Backbone):
         keep: Tensor | None = None,
         mask_token: Tensor | None = None,
     ) -> Tokens:
-        require(self, [n for n, v in (("mask", mask), ("drop", keep)) if v is not None], "tokens")
+        refuse_hiding(self, mask, keep)
         return Tokens(x.flatten(1), x.flatten(2).transpose(1, 2), (x.shape[-2], x.shape[-1]))
 
     def layers(self, x: Tensor, n: int) -> list[Tokens]:
