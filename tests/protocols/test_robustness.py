@@ -84,7 +84,7 @@ def test_domains_of_a_table_are_judged_by_one_head_each_among_its_own_classes(tm
     assert any("far: chosen among its own 2 of 3 classes" in n for n in report.notes)
 
 
-def test_corruptions_domains_and_baselines_stand_in_one_table():
+def test_corruptions_domains_and_baselines_stand_in_one_table(few_creatures):
     report = nl.evaluate(
         "robustness", "random:resnet_nano", train=TRAIN, test=TEST, corruptions=("noise", "jpeg"),
         strengths=(1, 5), domains=("again=creatures:test",),
@@ -166,7 +166,7 @@ def test_wrong_use_is_said_clearly(tmp_path):
         )
 
 
-def test_transfer_has_a_row_for_each_set_and_their_mean(tmp_path, capsys):
+def test_transfer_has_a_row_for_each_set_and_their_mean(few_creatures, tmp_path, capsys):
     given = ["evaluate", "transfer", "--encoder", "pixels", "--test", "digits,creatures"]
     assert main([*given, "--judges", "knn", "--json", str(tmp_path / "t.json")]) == 0
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]

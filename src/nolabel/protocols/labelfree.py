@@ -172,13 +172,13 @@ def lidar(z: Tensor) -> float:
     z = z.double()
     n, v, dim = z.shape
     means = z.mean(1)
-    between = torch.cov(means.T).reshape(dim, dim)
+    apart = (means - means.mean(0)).T / (n - 1) ** 0.5  # [D, N]; times its transpose: B
     deviations = (z - means[:, None]).flatten(0, 1)
     within = deviations.T @ deviations / (n * (v - 1))
     within = within + torch.eye(dim, dtype=z.dtype) * (DELTA * within.diagonal().mean() + EPS)
-    values, vectors = torch.linalg.eigh(within)
-    whitening = vectors * values.clamp_min(EPS).rsqrt()
-    return effective_number(torch.linalg.eigvalsh(whitening.T @ between @ whitening).clamp_min(0))
+    # With W = L L^T: the eigenvalues of W^-1/2 B W^-1/2, but for zeros where D > N.
+    whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(within), apart, upper=False)
+    return effective_number(_squared_singular_values(whitened))
 
 
 def alpha_req(z: Tensor) -> float:
@@ -187,7 +187,7 @@ def alpha_req(z: Tensor) -> float:
     Infinite with fewer than four eigenvalues above rounding errors.
     """
     z = z.double()
-    values = torch.linalg.eigvalsh(torch.cov(z.T).reshape(z.shape[1], -1)).flip(0)
+    values = _squared_singular_values(z - z.mean(0)).flip(0)
     values = values[values > 1e-8 * values[0]]
     if len(values) < 4:
         return float("inf")
@@ -195,6 +195,12 @@ def alpha_req(z: Tensor) -> float:
     log_value = values[1:].log()
     log_rank = log_rank - log_rank.mean()
     return float(-(log_rank @ (log_value - log_value.mean())) / (log_rank @ log_rank))
+
+
+def _squared_singular_values(x: Tensor) -> Tensor:
+    """Of a matrix float64 [R, C], min(R, C) of them, ascending and at least 0."""
+    smaller = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
+    return torch.linalg.eigvalsh(smaller).clamp_min(0)
 
 
 def self_retrieval(z: Tensor) -> int:
