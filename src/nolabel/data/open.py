@@ -69,6 +69,16 @@ DATASETS: dict[str, DatasetInfo] = by_name(
         description="3,953 emoji of 72 x 72 pixels with names and masks",
         needs="pip install 'nolabel[emoji]'",
     ),
+    DatasetInfo(
+        name="stamps",
+        description="796 photographs and drawings, cut out, with theme, description and mask",
+        needs="the Debian package tuxpaint-stamps-default",
+    ),
+    DatasetInfo(
+        name="clipart",
+        description="6,883 drawings, cut out, with category, title and mask",
+        needs="the Debian package openclipart-png",
+    ),
 )
 
 
@@ -308,6 +318,10 @@ def _open_dataset(
         from nolabel.data.sources.emoji import Emoji
 
         return Emoji(split_name)
+    if info.name in ("stamps", "clipart"):
+        from nolabel.data.sources.cutouts import Cutouts
+
+        return Cutouts(info.name, split_name)
     from nolabel.data.sources import builtin
 
     if info.name == "digits":

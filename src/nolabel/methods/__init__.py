@@ -149,7 +149,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         paper="Radford et al. 2021, arXiv 2103.00020",
         description="classify which caption of the batch belongs to each image, and vice versa",
         when="for images with captions: zero-shot classification and search by text",
-        needs="captions (column text, members .txt, creatures, emoji)",
+        needs="captions (column text, members .txt, creatures, emoji, stamps, clipart)",
     ),
     MethodInfo(
         name="siglip",
@@ -158,7 +158,7 @@ METHODS: dict[str, MethodInfo] = by_name(
         paper="Zhai et al. 2023, arXiv 2303.15343",
         description="a binary classification of every pair of an image and a caption",
         when="as clip, for batches that are small or spread over many devices",
-        needs="captions (column text, members .txt, creatures, emoji)",
+        needs="captions (column text, members .txt, creatures, emoji, stamps, clipart)",
     ),
     MethodInfo(
         name="swav",

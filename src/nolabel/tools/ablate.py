@@ -14,7 +14,7 @@ from scipy import stats
 
 from nolabel import methods
 from nolabel.config import Request
-from nolabel.data.open import open_source
+from nolabel.data.open import DATASETS, open_source
 from nolabel.data.source import require_labels
 from nolabel.engine.log import say
 from nolabel.engine.train import pretrain
@@ -131,7 +131,7 @@ def parse_rows(texts: Sequence[str], method_class: type[Method]) -> dict[str, di
 
 
 def _sources(data: str, test: str | None) -> tuple[str, str | None]:
-    named = data in ("creatures", "digits", "fashion-mnist", "cifar10")
+    named = data in DATASETS
     return (f"{data}:train", test or f"{data}:test") if named else (data, test)
 
 

@@ -43,8 +43,8 @@ def require_texts(source: Source) -> None:
         raise DataError(
             f"{source.name!r} has no texts, which this needs. Texts are read from the column "
             "`text` of a table (.csv, .tsv, .parquet), from .txt members beside the images of tar "
-            "shards, and from the captions of hf: sets, creatures and emoji; your own source "
-            "overrides `read_text(i)`."
+            "shards, and from the captions of hf: and named sets (creatures, scenes, emoji, "
+            "stamps, clipart); your own source overrides `read_text(i)`."
         )
 
 
