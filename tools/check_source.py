@@ -25,7 +25,12 @@ TWO_SPACES = re.compile(r"(?<=[\w)`'\"\]%}])[.?!]  (?=[A-Z`\"'({0-9])")
 SECTION = re.compile(r"\s*(Args|Raises|Returns|Yields|Attributes):\s*$")
 ENTRY = re.compile(r"\*{0,2}[\w.]+(?:, \*{0,2}[\w.]+)*: (A(?= )|[A-Z][a-z]\w*)")
 PROPER_NAMES = frozenset({"None", "True", "False", "Pillow", "Python", "Gaussian", "Tensor"})
-PATHS_ALLOWED = ("/usr/share/datasets", "/usr/share/tuxpaint", "/usr/share/openclipart", "/usr/bin/env")
+PATHS_ALLOWED = (
+    "/usr/share/datasets",
+    "/usr/share/tuxpaint",
+    "/usr/share/openclipart",
+    "/usr/bin/env",
+)
 TEXTS = ("*.md", "Makefile", "pyproject.toml", ".ci/*", "docs/**/*.md", "benchmarks/**/*.py",
          "benchmarks/results/*.json", "src/**/*.py", "tests/**/*.py", "tools/**/*.py")  # fmt: skip
 
