@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from nolabel._usercode import Executed
+from nolabel.data import workers as processes
 from nolabel.data.batches import BatchDataset, DecodedBatch
 from nolabel.data.source import Source
+from nolabel.data.workers import NoRoom, TooSlow, WorkerDied, Workers
 from nolabel.errors import DataError, NolabelError, UsageError
 from nolabel.types import Batch
 from nolabel.views.executor import Executor
@@ -51,11 +53,14 @@ def make_loader(
     with_labels: bool = False,
     with_text: bool = False,
     warn: Callable[[str], object] = lambda text: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batch]:
     """Yields the batches of steps start_step .. total_steps - 1, `accumulate` of them per step.
 
     The batches are bitwise the same for every number of workers. Workers that die are restarted
-    from the first batch that was not delivered, which does not change the batches either. If the
+    from the first batch that was not delivered, which does not change the batches either. Where
+    batches cannot be sent between processes (no shared memory is left, too many files are open),
+    and where a stop was requested and no batch comes, they are made in this process. If the
     executor's `device` is not the CPU, the views are made in this process, and the workers only
     read and decode.
 
@@ -73,7 +78,9 @@ def make_loader(
         pin: whether to return tensors in pinned memory, for fast copies to a GPU.
         with_labels: whether batches carry labels.
         with_text: whether batches carry texts.
-        warn: called with a message when dead workers are restarted.
+        warn: called with a message when dead workers are restarted, when workers do not answer,
+            and when this process goes on without them.
+        stopping: whether a stop was requested; asked while no batch comes.
 
     Yields:
         Batches of batch_size / (world x accumulate) images.
@@ -99,7 +106,8 @@ def make_loader(
         raise UsageError(f"The number of workers cannot be negative, got {workers}.")
     if workers == 0:
         return _in_process(dataset, sampler, pin)
-    return _in_workers(dataset, sampler, min(workers, max(len(sampler), 1)), pin, warn)
+    count = min(workers, max(len(sampler), 1))
+    return _in_workers(dataset, sampler, count, pin, warn, stopping)
 
 
 class _StepSampler(Sampler[tuple[int, int]]):
@@ -135,19 +143,24 @@ def _in_process(dataset: BatchDataset, sampler: _StepSampler, pin: bool) -> Iter
 def _in_workers(
     dataset: BatchDataset,
     sampler: _StepSampler,
-    workers: int,
+    count: int,
     pin: bool,
     warn: Callable[[str], object],
+    stopping: Callable[[], bool],
 ) -> Iterator[Batch]:
     """Batches from worker processes, which are restarted when one of them dies."""
     done = deaths = 0
     while True:
         try:
-            for batch in _from_workers(dataset, sampler.skip(done), workers, pin):
-                yield batch
-                done += 1
+            with Workers(warn, stopping) as workers:
+                for batch in _from_workers(dataset, sampler.skip(done), count, pin, workers):
+                    yield batch
+                    done += 1
             return
-        except _WorkerDied as error:
+        except WorkerDied as error:
+            if processes.is_bus_error(error):  # it wrote to shared memory that is full
+                _say_no_room("no shared memory is left", warn)
+                break
             deaths += 1
             what = f"A data worker died ({error})."
             if deaths > RESTARTS:
@@ -157,16 +170,25 @@ def _in_workers(
                     "fewer --workers or a smaller --batch-size, or --workers 0 to see the cause."
                 ) from error
             warn(f"{what} Restarting the workers ({deaths} of {RESTARTS} times).")
+        except NoRoom as error:
+            _say_no_room(str(error), warn)
+            break
+        except TooSlow:
+            break
+    yield from _in_process(dataset, sampler.skip(done), pin)
 
 
-class _WorkerDied(Exception):
-    """A worker process exited unexpectedly."""
+def _say_no_room(reason: str, warn: Callable[[str], object]) -> None:
+    warn(
+        f"Data workers cannot send their batches: {reason}. This process reads the data from now "
+        f"on, as with --workers 0. {processes.advice(reason)}"
+    )
 
 
 def _from_workers(
-    dataset: BatchDataset, sampler: _StepSampler, workers: int, pin: bool
+    dataset: BatchDataset, sampler: _StepSampler, count: int, pin: bool, workers: Workers
 ) -> Iterator[Batch]:
-    """Batches until one of the workers dies. Raises _WorkerDied."""
+    """Batches until one of the workers dies. Raises as `Workers.receive`."""
     decode_only = torch.device(dataset.executor.device).type != "cpu"
     with warnings.catch_warnings():
         # Forking is safe here: the workers run no threads and take no lock that a thread of this
@@ -177,61 +199,38 @@ def _from_workers(
             _WorkerDataset(dataset, decode_only),
             batch_size=None,
             sampler=sampler,
-            num_workers=workers,
+            num_workers=count,
             collate_fn=_no_collate,
             prefetch_factor=_PREFETCH,
             pin_memory=pin and not decode_only,
+            timeout=processes.POLL,
             worker_init_fn=_init_worker,
             multiprocessing_context=_START,
             # DataLoader draws a base seed; its own generator keeps the global RNG state unchanged.
             generator=torch.Generator().manual_seed(0),
         )
-        results = iter(loader)
+        results = workers.start(loader)
     try:
-        for result in _receive(results):
-            if isinstance(result.content, NolabelError):
+        for result in workers.receive(results):
+            if isinstance(result.content, NoRoom | NolabelError):
                 raise result.content
             if isinstance(result.content, Batch):
                 yield result.content
             else:
                 yield dataset.make_views(_from_shared(result.content))
     finally:
-        # Without this, the traceback of an error keeps the iterator and its workers alive. The
-        # method is private to DataLoader, hence the fallback.
-        stop = getattr(results, "_shutdown_workers", lambda: None)
-        try:
-            stop()
-        except RuntimeError as error:
-            # DataLoader's SIGCHLD handler may report a dead worker only now; that error was raised
-            # already.
-            if not _is_death(error):
-                raise
-            stop()
-
-
-def _is_death(error: RuntimeError) -> bool:
-    """Whether this is DataLoader's error for a worker that died."""
-    return "exited unexpectedly" in str(error) or "killed by signal" in str(error)
-
-
-def _receive(results: Iterator[_WorkerResult]) -> Iterator[_WorkerResult]:
-    """Yields the results of the workers. Raises _WorkerDied when one of them dies."""
-    try:
-        yield from results
-    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: in mid-message
-        if isinstance(error, RuntimeError) and not _is_death(error):
-            raise
-        raise _WorkerDied((str(error) or "no message").splitlines()[0]) from error
+        workers.end_stopped()
+        processes.end_quietly(results)
 
 
 @dataclass(frozen=True)
 class _WorkerResult:
-    """What a worker sends: a batch, a decoded batch, or an error for the user.
+    """What a worker sends: a batch, a decoded batch, an error for the user, or why it has no room.
 
     The error is sent as a value, since DataLoader would wrap a raised one and add its traceback.
     """
 
-    content: Batch | _Packed | NolabelError
+    content: Batch | _Packed | NolabelError | NoRoom
 
     def pin_memory(self) -> _WorkerResult:
         """Called by DataLoader's pinning thread."""
@@ -250,10 +249,27 @@ class _WorkerDataset(Dataset[_WorkerResult]):
     def __getitem__(self, item: tuple[int, int]) -> _WorkerResult:
         try:
             if self.decode_only:
-                return _WorkerResult(_to_shared(self.dataset.decode(*item)))
-            return _WorkerResult(self.dataset[item])
+                packed = _to_shared(self.dataset.decode(*item))
+                packed[1].share_memory_()
+                return _WorkerResult(packed)
+            return _WorkerResult(_share(self.dataset[item]))
         except NolabelError as error:
             return _WorkerResult(error)
+        except (RuntimeError, OSError) as error:
+            if reason := processes.no_room(error):
+                return _WorkerResult(NoRoom(reason))
+            raise
+
+
+def _share(batch: Batch) -> Batch:
+    """Moves all tensors to shared memory, here, where an error can be told.
+
+    DataLoader would do it in a thread that prints the error and forgets the batch.
+    """
+    for tensor in (*batch.views.values(), batch.keys, batch.labels):
+        if tensor is not None:
+            tensor.share_memory_()
+    return batch
 
 
 def _to_shared(decoded: DecodedBatch) -> _Packed:

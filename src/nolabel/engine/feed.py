@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -28,11 +28,13 @@ def batches_of(
     end: int,
     *,
     workers: int = 0,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Batch]:
     """This rank's micro-batches of steps start .. end - 1.
 
     Args:
         workers: processes that read the data; 0 reads in this process.
+        stopping: whether a stop was requested.
     """
     s = run.settings
     return make_loader(
@@ -49,6 +51,7 @@ def batches_of(
         pin=device.type == "cuda",
         with_text="text" in method.inputs,
         warn=warn,
+        stopping=stopping,
     )
 
 

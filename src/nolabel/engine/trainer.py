@@ -113,14 +113,15 @@ class Trainer:
             self.guard.consecutive = int(state["guard"])
         self.warm_steps = s.warm_heads
         self.frozen = _backbone_parameters(method) if self.warm_steps else []
+        self.heartbeat, self.stop = Heartbeat(warn), StopRequest()
         batches = batches_of(
-            run, method, plan, source, device, start, self.total, workers=s.workers
-        )
+            run, method, plan, source, device, start, self.total,
+            workers=s.workers, stopping=lambda: self.stop.requested,
+        )  # fmt: skip
         self.feed = TimedFeed(batches, device)
         self.unreadable = UnreadableFiles(
             run.folder / "skipped.jsonl", len(source), s.max_bad, write=self.first
         )
-        self.heartbeat, self.stop = Heartbeat(warn), StopRequest()
         self.saved_at = time.monotonic()
 
     def train_step(self, clock: Clock, *, measure: bool = False) -> StepResult:

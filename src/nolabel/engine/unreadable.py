@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 from nolabel.errors import DataError
+
+# What the system says where the storage fails.
+_STORAGE = tuple(
+    os.strerror(number)
+    for number in (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN)
+)
 
 
 class UnreadableFiles:
@@ -47,9 +55,15 @@ class UnreadableFiles:
             file.writelines(lines if self.write else [])
         if len(self.paths) > self.max_bad * self.images:
             path, reason = new[-1]
+            share = math.ceil(len(self.paths) / self.images * 110) / 100
+            advice = f"Repair or remove them, or allow more with --max-bad {share:.2f}."
+            if any(fault in reason for fault in _STORAGE):
+                advice = (
+                    "The disk or the network share fails, not the files: when it answers again, "
+                    "delete this list and resume the run."
+                )
             raise DataError(
                 f"{len(self.paths)} of {self.images} files cannot be read, more than "
                 f"{self.max_bad:.1%} (the last: {path}: {reason}). They are listed in "
-                f"{self.path}. Repair or remove them, or allow more with --max-bad "
-                f"{math.ceil(len(self.paths) / self.images * 110) / 100:.2f}."
+                f"{self.path}. {advice}"
             )
