@@ -1,0 +1,1 @@
+"""Data sets for developing recipes, as folders of files: drawn by programs, or named sets."""
