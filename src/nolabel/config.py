@@ -55,6 +55,8 @@ class Settings:
     batch_size: int | Literal["auto"] | None = None  # images of a step in total; auto: what fits
     accumulate: int | None = None  # micro-batches of a step; auto: as few as memory allows
     workers: int | None = None  # processes that load data; 0: the main process loads
+    # pixels (height x width) at which decoded images stay in memory; auto: if they fit; or off
+    cache: int | Literal["auto", "off"] = "auto"
     views_on: str = "auto"  # where views are made: cpu, or device (workers only decode)
     seed: int = 0  # fixes weights, order and augmentation
     device: str = "auto"  # auto, cpu or cuda
@@ -196,6 +198,8 @@ def complete(s: Settings, *, continued: bool) -> RunSettings:
         values["precision"] = "fp32"
     if values["views_on"] == "auto":
         values["views_on"] = "cpu"
+    if values["cache"] == "auto":
+        values["cache"] = "off"
     return RunSettings(**values)
 
 

@@ -4,6 +4,7 @@ import importlib
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, make_dataclass
@@ -16,6 +17,7 @@ from nolabel.cli.flags import first, flags, is_rank0, without_trust, write_json
 from nolabel.data.progress import status_lines
 from nolabel.errors import NolabelError, Stopped, UsageError, command, unknown
 
+BEGAN = time.monotonic()  # of the command
 VERBS = {
     "demo": "an example on built-in data: pre-train, compare, pictures, report.html",
     "pretrain": "METHOD --data SRC: train an encoder on unlabelled images",
@@ -146,7 +148,7 @@ def _pretrain(args: list[str]) -> None:
     methods.check_name(name)  # before torch is imported, which takes seconds
     from nolabel.cli.pretrain import run_pretrain
 
-    run_pretrain(name, args[1:])
+    run_pretrain(name, args[1:], BEGAN)
 
 
 SIZE = "side of the images in pixels (of pictures, the shorter one); default: the encoder's own"

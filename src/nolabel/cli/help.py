@@ -59,7 +59,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "this method": ((), ()),
     "machine": (
         ("device", "precision", "workers"),
-        ("views_on", "shard", "shard_layers", "compile"),
+        ("cache", "views_on", "shard", "shard_layers", "compile"),
     ),
     "run": (
         ("out", "recipe", "config", "dry_run"),
@@ -72,6 +72,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 PLACEHOLDERS = {
     "data": "SRC", "probe": "SRC", "init": "ENC", "teacher": "ENC", "backbone": "NAME",
     "out": "DIR", "config": "FILE", "json": "FILE", "recipe": "auto|paper|FILE",
+    "cache": "auto|off|PIXELS",
     **{name: "|".join(values) for name, values in CHOICES.items()},
     "optim.name": "|".join(NAMES), "optim.clip_by": "|".join(CLIPS),
 }  # fmt: skip

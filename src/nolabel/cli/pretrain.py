@@ -9,12 +9,13 @@ from nolabel.cli.pretrain_flags import read_flags
 HELP = frozenset({"-h", "--help", "--help-all"})
 
 
-def run_pretrain(name: str, args: list[str]) -> None:
+def run_pretrain(name: str, args: list[str], began: float) -> None:
     """`nolabel pretrain METHOD ...`.
 
     Args:
         name: of the method.
         args: what follows it.
+        began: time.monotonic() at the start of the command.
     """
     if HELP & set(args):
         from nolabel.cli.help import show_help
@@ -40,6 +41,6 @@ def run_pretrain(name: str, args: list[str]) -> None:
         if verb.dry_run:
             write_json(verb.json, resolved.to_dict())
 
-    run = pretrain(request, show=show, dry_run=verb.dry_run)
+    run = pretrain(request, show=show, dry_run=verb.dry_run, began=began)
     if not verb.dry_run:
         write_json(verb.json, {**run.to_dict(), "encoder": str(run.folder / "encoder.safetensors")})

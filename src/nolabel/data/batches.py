@@ -13,10 +13,12 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from nolabel.data.blocks import block_index_at
+from nolabel.data.decoded import Decoded
 from nolabel.data.order import batch_indices, replacement, steps_per_epoch
+from nolabel.data.read_ahead import read_ahead
 from nolabel.data.source import Source
 from nolabel.data.text.captions import require_texts, texts_of
 from nolabel.errors import BadImage, DataError, UsageError, printable
@@ -25,6 +27,7 @@ from nolabel.views.executor import Executor
 from nolabel.views.plan import ViewPlan
 
 _GROUP_BYTES = 256 * 2**20  # of decoded images whose views are made at once
+_Read = tuple[Sample, int, list[tuple[str, str]]]
 ATTEMPTS = 10  # replacements to try for one unreadable image
 
 
@@ -171,8 +174,8 @@ class BatchDataset(Dataset[Batch]):
         texts: list[str] = []
         keys: list[int] = []
         skipped: list[tuple[str, str]] = []
-        for row, index in enumerate(scheduled.tolist()):
-            sample, key = self._read(index, epoch, skipped)
+        for row, (sample, key, unreadable) in enumerate(self._read_all(scheduled, epoch)):
+            skipped.extend(unreadable)
             images.append(sample.image)
             texts.append(sample.text or "")
             keys.append(key)
@@ -230,14 +233,27 @@ class BatchDataset(Dataset[Batch]):
             self.seed, epoch, np.arange(first, first + self.batch_size), n, block
         )
 
-    def _read(self, index: int, epoch: int, skipped: list[tuple[str, str]]) -> tuple[Sample, int]:
-        """The image at `index` or its replacement, and the index of the image that was read."""
-        candidate = index
+    def _read_all(self, scheduled: np.ndarray, epoch: int) -> Iterator[_Read]:
+        """Reads the images: files in threads, unless a data worker does it, of which there are
+        many. A user's own source is never read by two threads at once."""
+        indices = scheduled.tolist()
+        decoded = isinstance(self.source, Decoded) and self.source.holds(scheduled)
+        if get_worker_info() is not None or decoded or not self.source.has_files:
+            yield from (self._read(index, epoch) for index in indices)
+            return
+        yield from read_ahead(
+            lambda index: self._read(index, epoch), indices, lambda r: r[0].image.nbytes
+        )
+
+    def _read(self, index: int, epoch: int) -> _Read:
+        """The image at `index` or its replacement, the index of the image that was read, and the
+        path and reason of each image that could not be read."""
+        candidate, skipped = index, list[tuple[str, str]]()
         for attempt in range(ATTEMPTS + 1):
             try:
                 sample = self.source.read(candidate, **self._read_kwargs)
                 if sample.text or not self.with_text:
-                    return sample, candidate
+                    return sample, candidate, skipped
                 raise BadImage(self.source.path(candidate), "has no text")
             except BadImage as error:
                 skipped.append((printable(error.path), error.reason))

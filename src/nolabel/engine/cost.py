@@ -335,21 +335,21 @@ def extrapolated_activations(
         precision: fp32 or bf16.
     """
     small, large = min(FEW, batch.size), min(MORE, batch.size)
-    a = activation_bytes(method, _first(batch, small), precision)
+    a = activation_bytes(method, first(batch, small), precision)
     if small == large:
         return a * images / small
-    b = activation_bytes(method, _first(batch, large), precision)
+    b = activation_bytes(method, first(batch, large), precision)
     return a + (b - a) / (large - small) * (images - small)
 
 
-def _first(batch: Batch, n: int) -> Batch:
+def first(batch: Batch, n: int) -> Batch:
     """The first n images of a batch, copied."""
 
-    def first(x: Tensor | None) -> Tensor | None:
+    def cut(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[:n].clone()
 
     return dataclasses.replace(
         batch, views={name: view[:, :n].clone() for name, view in batch.views.items()},
-        keys=first(batch.keys), labels=first(batch.labels), masks=first(batch.masks),
+        keys=cut(batch.keys), labels=cut(batch.labels), masks=cut(batch.masks),
         text=None if batch.text is None else batch.text[:n],
     )  # fmt: skip

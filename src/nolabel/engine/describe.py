@@ -34,6 +34,7 @@ def describe(built: Built, resolved: Resolved) -> str:
         + (f" in {s.accumulate} micro-batches" if s.accumulate > 1 else "")
         + f", {workers} workers, views on {unmeasured.views_on}, seed {s.seed}, "
         f"precision {unmeasured.precision}",
+        *_cache_line(run),
         *(f"view       {line}" for line in plan.describe()),
         "options    " + _values(run.options),
         "optimiser  " + _values(run.optim),
@@ -58,6 +59,14 @@ def summarise(built: Built, resolved: Resolved) -> str:
         f"folder    {run.folder}; its config.yaml has all settings",
     ]
     return "\n".join(lines)
+
+
+def _cache_line(run: Run) -> list[str]:
+    """How decoded images are kept in memory."""
+    pixels = run.settings.cache
+    if isinstance(pixels, str):
+        return []
+    return [f"cache      decoded images stay in memory, at most {pixels:,} pixels each"]
 
 
 def _length(run: Run, resolved: Resolved) -> str:

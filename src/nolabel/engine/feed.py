@@ -9,9 +9,11 @@ import torch
 
 from nolabel import distributed
 from nolabel.config import Run
+from nolabel.data.decoded import decoded_once
 from nolabel.data.loader import make_loader
 from nolabel.data.source import Source
 from nolabel.engine.log import warn
+from nolabel.engine.machine import cache_memory
 from nolabel.methods.base import Method
 from nolabel.types import Batch
 from nolabel.views import FastViews
@@ -38,7 +40,7 @@ def batches_of(
     """
     s = run.settings
     return make_loader(
-        source,
+        decoded_once(source, s.cache, cache_memory()),
         FastViews(plan, s.seed, device=device if s.views_on == "device" else "cpu"),
         seed=s.seed,
         batch_size=s.batch_size,
@@ -71,6 +73,12 @@ class TimedFeed(Iterator[Batch]):
         self._batches, self._device = batches, device
         self.wait = 0.0
         self.unreadable: list[tuple[str, str]] = []
+
+    def close(self) -> None:
+        """Ends the data workers."""
+        close = getattr(self._batches, "close", None)  # of a generator
+        if close is not None:
+            close()
 
     def __next__(self) -> Batch:
         began = time.monotonic()

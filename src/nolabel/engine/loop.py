@@ -19,15 +19,19 @@ def train(trainer: Trainer, monitor: Monitor) -> None:
             destroyed (`--init-guard rollback`), or several steps in a row were not finite.
         Stopped: stopped on request; the run is saved and can be resumed.
     """
-    run, total = trainer.run, trainer.total
+    run, step = trainer.run, trainer.start
     every = run.settings.checkpoint_every
     with trainer.heartbeat, trainer.stop, monitor:
         if trainer.first:
             (run.folder / STOPPED).unlink(missing_ok=True)
         monitor.snapshot(trainer.start)
-        for step in range(trainer.start, total):
-            clock, done = Clock(step, total, run.steps_per_epoch), step + 1
-            result = trainer.train_step(clock, measure=monitor.line_due(done))
+        while step < trainer.total:
+            clock, done = Clock(step, trainer.total, run.steps_per_epoch), step + 1
+            line_due = monitor.line_due(done)
+            result = trainer.train_step(clock, measure=line_due)
+            if line_due and trainer.correct_length(done):
+                monitor.set_length(trainer.total)
+            total = trainer.total
             alarms = monitor.after_step(clock, result)
             if alarms.collapsed and run.settings.on_collapse == "stop":
                 trainer.save(done, final=True)
@@ -44,4 +48,6 @@ def train(trainer: Trainer, monitor: Monitor) -> None:
                 )
             if done < total and (result.save or (every and done % every == 0)):
                 trainer.save(done)
-        trainer.save(total, final=True)
+            step = done
+        trainer.save(step, final=True)
+        trainer.feed.close()

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
-# Share of the machine's memory: a process takes up to 1.5 times what the cost model predicts.
-USABLE_CPU_SHARE = 0.5
+# Shares of the machine's memory. Together with the program's own, a run takes at most a quarter of
+# it: a step takes up to 1.5 times what the cost model predicts.
+USABLE_CPU_SHARE = 1 / 16  # for a step, as predicted
+CACHE_SHARE = 0.13  # for decoded images
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container
 
 
@@ -20,6 +22,7 @@ class Machine:
     on_gpu: bool
     processes: int  # one a device
     usable_memory: float  # bytes a process
+    cache_memory: float = 0.0  # bytes a process, for decoded images
 
     @classmethod
     def here(cls, device: str) -> Machine:
@@ -29,7 +32,8 @@ class Machine:
             device: auto, cpu or cuda.
         """
         on_gpu = device != "cpu" and torch.cuda.is_available()
-        return cls(on_gpu, int(os.environ.get("WORLD_SIZE", "1")), usable_memory(on_gpu))
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        return cls(on_gpu, processes, usable_memory(on_gpu), cache_memory())
 
 
 def usable_memory(on_gpu: bool) -> float:
@@ -38,11 +42,19 @@ def usable_memory(on_gpu: bool) -> float:
         from nolabel.engine.cost import USABLE_SHARE
 
         return USABLE_SHARE * torch.cuda.get_device_properties(0).total_memory
+    return USABLE_CPU_SHARE * total_memory() / _processes_here()
+
+
+def total_memory() -> float:
+    """Bytes of memory of this machine, or of its container."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else "max"
-    if limit.isdigit():
-        total = min(total, int(limit))
-    return USABLE_CPU_SHARE * total / _processes_here()
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def cache_memory() -> float:
+    """Bytes that a process may use to keep decoded images."""
+    return CACHE_SHARE * total_memory() / _processes_here()
 
 
 def cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import torch
 
@@ -10,8 +11,9 @@ from nolabel.config import Run, Settings, complete
 from nolabel.data.progress import phase
 from nolabel.engine import parallel
 from nolabel.engine.calibrate import Measured, measure
+from nolabel.engine.length import RESERVE
 from nolabel.engine.log import say
-from nolabel.engine.machine import cores
+from nolabel.engine.machine import cores, usable_memory
 from nolabel.engine.resolve import Resolved
 from nolabel.methods.base import Method
 from nolabel.views.plan import ViewPlan
@@ -23,6 +25,7 @@ def measurement(
     plan: ViewPlan,
     device: torch.device,
     *,
+    began: float | None = None,
     quiet: bool = False,
 ) -> Run:
     """Fills in the settings that are still open, with trial steps on a copy of the method.
@@ -32,6 +35,7 @@ def measurement(
         method: of the run, on the device; it is not changed.
         plan: of its views.
         device: on which it trains.
+        began: time.monotonic() from which `minutes` count; None: now.
         quiet: print nothing.
 
     Returns:
@@ -44,10 +48,11 @@ def measurement(
             measured = measure(
                 run, method, plan, resolved.source, device,
                 precisions=precisions, may_split=s.accumulate is None,
+                memory_limit=usable_memory(on_gpu=False),
             )  # fmt: skip
         s = _measured_settings(s, measured, device, quiet)
         if s.steps is None and s.minutes is not None:
-            s = _length(s, measured, device, quiet)
+            s = _length(s, measured, device, quiet, began)
             run = resolved.at_length(s.steps or 1)
     settings = complete(s, continued=method.continued)
     if settings.warm_heads and s.warm_heads is None and not quiet:
@@ -86,15 +91,21 @@ def _measured_settings(
     )
 
 
-def _length(s: Settings, measured: Measured, device: torch.device, quiet: bool) -> Settings:
-    """Sets the number of steps that fit into `minutes`."""
+def _length(
+    s: Settings, measured: Measured, device: torch.device, quiet: bool, began: float | None
+) -> Settings:
+    """Sets the number of steps that fit into what is left of `minutes`."""
     step, data, minutes = measured.times[s.precision], measured.data, s.minutes or 0.0
     # Workers load data while a GPU computes; on the CPU both need the cores, so times add up.
     overlap = s.workers and device.type != "cpu"
     seconds = measured.accumulate * (max(step, data) if overlap else step + data)
-    steps = max(int(minutes * 60 / seconds), 1)
+    spent = 0.0 if began is None else time.monotonic() - began
+    steps = max(int((minutes * 60 - spent - RESERVE) / seconds), 1)
     if not quiet:
-        say(f"length: {steps} steps in {minutes:g} min ({seconds * 1e3:.0f} ms a step)")
+        say(
+            f"length: about {steps:,} steps in {minutes:g} min ({seconds * 1e3:.0f} ms a step; "
+            "corrected as it goes)"
+        )
     return dataclasses.replace(s, steps=steps)
 
 

@@ -32,13 +32,14 @@ from nolabel.config import (
     override,
     to_builtin,
 )
+from nolabel.data.decoded import OFF, cache_pixels
+from nolabel.data.facts import Facts, facts_of
 from nolabel.data.open import absolute_source, open_source, record_source
 from nolabel.data.order import steps_per_epoch
 from nolabel.data.source import Source
 from nolabel.data.statistics import measure_statistics
-from nolabel.data.text.captions import evenly_spaced
 from nolabel.engine.machine import Machine
-from nolabel.errors import BadImage, DataError, UsageError
+from nolabel.errors import UsageError
 from nolabel.methods.base import Contrastive, Method, RecipeContext
 from nolabel.types import Optim
 from nolabel.views.orientation import orientation, with_orientation
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     from nolabel.engine.init_network import InitNetwork
 
 MEASURED = ("precision", "workers", "views_on", "steps")  # settings that the measurement can set
-
-
-_SAMPLED = 15  # images whose median side chooses the image size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +118,8 @@ def resolve(
         probe=None if s.probe is None else absolute_source(s.probe),
     )
     machine = machine or Machine.here(s.device)
-    s = data_stage(s, source)
+    facts = facts_of(source) if s.image_size is None or s.cache == "auto" else None
+    s = data_stage(s, source, facts)
     s, init = network_stage(s, kind, machine)
     kwargs = {} if init is None else {**init.backbone.kwargs}
     if s.batch_size == "auto":
@@ -135,16 +134,21 @@ def resolve(
         s = dataclasses.replace(
             s, batch_size=largest_batch(draft.run, paper.batch_size, machine, quiet=quiet)
         )
-    return dataclasses.replace(batch_stage(request, s, source, machine, kwargs), init=init)
+    resolved = batch_stage(request, s, source, machine, kwargs)
+    if s.cache == "auto":
+        resolved = _with_cache(resolved, facts, machine)
+    return dataclasses.replace(resolved, init=init)
 
 
-def data_stage(s: Settings, source: Source) -> Settings:
+def data_stage(s: Settings, source: Source, facts: Facts | None) -> Settings:
     """Settings that depend only on the images: statistics and image size."""
     if s.channels != 3 and s.mean is None:
         mean, std = measure_statistics(source)
         s = dataclasses.replace(s, mean=mean, std=std)
-    if s.image_size is None:
-        s = dataclasses.replace(s, image_size=_image_size(source, s))
+    if s.image_size is None and facts is not None:
+        fixed = s.backbone and "_224" in s.backbone
+        size = 224 if fixed else recipes.default_image_size(facts.side)
+        s = dataclasses.replace(s, image_size=size)
     if s.workers is None and source.in_memory:
         s = dataclasses.replace(s, workers=0)  # data in memory need no worker processes
     return s
@@ -326,20 +330,18 @@ def _folder_name(method: str, source: Source) -> str:
     return f"runs/{name}-{Path(source.name.replace(':', '-')).name}"
 
 
-def _image_size(source: Source, s: Settings) -> int:
-    """Input size in pixels, 32 to 224, from the shorter side of the first readable image."""
-    if s.backbone and "_224" in s.backbone:
-        return 224
-    sides: list[int] = []
-    for i in evenly_spaced(len(source), 1 if source.in_memory else _SAMPLED):
-        try:
-            sides.append(min(source.read(int(i)).image.shape[:2]))
-        except BadImage:
-            continue
-    if not sides:
-        raise DataError(f"None of {_SAMPLED} images of {source.name} can be read. Check the files.")
-    # The median: an icon or a panorama that happens to be the first does not decide.
-    return recipes.default_image_size(sorted(sides)[len(sides) // 2])
+def _with_cache(resolved: Resolved, facts: Facts | None, machine: Machine) -> Resolved:
+    """The run with `cache` settled: at how many pixels decoded images stay in memory."""
+    run, source, pixels = resolved.run, resolved.source, None
+    if facts is not None and not source.in_memory and machine.cache_memory:
+        s = run.settings
+        plan = methods.load(run.method).views(run.options, s.image_size)
+        pixels = cache_pixels(
+            plan, facts.areas, len(source), machine.cache_memory, facts.item_bytes
+        )
+    cache = OFF if pixels is None else pixels
+    settings = dataclasses.replace(resolved.settings, cache=cache)
+    return dataclasses.replace(resolved, run=run.with_settings(cache=cache), settings=settings)
 
 
 def _backbone(s: Settings, kind: type[Method], on_gpu: bool) -> Settings:

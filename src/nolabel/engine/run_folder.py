@@ -29,7 +29,7 @@ from nolabel.data.open import place_of
 from nolabel.data.text.tokenizer import TOKENIZER_FILE
 from nolabel.encoders.file import ENCODER_FILE, TEXT_FILE, save_encoder
 from nolabel.encoders.text import save_text
-from nolabel.engine import parallel
+from nolabel.engine import length, parallel
 from nolabel.engine.build import TEACHER, TOKENIZER, WEIGHTS, FrozenInputs, save_frozen_inputs
 from nolabel.engine.environment import environment
 from nolabel.errors import UsageError, command
@@ -46,7 +46,7 @@ CAPTURED = "captured"  # folder with the state before the newest non-finite step
 FILES = (
     "config.yaml", "environment.json", "metrics.jsonl", "skipped.jsonl", STOPPED,
     ENCODER_FILE, TEXT_FILE, TEACHER, TOKENIZER_FILE, "start.safetensors", "report.html",
-    "comparison.json", MARK,
+    "comparison.json", length.FILE, MARK,
 )  # fmt: skip
 WRITTEN = (
     *FILES, *(f".{name}.*.tmp" for name in FILES), "metrics.tmp",
@@ -139,8 +139,13 @@ def make(run: Run, frozen: FrozenInputs) -> None:
     write_mark(folder, "run", saved=False)
     save_frozen_inputs(frozen, folder)
     _usercode.copy_code(run.to_dict(), folder)
-    write_text(folder / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
+    write_config(run)
     write_text(folder / "environment.json", json.dumps(environment(), indent=2))
+
+
+def write_config(run: Run) -> None:
+    """Writes config.yaml."""
+    write_text(run.folder / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
 
 
 def _drawn(pictures: Path) -> list[str]:

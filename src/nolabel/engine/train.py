@@ -5,6 +5,7 @@ The trainer takes the steps, the monitor logs and checks them. A run's position 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from nolabel.device import pick_device
 from nolabel.engine import memory, parallel, run_data, run_folder
 from nolabel.engine.build import Built, build, build_method, frozen_inputs
 from nolabel.engine.checkpoint import load_checkpoint
+from nolabel.engine.length import Length
 from nolabel.engine.log import say
 from nolabel.engine.loop import train
 from nolabel.engine.measurement import measurement
@@ -47,6 +49,7 @@ def pretrain(
     quiet: bool = False,
     show: Callable[[Built, Resolved], None] | None = None,
     dry_run: bool = False,
+    began: float | None = None,
 ) -> Run:
     """Trains a new run, writes its folder, and returns the resolved run.
 
@@ -56,12 +59,14 @@ def pretrain(
         quiet: print no progress.
         show: called with the built and the resolved run, before measuring and writing.
         dry_run: return after `show`.
+        began: time.monotonic() at the start of the command, from which `minutes` count.
 
     Raises:
         UsageError: impossible settings, or the folder already holds a run.
         GuardStop: a guard stopped it (see `train`).
         Stopped: stopped on request; it can be resumed.
     """
+    began = time.monotonic() if began is None else began
     with parallel.processes(request.settings.device):
         resolved = resolve(request, source=source, quiet=quiet)
         with memory.explain_out_of_memory(resolved.run):
@@ -72,23 +77,24 @@ def pretrain(
                 built = build(resolved)
                 if show is not None:
                     show(built, resolved)
-                return built.run if dry_run else _train(built, resolved, quiet=quiet)
+                return built.run if dry_run else _train(built, resolved, began, quiet=quiet)
 
 
-def _train(built: Built, resolved: Resolved, *, quiet: bool) -> Run:
+def _train(built: Built, resolved: Resolved, began: float, *, quiet: bool) -> Run:
     method, plan, source = built.method, built.plan, resolved.source
     device = pick_device(resolved.run.settings.device, fallback=True)
     method.to(device)
     prerender(source)
     # Measured on a copy: the weights of a run depend on its seed alone.
-    run = measurement(resolved, method, plan, device, quiet=quiet)
+    run = measurement(resolved, method, plan, device, began=began, quiet=quiet)
     method.options = run.options  # rates that depend on the length, which was measured
     # What the monitor needs is tried before the folder is made: a mistake must not block the next.
     run = run_data.checked(run, source)
     parallel.rank0_first(lambda: run_folder.make(run, built.frozen))
     with memory.explain_out_of_memory(run):
-        _take_steps(run, method, plan, source, device, start=0, quiet=quiet)
-    return run
+        minutes = run.settings.minutes
+        length = Length(run, began + 60 * minutes if minutes else None)
+        return _take_steps(run, method, plan, source, device, start=0, length=length, quiet=quiet)
 
 
 def resume(
@@ -128,7 +134,7 @@ def resume(
 
 
 def _resume(run: Run, data: SourceSpec | None, *, quiet: bool) -> Run:
-    s, folder = run.settings, run.folder
+    folder = run.folder
     run, source = run_data.open_again(run, data)
     prerender(source)
     device = pick_device(run.settings.device, fallback=True)
@@ -136,8 +142,7 @@ def _resume(run: Run, data: SourceSpec | None, *, quiet: bool) -> Run:
     if not any((folder / "checkpoints").glob("step-*.ckpt")):
         say(f"{folder} has no checkpoint yet; starting from step 0.")
         method, plan = build_method(run, frozen)
-        _take_steps(run, method.to(device), plan, source, device, start=0, quiet=quiet)
-        return run
+        return _take_steps(run, method.to(device), plan, source, device, start=0, quiet=quiet)
     with ThreadPoolExecutor(1) as pool:  # reads the checkpoint while the network is built
         loading = pool.submit(load_checkpoint, folder)
         # The weights come from the checkpoint; the encoder of --init may be gone.
@@ -146,17 +151,19 @@ def _resume(run: Run, data: SourceSpec | None, *, quiet: bool) -> Run:
     loaded = loading.result()
     for note in loaded.notes:
         say(note)
-    if loaded.step > s.steps:
+    length = Length(run)
+    total = length.total(loaded.step)
+    if loaded.step > total:
         raise FileDamaged(
             f"The newest checkpoint in {folder} is of step {loaded.step}, its config.yaml says "
-            f"{s.steps} steps: they do not belong together. Restore the config.yaml of the run."
+            f"{total} steps: they do not belong together. Restore the config.yaml of the run."
         )
-    if loaded.step == s.steps:
+    if loaded.step == total:
         say(f"{folder} is already finished ({loaded.step} steps); nothing to do.")
-    _take_steps(
-        run, method, plan, source, device, start=loaded.step, state=loaded.state, quiet=quiet
-    )
-    return run
+    return _take_steps(
+        run, method, plan, source, device, start=loaded.step, state=loaded.state,
+        length=length, quiet=quiet,
+    )  # fmt: skip
 
 
 def _take_steps(
@@ -168,18 +175,21 @@ def _take_steps(
     *,
     start: int,
     state: dict[str, Any] | None = None,
+    length: Length | None = None,
     quiet: bool = False,
-) -> None:
-    """Builds trainer and monitor of a run, and trains."""
+) -> Run:
+    """Builds trainer and monitor of a run, and trains. Returns the run with its final length."""
     quiet = quiet or distributed.rank() > 0
     info = METHODS.get(run.method)
     progress = Progress(
         run.settings.steps, start, "off" if quiet else "auto", rises=info.loss if info else ""
     )
     trainer = Trainer(
-        run, method, plan, source, device, start=start, state=state, note=progress.note
-    )
+        run, method, plan, source, device, start=start, state=state, length=length,
+        note=progress.note,
+    )  # fmt: skip
     monitor = Monitor(trainer, progress)
     train(trainer, monitor)
     if not quiet:
         monitor.summary()
+    return trainer.run

@@ -29,6 +29,7 @@ from nolabel.engine.distributed_method import DistributedMethod
 from nolabel.engine.feed import TimedFeed, batches_of
 from nolabel.engine.gradients import gradients
 from nolabel.engine.heartbeat import Heartbeat
+from nolabel.engine.length import Length
 from nolabel.engine.log import say, warn
 from nolabel.engine.optimiser import build_optimiser, gradient_norm, set_rates
 from nolabel.engine.run_folder import CAPTURED
@@ -79,6 +80,7 @@ class Trainer:
         device: where to compute.
         start: the step to start from.
         state: of a checkpoint of that step; None for a new run.
+        length: the number of steps, if it may change; None: that of the settings.
         note: called with lines for the user.
     """
 
@@ -92,11 +94,14 @@ class Trainer:
         *,
         start: int = 0,
         state: Mapping[str, Any] | None = None,
+        length: Length | None = None,
         note: Callable[[str], None] = say,
     ):
         s = run.settings
         self.run, self.method, self.plan, self.source = run, method, plan, source
-        self.device, self.start, self.total, self.note = device, start, s.steps, note
+        self.device, self.start, self.note = device, start, note
+        self.length = length or Length(run)
+        self.total = self.length.total(start)
         self.first = distributed.rank() == 0
         method.train()
         if s.compile:
@@ -115,7 +120,7 @@ class Trainer:
         self.frozen = _backbone_parameters(method) if self.warm_steps else []
         self.heartbeat, self.stop = Heartbeat(warn), StopRequest()
         batches = batches_of(
-            run, method, plan, source, device, start, self.total,
+            run, method, plan, source, device, start, self.length.most,
             workers=s.workers, stopping=lambda: self.stop.requested,
         )  # fmt: skip
         self.feed = TimedFeed(batches, device)
@@ -154,6 +159,22 @@ class Trainer:
         else:
             self.reject(clock)
         return StepResult(loss, norm, out, update_size, self.feed.wait, stop, save)
+
+    def correct_length(self, done: int) -> bool:
+        """Adapts the number of steps to the time that is left; a collective.
+
+        Returns:
+            Whether it changed.
+        """
+        steps = parallel.broadcast_object(self.length.corrected(done) if self.first else None)
+        if steps is None:
+            return False
+        self.length.change(done, steps, write=self.first)
+        self.total = self.length.total(done)
+        self.run = self.run.with_settings(steps=steps)
+        if self.first:
+            run_folder.write_config(self.run)
+        return True
 
     def _gradients(self, clock: Clock) -> tuple[Step, Tensor]:
         """Computes the step's gradients."""

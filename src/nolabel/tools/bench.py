@@ -161,7 +161,9 @@ def bench_step(
     where, batch_size = pick_device(run.settings.device, fallback=True), run.settings.batch_size
     built = build(resolved)
     precisions = ("fp32", "bf16") if precision == "auto" else (precision,)
-    found = measure(run, built.method.to(where), built.plan, source, where, precisions=precisions)
+    found = measure(
+        run, built.method.to(where), built.plan, source, where, precisions=precisions, whole=True
+    )
     best = min(found.times, key=lambda k: found.times[k])
     peak_bytes = torch.cuda.max_memory_allocated() if where.type == "cuda" else None
     flops = count(built.method.cpu(), 2, image_size, "fp32").flops / 2  # copies of it were measured

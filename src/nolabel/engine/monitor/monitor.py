@@ -64,6 +64,13 @@ class Monitor:
         """Whether a line of metrics is written after `done` steps."""
         return done % self.log_every == 0 or done == self.trainer.total
 
+    def set_length(self, total: int) -> None:
+        """Takes another number of steps of the run (`Trainer.correct_length`)."""
+        self.progress.set_total(total)
+        self.snapshot_steps = snapshot_steps(total)
+        if self.recorder:
+            self.recorder.set_length(total)
+
     def after_step(self, clock: Clock, result: StepResult) -> Alarms:
         """Updates the bar, logs, probes and takes snapshots after a step. A collective.
 

@@ -65,6 +65,12 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
+    def set_total(self, total: int) -> None:
+        """Takes another number of steps of the run."""
+        self.total = total
+        if self._bar:
+            self._bar.update(self._task, total=total)
+
     def update(self, step: int, loss: float, images: int, wait_seconds: float) -> None:
         """Reports a finished step.
 

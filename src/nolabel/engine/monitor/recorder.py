@@ -17,7 +17,7 @@ from nolabel.engine.monitor.metrics import MetricsLog, read_metrics
 from nolabel.engine.monitor.probe import Probe
 from nolabel.engine.monitor.progress import Progress
 from nolabel.engine.monitor.signals import signals
-from nolabel.engine.monitor.snapshots import FeatureSnapshots
+from nolabel.engine.monitor.snapshots import FeatureSnapshots, snapshot_steps
 from nolabel.methods.base import Method
 from nolabel.views.plan import ViewPlan
 
@@ -53,6 +53,11 @@ class Recorder:
             run.folder, source, plan, s.image_size, self.total, progress.note
         )
         self.began = time.monotonic()
+
+    def set_length(self, total: int) -> None:
+        """Takes another number of steps of the run."""
+        self.total = self.doctor.total = total
+        self.snapshots.due = snapshot_steps(total)
 
     def record(self, given: Mapping[str, Any], features: Tensor | None) -> Alarms:
         """Adds a line to metrics.jsonl.
