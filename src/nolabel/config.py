@@ -269,6 +269,7 @@ class Request:
     method: str  # a built-in name or path/to/file.py:Class
     explicit: Layer = Layer()  # flags, or Python's keyword arguments
     file: Layer = Layer()  # of --config
+    chosen: Layer = Layer()  # chosen automatically, where nothing is said (`nolabel.engine.fit`)
 
     @classmethod
     def of(cls, method: str, **options: object) -> Request:
@@ -285,7 +286,9 @@ class Request:
         in_file, explicit = self.file.settings, self.explicit.settings
         if any(explicit.get(k) is not None for k in LENGTHS):
             in_file = {k: v for k, v in in_file.items() if k not in LENGTHS}
-        s = override(Settings(), in_file, "settings.")
+        chosen = {k: v for k, v in self.chosen.settings.items() if k not in in_file}
+        s = override(Settings(), chosen, "settings.")
+        s = override(s, in_file, "settings.")
         return override(s, explicit, "settings.")
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
 
+from nolabel.data.decoded import shrink
 from nolabel.data.read_ahead import read_images
 from nolabel.data.source import Source
 from nolabel.data.text.captions import evenly_spaced
 from nolabel.errors import DataError
 
 _SAMPLED = 15  # images, evenly spaced
+_SHRUNK = 512 * 512  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,8 @@ class Facts:
     sides: tuple[int, ...]  # shorter side of each, pixels
     areas: tuple[int, ...]  # height x width of each
     item_bytes: int  # bytes of a pixel, over its channels
+    seconds: float  # to read an image, by all threads together
+    sample: tuple[np.ndarray, ...]  # the images, shrunk to at most 512 x 512 pixels
 
     @property
     def side(self) -> int:
@@ -35,6 +40,7 @@ def facts_of(source: Source) -> Facts:
         DataError: none of them can be read.
     """
     count = 1 if source.in_memory else _SAMPLED
+    began = time.perf_counter()
     found = [
         image
         for image in read_images(source, (int(i) for i in evenly_spaced(len(source), count)))
@@ -42,8 +48,11 @@ def facts_of(source: Source) -> Facts:
     ]
     if not found:
         raise DataError(f"None of {count} images of {source.name} can be read. Check the files.")
+    seconds = (time.perf_counter() - began) / count
     return Facts(
         sides=tuple(min(image.shape[:2]) for image in found),
         areas=tuple(image.shape[0] * image.shape[1] for image in found),
         item_bytes=max(image.itemsize * image.shape[2] for image in found),
+        seconds=0.0 if source.in_memory else seconds,
+        sample=tuple(shrink(image, _SHRUNK) for image in found),
     )

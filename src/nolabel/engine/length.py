@@ -20,7 +20,7 @@ from nolabel.config import Run
 
 FILE = "length.jsonl"
 FIRST = 0.03  # share of the minutes after which the first correction is made
-TOLERANCE = 0.01  # smallest relative change of the number of steps
+TOLERANCE = 0.02  # relative change of the number of steps left that is not worth a correction
 RESERVE = 1.5  # seconds at the end, for the last checkpoint and the encoder file
 WINDOW = 30  # lines of metrics over which the time of a step is taken
 
@@ -62,7 +62,7 @@ class Length:
             return None
         left = self.deadline - RESERVE - now
         steps = max(done + round(left * (done - first) / (now - since)), done)
-        return None if abs(steps - before) < TOLERANCE * before else steps
+        return None if abs(steps - before) <= TOLERANCE * (before - done) else steps
 
     def change(self, done: int, steps: int, *, write: bool) -> None:
         """Takes the new number of steps; it is recorded in the run's folder if `write`."""

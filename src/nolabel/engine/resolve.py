@@ -84,6 +84,7 @@ def resolve(
     *,
     source: Source | None = None,
     machine: Machine | None = None,
+    facts: Facts | None = None,
     quiet: bool = False,
 ) -> Resolved:
     """Runs all stages except the measurement.
@@ -95,6 +96,7 @@ def resolve(
         request: what the user asked for.
         source: the data, if they are already open.
         machine: the machine that the run is for; None: this one.
+        facts: of the source, if they are known already.
         quiet: do not print the automatic batch size.
 
     Raises:
@@ -118,7 +120,8 @@ def resolve(
         probe=None if s.probe is None else absolute_source(s.probe),
     )
     machine = machine or Machine.here(s.device)
-    facts = facts_of(source) if s.image_size is None or s.cache == "auto" else None
+    if facts is None and (s.image_size is None or s.cache == "auto"):
+        facts = facts_of(source)
     s = data_stage(s, source, facts)
     s, init = network_stage(s, kind, machine)
     kwargs = {} if init is None else {**init.backbone.kwargs}

@@ -24,6 +24,7 @@ from nolabel.device import pick_device
 from nolabel.engine import memory, parallel, run_data, run_folder
 from nolabel.engine.build import Built, build, build_method, frozen_inputs
 from nolabel.engine.checkpoint import load_checkpoint
+from nolabel.engine.fit import fit
 from nolabel.engine.length import Length
 from nolabel.engine.log import say
 from nolabel.engine.loop import train
@@ -68,6 +69,7 @@ def pretrain(
     """
     began = time.monotonic() if began is None else began
     with parallel.processes(request.settings.device):
+        request, source = fit(request, source, quiet=quiet)
         resolved = resolve(request, source=source, quiet=quiet)
         with memory.explain_out_of_memory(resolved.run):
             folder = nullcontext() if dry_run else run_folder.held(resolved.run.folder)

@@ -1,0 +1,166 @@
+"""Chooses network, image size and length of a run for its data, its machine and its time.
+
+The rule is `nolabel.recipes.ladder`; here it gets what it needs: the size of the images, and the
+seconds of a step, from trial steps on a few images. Values that the user gave are kept, and the
+others adapt to them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from nolabel import distributed, methods, recipes
+from nolabel.config import LENGTHS, Layer, Request, Settings
+from nolabel.data.facts import Facts, facts_of
+from nolabel.data.open import open_source, record_source
+from nolabel.data.progress import phase
+from nolabel.data.source import Source
+from nolabel.data.sources.items import Items
+from nolabel.device import pick_device
+from nolabel.engine import parallel
+from nolabel.engine.build import build
+from nolabel.engine.calibrate import MORE, measure
+from nolabel.engine.log import say
+from nolabel.engine.resolve import Resolved, resolve
+from nolabel.recipes.ladder import PROPOSED_MINUTES, Choice, Rung, choose, enough_steps, ladder
+
+START_SECONDS = 8.0  # of M minutes, for reading, choosing and measuring
+
+# Seconds that a step of a run takes, without reading the files.
+Stopwatch = Callable[[Resolved], float]
+
+
+def fit(
+    request: Request,
+    source: Source | None = None,
+    *,
+    stopwatch: Stopwatch | None = None,
+    quiet: bool = False,
+) -> tuple[Request, Source]:
+    """The request with network, image size and length chosen, where the user left them open.
+
+    A run whose steps or epochs are given is not measured: it takes the network that is usual for
+    its image size. All ranks call it, and choose alike.
+
+    Args:
+        request: what the user asked for.
+        source: the data, if they are open already.
+        stopwatch: None: trial steps on this machine.
+        quiet: do not print the choice.
+
+    Returns:
+        The request, and the opened data.
+    """
+    request = dataclasses.replace(request, method=methods.name_by_hash(request.method))
+    s, kind = request.settings, methods.load(request.method)
+    if source is None:
+        source = open_source(
+            record_source(s.data), image_size=s.image_size, download=s.download,
+            channels=s.channels,
+        )  # fmt: skip
+    if s.recipe != "auto":
+        return request, source
+    if all(getattr(s, name) is None for name in LENGTHS):
+        request = _with(request, minutes=PROPOSED_MINUTES)
+        if not quiet:
+            say(
+                f"length: {PROPOSED_MINUTES:g} minutes are proposed on this machine; --minutes M "
+                "for another"
+            )
+    minutes = request.settings.minutes
+    if minutes is None or s.init or (s.backbone and s.image_size):
+        return request, source
+    with phase("choosing a network that fits"):
+        facts = facts_of(source)
+        rungs = _rungs(s, kind.needs, facts.side)
+        watch = stopwatch or _Trial(facts, source if "text" in kind.inputs else None)
+
+        def steps_of(rung: Rung) -> int:
+            draft = resolve(_at(request, s, rung), source=source, facts=facts, quiet=True)
+            images = draft.run.settings.batch_size / distributed.world_size()
+            reading = facts.seconds * images if draft.run.settings.cache == "off" else 0.0
+            seconds = parallel.broadcast_object(watch(draft) + reading)
+            return int((minutes * 60 - START_SECONDS) / seconds)
+
+        choice = choose(rungs, steps_of, enough_steps(kind.needs))
+    if not quiet:
+        say(_reason(choice, minutes, enough_steps(kind.needs)))
+    return _at(request, s, choice.rung), source
+
+
+def _rungs(s: Settings, needs: frozenset[str], side: int) -> tuple[Rung, ...]:
+    """The rungs that agree with what the user gave; that alone if none does."""
+    rungs = ladder(needs, side)
+    if s.backbone is not None:
+        sizes = sorted({r.image_size for r in rungs})
+        if "_224" in s.backbone:
+            sizes = [224]
+        return tuple(Rung(s.backbone, size) for size in sizes)
+    if s.image_size is not None:
+        networks = {r.backbone: r for r in rungs}  # the largest size of each
+        return tuple(
+            dataclasses.replace(
+                r, image_size=s.image_size,
+                patch_size=r.patch_size and max(s.image_size * r.patch_size // r.image_size, 1),
+            )
+            for r in networks.values()
+        )  # fmt: skip
+    return rungs
+
+
+def _at(request: Request, s: Settings, rung: Rung) -> Request:
+    """The request on this rung."""
+    patch = s.patch_size or rung.patch_size
+    if patch is None:
+        patch = recipes.default_patch(rung.backbone, rung.image_size)
+    return _with(
+        request, backbone=rung.backbone, image_size=rung.image_size,
+        **({} if patch is None else {"patch_size": patch}),
+    )  # fmt: skip
+
+
+def _with(request: Request, **settings: Any) -> Request:
+    """The request with more settings chosen automatically."""
+    return dataclasses.replace(
+        request, chosen=Layer(settings={**request.chosen.settings, **settings})
+    )
+
+
+def _reason(choice: Choice, minutes: float, enough: int) -> str:
+    """The choice and its reason, in one line."""
+    text = f"network: {choice.rung}, about {choice.steps:,} steps in {minutes:g} min"
+    if choice.next is not None:
+        text += f"; {choice.next} would make {choice.next_steps:,}, {enough:,} are wanted"
+    elif choice.steps < enough:
+        text += f"; the smallest one here, {enough:,} steps are wanted"
+    return text
+
+
+class _Trial:
+    """Trial steps on the images that were read.
+
+    Args:
+        facts: of the source.
+        source: read from it, for methods that need more than images; None: use the facts' images.
+    """
+
+    def __init__(self, facts: Facts, source: Source | None):
+        sample = facts.sample
+        images = [sample[i % len(sample)] for i in range(MORE)]
+        self.source = source or Items(images, channels=sample[0].shape[2])
+        self.precisions: tuple[str, ...] = ("fp32", "bf16")
+
+    def __call__(self, resolved: Resolved) -> float:
+        """Seconds of a step at the faster precision."""
+        asked = resolved.settings.precision
+        device = pick_device(resolved.run.settings.device, fallback=True)
+        built = build(resolved)
+        measured = measure(
+            resolved.run, built.method.to(device), built.plan, self.source, device,
+            precisions=self.precisions if asked == "auto" else (asked,), may_split=True,
+        )  # fmt: skip
+        best = min(measured.times, key=lambda p: measured.times[p])
+        self.precisions = (best,)  # the same for the other networks
+        return (measured.times[best] + measured.data) * measured.accumulate

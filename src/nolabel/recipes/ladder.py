@@ -1,0 +1,118 @@
+"""The automatic choice of network and image size for a run of M minutes: a ladder of both.
+
+A larger network on larger images learns better features from the same number of steps, and makes
+fewer steps in the same time. The ladder lists pairs of network and image size, cheapest first. The
+run takes the most expensive one that still makes `enough_steps`. How long a step takes is measured
+on the machine (`nolabel.engine.fit`), so that the same rule chooses a small network for ten minutes
+of a laptop and a large one for a night of a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+
+PROPOSED_MINUTES = 40.0  # length of a run for which none is asked
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A network and an image size."""
+
+    backbone: str  # a preset
+    image_size: int  # pixels
+    patch_size: int | None = None  # of a ViT, pixels; None: the network's own
+
+    def __str__(self) -> str:
+        return f"{self.backbone} at {self.image_size} px"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rung that a run takes, and the reason."""
+
+    rung: Rung
+    steps: int  # about so many fit into the run
+    next: Rung | None = None  # the next one, for which the time is too short
+    next_steps: int = 0
+
+
+# Convolutional networks with the input sizes that they are used for, cheapest first. A step of
+# resnet_nano at 32 px takes 22 million multiplications an image and view; in brackets the factor.
+_SMALL_CONV = (
+    Rung("resnet_nano", 32),
+    Rung("resnet_mini", 32),  # 3
+)
+_MIDDLE_CONV = (
+    Rung("resnet_nano", 32),
+    Rung("resnet_micro", 64),  # 1.3
+    Rung("resnet_tiny", 64),  # 3.5
+    Rung("resnet_mini", 64),  # 13
+)
+_LARGE_CONV = (
+    Rung("resnet_micro", 64),  # 1.3
+    Rung("resnet_micro", 96),  # 3
+    Rung("resnet_tiny", 96),  # 8
+    Rung("resnet_tiny", 128),  # 14
+    Rung("resnet18", 128),  # 27
+    Rung("resnet18", 224),  # 82
+    Rung("resnet50", 224),  # 185
+)
+
+
+def ladder(needs: Set[str], side: int) -> tuple[Rung, ...]:
+    """The rungs for a method and for images of some size, cheapest first.
+
+    Args:
+        needs: what the method needs of a backbone (`Method.needs`).
+        side: median of the images' shorter sides, in pixels.
+    """
+    if not needs & {"mask", "drop", "attention"}:
+        if side < 48:
+            size = 28 if 26 <= side < 30 else 32
+            return tuple(Rung(r.backbone, size) for r in _SMALL_CONV)
+        return _MIDDLE_CONV if side < 96 else _LARGE_CONV
+    size = 32 if side < 48 else 64
+    several_views = "mask" not in needs or "any_size" in needs
+    rungs = [
+        Rung("vit_pico", size, max(size // (4 if several_views else 8), 1)),
+        Rung("vit_nano", size, size // 8),
+        Rung("vit_micro", size, size // 8),
+    ]
+    if side >= 96:
+        rungs += [
+            Rung("vit_micro", 96, 8),
+            Rung("vit_tiny", 160),
+            Rung("vit_small", 224),
+            Rung("vit_base", 224),
+        ]
+    return tuple(rungs)
+
+
+def enough_steps(needs: Set[str]) -> int:
+    """Optimiser steps that a run should make: more for methods that mask, whose task is harder."""
+    return 2000 if needs & {"mask", "drop"} else 1000
+
+
+def choose(
+    rungs: Sequence[Rung],
+    steps_of: Callable[[Rung], int],
+    enough: int,
+) -> Choice:
+    """The most expensive rung with enough steps; the cheapest one if none has.
+
+    Args:
+        rungs: cheapest first.
+        steps_of: the number of steps that fit into the run, measured. It is called in order, and
+            not for the rungs after the first one that is too expensive.
+        enough: steps that the run should make.
+    """
+    best = Choice(rungs[0], steps_of(rungs[0]))
+    if best.steps < enough:
+        return best
+    for rung in rungs[1:]:
+        steps = steps_of(rung)
+        if steps < enough:
+            return Choice(best.rung, best.steps, rung, steps)
+        best = Choice(rung, steps)
+    return best
