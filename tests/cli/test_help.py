@@ -42,10 +42,14 @@ def shown(value):
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-@pytest.mark.parametrize("method", ["dino", "simclr", "mae", "barlow"])
-def test_the_values_are_those_that_a_run_takes(method, photos, tmp_path, capsys, wide):
+@pytest.mark.parametrize(
+    ("method", "network"),
+    [("dino", "vit_pico"), ("simclr", "resnet_nano"), ("mae", "vit_nano"), ("barlow", "resnet18")],
+)
+def test_the_values_are_those_that_a_run_takes(method, network, photos, tmp_path, capsys, wide):
     """Both recipes, on the user's data; values that are measured first are shown as "measured"."""
-    given = [method, "--data", str(photos), "--batch-size", "8"]
+    given = [method, "--data", str(photos), "--batch-size", "8", "--backbone", network,
+             "--image-size", "32"]  # fmt: skip
     table = printed(capsys, *given, "--help-all")
     for column, recipe in enumerate(("auto", "paper")):
         file = tmp_path / f"{recipe}.json"
@@ -63,6 +67,14 @@ def test_the_values_are_those_that_a_run_takes(method, photos, tmp_path, capsys,
         for name in ("precision", "workers"):
             assert table[name][column] == "measured"
             assert run["settings"][name] in (None, "auto")
+
+
+def test_a_network_that_trial_steps_choose_is_not_named(photos, capsys, wide):
+    table = printed(capsys, "simclr", "--data", str(photos), "--help-all")
+    assert table["backbone"][0] == table["image_size"][0] == table["steps"][0] == "measured"
+    assert table["minutes"][0] == "40"
+    table = printed(capsys, "simclr", "--data", str(photos), "--epochs", "3", "--help-all")
+    assert table["backbone"][0] == "resnet_nano" and table["minutes"][0] == "-"
 
 
 def test_a_finished_run_took_what_the_help_said(photos, tmp_path, capsys, wide):
@@ -83,8 +95,8 @@ def test_without_data_the_help_says_for_which_data_its_values_are(capsys, wide):
     text = capsys.readouterr().out
     assert "50,000 images" in text and "224 px" in text and "32 px" in text
     table = printed(capsys, "dino", "--help")
-    assert table["prototypes"] == ["8192", "1024", "65536", "K, outputs of the head"]
-    assert table["batch_size"][:3] == ["128", "64", "1024"]
+    assert table["prototypes"] == ["1024", "1024", "65536", "K, outputs of the head"]
+    assert table["batch_size"][:3] == ["64", "64", "1024"]
 
 
 def test_what_is_impossible_says_why(capsys, wide):

@@ -68,6 +68,7 @@ def test_a_batch_that_does_not_fit_is_cut_in_halves_until_it_does(monkeypatch, c
         return 0.01
 
     monkeypatch.setattr(calibrate, "_step_seconds", short)
+    monkeypatch.setattr(calibrate, "FEW", 32)  # as on a GPU, where whole batches are tried
     found = measurement(resolved, built.method, built.plan, torch.device("cpu"))
     assert seen == [32, 16, 8]
     assert found.settings.accumulate == 4
@@ -81,6 +82,21 @@ def test_a_batch_that_does_not_fit_is_cut_in_halves_until_it_does(monkeypatch, c
         measurement(resolved, built.method, built.plan, torch.device("cpu"))
     assert "micro-batches of 16 images of a batch of 32" in str(caught.value)
     assert "--checkpoint-activations" in str(caught.value)
+
+
+def test_on_a_cpu_the_batch_is_split_by_the_memory_that_is_predicted(monkeypatch, capsys):
+    resolved = run_of(batch_size=64)
+    built = build(resolved)
+    whole = calibrate.measure(
+        resolved.run, built.method, built.plan, resolved.source, torch.device("cpu"),
+        precisions=("fp32",), may_split=True,
+    )  # fmt: skip
+    assert whole.accumulate == 1 and whole.batch.size == calibrate.MORE
+    needed = calibrate._memory(built.method, resolved.run, whole.batch, 64)
+    monkeypatch.setattr("nolabel.engine.measurement.usable_memory", lambda on_gpu: 0.3 * needed)
+    found = measurement(resolved, built.method, built.plan, torch.device("cpu"))
+    assert found.settings.accumulate == 4
+    assert "4 micro-batches" in capsys.readouterr().err
 
 
 def test_other_errors_pass_as_they_are():

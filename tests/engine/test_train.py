@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shlex
 
 import numpy as np
@@ -33,7 +34,9 @@ class Run:
 class FakeTrainer:
     """Notes what is called; `stop_at` and `save_at` are numbers of steps done."""
 
-    def __init__(self, folder, *, start=0, total=4, stop_at=0, save_at=0, **settings):
+    def __init__(self, folder, *, start=0, total=4, stop_at=0, save_at=0, shorter=0,
+                 **settings):  # fmt: skip
+        self.shorter, self.feed = shorter, io.StringIO()
         self.run, self.start, self.total, self.first = Run(folder, **settings), start, total, True
         self.heartbeat, self.stop = contextlib.nullcontext(), contextlib.nullcontext()
         self.stop_at, self.save_at, self.calls = stop_at, save_at, []
@@ -42,6 +45,12 @@ class FakeTrainer:
         done, one = clock.step + 1, torch.ones(())
         self.calls.append(f"step {clock.step}" + " measured" * measure)
         return StepResult(one, one, Step(one), stop=done == self.stop_at, save=done == self.save_at)
+
+    def correct_length(self, done):
+        if not self.shorter or done < 2:
+            return False
+        self.total, self.shorter = self.shorter, 0
+        return True
 
     def save(self, step, *, final=False):
         self.calls.append(f"save {step}" + " final" * final)
@@ -61,6 +70,9 @@ class FakeMonitor:
 
     def line_due(self, done):
         return done % 2 == 0
+
+    def set_length(self, total):
+        self.trainer.calls.append(f"length {total}")
 
     def snapshot(self, done):
         self.trainer.calls.append(f"snapshot {done}")
@@ -84,6 +96,14 @@ def test_each_step_is_taken_looked_at_and_the_end_is_saved(tmp_path):
         "snapshot 2", "step 2", "after 2", "step 3 measured", "after 3", "save 4 final",
     ]  # fmt: skip
     assert monitor.closed and not (tmp_path / "stopped").exists()
+
+
+def test_a_run_that_has_to_be_shorter_ends_earlier(tmp_path):
+    trainer, monitor = go(tmp_path, shorter=3)
+    train(trainer, monitor)
+    assert trainer.calls[-6:] == [
+        "step 1 measured", "length 3", "after 1", "step 2", "after 2", "save 3 final",
+    ]  # fmt: skip
 
 
 def saves(trainer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nolabel import methods
+from nolabel import methods, recipes
 from nolabel.backbones.presets import PRESETS
 from nolabel.methods import METHODS
 from nolabel.recipes.ladder import Rung, choose, enough_steps, ladder
@@ -35,7 +35,7 @@ def test_rungs_that_are_too_expensive_are_not_measured():
 @pytest.mark.parametrize("side", [16, 28, 64, 300, 3000])
 def test_every_method_has_rungs_that_it_can_use(name, side):
     kind = methods.load(name)
-    rungs = ladder(kind.needs, side)
+    rungs = ladder(kind.needs, side, vit=recipes.takes_vit(kind))
     assert len(set(rungs)) == len(rungs) >= 2
     for rung in rungs:
         assert rung.backbone in PRESETS

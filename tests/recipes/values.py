@@ -54,8 +54,10 @@ def of_networks() -> dict[str, str]:
     """The network and patch chosen for each method, image size and machine."""
     table = {}
     for method, size, gpu in itertools.product(methods.METHODS, SIZES, (False, True)):
-        needs = methods.load(method).needs
-        backbone, patch = recipes.default_network(needs, size, on_gpu=gpu)
+        kind = methods.load(method)
+        backbone, patch = recipes.default_network(
+            kind.needs, size, on_gpu=gpu, vit=recipes.takes_vit(kind)
+        )
         machine = "gpu" if gpu else "cpu"
         table[f"{method} {size} {machine}"] = f"{backbone}, patch {patch or 'its own'}"
     for backbone, size in itertools.product(

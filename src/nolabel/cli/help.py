@@ -21,6 +21,7 @@ from nolabel import methods
 from nolabel.cli.pretrain_flags import CommandLine, VerbFlags, first_line
 from nolabel.config import CHOICES, Layer, Request, Settings, field_values
 from nolabel.data.source import Source
+from nolabel.engine.fit import proposed
 from nolabel.engine.optimiser import CLIPS, NAMES
 from nolabel.engine.placeholder import Placeholder
 from nolabel.engine.resolve import Resolved, resolve
@@ -85,6 +86,7 @@ class Column:
     title: str
     resolved: Resolved | None  # None: such a run is impossible
     why: str = ""  # why it is impossible
+    measured: frozenset[str] = frozenset()  # settings that are chosen by trial steps
 
     def value(self, name: str) -> str:
         """The value as typed on the command line; "-" for none, "measured" if it is measured."""
@@ -98,8 +100,10 @@ class Column:
             return typed(options[name])
         if name in ("data", "out") and isinstance(self.resolved.source, Placeholder):
             return "-"
-        if name in self.resolved.open or (
-            name == "accumulate" and unmeasured.accumulate is None and self.resolved.open
+        if (
+            name in self.measured
+            or name in self.resolved.open
+            or (name == "accumulate" and unmeasured.accumulate is None and self.resolved.open)
         ):
             return "measured"
         if name == "warm_heads" and not unmeasured.init:
@@ -173,7 +177,9 @@ def columns(name: str, line: CommandLine) -> list[Column]:
         layer = dataclasses.replace(line.explicit, settings=changed)
         try:
             request = Request(method=name, explicit=layer, file=file)
-            out.append(Column(title, resolve(request, source=source, quiet=True)))
+            request, measured = proposed(request)
+            resolved = resolve(request, source=source, quiet=True)
+            out.append(Column(title, resolved, measured=measured))
         except UsageError as error:
             out.append(Column(title, None, str(error)))
     return out
@@ -243,6 +249,13 @@ def _explanation(value_columns: list[Column]) -> str:
         f'for {data}. "-": no value. "measured": chosen when training starts, by a few trial '
         "steps. SRC names data, ENC names an encoder: see `nolabel --help`."
     )
+    for column in value_columns:
+        if "backbone" in column.measured and column.resolved:
+            s = column.resolved.run.settings
+            text += (
+                f" {column.title}: what depends on the network is shown for {s.backbone} at "
+                f"{s.image_size} px."
+            )
     notes = [f"\n{c.title}: not possible here. {c.why}" for c in value_columns if c.why]
     return text + "".join(notes)
 

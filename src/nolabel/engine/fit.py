@@ -24,6 +24,7 @@ from nolabel.engine.build import build
 from nolabel.engine.calibrate import MORE, measure
 from nolabel.engine.log import say
 from nolabel.engine.resolve import Resolved, resolve
+from nolabel.methods.base import Method
 from nolabel.recipes.ladder import PROPOSED_MINUTES, Choice, Rung, choose, enough_steps, ladder
 
 START_SECONDS = 8.0  # of M minutes, for reading, choosing and measuring
@@ -60,21 +61,18 @@ def fit(
             record_source(s.data), image_size=s.image_size, download=s.download,
             channels=s.channels,
         )  # fmt: skip
-    if s.recipe != "auto":
-        return request, source
-    if all(getattr(s, name) is None for name in LENGTHS):
-        request = _with(request, minutes=PROPOSED_MINUTES)
-        if not quiet:
-            say(
-                f"length: {PROPOSED_MINUTES:g} minutes are proposed on this machine; --minutes M "
-                "for another"
-            )
+    if not any(getattr(s, name) for name in LENGTHS) and s.recipe == "auto" and not quiet:
+        say(
+            f"length: {PROPOSED_MINUTES:g} minutes are proposed on this machine; --minutes M for "
+            "another"
+        )
+    request, chosen_here = proposed(request)
     minutes = request.settings.minutes
-    if minutes is None or s.init or (s.backbone and s.image_size):
+    if not chosen_here or minutes is None:
         return request, source
     with phase("choosing a network that fits"):
         facts = facts_of(source)
-        rungs = _rungs(s, kind.needs, facts.side)
+        rungs = _rungs(s, kind, facts.side)
         watch = stopwatch or _Trial(facts, source if "text" in kind.inputs else None)
 
         def steps_of(rung: Rung) -> int:
@@ -90,9 +88,25 @@ def fit(
     return _at(request, s, choice.rung), source
 
 
-def _rungs(s: Settings, needs: frozenset[str], side: int) -> tuple[Rung, ...]:
+def proposed(request: Request) -> tuple[Request, frozenset[str]]:
+    """The request with a length, and the names of the settings that `fit` chooses by trial steps.
+
+    They are open where an automatic run has a length in minutes and no network to continue from.
+    """
+    s = request.settings
+    if s.recipe != "auto":
+        return request, frozenset()
+    if all(getattr(s, name) is None for name in LENGTHS):
+        request = _with(request, minutes=PROPOSED_MINUTES)
+    if request.settings.minutes is None or s.init or (s.backbone and s.image_size):
+        return request, frozenset()
+    names = ("backbone", "image_size", "patch_size")
+    return request, frozenset(name for name in names if getattr(s, name) is None)
+
+
+def _rungs(s: Settings, kind: type[Method], side: int) -> tuple[Rung, ...]:
     """The rungs that agree with what the user gave; that alone if none does."""
-    rungs = ladder(needs, side)
+    rungs = ladder(kind.needs, side, vit=recipes.takes_vit(kind))
     if s.backbone is not None:
         sizes = sorted({r.image_size for r in rungs})
         if "_224" in s.backbone:

@@ -122,7 +122,7 @@ def resolve(
     machine = machine or Machine.here(s.device)
     if facts is None and (s.image_size is None or s.cache == "auto"):
         facts = facts_of(source)
-    s = data_stage(s, source, facts)
+    s = data_stage(s, source, facts, machine)
     s, init = network_stage(s, kind, machine)
     kwargs = {} if init is None else {**init.backbone.kwargs}
     if s.batch_size == "auto":
@@ -143,14 +143,14 @@ def resolve(
     return dataclasses.replace(resolved, init=init)
 
 
-def data_stage(s: Settings, source: Source, facts: Facts | None) -> Settings:
+def data_stage(s: Settings, source: Source, facts: Facts | None, machine: Machine) -> Settings:
     """Settings that depend only on the images: statistics and image size."""
     if s.channels != 3 and s.mean is None:
         mean, std = measure_statistics(source)
         s = dataclasses.replace(s, mean=mean, std=std)
     if s.image_size is None and facts is not None:
         fixed = s.backbone and "_224" in s.backbone
-        size = 224 if fixed else recipes.default_image_size(facts.side)
+        size = 224 if fixed else recipes.default_image_size(facts.side, on_gpu=machine.on_gpu)
         s = dataclasses.replace(s, image_size=size)
     if s.workers is None and source.in_memory:
         s = dataclasses.replace(s, workers=0)  # data in memory need no worker processes
@@ -351,7 +351,9 @@ def _backbone(s: Settings, kind: type[Method], on_gpu: bool) -> Settings:
     """Adds the default network for the image size, the machine and the method, if none is named."""
     size = s.image_size or 0
     if s.backbone is None:
-        name, patch = recipes.default_network(kind.needs, size, on_gpu=on_gpu)
+        name, patch = recipes.default_network(
+            kind.needs, size, on_gpu=on_gpu, vit=recipes.takes_vit(kind)
+        )
     else:
         name, patch = s.backbone, recipes.default_patch(s.backbone, size)
     return dataclasses.replace(s, backbone=name, patch_size=s.patch_size or patch)

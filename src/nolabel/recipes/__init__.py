@@ -21,6 +21,7 @@ from typing import Protocol, cast
 from nolabel.errors import UsageError, unknown
 from nolabel.methods import METHODS
 from nolabel.methods.base import Method, Recipe, RecipeContext
+from nolabel.methods.capabilities import Tokenizes
 from nolabel.recipes.choices import batch_size, epoch_steps
 from nolabel.recipes.network import (
     default_image_size,
@@ -40,6 +41,7 @@ __all__ = [
     "limited_warmup",
     "paper",
     "recipe",
+    "takes_vit",
 ]
 
 NAMES = ("auto", "paper")
@@ -47,9 +49,21 @@ METHODS_PACKAGE = "nolabel.methods"
 
 
 class _Module(Protocol):
-    """The interface of each module of this package."""
+    """The interface of each module of this package; a module may set `VIT` (`takes_vit`)."""
 
     def automatic(self, method: type[Method], context: RecipeContext) -> Recipe: ...
+
+
+def takes_vit(method: type[Method]) -> bool:
+    """Whether the automatic network of a method is a ViT on a CPU, too.
+
+    It is for methods that hide or drop patches, for tokenizers, whose tokens are patches, and where
+    the module of the recipe says so. In minutes of a CPU the others learn more with a ResNet.
+    """
+    if method.needs & {"mask", "drop", "attention"} or issubclass(method, Tokenizes):
+        return True
+    module = _module(method)
+    return module is not None and getattr(module, "VIT", False)
 
 
 def recipe(method: type[Method], name: str, context: RecipeContext) -> Recipe:
@@ -96,12 +110,17 @@ def automatic(method: type[Method], context: RecipeContext) -> Recipe:
 def _automatic(method: type[Method], context: RecipeContext) -> Recipe:
     if (own := method.automatic_recipe(context)) is not None:
         return own
+    module = _module(method)
+    return general(method, context) if module is None else module.automatic(method, context)
+
+
+def _module(method: type[Method]) -> _Module | None:
+    """The module of this package for a method, or for the built-in one that it is derived from."""
     for base in method.__mro__:
         package, _, name = base.__module__.rpartition(".")
         if package == METHODS_PACKAGE and name in METHODS:
-            module = cast(_Module, import_module(f"nolabel.recipes.{name}"))
-            return module.automatic(method, context)
-    return general(method, context)
+            return cast(_Module, import_module(f"nolabel.recipes.{name}"))
+    return None
 
 
 def general(method: type[Method], context: RecipeContext) -> Recipe:

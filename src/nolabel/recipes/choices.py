@@ -1,8 +1,9 @@
 """Choices that several automatic recipes share.
 
 They depend on four facts. Small images (`is_small`) need other crops and colours than photographs.
-Small images without a GPU mean training for minutes (`is_brief`): small heads, small batches and
-high learning rates, from pilot runs; other runs get the paper's widths and rates near the paper's.
+Images of at most 160 pixels without a GPU mean training for minutes (`is_brief`): small heads, small
+batches and high learning rates, from pilot runs; other runs get the paper's widths and rates near
+the paper's.
 The length of the run sets the EMA momentum (`ema_momentum`) and limits schedules at the start of
 the run (`first_epochs`). The number of images limits batches and queues.
 """
@@ -15,6 +16,7 @@ from nolabel.methods.base import RecipeContext
 from nolabel.types import Optim
 
 SMALL_SIDE = 96  # pixels; images of at most this side are small
+BRIEF_SIDE = 160  # pixels; up to here a run without a GPU is expected to be brief
 STRONG_HUE = (0.4, 0.4, 0.4, 0.4)  # brightness, contrast, saturation, hue
 HORIZON = (0.0006, 0.025)  # range of 1 / (1 - momentum) of an EMA, as share of the run's steps
 
@@ -25,8 +27,8 @@ def is_small(context: RecipeContext) -> bool:
 
 
 def is_brief(context: RecipeContext) -> bool:
-    """Whether the run is expected to take minutes on a CPU: small images, and no GPU."""
-    return is_small(context) and context.device != "cuda"
+    """Whether the run is expected to take minutes or an evening on a CPU, not days."""
+    return context.image_size <= BRIEF_SIDE and context.device != "cuda"
 
 
 def batch_size(context: RecipeContext, most: int, least: int = 1) -> int:

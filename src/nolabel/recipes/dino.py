@@ -7,6 +7,8 @@ from nolabel.methods.dino import DINO
 from nolabel.recipes.choices import batch_size, is_brief
 from nolabel.recipes.families import EPOCHS, self_distillation, self_distillation_optim
 
+VIT = True  # its attention maps are half of its use
+
 
 def automatic(method: type[DINO], context: RecipeContext) -> Recipe:
     """For small images: small heads with batch norm and a faster EMA, chosen in short trial runs.

@@ -60,14 +60,15 @@ _LARGE_CONV = (
 )
 
 
-def ladder(needs: Set[str], side: int) -> tuple[Rung, ...]:
+def ladder(needs: Set[str], side: int, *, vit: bool) -> tuple[Rung, ...]:
     """The rungs for a method and for images of some size, cheapest first.
 
     Args:
         needs: what the method needs of a backbone (`Method.needs`).
         side: median of the images' shorter sides, in pixels.
+        vit: whether it takes a ViT (`recipes.takes_vit`), else a ResNet.
     """
-    if not needs & {"mask", "drop", "attention"}:
+    if not vit:
         if side < 48:
             size = 28 if 26 <= side < 30 else 32
             return tuple(Rung(r.backbone, size) for r in _SMALL_CONV)

@@ -9,26 +9,39 @@ from nolabel.recipes.choices import SMALL_SIDE
 from nolabel.types import Optim
 
 
-def default_image_size(side: int) -> int:
-    """Side of the network's input, for images whose shorter side has `side` pixels."""
-    return 32 if side < 48 else 64 if side < 96 else 96 if side < 160 else 224
+def default_image_size(side: int, *, on_gpu: bool) -> int:
+    """Side of the network's input in pixels, for runs whose length is given in steps or epochs.
+
+    Args:
+        side: shorter side of the images, in pixels.
+        on_gpu: whether the run has a CUDA device; a CPU is too slow for more than 96 pixels.
+    """
+    size = 32 if side < 48 else 64 if side < 96 else 96 if side < 160 else 224
+    return size if on_gpu else min(size, SMALL_SIDE)
 
 
-def default_network(needs: Set[str], image_size: int, *, on_gpu: bool) -> tuple[str, int | None]:
-    """The default ViT for the image size, the machine and the method.
+def default_network(
+    needs: Set[str], image_size: int, *, on_gpu: bool, vit: bool
+) -> tuple[str, int | None]:
+    """The default network for the image size, the machine and the method.
 
-    In some minutes on a CPU, the smallest network with few patches gives the best accuracy, because
-    it makes the most steps. Methods that drop patches are cheaper, so they take a larger network.
-    Methods that mask patches of a single view need enough patches; those with several views do not.
+    For runs whose length is given in steps or epochs; that of others is chosen by `recipes.ladder`.
+    In some minutes on a CPU a small ResNet learns far more than a ViT of the same cost, so methods
+    that take either get a ResNet there. Methods that drop patches are cheaper, so they take a
+    larger ViT. Methods that mask patches of a single view need enough patches; those with several
+    views do not.
 
     Args:
         needs: what the method needs of a backbone (`Method.needs`).
         image_size: side of the network's input, pixels.
         on_gpu: whether the run has a CUDA device.
+        vit: whether the method takes a ViT in any case (`recipes.takes_vit`).
 
     Returns:
         The name of a backbone, and the side of its patch in pixels (None: the network's own).
     """
+    if not on_gpu and not vit:
+        return ("resnet_nano" if image_size < 64 else "resnet_micro"), None
     if image_size > SMALL_SIDE:
         return ("vit_small" if on_gpu else "vit_tiny"), None
     if on_gpu or "drop" in needs:
