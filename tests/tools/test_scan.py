@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,7 +82,14 @@ def test_the_verb_suggests_a_run_with_its_cost(folder, tmp_path, capsys):
     args = ["scan", "--data", str(folder), "--out", str(out), "--json", str(tmp_path / "s.json")]
     assert cli.main(args) == 0
     printed = capsys.readouterr().out
-    for words in ("25 images", "unreadable  1", "nolabel pretrain", "predicted", "MB of memory"):
+    for words in (
+        "25 images",
+        "unreadable  1",
+        "nolabel pretrain",
+        "10 min",
+        "8 hours",
+        "MB of memory",
+    ):
         assert words in printed
     found = json.loads((tmp_path / "s.json").read_text())
     recipe = found["recipe"]
@@ -90,6 +98,29 @@ def test_the_verb_suggests_a_run_with_its_cost(folder, tmp_path, capsys):
     assert Image.open(out / "contact-sheet.png").size[0] > 300
     (line,) = (out / "skipped.jsonl").read_text().splitlines()
     assert json.loads(line)["path"].endswith("web.jpg")
+
+
+def test_reading_ends_after_some_seconds_with_a_fair_sample(monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr("nolabel.tools.survey.time", SimpleNamespace(monotonic=clock.__next__))
+    found = survey(Items([noise(i, 8, 8) for i in range(40)]), seconds=12)
+    assert (found.images, found.seen, found.good) == (40, 13, 13)
+    again = survey(Items([noise(i, 8, 8) for i in range(40)]), seconds=1e9)
+    assert (again.seen, again.good) == (40, 40)
+    assert again.sizes.tolist() == survey(Items([noise(i, 8, 8) for i in range(40)])).sizes.tolist()
+
+
+def test_offers_for_more_time_are_larger_runs(folder, monkeypatch):
+    """With a faked stopwatch: half a second a step at 32 px."""
+
+    def step(self, resolved):
+        return 0.5 * (resolved.run.settings.image_size / 32) ** 2
+
+    monkeypatch.setattr("nolabel.tools.scan.Trial.__call__", step)
+    offers = scan(open_source(str(folder)))["recipe"]["offers"]
+    assert [o["minutes"] for o in offers] == [10, 60, 480]
+    assert offers[0]["steps"] == int(592 / 0.5) and offers[0]["epochs"] > 10
+    assert all(o["command"].endswith(f"--minutes {o['minutes']:g}") for o in offers)
 
 
 def test_images_that_are_all_bad_are_said_to_be(tmp_path, capsys):

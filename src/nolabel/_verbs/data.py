@@ -24,7 +24,7 @@ def scan(
         data: a SRC, a list of images, or a `Source`.
         out: folder for the contact sheet and the lists; None writes nothing.
         channels: number of channels of the images.
-        options: `method` and `limit` of `nolabel scan --help`.
+        options: `method`, `limit` and `everything` (`--all`) of `nolabel scan --help`.
 
     Returns:
         What scan.json holds: fractions of one, seconds, bytes.

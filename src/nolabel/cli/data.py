@@ -20,6 +20,7 @@ def scan_(args: list[str], about: str) -> None:
         method: str | None = None  # the method to suggest settings for; default: this machine's
         channels: int = 3  # of the images
         limit: int | None = None  # read that many images only, chosen at random
+        all: bool = False  # read every image, however long it takes; else for some seconds
         json: str | None = None  # write the results to this file
 
     given = flags(Scan, args, "nolabel scan", about)
@@ -31,7 +32,7 @@ def scan_(args: list[str], about: str) -> None:
     if given.limit is not None and given.limit < 1:
         raise UsageError(f"--limit is {given.limit}; it must be above 0.")
     source = open_source(given.data, channels=given.channels)
-    found = scan(source, given.out, method=given.method, limit=given.limit)
+    found = scan(source, given.out, method=given.method, limit=given.limit, everything=given.all)
     write(describe(found))
     write(f"pictures    {given.out}/contact-sheet.png; lists beside it")
     write_json(given.json, found)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nolabel import distributed, methods, recipes
-from nolabel.config import LENGTHS, Layer, Request, Settings
+from nolabel.config import LENGTHS, Layer, Request, Settings, check_settings
 from nolabel.data.facts import Facts, facts_of
 from nolabel.data.open import open_source, record_source
 from nolabel.data.progress import phase
@@ -21,7 +21,7 @@ from nolabel.data.sources.items import Items
 from nolabel.device import pick_device
 from nolabel.engine import parallel
 from nolabel.engine.build import build
-from nolabel.engine.calibrate import MORE, measure
+from nolabel.engine.calibrate import FEW, MORE, SLOW_STEP, measure
 from nolabel.engine.log import say
 from nolabel.engine.resolve import Resolved, resolve
 from nolabel.methods.base import Method
@@ -37,6 +37,7 @@ def fit(
     request: Request,
     source: Source | None = None,
     *,
+    facts: Facts | None = None,
     stopwatch: Stopwatch | None = None,
     quiet: bool = False,
 ) -> tuple[Request, Source]:
@@ -48,7 +49,8 @@ def fit(
     Args:
         request: what the user asked for.
         source: the data, if they are open already.
-        stopwatch: None: trial steps on this machine.
+        facts: of the source, if they are known already.
+        stopwatch: None: trial steps on this machine (`Trial`).
         quiet: do not print the choice.
 
     Returns:
@@ -56,6 +58,7 @@ def fit(
     """
     request = dataclasses.replace(request, method=methods.name_by_hash(request.method))
     s, kind = request.settings, methods.load(request.method)
+    check_settings(s)
     if source is None:
         source = open_source(
             record_source(s.data), image_size=s.image_size, download=s.download,
@@ -71,16 +74,22 @@ def fit(
     if not chosen_here or minutes is None:
         return request, source
     with phase("choosing a network that fits"):
-        facts = facts_of(source)
+        facts = facts or facts_of(source)
         rungs = _rungs(s, kind, facts.side)
-        watch = stopwatch or _Trial(facts, source if "text" in kind.inputs else None)
+        watch = stopwatch or Trial(facts, source if "text" in kind.inputs else None)
+        known: list[tuple[float, float]] = []  # relative cost, seconds of an image
 
         def steps_of(rung: Rung) -> int:
             draft = resolve(_at(request, s, rung), source=source, facts=facts, quiet=True)
             images = draft.run.settings.batch_size / distributed.world_size()
+            if known and known[-1][1] * rung.cost / known[-1][0] * FEW > SLOW_STEP:
+                # A trial step would take long; the cost tells enough.
+                seconds = known[-1][1] * images * rung.cost / known[-1][0]
+            else:
+                seconds = parallel.broadcast_object(watch(draft))
+            known.append((rung.cost, seconds / images))
             reading = facts.seconds * images if draft.run.settings.cache == "off" else 0.0
-            seconds = parallel.broadcast_object(watch(draft) + reading)
-            return int((minutes * 60 - START_SECONDS) / seconds)
+            return int((minutes * 60 - START_SECONDS) / (seconds + reading))
 
         choice = choose(rungs, steps_of, enough_steps(kind.needs))
     if not quiet:
@@ -106,12 +115,13 @@ def proposed(request: Request) -> tuple[Request, frozenset[str]]:
 
 def _rungs(s: Settings, kind: type[Method], side: int) -> tuple[Rung, ...]:
     """The rungs that agree with what the user gave; that alone if none does."""
-    rungs = ladder(kind.needs, side, vit=recipes.takes_vit(kind))
+    vit = recipes.takes_vit(kind) or s.patch_size is not None
+    rungs = ladder(kind.needs, side, vit=vit)
     if s.backbone is not None:
         sizes = sorted({r.image_size for r in rungs})
         if "_224" in s.backbone:
             sizes = [224]
-        return tuple(Rung(s.backbone, size) for size in sizes)
+        return tuple(Rung(s.backbone, size, cost=size**2) for size in sizes)
     if s.image_size is not None:
         networks = {r.backbone: r for r in rungs}  # the largest size of each
         return tuple(
@@ -152,8 +162,8 @@ def _reason(choice: Choice, minutes: float, enough: int) -> str:
     return text
 
 
-class _Trial:
-    """Trial steps on the images that were read.
+class Trial:
+    """Trial steps on the images that were read. What was measured once is remembered.
 
     Args:
         facts: of the source.
@@ -165,9 +175,14 @@ class _Trial:
         images = [sample[i % len(sample)] for i in range(MORE)]
         self.source = source or Items(images, channels=sample[0].shape[2])
         self.precisions: tuple[str, ...] = ("fp32", "bf16")
+        self._known: dict[tuple[object, ...], float] = {}
 
     def __call__(self, resolved: Resolved) -> float:
         """Seconds of a step at the faster precision."""
+        s = resolved.run.settings
+        key = (resolved.run.method, s.backbone, s.image_size, s.patch_size, s.batch_size)
+        if key in self._known:
+            return self._known[key]
         asked = resolved.settings.precision
         device = pick_device(resolved.run.settings.device, fallback=True)
         built = build(resolved)
@@ -177,4 +192,5 @@ class _Trial:
         )  # fmt: skip
         best = min(measured.times, key=lambda p: measured.times[p])
         self.precisions = (best,)  # the same for the other networks
-        return (measured.times[best] + measured.data) * measured.accumulate
+        self._known[key] = (measured.times[best] + measured.data) * measured.accumulate
+        return self._known[key]

@@ -352,7 +352,7 @@ def _backbone(s: Settings, kind: type[Method], on_gpu: bool) -> Settings:
     size = s.image_size or 0
     if s.backbone is None:
         name, patch = recipes.default_network(
-            kind.needs, size, on_gpu=on_gpu, vit=recipes.takes_vit(kind)
+            kind.needs, size, on_gpu=on_gpu, vit=recipes.takes_vit(kind) or s.patch_size is not None
         )
     else:
         name, patch = s.backbone, recipes.default_patch(s.backbone, size)

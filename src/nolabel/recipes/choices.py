@@ -1,9 +1,9 @@
 """Choices that several automatic recipes share.
 
 They depend on four facts. Small images (`is_small`) need other crops and colours than photographs.
-Images of at most 160 pixels without a GPU mean training for minutes (`is_brief`): small heads, small
-batches and high learning rates, from pilot runs; other runs get the paper's widths and rates near
-the paper's.
+Images of at most 160 pixels without a GPU mean training for minutes (`is_brief`): small heads,
+small batches and high learning rates, from pilot runs; other runs get the paper's widths and rates
+near the paper's.
 The length of the run sets the EMA momentum (`ema_momentum`) and limits schedules at the start of
 the run (`first_epochs`). The number of images limits batches and queues.
 """

@@ -9,6 +9,8 @@ of a laptop and a large one for a night of a GPU.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ class Rung:
     backbone: str  # a preset
     image_size: int  # pixels
     patch_size: int | None = None  # of a ViT, pixels; None: the network's own
+    cost: float = 1.0  # multiplications of an image, relative to resnet_nano at 32 px (22 million)
 
     def __str__(self) -> str:
         return f"{self.backbone} at {self.image_size} px"
@@ -37,26 +40,22 @@ class Choice:
     next_steps: int = 0
 
 
-# Convolutional networks with the input sizes that they are used for, cheapest first. A step of
-# resnet_nano at 32 px takes 22 million multiplications an image and view; in brackets the factor.
-_SMALL_CONV = (
-    Rung("resnet_nano", 32),
-    Rung("resnet_mini", 32),  # 3
-)
+# Convolutional networks with the input sizes that they are used for, cheapest first.
+_SMALL_CONV = (Rung("resnet_nano", 32), Rung("resnet_mini", 32, cost=3.1))
 _MIDDLE_CONV = (
     Rung("resnet_nano", 32),
-    Rung("resnet_micro", 64),  # 1.3
-    Rung("resnet_tiny", 64),  # 3.5
-    Rung("resnet_mini", 64),  # 13
+    Rung("resnet_micro", 64, cost=1.3),
+    Rung("resnet_tiny", 64, cost=3.5),
+    Rung("resnet_mini", 64, cost=12.6),
 )
 _LARGE_CONV = (
-    Rung("resnet_micro", 64),  # 1.3
-    Rung("resnet_micro", 96),  # 3
-    Rung("resnet_tiny", 96),  # 8
-    Rung("resnet_tiny", 128),  # 14
-    Rung("resnet18", 128),  # 27
-    Rung("resnet18", 224),  # 82
-    Rung("resnet50", 224),  # 185
+    Rung("resnet_micro", 64, cost=1.3),
+    Rung("resnet_micro", 96, cost=3.0),
+    Rung("resnet_tiny", 96, cost=7.8),
+    Rung("resnet_tiny", 128, cost=13.9),
+    Rung("resnet18", 128, cost=26.8),
+    Rung("resnet18", 224, cost=82.0),
+    Rung("resnet50", 224, cost=185.0),
 )
 
 
@@ -71,21 +70,22 @@ def ladder(needs: Set[str], side: int, *, vit: bool) -> tuple[Rung, ...]:
     if not vit:
         if side < 48:
             size = 28 if 26 <= side < 30 else 32
-            return tuple(Rung(r.backbone, size) for r in _SMALL_CONV)
+            return tuple(dataclasses.replace(r, image_size=size) for r in _SMALL_CONV)
         return _MIDDLE_CONV if side < 96 else _LARGE_CONV
     size = 32 if side < 48 else 64
     several_views = "mask" not in needs or "any_size" in needs
+    tokens = 16 if several_views else 64  # of vit_pico
     rungs = [
-        Rung("vit_pico", size, max(size // (4 if several_views else 8), 1)),
-        Rung("vit_nano", size, size // 8),
-        Rung("vit_micro", size, size // 8),
+        Rung("vit_pico", size, max(size // math.isqrt(tokens), 1), cost=0.2 * tokens / 16),
+        Rung("vit_nano", size, size // 8, cost=3.5),
+        Rung("vit_micro", size, size // 8, cost=12.0),
     ]
     if side >= 96:
         rungs += [
-            Rung("vit_micro", 96, 8),
-            Rung("vit_tiny", 160),
-            Rung("vit_small", 224),
-            Rung("vit_base", 224),
+            Rung("vit_micro", 96, 8, cost=27.0),
+            Rung("vit_tiny", 160, cost=25.0),
+            Rung("vit_small", 224, cost=200.0),
+            Rung("vit_base", 224, cost=800.0),
         ]
     return tuple(rungs)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,25 @@ import numpy as np
 import torch
 from PIL import Image
 
+from nolabel import methods
 from nolabel.config import Request
+from nolabel.data.facts import Facts, facts_of
 from nolabel.data.progress import phase
 from nolabel.data.source import Source, Subset
 from nolabel.data.sources.items import Items
-from nolabel.device import pick_device
-from nolabel.engine import calibrate, cost
-from nolabel.engine.build import build
+from nolabel.engine import cost
+from nolabel.engine.build import Built, build
 from nolabel.engine.checkpoint import KEEP_NEWEST
-from nolabel.engine.resolve import resolve
+from nolabel.engine.fit import START_SECONDS, Trial, fit
+from nolabel.engine.machine import usable_memory
+from nolabel.engine.resolve import Resolved, resolve
 from nolabel.errors import BadImage, command
 from nolabel.nn.parameters import count_parameters
 from nolabel.pictures._tiles import sheet
 from nolabel.tools.survey import Survey, survey
 
+OFFERS = (10.0, 60.0, 480.0)  # minutes of the suggested runs
+READ_SECONDS = 6.0  # of reading images, unless all are asked for
 _SHOWN = 5  # bad files and groups of duplicates that are printed
 
 
@@ -34,26 +41,28 @@ def scan(
     *,
     method: str | None = None,
     limit: int | None = None,
+    everything: bool = False,
     predict: bool = True,
 ) -> dict[str, Any]:
-    """Reads every image and reports what was found.
+    """Reads images, all if that takes seconds, and reports what was found.
 
     Args:
         source: the images.
         out: folder for contact-sheet.png, scan.json, skipped.jsonl and duplicates.json.
         method: the method to suggest settings for; None lets the machine decide.
         limit: reads that many images only, chosen at random.
+        everything: reads every image, however long it takes; else at most some seconds.
         predict: whether to measure a step and predict memory, time and disk.
 
     Returns:
         What scan.json holds: fractions of one, seconds, bytes.
     """
-    found = survey(source, limit=limit)
+    found = survey(source, limit=limit, seconds=math.inf if limit or everything else READ_SECONDS)
     result = to_dict(found)
     if found.good == 1:
         result["notes"].append("one image can be read; a method needs two or more to learn from")
     elif found.good and predict:
-        with phase("measuring a training step, to suggest a recipe"):
+        with phase("measuring training steps, to suggest a recipe"):
             result["recipe"] = suggest(source, method)
     if out is not None:
         folder = Path(out)
@@ -106,49 +115,88 @@ def to_dict(found: Survey) -> dict[str, Any]:
 
 
 def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
-    """A method and its automatic settings for these data on this machine, and what they cost."""
+    """A method, and its automatic settings for ten minutes, an hour and a night on this machine."""
     gpu = torch.cuda.is_available()
     chosen = method or ("dino" if gpu else "simclr")
     good, channels = _readable(source), source.channels
-    request = Request.of(chosen, data=source.name, out="unused", channels=channels)
-    resolved = resolve(request, source=good)
-    device, run = pick_device(resolved.run.settings.device, fallback=True), resolved.run
-    built = build(resolved)
-    network, plan = built.method.to(device), built.plan
-    measured = calibrate.measure(
-        run, network, plan, good, device, precisions=("fp32", "bf16"), may_split=True
-    )
-    s, steps = run.settings, run.settings.steps
-    images, optim = s.batch_size // measured.accumulate, run.optim
+    facts = facts_of(good)
+    stopwatch = Trial(facts, good if "text" in methods.load(chosen).inputs else None)
+    offers = [_offer(chosen, minutes, source, good, facts, stopwatch) for minutes in OFFERS]
+    built, resolved = offers[0].built, offers[0].resolved
+    network, run = built.method, resolved.run
     trainable, untrained = cost.state_elements(network)
-    fixed = cost.state_memory(trainable, untrained, optim, frozen=cost.frozen_parameters(network))
-    saved = cost.checkpoint_bytes(trainable, untrained, optim)
+    saved = cost.checkpoint_bytes(trainable, untrained, run.optim)
     return {
         "method": chosen,
         "why": "is the choice for a GPU" if gpu else "learns within minutes on a CPU",
+        "channels": channels,
+        "views": built.plan.describe(),
+        "lr": run.optim.lr,
+        **offers[0].values,
+        "memory_bytes": _memory(built, resolved, facts, channels),
+        "decode_seconds": facts.seconds,
+        "disk_bytes": (KEEP_NEWEST + 1) * saved + 4 * count_parameters(network.encoder),
+        "disk_free_bytes": shutil.disk_usage(".").free,
+        "offers": [offer.values for offer in offers],
+    }
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """A run of some minutes."""
+
+    resolved: Resolved
+    built: Built
+    values: dict[str, Any]
+
+
+def _offer(
+    method: str, minutes: float, source: Source, good: Source, facts: Facts, stopwatch: Trial
+) -> _Offer:
+    """What a run of so many minutes would be."""
+    channels = source.channels
+    request = Request.of(method, data=source.name, out="unused", channels=channels, minutes=minutes)
+    request, _ = fit(request, good, facts=facts, stopwatch=stopwatch, quiet=True)
+    resolved = resolve(request, source=good, facts=facts, quiet=True)
+    s, seconds = resolved.run.settings, stopwatch(resolved)
+    if s.cache == "off":
+        seconds += facts.seconds * s.batch_size
+    steps = max(int((60 * minutes - START_SECONDS) / seconds), 1)
+    options = ("--channels", str(channels)) if channels != 3 else ()
+    values = {
+        "minutes": minutes,
         "backbone": s.backbone,
         "image_size": s.image_size,
         "patch_size": s.patch_size,
-        "views": plan.describe(),
         "batch_size": s.batch_size,
-        "lr": optim.lr,
-        "epochs": s.epochs,
         "steps": steps,
-        "seconds_per_step": measured.step + measured.data,
-        "seconds": steps * (measured.step + measured.data),
-        "memory_bytes": sum(fixed.values())
-        + cost.extrapolated_activations(network, measured.batch, images),
-        "disk_bytes": (KEEP_NEWEST + 1) * saved + 4 * count_parameters(network.encoder),
-        "disk_free_bytes": shutil.disk_usage(".").free,
+        "epochs": steps / resolved.run.steps_per_epoch,
+        "cache": s.cache,
+        "seconds_per_step": seconds,
+        "seconds": 60 * minutes,
         "command": command(
-            "nolabel",
-            "pretrain",
-            chosen,
-            "--data",
-            source.name,
-            *(("--channels", str(channels)) if channels != 3 else ()),
+            "nolabel", "pretrain", method, "--data", source.name, "--minutes", f"{minutes:g}",
+            *options,
         ),
-    }
+    }  # fmt: skip
+    return _Offer(resolved, build(resolved), values)
+
+
+def _memory(built: Built, resolved: Resolved, facts: Facts, channels: int) -> float:
+    """Bytes of a run's weights, activations and decoded images, without the program's own."""
+    run, s = resolved.run, resolved.run.settings
+    trainable, untrained = cost.state_elements(built.method)
+    frozen = cost.frozen_parameters(built.method)
+    fixed = sum(cost.state_memory(trainable, untrained, run.optim, frozen=frozen).values())
+    counts = cost.extrapolated(
+        methods.load(run.method), run.options, s.backbone, s.image_size, s.patch_size, "fp32",
+        s.batch_size,
+    )  # fmt: skip
+    kept = 0.0
+    if not isinstance(s.cache, str):
+        mean = sum(min(area, s.cache) for area in facts.areas) / len(facts.areas)
+        kept = mean * run.images * facts.item_bytes
+    return fixed + min(counts.activations, usable_memory(torch.cuda.is_available())) + kept
 
 
 def _readable(source: Source) -> Source:
@@ -165,7 +213,7 @@ def _readable(source: Source) -> Source:
 def describe(result: dict[str, Any]) -> str:
     """The outcome of `scan` as lines to read."""
     r = result
-    part = "" if r["seen"] == r["images"] else f", {r['seen']:,} of them read"
+    part = "" if r["seen"] == r["images"] else f", {r['seen']:,} of them read (--all reads all)"
     lines = [f"data        {r['data']}: {r['images']:,} images{part}"]
     if "width" in r:
         w, h, a = r["width"], r["height"], r["aspect"]
@@ -187,19 +235,31 @@ def describe(result: dict[str, Any]) -> str:
     )
     lines += [f"            {' = '.join(group)}" for group in r["duplicates_first"]]
     if "recipe" in r:
-        c = r["recipe"]
-        patch = f", patch {c['patch_size']} px" if c["patch_size"] else ""
-        lines += [
-            f"suggested   {c['command']}",
-            f"            {c['method']} {c['why']}; {c['backbone']} at {c['image_size']} px{patch}",
-            *(f"            view {line}" for line in c["views"]),
-            f"            batch {c['batch_size']}, learning rate {c['lr']:g}, {c['epochs']} epochs",
-            f"predicted   {_span(c['seconds'])} for {c['steps']:,} steps of "
-            f"{c['seconds_per_step'] * 1e3:.0f} ms (--minutes M for a shorter run), "
-            f"{c['memory_bytes'] / 1e6:,.0f} MB of memory and the program's own, "
-            f"{c['disk_bytes'] / 1e6:,.0f} MB of disk ({c['disk_free_bytes'] / 1e9:,.0f} GB free)",
-        ]
+        lines += _suggestion(r["recipe"], r["images"])
     return "\n".join(lines)
+
+
+def _suggestion(c: dict[str, Any], images: int) -> list[str]:
+    """The lines on the suggested runs."""
+    lines = [
+        f"suggested   {c['method']}, which {c['why']}; about {c['memory_bytes'] / 1e6:,.0f} MB of "
+        f"memory and the program's own, {c['disk_bytes'] / 1e6:,.0f} MB of disk "
+        f"({c['disk_free_bytes'] / 1e9:,.0f} GB free)",
+    ]
+    for o in c["offers"]:
+        patch = f", patch {o['patch_size']} px" if o["patch_size"] else ""
+        lines += [
+            f"  {_span(o['seconds']):<9} {o['command']}",
+            f"            {o['backbone']} at {o['image_size']} px{patch}: about {o['steps']:,} "
+            f"steps of {o['batch_size']}, {o['epochs']:,.1f} epochs",
+        ]
+    decoding = c["decode_seconds"] * images
+    if not isinstance(c["cache"], str) and decoding > 1:
+        lines.append(
+            "cache       decoded images stay in memory (--cache auto): that saves "
+            f"{_span(decoding)} of decoding in each epoch after the first"
+        )
+    return lines
 
 
 def _three(values: list[float]) -> str:
@@ -209,4 +269,4 @@ def _three(values: list[float]) -> str:
 def _span(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.3g} hours"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
@@ -52,18 +54,23 @@ class Survey:
         return len(self.sizes)
 
 
-def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Survey:
+def survey(
+    source: Source, *, limit: int | None = None, seconds: float = math.inf, thumbs: int = 64
+) -> Survey:
     """Reads the images of a source and measures them.
 
     Args:
         source: any source.
         limit: reads that many images, drawn at random from the source; None reads all.
+        seconds: stops reading after so long; the images that were read are drawn at random, too.
         thumbs: images on the contact sheet.
     """
     n = len(source)
-    chosen = np.arange(n)
-    if limit is not None and limit < n:
-        chosen = np.sort(index_at(0, 0, np.arange(limit), n))
+    # In random order, so that it may be cut anywhere and is still a fair sample.
+    chosen = index_at(0, 0, np.arange(n if limit is None else min(limit, n)), n)
+    if seconds == math.inf:
+        chosen = np.sort(chosen)
+    ends = time.monotonic() + seconds
     bad: list[tuple[str, str]] = []
     sizes, kept, small, hashes, tiles = [], [], [], [], []
     modes: Counter[str] = Counter()
@@ -90,6 +97,14 @@ def survey(source: Source, *, limit: int | None = None, thumbs: int = 64) -> Sur
             total, squares, pixels = total + found.total, squares + found.squares, pixels + area
             if row % every == 0 and len(tiles) < thumbs:
                 tiles.append(found.thumb)
+            if time.monotonic() > ends and row + 1 < len(chosen):
+                chosen = chosen[: row + 1]
+                break
+    by_index = np.argsort(kept, kind="stable")
+    sizes, kept, small, hashes = (
+        [part[j] for j in by_index] for part in (sizes, kept, small, hashes)
+    )
+    exact = defaultdict(list, {key: sorted(members) for key, members in exact.items()})
     mean = total / max(pixels, 1) / 255
     variance = np.maximum(squares / max(pixels, 1) / 255**2 - mean**2, 0)
     same = [members for members in exact.values() if len(members) > 1]
