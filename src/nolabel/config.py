@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import torch
-
-from nolabel import _usercode, methods, recipes
+from nolabel import _usercode, methods
 from nolabel._files.yaml import read_yaml
-from nolabel.errors import UsageError, did_you_mean, unknown
+from nolabel.errors import UsageError, did_you_mean
 from nolabel.methods.base import Method
 from nolabel.types import Optim
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD
@@ -49,6 +47,17 @@ class Settings:
     flip: float | None = None  # probability that a view is mirrored; 0 where left and right matter
     vertical_flip: float | None = None  # probability that a view is upside down
     quarter_turns: float | None = None  # probability of a turn by 90, 180 or 270 degrees
+    jitter: tuple[float, float, float, float] | None = None  # brightness, contrast, sat., hue
+    channel_jitter: float | None = None  # strength of the jitter of each channel by itself
+    jitter_p: float | None = None  # probability of both jitters
+    grey: float | None = None  # probability that a view loses its colour
+    blur: float | None = None  # probability of a Gaussian blur
+    blur_sigma: tuple[float, float] | None = None  # its least and largest deviation, pixels
+    solarise: float | None = None  # probability that the bright half is inverted
+    noise: float | None = None  # probability of Gaussian noise
+    noise_sigma: tuple[float, float] | None = None  # its deviation, as shares of the range
+    views: str | None = None  # FILE: a plan of the views as YAML (show views writes one)
+    fit_views: bool = True  # recipe auto: flips, turns and colours that suit a sample of the data
     epochs: int | None = None  # length: one of epochs, steps, minutes
     steps: int | None = None  # length in optimiser steps
     minutes: float | None = None  # length in minutes on this machine, measured at the start
@@ -96,7 +105,7 @@ class RunSettings(Settings):
     """The settings of a resolved run: every value is final.
 
     `steps` is the length; `epochs` and `minutes` record how it was requested. None is a final value
-    too: no `init`, no `probe`, the network's own `patch_size`, checkpoints by time, flips.
+    too: no `init` or `probe`, the network's own `patch_size`, checkpoints by time, a view's own.
     """
 
     backbone: str = field()
@@ -124,6 +133,7 @@ class Run:
     images: int = 0
     data_digest: str = ""  # of the images (`nolabel.data.identity`); "" in older versions' files
     steps_per_epoch: int = 0
+    operations: Mapping[str, Any] = field(default_factory=dict)  # measured: views.suitability
 
     @property
     def folder(self) -> Path:
@@ -194,12 +204,8 @@ def complete(s: Settings, *, continued: bool) -> RunSettings:
     }
     values = field_values(s)
     values |= {k: v for k, v in defaults.items() if values[k] is None}
-    if values["precision"] == "auto":
-        values["precision"] = "fp32"
-    if values["views_on"] == "auto":
-        values["views_on"] = "cpu"
-    if values["cache"] == "auto":
-        values["cache"] = "off"
+    unmeasured = (("precision", "fp32"), ("views_on", "cpu"), ("cache", "off"))
+    values |= {k: v for k, v in unmeasured if values[k] == "auto"}
     return RunSettings(**values)
 
 
@@ -215,8 +221,8 @@ class Layer:
     def from_file(cls, path: str | Path) -> Layer:
         """The options in a YAML file, such as a run's config.yaml; `TYPED` ones are left out.
 
-        A run's file holds its steps beside the epochs or minutes
-        that were requested: then epochs are used, which suit any batch size, else steps.
+        A run's file holds its steps beside the epochs or minutes that were requested: then epochs
+        are used, which suit any batch size, else steps.
 
         Raises:
             UsageError: no such file, or it is not of this form.
@@ -242,7 +248,8 @@ class Layer:
         Raises:
             UsageError: an unknown name (with the nearest one), or a value of a wrong type.
         """
-        classes = {"settings": Settings, "options": method.Options, "optim": Optim}
+        # Some options have the names of settings (`views.fields.SHARED`), and come first.
+        classes = {"options": method.Options, "settings": Settings, "optim": Optim}
         fields = {k: {f.name for f in dataclasses.fields(c)} for k, c in classes.items()}
         fields["optim"] -= {"name"}  # `optimiser` names it
         parts: dict[str, dict[str, Any]] = {k: {} for k in classes}
@@ -355,42 +362,3 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return value
     name = hint.__name__ if isinstance(hint, type) else str(hint)
     raise UsageError(f"{where} is {value!r}; it must be of type {name}.")
-
-
-def check_settings(s: Settings) -> None:
-    """Checks the shared settings before any data are opened.
-
-    Raises:
-        UsageError: an impossible value or combination.
-    """
-    if not s.data:
-        raise UsageError("No data given. Use --data with a folder of images, or --data creatures.")
-    values = field_values(s)
-    lengths = [k for k in LENGTHS if values[k] is not None]
-    if len(lengths) > 1:
-        raise UsageError(f"Give one of --epochs, --steps, --minutes; got {' and '.join(lengths)}.")
-    for key in (*LENGTHS, "batch_size", "accumulate", "image_size", "patch_size", "log_every",
-                "checkpoint_every", "probe_every", "channels"):  # fmt: skip
-        value = values[key]
-        if value is not None and value != "auto" and value <= 0:
-            raise UsageError(f"--{key.replace('_', '-')} is {value}; it must be above 0.")
-    for key, allowed in CHOICES.items():
-        if values[key] not in allowed:
-            raise unknown(key.replace("_", "-"), values[key], allowed)
-    if s.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda, but torch finds no CUDA device. Use --device cpu.")
-    if (s.mean is None) != (s.std is None):
-        raise UsageError("--mean and --std belong together: give both or neither.")
-    if s.mean is not None and not len(s.mean) == len(s.std or ()) == s.channels:
-        raise UsageError(f"--mean and --std need one number for each of {s.channels} channels.")
-    if s.shard and s.init_guard == "rollback":
-        raise UsageError("--shard and --init-guard rollback exclude each other. Use one of them.")
-    if s.shard_layers and not s.shard:
-        raise UsageError("--shard-layers is for runs with --shard. Use both, or none.")
-    if s.warm_heads is not None and (s.warm_heads < 0 or (s.warm_heads and not s.init)):
-        what = "without --init" if not s.init else "below 0"
-        raise UsageError(f"--warm-heads is {s.warm_heads} {what}; it is for runs with --init.")
-    if not 0 <= s.max_bad <= 1:
-        raise UsageError(f"--max-bad is {s.max_bad}; it is a share between 0 and 1.")
-    if not recipes.is_name(s.recipe) and not Path(s.recipe).is_file():
-        raise unknown("recipe", s.recipe, recipes.NAMES, "Or the path of a config.yaml.")

@@ -18,11 +18,11 @@ from nolabel.engine.resolve import resolve
 from nolabel.errors import UsageError
 from nolabel.methods.clip import CLIP
 from nolabel.methods.dino import DINO
-from nolabel.views.orientation import with_orientation
+from nolabel.views.fields import SHARED, with_fields
 
 IMAGES = Placeholder(100, 32)
 OPTIONAL = {"epochs", "minutes", "patch_size", "init", "probe", "checkpoint_every"}
-OPTIONAL |= {"flip", "vertical_flip", "quarter_turns"}  # None: each view's own
+OPTIONAL |= {*SHARED, "views"}  # None: each view's own
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_flips_and_turns_are_those_that_were_asked_in_every_view(method):
     usual = resolve(Request.of(method, **data), source=IMAGES).run
     turned = resolve(Request.of(method, **data, **asked), source=IMAGES).run
     plan = build.plan_of(usual)
-    assert build.plan_of(turned) == with_orientation(plan, **asked)
+    assert build.plan_of(turned) == with_fields(plan, **asked)
     assert all(getattr(v, k) == p for v in build.plan_of(turned).views for k, p in asked.items())
     own = 0.0 if method in ("clip", "siglip") else 0.5  # words may say left or right
     assert (usual.settings.flip, usual.settings.vertical_flip) == (own, 0.0)

@@ -27,6 +27,8 @@ from nolabel.pictures.reconstruct import reconstruct
 from nolabel.pictures.views import views
 from nolabel.tools.show import show
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, View, ViewPlan
+from nolabel.views.plan_file import read_views
+from nolabel.views.suitability import measure_operations
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "attention_mass.safetensors"
 
@@ -166,6 +168,23 @@ def test_views_show_every_crop(images):
     plan = ViewPlan(views=(View(name="global", count=2, size=32), View(name="local", size=16)))
     (p,) = views(plan, list(images))
     assert p.image.shape[1] > 4 * 112
+
+
+def test_what_operations_destroy_is_drawn_beside_the_views_with_its_numbers(tmp_path):
+    x = np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), dtype=np.uint8)
+    plan = ViewPlan(views=(View(name="global", count=2, size=16, noise=0.5),))
+    found = measure_operations(x)
+    made = views(plan, list(x[:2]), found, x)
+    assert [p.name for p in made] == ["views", "operations"]
+    numbers = made.numbers["operations"]
+    assert {n: numbers[f"{n}_moved"] for n in found.moved} == found.moved
+    assert {n: numbers[f"{n}_strength"] for n in found.strength} == found.strength
+    assert numbers["quarter_turns_told"] == found.told["quarter_turns"]
+    assert made[1].image.shape[1] > (1 + len(found.told) + len(found.moved)) * 112
+    made.save(tmp_path)
+    again = read_views(str(tmp_path / "views.yaml"), ViewPlan(views=(View(name="global", count=2,
+                                                                          size=16),)))  # fmt: skip
+    assert again == plan
 
 
 def test_saved_pictures_bring_their_data_and_numbers(images, tmp_path):

@@ -11,7 +11,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from nolabel.views import View, ViewPlan, uniform
 from nolabel.views.draw import Params, draw
-from nolabel.views.orientation import with_orientation
+from nolabel.views.fields import with_fields
 
 GOLDEN = [  # recorded values of uniform(7, 3, [0, 12345, -1], 5, 2)
     [0.9648493498941558, 0.15228554289257634],
@@ -155,7 +155,7 @@ def test_factors_orders_and_widths_cover_their_ranges():
 
 def test_without_flips_nothing_is_reversed_and_all_other_draws_stay():
     keys = np.arange(200)
-    before, after = drawn(keys), drawn(keys, plan=with_orientation(PLAN, flip=0.0))
+    before, after = drawn(keys), drawn(keys, plan=with_fields(PLAN, flip=0.0))
     for key, params in before.items():
         assert 0.4 < params.flip.mean() < 0.6 and not after[key].flip.any()
         assert equal(params, dataclasses.replace(after[key], flip=params.flip))
@@ -164,7 +164,7 @@ def test_without_flips_nothing_is_reversed_and_all_other_draws_stay():
 def test_turns_are_drawn_as_often_as_asked_and_leave_all_other_draws():
     keys = np.arange(4000)
     before = drawn(keys)
-    after = drawn(keys, plan=with_orientation(PLAN, vertical_flip=0.3, quarter_turns=0.6))
+    after = drawn(keys, plan=with_fields(PLAN, vertical_flip=0.3, quarter_turns=0.6))
     for key, params in before.items():
         assert not params.vertical_flip.any() and not params.turns.any()
         turned = after[key]

@@ -304,6 +304,8 @@ def test_grey_sources_stay_grey():
         pytest.param({"grey": 0.5}, id="grey"),
         pytest.param({"blur": (0.5,)}, id="blur"),
         pytest.param({"solarise": (0.5,)}, id="solarise"),
+        pytest.param({"channel_jitter": 0.4}, id="channels"),
+        pytest.param({"noise": 0.5}, id="noise"),
         pytest.param(
             {"jitter": (0.4, 0.4, 0.2, 0.1), "grey": 0.2, "blur": (1, 0.1), "solarise": (0, 0.2)},
             id="dino",
@@ -328,7 +330,7 @@ DINO = ViewPlan(
         ),
         View(
             name="local", count=3, size=16, scale=(0.05, 0.4), jitter=(0.4, 0.4, 0.2, 0.1),
-            blur=(0.5,),
+            blur=(0.5,), channel_jitter=0.2, noise=0.5,
         ),
     )
 )  # fmt: skip
@@ -377,13 +379,21 @@ def test_another_seed_epoch_key_or_copy_gives_other_views():
 def test_every_field_of_a_view_changes_the_output(executor, side):
     images = pictures(16, side, side, 20, 235)
     base = View(
-        name="a", size=24, count=2, jitter=(0.2,) * 4, grey=0.2, blur=(0.5,), solarise=(0.3,)
+        name="a",
+        size=24,
+        count=2,
+        jitter=(0.2,) * 4,
+        grey=0.2,
+        blur=(0.5,),
+        solarise=(0.3,),
+        noise=0.5,
     )
     changes = {
         "size": 16, "count": 3, "scale": (0.5, 0.6), "ratio": (1.0, 1.0),
         "interpolation": "bilinear", "flip": 0.0, "jitter_p": 0.1, "grey": 0.9,
         "blur": (0.0, 1.0), "blur_sigma": (2.0, 3.0), "solarise": (0.9, 0.1),
-        "vertical_flip": 0.5, "quarter_turns": 0.5,
+        "vertical_flip": 0.5, "quarter_turns": 0.5, "channel_jitter": 0.5, "noise": 0.9,
+        "noise_sigma": (0.2, 0.3),
     }  # fmt: skip
     made = [f.name for f in dataclasses.fields(View)]
     assert set(made) == {*changes, "name", "jitter", "resize"}
@@ -459,7 +469,7 @@ def test_read_only_arrays_tensors_and_views_with_strides_are_accepted():
 
 # -- other channels, other depths ---------------------------------------------------------------
 
-FLAT = {"jitter": (0.4, 0.4, 0.0, 0.0), "blur": (0.5,), "solarise": (0.2,)}
+FLAT = {"jitter": (0.4, 0.4, 0.0, 0.0), "blur": (0.5,), "solarise": (0.2,), "noise": 0.5}
 
 
 def bands(channels: int, h: int, w: int, deep: bool) -> np.ndarray:

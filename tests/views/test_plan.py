@@ -11,7 +11,7 @@ import pytest
 
 from nolabel.errors import UsageError
 from nolabel.views import IMAGENET_MEAN, View, ViewPlan, evaluation_plan
-from nolabel.views.orientation import orientation, with_orientation
+from nolabel.views.fields import orientation, with_fields
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,9 @@ from nolabel.views.orientation import orientation, with_orientation
         ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "half a turn"),
         ({"jitter_p": -0.1}, "jitter_p is -0.1"),
         ({"grey": 2.0}, "grey is 2.0"),
+        ({"channel_jitter": -0.1}, "channel_jitter is -0.1"),
+        ({"noise": 1.5}, "noise is 1.5"),
+        ({"noise_sigma": (0.2, 0.1)}, "noise_sigma is"),
         ({"blur": (0.1, 0.2, 0.3), "count": 2}, "1 or 2 values"),
         ({"blur": (1.1,)}, "probabilities"),
         ({"blur": ()}, "1 value"),
@@ -98,13 +101,15 @@ def test_every_field_that_matters_shows_in_the_description():
         grey=0.1,
         blur=(0.5,),
         solarise=(0.5,),
+        noise=0.5,
     )
     centre = dataclasses.replace(base, scale=None)
     changes = {
         "name": "b", "size": 16, "count": 3, "scale": (0.3, 0.9), "ratio": (0.5, 2.0),
         "interpolation": "bilinear", "flip": 0.1, "jitter": (0.2, 0.1, 0.1, 0.1), "jitter_p": 0.3,
         "grey": 0.2, "blur": (0.6,), "blur_sigma": (0.2, 3.0), "solarise": (0.6,),
-        "vertical_flip": 0.2, "quarter_turns": 0.3,
+        "vertical_flip": 0.2, "quarter_turns": 0.3, "channel_jitter": 0.4, "noise": 0.6,
+        "noise_sigma": (0.1, 0.3),
     }  # fmt: skip
     assert {f.name for f in dataclasses.fields(View)} == {*changes, "resize"}
     for field, value in changes.items():
@@ -127,10 +132,10 @@ def test_the_evaluation_plan_is_one_deterministic_view():
 
 def test_the_orientation_of_a_plan_changes_in_every_view_and_nothing_else_does():
     plan = ViewPlan(views=(View(name="a", size=8), View(name="b", size=4, blur=(0.5,))))
-    turned = with_orientation(plan, flip=0.0, quarter_turns=0.75)
+    turned = with_fields(plan, flip=0.0, quarter_turns=0.75)
     assert orientation(turned) == {"flip": 0.0, "vertical_flip": 0.0, "quarter_turns": 0.75}
-    assert with_orientation(turned, flip=0.5, quarter_turns=0.0) == plan
-    assert with_orientation(plan) == plan
+    assert with_fields(turned, flip=0.5, quarter_turns=0.0) == plan
+    assert with_fields(plan) == plan
     mixed = ViewPlan(views=(View(name="a", size=8), View(name="b", size=4, flip=0.0)))
     assert orientation(mixed)["flip"] is None  # no one value holds for both
 

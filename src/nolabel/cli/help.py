@@ -28,6 +28,7 @@ from nolabel.engine.resolve import Resolved, resolve
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method
 from nolabel.types import Optim
+from nolabel.views.fields import SHARED
 
 EXAMPLES = (Placeholder(50_000, 224), Placeholder(50_000, 32))
 METHOD_FIRST = 5  # options of a method that are shown without --help-all
@@ -41,13 +42,11 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "channels",
             "mean",
             "std",
-            "flip",
-            "vertical_flip",
-            "quarter_turns",
             "max_bad",
             "download",
         ),
     ),
+    "views": ((), ("views", "fit_views", *SHARED)),
     "network": (
         ("backbone", "init"),
         ("patch_size", "warm_heads", "init_guard", "checkpoint_activations"),
@@ -72,7 +71,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # What an option takes, where its type does not say it.
 PLACEHOLDERS = {
     "data": "SRC", "probe": "SRC", "init": "ENC", "teacher": "ENC", "backbone": "NAME",
-    "out": "DIR", "config": "FILE", "json": "FILE", "recipe": "auto|paper|FILE",
+    "out": "DIR", "config": "FILE", "json": "FILE", "recipe": "auto|paper|FILE", "views": "FILE",
     "cache": "auto|off|PIXELS",
     **{name: "|".join(values) for name, values in CHOICES.items()},
     "optim.name": "|".join(NAMES), "optim.clip_by": "|".join(CLIPS),
@@ -189,6 +188,8 @@ def groups(method_class: type[Method]) -> dict[str, tuple[tuple[str, ...], tuple
     """`GROUPS` with the options of a method and of the optimiser in them."""
     options = tuple(f.name for f in dataclasses.fields(method_class.Options))
     out = dict(GROUPS)
+    first, more = out["views"]
+    out["views"] = (first, tuple(name for name in more if name not in options))
     out["this method"] = (options[:METHOD_FIRST], options[METHOD_FIRST:])
     first = GROUPS["optimiser"][0]
     rest = tuple(OPTIM + f.name for f in dataclasses.fields(Optim) if OPTIM + f.name not in first)

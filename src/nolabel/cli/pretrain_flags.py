@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 from nolabel.cli.flags import flags, flags_in
 
@@ -49,11 +49,19 @@ def read_flags(name: str, args: list[str]) -> CommandLine:
     import tyro
 
     flat = tyro.conf.OmitArgPrefixes
+    own = {f.name for f in fields(method_class.Options)}
+    hints = get_type_hints(Settings)
+    # Some settings of the views are options of some methods.
+    shared = make_dataclass(
+        "Settings",
+        [(f.name, hints[f.name], f.default) for f in fields(Settings) if f.name not in own],
+        frozen=True,
+    )
     everything = make_dataclass(
         "Pretrain",
         [
             ("verb", Annotated[VerbFlags, flat], VerbFlags()),
-            ("settings", Annotated[Settings, flat], Settings()),
+            ("settings", Annotated[shared, flat], shared()),
             ("options", Annotated[method_class.Options, flat], method_class.Options()),
             ("optim", Optim, Optim()),
         ],

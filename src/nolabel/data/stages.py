@@ -140,7 +140,8 @@ def _plan_without(plan: ViewPlan, *, colour: bool = False, blur: bool = False) -
 
     def reduced(view: View) -> View:
         if colour:
-            view = dataclasses.replace(view, jitter=(0.0, 0.0, 0.0, 0.0), grey=0.0, solarise=(0.0,))
+            off = {"channel_jitter": 0.0, "grey": 0.0, "solarise": (0.0,), "noise": 0.0}
+            view = dataclasses.replace(view, jitter=(0.0, 0.0, 0.0, 0.0), **off)
         return dataclasses.replace(view, blur=(0.0,)) if blur else view
 
     return dataclasses.replace(plan, views=tuple(reduced(view) for view in plan.views))

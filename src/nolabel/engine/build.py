@@ -32,13 +32,13 @@ from nolabel.encoders.text import image_projection
 from nolabel.engine.checkpoint import load_checkpoint, restore
 from nolabel.engine.init_network import InitNetwork, load_init
 from nolabel.engine.resolve import Resolved
+from nolabel.engine.run_views import view_plan
 from nolabel.engine.saved_run import load_run
 from nolabel.engine.texts import learn_tokenizer, saved_tokenizer
 from nolabel.errors import FileDamaged, UsageError
 from nolabel.methods.base import Method
 from nolabel.methods.capabilities import Tokenizes
 from nolabel.nn.frozen import Frozen
-from nolabel.views.orientation import with_orientation
 from nolabel.views.plan import ViewPlan
 
 PROJECTION = "teacher-projection.safetensors"
@@ -63,10 +63,9 @@ class Built:
 
 
 def plan_of(run: Run) -> ViewPlan:
-    """The view plan of a run, with the run's mean and std, flips and turns."""
+    """The view plan of a run, with the run's mean and std."""
     s = run.settings
-    plan = methods.load(run.method).views(run.options, s.image_size)
-    plan = with_orientation(plan, s.flip, s.vertical_flip, s.quarter_turns)
+    plan = view_plan(methods.load(run.method), run.options, s)
     return plan.with_statistics(s.mean, s.std)
 
 

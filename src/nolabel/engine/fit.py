@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nolabel import distributed, methods, recipes
-from nolabel.config import LENGTHS, Layer, Request, Settings, check_settings
+from nolabel.config import LENGTHS, Layer, Request, Settings
 from nolabel.data.facts import Facts, facts_of
 from nolabel.data.open import open_source, record_source
 from nolabel.data.progress import phase
@@ -22,6 +22,7 @@ from nolabel.device import pick_device
 from nolabel.engine import parallel
 from nolabel.engine.build import build
 from nolabel.engine.calibrate import FEW, MORE, SLOW_STEP, measure
+from nolabel.engine.checks import check_settings
 from nolabel.engine.log import say
 from nolabel.engine.resolve import Resolved, resolve
 from nolabel.methods.base import Method
@@ -80,7 +81,8 @@ def fit(
         known: list[tuple[float, float]] = []  # relative cost, seconds of an image
 
         def steps_of(rung: Rung) -> int:
-            draft = resolve(_at(request, s, rung), source=source, facts=facts, quiet=True)
+            open_views = _with(_at(request, s, rung), fit_views=False)  # the time is the same
+            draft = resolve(open_views, source=source, facts=facts, quiet=True)
             images = draft.run.settings.batch_size / distributed.world_size()
             if known and known[-1][1] * rung.cost / known[-1][0] * FEW > SLOW_STEP:
                 # A trial step would take long; the cost tells enough.

@@ -1,7 +1,7 @@
 """Resolves a request to a run whose settings all have values, in stages.
 
     layers       explicit options override --config, which overrides --recipe FILE and the recipe
-    data         the source, its statistics, the image size
+    data         the source, its statistics, the image size, which operations suit the images
     network      the backbone: named by the user, chosen automatically, or that of --init
     batch        the batch size, the recipe's options for it, the length
     measurement  precision, workers, micro-batches, device of the views, steps in M minutes
@@ -27,7 +27,6 @@ from nolabel.config import (
     Request,
     Run,
     Settings,
-    check_settings,
     complete,
     override,
     to_builtin,
@@ -38,11 +37,14 @@ from nolabel.data.open import absolute_source, open_source, record_source
 from nolabel.data.order import steps_per_epoch
 from nolabel.data.source import Source
 from nolabel.data.statistics import measure_statistics
+from nolabel.engine.checks import check_settings
+from nolabel.engine.log import say
 from nolabel.engine.machine import Machine
+from nolabel.engine.run_views import check_views, operations_on, settled, view_plan, why
 from nolabel.errors import UsageError
 from nolabel.methods.base import Contrastive, Method, RecipeContext
 from nolabel.types import Optim
-from nolabel.views.orientation import orientation, with_orientation
+from nolabel.views.suitability import Operations
 
 if TYPE_CHECKING:
     from nolabel.engine.init_network import InitNetwork
@@ -60,6 +62,7 @@ class Resolved:
     request: Request
     on_gpu: bool = False
     init: InitNetwork | None = None
+    fitted: tuple[str, ...] = ()  # what was fitted to the images in the views, and why
 
     @property
     def open(self) -> frozenset[str]:
@@ -74,7 +77,8 @@ class Resolved:
         """The run with what the recipe says for this many steps: rates, not the network."""
         run, s = self.run, self.settings
         context = context_of(s, run.backbone_kwargs, asked_batch(s), run.images, self.on_gpu)
-        context = dataclasses.replace(context, steps=steps)
+        operations = _operations(run)
+        context = dataclasses.replace(context, steps=steps, operations=operations)
         options, optim = _layered(self.request, s, context)
         return dataclasses.replace(run, options=options, optim=optim)
 
@@ -97,7 +101,7 @@ def resolve(
         source: the data, if they are already open.
         machine: the machine that the run is for; None: this one.
         facts: of the source, if they are known already.
-        quiet: do not print the automatic batch size.
+        quiet: do not print the automatic batch size, nor what was fitted to the images.
 
     Raises:
         UsageError: impossible or unknown settings.
@@ -106,6 +110,7 @@ def resolve(
     request = dataclasses.replace(request, method=methods.name_by_hash(request.method))
     kind = methods.load(request.method)
     check_settings(request.settings)
+    check_views(kind, request.settings)
     s = _record_networks(request.settings)
     s = dataclasses.replace(
         s, data=record_source(s.data), probe=None if s.probe is None else record_source(s.probe)
@@ -123,13 +128,16 @@ def resolve(
     if facts is None and (s.image_size is None or s.cache == "auto"):
         facts = facts_of(source)
     s = data_stage(s, source, facts, machine)
+    fit = s.fit_views and _recipe_name(s) == "auto"
+    operations = operations_on(source, s) if fit else None
     s, init = network_stage(s, kind, machine)
     kwargs = {} if init is None else {**init.backbone.kwargs}
     if s.batch_size == "auto":
         from nolabel.engine.batch_size import largest_batch
 
         # The recipe's own batch may be larger than the data; the cost model needs only some batch.
-        draft = batch_stage(request, dataclasses.replace(s, batch_size=2), source, machine, kwargs)
+        some = dataclasses.replace(s, batch_size=2)
+        draft = batch_stage(request, some, source, machine, kwargs, operations)
         paper = recipes.paper(
             kind, context_of(draft.settings, kwargs, None, len(source), machine.on_gpu)
         )
@@ -137,9 +145,11 @@ def resolve(
         s = dataclasses.replace(
             s, batch_size=largest_batch(draft.run, paper.batch_size, machine, quiet=quiet)
         )
-    resolved = batch_stage(request, s, source, machine, kwargs)
+    resolved = batch_stage(request, s, source, machine, kwargs, operations)
     if s.cache == "auto":
         resolved = _with_cache(resolved, facts, machine)
+    if resolved.fitted and not quiet:
+        say("views: " + "; ".join(resolved.fitted))
     return dataclasses.replace(resolved, init=init)
 
 
@@ -176,6 +186,7 @@ def batch_stage(
     source: Source,
     machine: Machine,
     backbone_kwargs: Mapping[str, Any],
+    operations: Operations | None = None,
 ) -> Resolved:
     """Batch size, options and length: the user's, or else the recipe's.
 
@@ -185,6 +196,7 @@ def batch_stage(
         source: the data.
         machine: the machine that the run is for.
         backbone_kwargs: keyword arguments of the network of --init.
+        operations: what operations of the views do to the images; None: not measured.
 
     Raises:
         UsageError: the batch is larger than the data.
@@ -192,6 +204,7 @@ def batch_stage(
     kind = methods.load(request.method)
     asked, in_file = asked_batch(s), _recipe_file(s).settings
     context = context_of(s, backbone_kwargs, asked, len(source), machine.on_gpu)
+    context = dataclasses.replace(context, operations=operations)
     recipe = recipes.recipe(kind, _recipe_name(s), context)
     batch = int(asked or in_file.get("batch_size") or recipe.batch_size)
     if batch > len(source):
@@ -213,22 +226,27 @@ def batch_stage(
     if s.steps is None and s.epochs is not None:
         s = dataclasses.replace(s, steps=max(per_epoch * s.epochs, 1))
     # The recipe is asked again: it may depend on the length.
-    options, optim = _layered(request, s, dataclasses.replace(context, steps=s.steps))
-    plan = kind.views(options, s.image_size or 0)
-    plan = with_orientation(plan, s.flip, s.vertical_flip, s.quarter_turns)
+    context = dataclasses.replace(context, steps=s.steps)
+    options, optim = _layered(request, s, context)
+    plain, _ = _layered(request, s, dataclasses.replace(context, operations=None))
+    before = view_plan(kind, plain, s)
+    s = settled(kind, options, s, operations)
     s = dataclasses.replace(
         s,
         batch_size=batch,
         out=s.out or _folder_name(request.method, source),
         views_on="cpu" if s.views_on == "auto" and not machine.on_gpu else s.views_on,
-        **orientation(plan),
     )
     run = Run(
         method=request.method, settings=complete(s, continued=False), options=options,
         optim=optim, backbone_kwargs=backbone_kwargs, images=len(source),
         steps_per_epoch=per_epoch,
+        operations={} if operations is None else dataclasses.asdict(operations),
     )  # fmt: skip
-    return Resolved(run=run, settings=s, source=source, request=request, on_gpu=machine.on_gpu)
+    return Resolved(
+        run=run, settings=s, source=source, request=request, on_gpu=machine.on_gpu,
+        fitted=why(before, view_plan(kind, options, s), operations),
+    )  # fmt: skip
 
 
 def asked_batch(s: Settings) -> int | None:
@@ -286,7 +304,7 @@ def diff_from_recipe(run: Run) -> list[tuple[str, Any, Any]]:
     """Options in which a resolved run differs from its recipe: (name, value, recipe's value)."""
     s = run.settings
     context = context_of(s, run.backbone_kwargs, int(s.batch_size), run.images, _had_gpu(run))
-    context = dataclasses.replace(context, steps=s.steps)
+    context = dataclasses.replace(context, steps=s.steps, operations=_operations(run))
     recipe = recipes.recipe(methods.load(run.method), _recipe_name(s), context)
     out = []
     pairs = (("", run.options, recipe.options), ("optim.", run.optim, recipe.optim))
@@ -296,6 +314,11 @@ def diff_from_recipe(run: Run) -> list[tuple[str, Any, Any]]:
             if a != b:
                 out.append((where + f.name, a, b))
     return out
+
+
+def _operations(run: Run) -> Operations | None:
+    """What was measured on the run's images; None: nothing."""
+    return Operations(**run.operations) if run.operations else None
 
 
 def _had_gpu(run: Run) -> bool:

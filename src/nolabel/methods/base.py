@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone, require
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, ViewPlan
+from nolabel.views.suitability import Operations
 
 INPUTS = frozenset({"teacher", "tokenizer", "text"})
 
@@ -32,6 +33,7 @@ class RecipeContext:
     device: str = "cpu"  # or cuda
     steps: int | None = None  # length of the run; None: not known yet, the recipe's own
     variant: str = ""  # of the paper's recipe: one of the method's `paper_variants`
+    operations: Operations | None = None  # of the views on these images; None: not measured
 
     def round_to_patches(self, size: float) -> int:
         """The side in pixels nearest to `size` that is a multiple of the patch."""

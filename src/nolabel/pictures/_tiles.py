@@ -53,7 +53,7 @@ class Pictures:
         return {p.name: dict(p.numbers) for p in self.items}
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes each picture as PNG, its data as .npz, its film if it has one, and numbers.json.
+        """Writes each picture as PNG, its data as .npz, its film and texts, and numbers.json.
 
         Entries of other pictures in an existing numbers.json are kept.
 
@@ -66,6 +66,9 @@ class Pictures:
         for p in self.items:
             paths.append(folder / f"{p.name}.png")
             Image.fromarray(p.image).save(paths[-1])
+            for name, text in p.texts.items():
+                paths.append(folder / name)
+                paths[-1].write_text(text, encoding="utf-8")
             if p.frames is not None:
                 paths.append(save_film(folder / f"{p.name}.{p.film}", p.frames))
             if p.data:
@@ -134,7 +137,7 @@ def stack_encoders(results: Sequence[Pictures], names: Sequence[str]) -> Picture
     out = []
     for variants in zip(*results, strict=True):
         width = max(p.image.shape[1] for p in variants)
-        bands, data, numbers = [], {}, {}
+        bands, data, numbers, texts = [], {}, {}, {}
         for i, (p, name) in enumerate(zip(variants, names, strict=True)):
             title = Image.new("RGB", (width, TITLE), "white")
             ImageDraw.Draw(title).text((GAP, 4), name, fill=(20, 20, 20))
@@ -142,11 +145,12 @@ def stack_encoders(results: Sequence[Pictures], names: Sequence[str]) -> Picture
             bands += [np.asarray(title), np.pad(p.image, padding, constant_values=255)]
             data |= {f"{k}.{i}": v for k, v in p.data.items()}
             numbers |= {f"{k}.{i}": v for k, v in p.numbers.items()}
+            texts |= {f"{i}-{k}": v for k, v in p.texts.items()}
         caption = " ".join(p.caption for p in variants)
         films = [p.frames for p in variants if p.frames is not None]
         frames = np.concatenate(films, axis=1) if len(films) == len(variants) else None
         out.append(Picture(name=variants[0].name, image=np.concatenate(bands), caption=caption,
-                           data=data, numbers=numbers, frames=frames,
+                           data=data, numbers=numbers, frames=frames, texts=texts,
                            film=variants[0].film))  # fmt: skip
     return Pictures(out)
 

@@ -17,6 +17,7 @@ class Picture:
         image: uint8 [H, W, 3].
         caption: what is shown, and the number with its baselines, in whole sentences.
         data: arrays of any shape, saved beside it as .npz.
+        texts: files of text that belong to it, content by name.
         numbers: the numbers by name, written to numbers.json.
         frames: uint8 [T, H, W, 3], if it is a film too.
         film: format of the film: webp or mp4.
@@ -26,6 +27,7 @@ class Picture:
     image: np.ndarray
     caption: str
     data: Mapping[str, np.ndarray] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
     frames: np.ndarray | None = None
     film: str = ""

@@ -12,6 +12,7 @@ from nolabel.recipes.choices import (
     is_brief,
     is_small,
 )
+from nolabel.recipes.suited import suited_jitter
 
 
 def automatic(method: type[SimCLR], context: RecipeContext) -> Recipe:
@@ -32,14 +33,29 @@ def automatic(method: type[SimCLR], context: RecipeContext) -> Recipe:
     """
     small, brief = is_small(context), is_brief(context)
     batch = batch_size(context, 256, least=2)
+    strength, hue = _jitter(context, 0.4 if small else 0.5, 1.0 if small else 0.2)
     options = method.Options(
         temperature=0.2,
         hidden=512 if brief else 2048,
         scale=(0.3, 1.0) if small else (0.2, 1.0),
-        strength=0.4 if small else 0.5,
-        hue=1.0 if small else 0.2,  # strong hue, as in `colour_jitter`
+        strength=strength,
+        hue=hue,  # strong for small images, as in `colour_jitter`
         grey=grey_probability(context),
         blur=0.0 if small else 0.5,
         blur_sigma=blur_sigma(context),
     )
     return Recipe(options=options, optim=adamw(context, batch), batch_size=batch, epochs=200)
+
+
+def _jitter(context: RecipeContext, strength: float, hue: float) -> tuple[float, float]:
+    """Strength and relative hue that suit the images; one strength is for three operations."""
+    operations = context.operations
+    if operations is None:
+        return strength, hue
+    jitter = (0.8 * strength, 0.8 * strength, 0.8 * strength, hue * strength)
+    suited = suited_jitter(jitter, operations)
+    if suited == jitter:
+        return strength, hue
+    b, c, s, h = suited
+    least = min(b, c, s) if operations.colourful else min(b, c)
+    return least / 0.8, h * 0.8 / least if least else 0.0

@@ -123,6 +123,7 @@ def _show_run(
             "folder that pretrain wrote (--out)."
         )
     from nolabel.engine.build import load_method, plan_of
+    from nolabel.engine.run_views import measured, sample
 
     method, run = load_method(folder)
     size = run.settings.image_size or 224
@@ -130,7 +131,9 @@ def _show_run(
     images = [s.image for s in _samples(source, count, label, "")]
     plan = plan_of(run)
     if what == "views":
-        return function_of(what)(plan, images, **options)
+        whole, centre = sample(source, size)
+        found = measured(whole, centre, size)
+        return function_of(what)(plan, images, found, whole, **options)
     if info.data == "gallery":
         enc = Encoder(method.encoder, mean=plan.mean, std=plan.std, name=run.folder.name)
         return function_of(what)(method, enc, gallery=_gallery(source), **options)

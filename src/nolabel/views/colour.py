@@ -1,8 +1,9 @@
-"""Colour operations as one affine map per sample: jitter, grey and normalisation; solarise."""
+"""Colour operations as one affine map per sample: jitter, grey, normalisation; solarise; noise."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +11,25 @@ import torch
 from torch import Tensor
 
 from nolabel.views.draw import Params
+from nolabel.views.noise import gaussian_noise
 from nolabel.views.plan import ViewPlan
 from nolabel.views.view import SOLARISE_THRESHOLD
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights for grey
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What follows the affine maps of n views; see `Params`."""
+
+    solarise: npt.NDArray[np.bool_]  # [n]
+    noise: npt.NDArray[np.float64]  # [n]
+    noise_seed: npt.NDArray[np.int64]  # [n]
+
+    @classmethod
+    def of(cls, p: Params) -> Effects:
+        """Of the samples of one copy of a view."""
+        return cls(p.solarise, p.noise, p.noise_seed)
 
 
 class Colour:
@@ -49,22 +65,35 @@ class Colour:
         """
         return torch.baddbmm(self._shift[:, None], pull, means[..., None])
 
-    def finish(self, values: Tensor, solarise: npt.NDArray[np.bool_], out: Tensor) -> None:
-        """Clamps normalised pixels to black..white and solarises some of the views.
+    def finish(self, values: Tensor, p: Effects, out: Tensor) -> None:
+        """Clamps normalised pixels to black..white; solarises some of the views, adds their noise.
 
         Args:
             values: float32 [n, C, pixels], after the affine maps; may be `out` itself.
-            solarise: bool [n], which views to solarise.
+            p: what follows the affine maps.
             out: float32 [n, C, pixels], the result.
         """
-        for c, (low, high) in enumerate(self._bounds):
-            torch.clamp(values[:, c], low, high, out=out[:, c])
-        if solarise.any():
-            where = torch.from_numpy(np.flatnonzero(solarise)).to(self._device)
+        self._clamp(values, out)
+        if p.solarise.any():
+            where = torch.from_numpy(np.flatnonzero(p.solarise)).to(self._device)
             x = out[where]
             level = ((SOLARISE_THRESHOLD - 0.5) * self._scale + self._shift)[:, None]
             inverted = (255 * self._scale + 2 * self._shift)[:, None] - x
             out[where] = torch.where(x >= level, inverted, x)
+        if p.noise.any():
+            noisy = np.flatnonzero(p.noise)
+            noise = gaussian_noise(p.noise_seed[noisy], out[0].numel(), self._device)
+            sigma = torch.from_numpy(p.noise[noisy].astype(np.float32)).to(self._device)
+            where = torch.from_numpy(noisy).to(self._device)
+            # From here on [., C, pixels]; 255 `_scale` is one range in normalised units.
+            x = noise.view(-1, *out.shape[1:]) * (255 * self._scale)[:, None]
+            x = x.mul_(sigma[:, None, None]).add_(out[where])
+            self._clamp(x, x)
+            out[where] = x
+
+    def _clamp(self, values: Tensor, out: Tensor) -> None:
+        for c, (low, high) in enumerate(self._bounds):
+            torch.clamp(values[:, c], low, high, out=out[:, c])
 
 
 def colour_matrices(p: Params, channels: int = 3) -> npt.NDArray[np.float64]:
@@ -82,7 +111,7 @@ def colour_matrices(p: Params, channels: int = 3) -> npt.NDArray[np.float64]:
     """
     n = len(p.grey)
     state = np.zeros((n, 2, channels, channels))
-    state[:, 0] = np.eye(channels)
+    state[:, 0] = np.eye(channels) * p.gains[:, None]
     luma = np.array(_LUMA) if channels == 3 else np.full(channels, 1 / channels)
     if p.jitter.any():
         on = p.jitter[:, None]

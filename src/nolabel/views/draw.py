@@ -26,7 +26,8 @@ _FACTORS = slice(24, 28)
 _ORDER = slice(28, 32)
 _GREY, _BLUR, _SIGMA, _SOLARISE = 32, 33, 34, 35
 _VERTICAL_FLIP, _TURNS = 36, 37
-_SLOTS = 38
+_NOISE, _NOISE_SIGMA, _NOISE_SEED = 38, 39, 40
+_CHANNELS = 41  # and one for each further channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,9 @@ class Params:
     blur: np.ndarray  # bool [B]
     sigma: np.ndarray  # float64 [B]: of the blur, in pixels of the output
     solarise: np.ndarray  # bool [B]
+    gains: np.ndarray  # float64 [B, C]: factor of each channel
+    noise: np.ndarray  # float64 [B]: standard deviation as a share of the range; 0: none
+    noise_seed: np.ndarray  # int64 [B]
 
     @property
     def symmetry(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -97,9 +101,10 @@ def draw(
     """
     h = np.asarray(heights, dtype=np.int64)
     w = np.asarray(widths, dtype=np.int64)
+    slots = _CHANNELS + plan.channels
     return {
         (view.name, copy): _draw_one(
-            view, copy, h, w, uniform(seed, epoch, keys, _stream(view.name, copy), _SLOTS)
+            view, copy, h, w, uniform(seed, epoch, keys, _stream(view.name, copy), slots)
         )
         for view in plan.views
         for copy in range(view.count)
@@ -117,6 +122,9 @@ def _draw_one(view: View, copy: int, h: np.ndarray, w: np.ndarray, u: np.ndarray
     low = np.append(np.maximum(0.0, 1.0 - strength[:3]), -strength[3])
     high = np.append(1.0 + strength[:3], strength[3])
     sigma_low, sigma_high = view.blur_sigma
+    noise_low, noise_high = view.noise_sigma
+    gain_low, gain_high = max(0.0, 1.0 - view.channel_jitter), 1.0 + view.channel_jitter
+    jittered = u[:, _JITTER] < view.jitter_p
     return Params(
         top=box[0],
         left=box[1],
@@ -129,13 +137,22 @@ def _draw_one(view: View, copy: int, h: np.ndarray, w: np.ndarray, u: np.ndarray
         flip=u[:, _FLIP] < view.flip,
         vertical_flip=u[:, _VERTICAL_FLIP] < view.vertical_flip,
         turns=_turns(u[:, _TURNS], view.quarter_turns),
-        jitter=(u[:, _JITTER] < view.jitter_p) & bool(strength.any()),
+        jitter=jittered & bool(strength.any()),
         factors=low + (high - low) * u[:, _FACTORS],
         order=np.argsort(u[:, _ORDER], axis=1),
         grey=u[:, _GREY] < view.grey,
         blur=u[:, _BLUR] < view.blur_of(copy),
         sigma=sigma_low + (sigma_high - sigma_low) * u[:, _SIGMA],
         solarise=u[:, _SOLARISE] < view.solarise_of(copy),
+        gains=np.where(
+            jittered[:, None], gain_low + (gain_high - gain_low) * u[:, _CHANNELS:], 1.0
+        ),
+        noise=np.where(
+            u[:, _NOISE] < view.noise,
+            noise_low + (noise_high - noise_low) * u[:, _NOISE_SIGMA],
+            0.0,
+        ),
+        noise_seed=(u[:, _NOISE_SEED] * 2**53).astype(np.int64),
     )
 
 

@@ -45,7 +45,7 @@ from torch import Tensor
 
 from nolabel.views.blur import blur, blur_matrices, gaussian
 from nolabel.views.buffers import BufferPool
-from nolabel.views.colour import Colour
+from nolabel.views.colour import Colour, Effects
 from nolabel.views.draw import Params, draw
 from nolabel.views.executor import Executor
 from nolabel.views.images import Images, image_list, key_array
@@ -188,7 +188,7 @@ class FastViews(Executor):
                 target = result[v, where].flatten(2)  # a view of the result unless there are gaps
                 # [b, C, C] @ [b, C, size * size]; the product also transposes to channels first.
                 torch.baddbmm(offset, matrix, products[:, v].transpose(1, 2), out=target)
-                self._colour.finish(target, p.solarise, target)
+                self._colour.finish(target, Effects.of(p), target)
                 if gaps:
                     result[v, where] = target.unflatten(2, (s, s))
 
@@ -275,7 +275,10 @@ class _Crops:
         ]
         self._taps = torch.from_numpy(gaussian(sigma.ravel(), view.blur_radius))
         self._taps = self._taps.view(*sigma.shape, -1)  # [B, V, radius + 1]
-        self._solarise = np.stack([p.solarise for p in params], 1)  # [B, V]
+        # Of each image, what follows the affine maps of its V copies.
+        names = ("solarise", "noise", "noise_seed")
+        fields = [np.stack([getattr(p, f) for p in params], 1) for f in names]  # [B, V] each
+        self._effects = [Effects(*rows) for rows in zip(*fields, strict=True)]
         self._view, self._colour, self._maps, self._result = view, colour, maps, result
         self._pixels = torch.empty(view.count, view.size, view.size, result.shape[2])
         self._targets = [p[None].permute(0, 3, 1, 2) for p in self._pixels]  # [1, C, s, s] each
@@ -292,7 +295,7 @@ class _Crops:
         if self._sigmas[i]:
             blur(planes.view(-1, c, s, s), self._sigmas[i], self._taps[i])
         planes += self._colour.offset(self._maps[1][i], means)
-        self._colour.finish(planes, self._solarise[i], self._result[:, i].flatten(2))
+        self._colour.finish(planes, self._effects[i], self._result[:, i].flatten(2))
 
     def _cut(self, array: np.ndarray, box: list[int], to: Tensor) -> None:
         """Crops, resizes, flips and turns an image [1, H, W, C] into `to`, float32 [1, C, s, s]."""

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 from nolabel.views.draw import Params, draw
 from nolabel.views.executor import Executor
 from nolabel.views.images import Images, image_list, key_array
+from nolabel.views.noise import gaussian_noise
 from nolabel.views.plan import View, ViewPlan
 from nolabel.views.view import SOLARISE_THRESHOLD
 
@@ -76,6 +77,8 @@ class ReferenceViews(Executor):
         if p.vertical_flip[index]:
             x = tv.vertical_flip(x)
         x = torch.rot90(x, int(p.turns[index]), (1, 2))
+        if view.channel_jitter:
+            x = _scaled(x, torch.from_numpy(p.gains[index]))
         if p.jitter[index]:
             x = _jitter(x, view, p.factors[index].tolist(), p.order[index].tolist())
         if p.grey[index]:
@@ -86,6 +89,9 @@ class ReferenceViews(Executor):
             x = tv.solarize(x, SOLARISE_THRESHOLD / (255 if x.is_floating_point() else 1))
         if not x.is_floating_point():
             x = x.to(torch.float32) / 255
+        if p.noise[index]:
+            noise = gaussian_noise(p.noise_seed[index : index + 1], x.numel()).view_as(x)
+            x = (x + float(p.noise[index]) * noise).clamp(0, 1)
         return tv.normalize(x, mean=list(self.plan.mean), std=list(self.plan.std))
 
 
@@ -97,6 +103,12 @@ def _geometry(x: Tensor, view: View, p: Params, i: int) -> Tensor:
     x = tv.resized_crop(x, *box, size=size, interpolation=mode, antialias=True)
     top, left = int(p.window_top[i]), int(p.window_left[i])
     return x[:, top : top + view.size, left : left + view.size]
+
+
+def _scaled(x: Tensor, gains: Tensor) -> Tensor:
+    """Each channel of [C, H, W] times its factor, rounded down as torchvision does for 8 bits."""
+    most = 1.0 if x.is_floating_point() else 255.0
+    return (x * gains[:, None, None].float()).clamp(0, most).to(x.dtype)
 
 
 def _jitter(x: Tensor, view: View, factors: list[float], order: list[int]) -> Tensor:

@@ -1,7 +1,7 @@
 """One kind of view of an image, as data.
 
 The order of operations is fixed, as in the papers: crop and resize, flips, quarter turns, colour
-jitter, greyscale, blur, solarise, normalise.
+jitter, greyscale, blur, solarise, noise, normalise.
 """
 
 from __future__ import annotations
@@ -34,12 +34,17 @@ class View:
         jitter: strength of brightness, contrast, saturation and hue. The first three factors
             are uniform in [max(0, 1 - strength), 1 + strength], the shift of hue in
             [-strength, strength] turns of the colour circle. Their order is random.
-        jitter_p: probability of the jitter.
+        channel_jitter: strength of the jitter of each channel by itself, for any number of
+            channels: factors uniform in [max(0, 1 - strength), 1 + strength], before `jitter`.
+        jitter_p: probability of both jitters, together.
         grey: probability of removing colour.
         blur: probability of a Gaussian blur, one value per copy, or one for all copies.
         blur_sigma: smallest and largest standard deviation of the blur, in pixels of the output.
         solarise: probability of inverting the bright pixels (from 128 of 255), one value per
             copy, or one for all copies.
+        noise: probability of Gaussian noise on every channel of every pixel.
+        noise_sigma: smallest and largest standard deviation of the noise, as shares of the range
+            from black to white.
         resize: without `scale`: length of the shorter side before the centre crop; None means
             the same as `size`.
     """
@@ -54,15 +59,18 @@ class View:
     vertical_flip: float = 0.0
     quarter_turns: float = 0.0
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    channel_jitter: float = 0.0
     jitter_p: float = 0.8
     grey: float = 0.0
     blur: tuple[float, ...] = (0.0,)
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarise: tuple[float, ...] = (0.0,)
+    noise: float = 0.0
+    noise_sigma: tuple[float, float] = (0.0, 0.1)
     resize: int | None = None
 
     def __post_init__(self) -> None:
-        for field in ("scale", "ratio", "jitter", "blur", "blur_sigma", "solarise"):
+        for field in ("scale", "ratio", "jitter", "blur", "blur_sigma", "solarise", "noise_sigma"):
             value = getattr(self, field)  # lists, as YAML gives them, become tuples
             if isinstance(value, (list, tuple)):
                 object.__setattr__(self, field, tuple(float(v) for v in value))
@@ -102,7 +110,7 @@ class View:
                 )
 
     def _check_colour(self) -> None:
-        for field in ("flip", "vertical_flip", "quarter_turns", "jitter_p", "grey"):
+        for field in ("flip", "vertical_flip", "quarter_turns", "jitter_p", "grey", "noise"):
             if not 0 <= getattr(self, field) <= 1:
                 raise self._invalid(field, "a probability in 0..1")
         if len(self.jitter) != 4 or not all(0 <= v < math.inf for v in self.jitter):
@@ -111,6 +119,11 @@ class View:
             )
         if self.jitter[3] > 0.5:
             raise self._invalid("jitter", "at most 0.5 in its last value (hue, half a turn)")
+        if not 0 <= self.channel_jitter < math.inf:
+            raise self._invalid("channel_jitter", "a strength >= 0")
+        sigma = self.noise_sigma
+        if not (len(sigma) == 2 and 0 <= sigma[0] <= sigma[1] <= 1):
+            raise self._invalid("noise_sigma", "(smallest, largest) with 0 <= both <= 1")
         for field in ("blur", "solarise"):
             value = getattr(self, field)
             if not isinstance(value, tuple) or len(value) not in {1, self.count}:
@@ -155,12 +168,16 @@ class View:
             names = ("brightness", "contrast", "saturation", "hue")
             on = [f"{n} {v:g}" for n, v in zip(names, self.jitter, strict=True) if v]
             parts.append(f"jitter {' '.join(on)} p={self.jitter_p:g}")
+        if self.jitter_p and self.channel_jitter:
+            parts.append(f"channels {self.channel_jitter:g} p={self.jitter_p:g}")
         if self.grey:
             parts.append(f"grey p={self.grey:g}")
         if any(self.blur):
             parts.append(f"blur sigma {_span(self.blur_sigma)} px p={_per_copy(self.blur)}")
         if any(self.solarise):
             parts.append(f"solarise p={_per_copy(self.solarise)}")
+        if self.noise:
+            parts.append(f"noise sigma {_span(self.noise_sigma)} of the range p={self.noise:g}")
         return ", ".join(parts)
 
 

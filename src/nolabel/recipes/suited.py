@@ -1,0 +1,142 @@
+"""Fits the automatic recipes' views to what was measured on the images (`Operations`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from nolabel.methods.base import Recipe
+from nolabel.views.plan import ViewPlan
+from nolabel.views.suitability import JITTER, USUAL, Operations
+
+MORE_INTENSITY = 1.5  # times the brightness and contrast, for images without colour
+MOST_INTENSITY = 0.8  # the strongest of the recipes for photographs
+CHANNELS = 0.2  # strength of the jitter of each channel by itself, for other than 1 or 3 channels
+FLIP, TURNS = 0.5, 0.75  # all eight orientations are equally likely
+MOST_TOLD_FLIP = 0.85  # accuracy above which mirrored images are no images of the set
+
+TURNED = {"vertical_flip": "vertical flips", "quarter_turns": "quarter turns"}
+
+Jitter = tuple[float, float, float, float]
+
+
+def suited(recipe: Recipe, operations: Operations | None) -> Recipe:
+    """The recipe with colour, blur and solarising that suit the images; None: as it is.
+
+    The options are known by their types and names, which all methods that change colours share:
+    `jitter`, `grey`, `blur`, `local_blur`, `blur_sigma` and `solarise`.
+    """
+    if operations is None:
+        return recipe
+    own = {f.name: getattr(recipe.options, f.name) for f in dataclasses.fields(recipe.options)}
+    new = {name: change(own[name], operations) for name, change in CHANGES.items() if name in own}
+    return dataclasses.replace(recipe, options=dataclasses.replace(recipe.options, **new))
+
+
+def suited_jitter(jitter: Jitter, operations: Operations | None) -> Jitter:
+    """Strengths of brightness, contrast, saturation and hue that suit the images.
+
+    Images without colour get more brightness and contrast in place of hue and saturation.
+    """
+    if operations is None:
+        return jitter
+    values = dict(zip(JITTER, jitter, strict=True))
+    if not operations.colourful:
+        for name in ("brightness", "contrast"):
+            more = min(MORE_INTENSITY * values[name], MOST_INTENSITY)
+            values[name] = round(max(more, values[name]), 3)
+        values |= {"saturation": 0.0, "hue": 0.0}
+    for name, share in operations.strength.items():
+        if name in values and share < 1:
+            values[name] = round(min(values[name], USUAL[name] * share), 3)
+    b, c, s, h = (values[name] for name in JITTER)
+    return b, c, s, h
+
+
+def _jitter(value: Jitter | float, operations: Operations) -> Jitter | float:
+    """`suited_jitter`, also of BEiT's one strength for brightness, contrast and saturation."""
+    if isinstance(value, tuple):
+        return suited_jitter(value, operations)
+    b, c, s, _ = suited_jitter((value, value, value, 0.0), operations)
+    return min(b, c, s) if operations.colourful else min(b, c)
+
+
+def suited_grey(grey: float, operations: Operations | None) -> float:
+    """Probability of removing colour that suits the images."""
+    if operations is None:
+        return grey
+    return grey * operations.strength.get("grey", 1.0) if operations.colourful else 0.0
+
+
+def _switched(name: str) -> Callable[[Any, Operations], Any]:
+    """Probabilities, one or several, times the strength that suits."""
+
+    def change(value: Any, operations: Operations) -> Any:
+        keep = 1.0 if operations.strength.get(name, 1.0) > 0 else 0.0
+        return tuple(keep * v for v in value) if isinstance(value, tuple) else keep * value
+
+    return change
+
+
+def _sigma(value: tuple[float, float], operations: Operations) -> tuple[float, float]:
+    share = operations.strength.get("blur", 1.0)
+    return (value[0], max(value[1] * share, value[0])) if 0 < share < 1 else value
+
+
+CHANGES: dict[str, Callable[[Any, Operations], Any]] = {
+    "jitter": _jitter, "grey": suited_grey, "blur": _switched("blur"),
+    "local_blur": _switched("blur"), "blur_sigma": _sigma, "solarise": _switched("solarise"),
+}  # fmt: skip
+
+
+def suited_settings(plan: ViewPlan, channels: int, operations: Operations) -> dict[str, float]:
+    """Settings of every view that suit the images; those that stay as in the plan are left out.
+
+    Args:
+        plan: of the method.
+        channels: of the images.
+        operations: of the images.
+    """
+    out: dict[str, float] = {}
+    if operations.told["flip"] > MOST_TOLD_FLIP and any(v.flip for v in plan.views):
+        out["flip"] = 0.0
+    if operations.tolerated("vertical_flip"):
+        out["vertical_flip"] = FLIP
+    if operations.tolerated("quarter_turns"):
+        out["quarter_turns"] = TURNS
+    if channels not in (1, 3) and any(any(v.jitter) for v in plan.views):
+        out["channel_jitter"] = CHANNELS
+    return out
+
+
+def reasons(before: ViewPlan, after: ViewPlan, operations: Operations) -> tuple[str, ...]:
+    """What was changed in the views and why, in words; empty if nothing was.
+
+    Args:
+        before: the plan of the recipe for any images.
+        after: the plan that suits the images.
+        operations: of the images.
+    """
+    a, b = before.views[0], after.views[0]
+    out = []
+    if not operations.colourful and (a.jitter != b.jitter or a.grey != b.grey):
+        out.append("grey images, so brightness and contrast in place of hue")
+    changed = {name for name, x, y in zip(JITTER, a.jitter, b.jitter, strict=True) if x != y}
+    changed |= {
+        name for name in ("grey", "blur", "solarise") if getattr(a, name) != getattr(b, name)
+    }
+    if any(a.blur) and a.blur_sigma != b.blur_sigma:
+        changed.add("blur")
+    for name, strength in operations.strength.items():
+        if name in changed and strength < 1:
+            out.append(f"{name} makes images alike ({operations.moved[name]:.2f}), so less of it")
+    turned = [words for field, words in TURNED.items() if getattr(a, field) != getattr(b, field)]
+    if turned:
+        out.append(f"no up, so {' and '.join(turned)}")
+    if a.flip and not b.flip:
+        told = operations.told["flip"]
+        out.append(f"mirrored images are told in {told:.0%}, so no flips")
+    if b.channel_jitter and not a.channel_jitter:
+        out.append("other than 1 or 3 channels, so each is scaled by itself")
+    return tuple(out)

@@ -1,0 +1,111 @@
+"""The views of an automatic recipe follow what was measured on the images."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from nolabel import methods, recipes
+from nolabel.methods.base import RecipeContext
+from nolabel.recipes.suited import reasons, suited_settings
+from nolabel.views import View, ViewPlan
+from nolabel.views.suitability import USUAL, Operations
+
+UNTOLD = {"flip": 0.5, "vertical_flip": 0.5, "quarter_turns": 0.5}
+TOLD = {"flip": 0.5, "vertical_flip": 0.9, "quarter_turns": 0.9}
+CONTEXT = RecipeContext(image_size=224, images=10_000, device="cuda", patch_size=16)
+WITH_COLOUR = tuple(m for m in methods.METHODS if "grey" in methods.load(m).Options.__annotations__)
+
+
+def measured(*, colour=0.2, told=TOLD, **strength) -> Operations:
+    names = [n for n in USUAL if colour or n not in ("saturation", "hue", "grey")]
+    return Operations(
+        images=256, colour=colour, colour_spread=0.3, told=told,
+        moved=dict.fromkeys(names, 0.3), strength={**dict.fromkeys(names, 1.0), **strength},
+    )  # fmt: skip
+
+
+def views(method, operations, **context):
+    kind = methods.load(method)
+    found = recipes.automatic(kind, dataclasses.replace(CONTEXT, operations=operations, **context))
+    return kind.views(found.options, CONTEXT.image_size).views
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_photographs_keep_the_recipe(method):
+    assert views(method, measured()) == views(method, None)
+
+
+@pytest.mark.parametrize("method", WITH_COLOUR)
+@pytest.mark.parametrize("size", [32, 224])
+def test_grey_images_get_intensity_in_place_of_hue(method, size):
+    usual = views(method, None, image_size=size)
+    for a, b in zip(usual, views(method, measured(colour=0.0), image_size=size), strict=True):
+        if not any(a.jitter):  # the teacher's view of OBoW
+            continue
+        assert b.jitter[0] > a.jitter[0] or a.jitter[0] == 0.8
+        assert b.jitter[1] > a.jitter[1] or a.jitter[1] == 0.8
+        assert max(b.jitter[:2]) <= 0.8 and b.jitter[3] == 0 and b.grey == 0
+        assert b.jitter[2] == 0 or method == "simclr"  # one strength; grey has no saturation
+        assert (a.blur, a.solarise, a.scale) == (b.blur, b.solarise, b.scale)
+
+
+@pytest.mark.parametrize("method", WITH_COLOUR)
+def test_each_measured_strength_limits_its_operation(method):
+    usual = views(method, None)
+    for name in USUAL:
+        changed = views(method, measured(**{name: 0.0}))
+        for a, b in zip(usual, changed, strict=True):
+            if name in ("brightness", "contrast", "saturation", "hue"):
+                at = ("brightness", "contrast", "saturation", "hue").index(name)
+                assert b.jitter[at] == 0
+                if method != "simclr":
+                    assert dataclasses.replace(b, jitter=a.jitter) == a
+            elif name == "grey":
+                assert b.grey == 0 and dataclasses.replace(b, grey=a.grey) == a or a.grey == b.grey
+            elif name in ("blur", "solarise"):
+                assert not any(getattr(b, name))
+            else:
+                assert a == b  # recipes have no noise
+    half = views("dino", measured(hue=0.25, blur=0.5))[0]
+    assert half.jitter == (0.4, 0.4, 0.2, 0.1) and half.blur_sigma == (0.1, 1.0)
+    assert views("swav", measured(hue=0.25))[0].jitter[3] == pytest.approx(0.1)
+    assert views("simclr", measured(hue=0.125))[0].jitter[3] == pytest.approx(0.05)
+
+
+def test_the_papers_recipe_ignores_what_was_measured():
+    kind = methods.load("dino")
+    context = dataclasses.replace(CONTEXT, operations=measured(colour=0.0))
+    assert recipes.paper(kind, context) == recipes.paper(kind, CONTEXT)
+
+
+def test_images_are_turned_where_there_is_no_up_and_mirrored_unless_that_is_told():
+    plan = ViewPlan(views=(View(name="a", size=32, jitter=(0.4, 0.4, 0, 0)),))
+    assert suited_settings(plan, 3, measured()) == {}
+    turned = suited_settings(plan, 3, measured(told=UNTOLD))
+    assert turned == {"vertical_flip": 0.5, "quarter_turns": 0.75}
+    layers = {**UNTOLD, "quarter_turns": 0.9}
+    assert suited_settings(plan, 3, measured(told=layers)) == {"vertical_flip": 0.5}
+    text = {**TOLD, "flip": 0.95}
+    assert suited_settings(plan, 3, measured(told=text)) == {"flip": 0.0}
+    assert suited_settings(plan, 5, measured(colour=0.0)) == {"channel_jitter": 0.2}
+    assert suited_settings(plan, 1, measured(colour=0.0)) == {}
+    crops = ViewPlan(views=(View(name="a", size=32),))
+    assert suited_settings(crops, 5, measured(colour=0.0)) == {}
+
+
+def test_the_reasons_name_what_changed_and_nothing_else():
+    view = View(name="a", size=32, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=(0.5,))
+    before = ViewPlan(views=(view,))
+    grey = measured(colour=0.0, told=UNTOLD, blur=0.0)
+    after = dataclasses.replace(
+        view, jitter=(0.6, 0.6, 0.0, 0.0), grey=0.0, blur=(0.0,), vertical_flip=0.5,
+        quarter_turns=0.75,
+    )  # fmt: skip
+    assert reasons(before, ViewPlan(views=(after,)), grey) == (
+        "grey images, so brightness and contrast in place of hue",
+        "blur makes images alike (0.30), so less of it",
+        "no up, so vertical flips and quarter turns",
+    )
+    assert reasons(before, before, grey) == ()
