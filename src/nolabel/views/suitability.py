@@ -29,7 +29,9 @@ from nolabel.views.view import View
 SIDE = 64  # pixels of a side of the sample's images
 LEAST_IMAGES = 32  # fewer say nothing
 LEAST_COLOUR = 0.02  # of the range; JPEG files of grey images reach about 0.01
-MOST_TOLD = 0.65  # accuracy up to which turned images count as not told from unturned ones
+# Accuracy up to which turned images count as not told from unturned ones; see `most_told`. Of
+# random textures the best of three classifiers tells 0.53 in the mean (256 images) to 0.57 (64).
+MOST_TOLD, LEAST_TOLD_IMAGES = 0.65, 64
 MOST_MOVED = 0.7  # distance from itself over distance from others
 STRENGTHS = (1.0, 0.75, 0.5, 0.25)  # of the usual one; the largest that suits is taken, or 0
 
@@ -45,6 +47,11 @@ ORIENTATIONS = ("flip", "vertical_flip", "quarter_turns")
 
 Pixels = npt.NDArray[np.uint8]
 Values = npt.NDArray[np.floating]
+
+
+def most_told(images: int) -> float:
+    """`MOST_TOLD`, less for samples of more than a hundred; 0 where too few say nothing."""
+    return min(0.5 + 1.35 / images**0.5, MOST_TOLD) if images >= LEAST_TOLD_IMAGES else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +87,8 @@ class Operations:
         A quarter turn is also a turn upside down half the time.
         """
         names = ("vertical_flip", "quarter_turns") if orientation == "quarter_turns" else ()
-        return all(self.told[name] <= MOST_TOLD for name in (*names, orientation))
+        most = most_told(self.images)
+        return all(self.told[name] <= most for name in (*names, orientation))
 
 
 def measure_operations(
@@ -170,7 +178,7 @@ def _moved(images: Pixels, view: View) -> float:
 
 
 def _all_told(images: Pixels) -> dict[str, float]:
-    """`told` of `Operations`: for each orientation, by the best of four classifiers."""
+    """`told` of `Operations`: for each orientation, by the best of three classifiers."""
     if images.shape[1] >= SIDE:  # half the side is enough, and a quarter of the work
         n, side, _, channels = images.shape
         blocks = images[:, : side // 2 * 2, : side // 2 * 2].reshape(
@@ -181,11 +189,14 @@ def _all_told(images: Pixels) -> dict[str, float]:
     out = {}
     for name in ORIENTATIONS:
         found = [0.5]
-        for a, b in zip(here, _features(turned(images, name)), strict=True):
+        beside = _features(turned(images, name))
+        for a, b in zip(here, beside, strict=True):
             both = np.concatenate([a, b])
             both = (both - both.mean(0)) / (both.std(0) + 1e-3)
             pair = both[: len(a)], both[len(a) :]
-            found += [_linear(*pair), _neighbours(*pair)]
+            found.append(_neighbours(*pair))
+            if b is beside[0]:  # of the frame, a linear rule tells little
+                found.append(_linear(*pair))
         out[name] = round(max(found), 3)
     return out
 
