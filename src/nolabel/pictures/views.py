@@ -14,7 +14,7 @@ from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
 from nolabel.views import FastViews, ViewPlan
 from nolabel.views.plan_file import to_yaml
-from nolabel.views.suitability import MOST_MOVED, USUAL, Operations, changed, most_told, operation
+from nolabel.views.suitability import MOST_MOVED, MOST_TOLD, USUAL, Operations, changed, operation
 from nolabel.views.suitability import turned as turned_images
 
 SHOWN = 4  # images of which the operations are drawn, at most
@@ -78,12 +78,11 @@ def _operations(found: Operations, samples: np.ndarray) -> Picture:
         titles.append(f"{name} {moved:.2f}")
         numbers |= {f"{name}_moved": moved, f"{name}_strength": found.strength[name]}
     rows = [[c[i] for c in columns] for i in range(len(images))]
-    most = most_told(found.images)
     lost = [n for n, s in found.strength.items() if s < 1]
     caption = (
         f"Each image beside what each operation makes of it, measured on {found.images} images. "
         "Flips and turns: how often changed images are told from unchanged ones (chance is 0.5; up "
-        f"to {most:.2f} they are tolerated). The others, at the usual strength: the distance of a "
+        f"to {MOST_TOLD:g} they are tolerated). The others, at the usual strength: the distance of a "
         "changed image from its original over that from other images (1: what the images differ by "
         f"is destroyed; above {MOST_MOVED:g} the automatic recipe is weaker). "
         + (f"Reduced here: {', '.join(lost)}." if lost else "None is reduced here.")
