@@ -82,7 +82,7 @@ def _operations(found: Operations, samples: np.ndarray) -> Picture:
     caption = (
         f"Each image beside what each operation makes of it, measured on {found.images} images. "
         "Flips and turns: how often changed images are told from unchanged ones (chance is 0.5; up "
-        f"to {MOST_TOLD:g} they are tolerated). The others, at the usual strength: the distance of a "
+        f"to {MOST_TOLD:g} they are tolerated). The others, at the usual strength: distance of a "
         "changed image from its original over that from other images (1: what the images differ by "
         f"is destroyed; above {MOST_MOVED:g} the automatic recipe is weaker). "
         + (f"Reduced here: {', '.join(lost)}." if lost else "None is reduced here.")
