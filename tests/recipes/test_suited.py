@@ -105,7 +105,7 @@ def test_the_reasons_name_what_changed_and_nothing_else():
     )  # fmt: skip
     assert reasons(before, ViewPlan(views=(after,)), grey) == (
         "grey images, so brightness and contrast in place of hue",
-        "blur makes images alike (0.30), so less of it",
+        "blur makes images alike (0.30), so none",
         "no up, so vertical flips and quarter turns",
     )
     assert reasons(before, before, grey) == ()

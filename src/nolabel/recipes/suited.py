@@ -130,7 +130,9 @@ def reasons(before: ViewPlan, after: ViewPlan, operations: Operations) -> tuple[
         changed.add("blur")
     for name, strength in operations.strength.items():
         if name in changed and strength < 1:
-            out.append(f"{name} makes images alike ({operations.moved[name]:.2f}), so less of it")
+            what = name.replace("solarise", "solarising")
+            less = "less of it" if strength else "none"
+            out.append(f"{what} makes images alike ({operations.moved[name]:.2f}), so {less}")
     turned = [words for field, words in TURNED.items() if getattr(a, field) != getattr(b, field)]
     if turned:
         out.append(f"no up, so {' and '.join(turned)}")
