@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    method: str, *, data: Any, quiet: bool = False, trust_code: bool = False, **options: Any
+    method: str = "auto",
+    *,
+    data: Any,
+    quiet: bool = False,
+    trust_code: bool = False,
+    **options: Any,
 ) -> Run:
     """Trains an encoder on unlabelled images and returns the finished run.
 
     Args:
-        method: a name of `nolabel list methods`, or path/to/file.py:Class.
+        method: a name of `nolabel list methods`, path/to/file.py:Class, or "auto".
         data: a SRC (folder, creatures, ...); or a list of images, an array or a `Source`, which
             must be passed to `resume` again.
         quiet: do not print progress.
@@ -38,8 +43,11 @@ def pretrain(
     from nolabel.config import Request
     from nolabel.data.open import name_of_object, open_source
     from nolabel.data.source import Source
+    from nolabel.engine.fit import automatic_method
     from nolabel.engine.train import pretrain as train
 
+    if method == "auto":
+        method = automatic_method(str(options.get("device", "auto")))[0]
     source = None
     if not isinstance(data, str | os.PathLike):
         own = data.channels if isinstance(data, Source) else 3

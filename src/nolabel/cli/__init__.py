@@ -17,10 +17,11 @@ from nolabel.cli.flags import first, flags, is_rank0, without_trust, write_json
 from nolabel.data.progress import status_lines
 from nolabel.errors import NolabelError, Stopped, UsageError, command, unknown
 
+AUTO = "auto"  # in the place of a method: chosen automatically
 BEGAN = time.monotonic()  # of the command
 VERBS = {
     "demo": "an example on built-in data: pre-train, compare, pictures, report.html",
-    "pretrain": "METHOD --data SRC: train an encoder on unlabelled images",
+    "pretrain": "[METHOD] --data SRC: train an encoder on unlabelled images",
     "resume": "DIR: continue a stopped run exactly",
     "replay": "DIR: repeat a non-finite step, and name the module that caused it",
     "evaluate": "PROTOCOL --encoder ENC [--train SRC] [--test SRC]: measure an encoder",
@@ -140,15 +141,21 @@ def _run(args: list[str]) -> int:
 def _pretrain(args: list[str]) -> None:
     from nolabel import methods
 
-    name = first(
-        args, "pretrain", "METHOD", (*methods.METHODS, "path/to/file.py:Class"), VERBS["pretrain"]
-    )
-    if name is None:
-        return
-    methods.check_name(name)  # before torch is imported, which takes seconds
+    help_asked = args and args[0] in ("-h", "--help")
+    if args and not help_asked and (args[0] == AUTO or args[0].startswith("-")):
+        name, args = AUTO, args[args[0] == AUTO :]
+    else:
+        named = first(
+            args, "pretrain", "METHOD", (AUTO, *methods.METHODS, "path/to/file.py:Class"),
+            VERBS["pretrain"],
+        )  # fmt: skip
+        if named is None:
+            return
+        name, args = named, args[1:]
+        methods.check_name(name)  # before torch is imported, which takes seconds
     from nolabel.cli.pretrain import run_pretrain
 
-    run_pretrain(name, args[1:], BEGAN)
+    run_pretrain(name, args, BEGAN)
 
 
 SIZE = "side of the images in pixels (of pictures, the shorter one); default: the encoder's own"

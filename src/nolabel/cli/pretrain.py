@@ -13,10 +13,17 @@ def run_pretrain(name: str, args: list[str], began: float) -> None:
     """`nolabel pretrain METHOD ...`.
 
     Args:
-        name: of the method.
+        name: of the method, or "auto".
         args: what follows it.
         began: time.monotonic() at the start of the command.
     """
+    if name == "auto":
+        from nolabel.engine.fit import automatic_method
+        from nolabel.engine.log import say
+
+        name, why = automatic_method()
+        if not HELP & set(args):
+            say(f"method: {name} {why} (`nolabel list methods` has the others)")
     if HELP & set(args):
         from nolabel.cli.help import show_help
 

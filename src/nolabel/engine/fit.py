@@ -24,6 +24,7 @@ from nolabel.engine.build import build
 from nolabel.engine.calibrate import FEW, MORE, SLOW_STEP, measure
 from nolabel.engine.checks import check_settings
 from nolabel.engine.log import say
+from nolabel.engine.machine import Machine
 from nolabel.engine.resolve import Resolved, resolve
 from nolabel.methods.base import Method
 from nolabel.recipes.ladder import PROPOSED_MINUTES, Choice, Rung, choose, enough_steps, ladder
@@ -97,6 +98,17 @@ def fit(
     if not quiet:
         say(_reason(choice, minutes, enough_steps(kind.needs)))
     return _at(request, s, choice.rung), source
+
+
+def automatic_method(device: str = "auto") -> tuple[str, str]:
+    """The method of a run for which none is named, and why.
+
+    Args:
+        device: auto, cpu or cuda.
+    """
+    if Machine.here(device).on_gpu:
+        return "dino", "is the choice for a GPU"
+    return "simclr", "learns most within minutes on a CPU"
 
 
 def proposed(request: Request) -> tuple[Request, frozenset[str]]:

@@ -27,11 +27,9 @@ def checked(run: Run, source: Source) -> Run:
     Raises:
         DataError, UsageError: the probe's data cannot be opened, or have no labels.
     """
-    s = run.settings
 
     def check() -> str:
-        if s.probe:
-            Probe(s.probe, s.image_size, s.download, s.channels)
+        Probe.of(run)
         return data_digest(source)
 
     return dataclasses.replace(run, data_digest=parallel.rank0_first(check))

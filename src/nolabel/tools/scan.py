@@ -22,7 +22,7 @@ from nolabel.data.sources.items import Items
 from nolabel.engine import cost
 from nolabel.engine.build import Built, build
 from nolabel.engine.checkpoint import KEEP_NEWEST
-from nolabel.engine.fit import START_SECONDS, Trial, fit
+from nolabel.engine.fit import START_SECONDS, Trial, automatic_method, fit
 from nolabel.engine.machine import usable_memory
 from nolabel.engine.resolve import Resolved, resolve
 from nolabel.errors import BadImage, command
@@ -116,8 +116,8 @@ def to_dict(found: Survey) -> dict[str, Any]:
 
 def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
     """A method, and its automatic settings for ten minutes, an hour and a night on this machine."""
-    gpu = torch.cuda.is_available()
-    chosen = method or ("dino" if gpu else "simclr")
+    name, why = automatic_method()
+    chosen = method or name
     good, channels = _readable(source), source.channels
     facts = facts_of(good)
     stopwatch = Trial(facts, good if "text" in methods.load(chosen).inputs else None)
@@ -128,7 +128,7 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
     saved = cost.checkpoint_bytes(trainable, untrained, run.optim)
     return {
         "method": chosen,
-        "why": "is the choice for a GPU" if gpu else "learns within minutes on a CPU",
+        "why": "is the one that you named" if method else why,
         "channels": channels,
         "views": built.plan.describe(),
         "lr": run.optim.lr,

@@ -14,6 +14,7 @@ from nolabel.data.source import Source
 from nolabel.data.stages import explain_slow_loading
 from nolabel.engine import parallel, run_folder
 from nolabel.engine.compiled import without_compile
+from nolabel.engine.last_word import MIN_STEPS, last_word
 from nolabel.engine.log import say
 from nolabel.engine.monitor.alarms import Alarms
 from nolabel.engine.monitor.doctor import examine
@@ -83,7 +84,7 @@ class Monitor:
         done = clock.step + 1
         batch_size = self.run.settings.batch_size
         self.progress.update(done, float(result.loss), batch_size, result.data_wait)
-        self._check_starvation()
+        self._check_starvation(done)
         alarms = self.log(clock, result) if self.line_due(done) else Alarms()
         if alarms.destroyed:
             self.guard_init(alarms.destroyed, done)
@@ -126,9 +127,13 @@ class Monitor:
         with self.trainer.distributed.unsharded(), without_compile(compiled):
             yield
 
-    def _check_starvation(self) -> None:
-        """Reports once, with the reason, that loading data slows the training down."""
-        if self.starving or not self.progress.starving():
+    def _check_starvation(self, done: int) -> None:
+        """Reports once, with the reason, that loading data slows the training down.
+
+        Where decoded images stay in memory, the first epoch decodes them, and says nothing.
+        """
+        decodes = self.run.settings.cache != "off" and done < 1.2 * self.run.steps_per_epoch
+        if self.starving or decodes or not self.progress.starving():
             return
         t, self.starving = self.trainer, True
         workers = self.run.settings.workers
@@ -171,6 +176,9 @@ class Monitor:
         say(f"Encoder: {run_folder.encoder_file(self.run)}")
         workers = self.run.settings.workers
         say(f"Verdict: {examine(read_metrics(folder / 'metrics.jsonl'), t.total, workers)}")
+        if t.total >= MIN_STEPS:
+            for line in last_word(self.run, t.source):
+                say(line)
         say("Next:")
         for line in next_commands(self.run, t.source):
             say(f"  {line}")

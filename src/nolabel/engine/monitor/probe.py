@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from nolabel.backbones.base import Backbone
+from nolabel.config import Run
 from nolabel.data.open import open_source
-from nolabel.data.source import Subset, require_labels
+from nolabel.data.source import Source, Subset, require_labels
 from nolabel.data.split import independent_units, split
 from nolabel.encoders.encoder import Encoder
 from nolabel.protocols.knn import run_knn
@@ -16,33 +17,43 @@ MOST = 4000  # training images of the k-NN; a quarter as many are test images
 
 
 class Probe:
-    """k-NN (k = 20) of the method's encoder, on at most `MOST` labelled images.
+    """k-NN (k = 20) of an encoder, on at most `MOST` labelled images.
 
     Args:
-        spec: a data source with labels.
-        image_size: side in pixels, or None for the source's own.
-        download: whether a named set may be downloaded.
-        channels: number of channels of the images.
+        source: with labels; a fifth of it is test images.
 
     Raises:
         DataError: the source has no labels.
     """
 
-    def __init__(self, spec: str, image_size: int | None, download: bool, channels: int = 3):
-        source = open_source(spec, image_size=image_size, download=download, channels=channels)
+    def __init__(self, source: Source):
         require_labels(source)
         rest, part = split(source, 0.2, seed=0, units=independent_units(source)[0])
         self.train, self.test = _at_most(rest, MOST), _at_most(part, MOST // 4)
+
+    @classmethod
+    def of(cls, run: Run) -> Probe | None:
+        """The probe of a run; None if it has none. Raises DataError, UsageError."""
+        s = run.settings
+        if not s.probe:
+            return None
+        return cls(
+            open_source(s.probe, image_size=s.image_size, download=s.download, channels=s.channels)
+        )
 
     def __call__(self, backbone: Backbone, plan: ViewPlan) -> float:
         """Top-1 accuracy as a fraction. Restores train/eval modes and the random state."""
         modes = [(m, m.training) for m in backbone.modules()]
         encoder = Encoder(backbone, mean=plan.mean, std=plan.std)
         try:
-            report = run_knn(encoder, self.train, self.test, k=(20,))
+            return self.accuracy(encoder)
         finally:
             for module, training in modes:
                 module.training = training
+
+    def accuracy(self, encoder: Encoder) -> float:
+        """Top-1 accuracy as a fraction."""
+        report = run_knn(encoder, self.train, self.test, k=(20,))
         return float(report.rows[0]["value"])
 
 

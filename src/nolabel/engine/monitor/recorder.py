@@ -40,7 +40,7 @@ class Recorder:
         self.method, self.plan, self.start, self.progress = method, plan, start, progress
         self.log_every = s.log_every
         self.probe_every = s.probe_every
-        self.probe = Probe(s.probe, s.image_size, s.download, s.channels) if s.probe else None
+        self.probe = Probe.of(run)
         self.init_guard: InitGuard | None = None
         if s.init and s.init_guard != "off" and not s.shard and len(source) >= MIN_IMAGES:
             self.init_guard = InitGuard(run.folder, method.encoder, plan, source, self.probe)

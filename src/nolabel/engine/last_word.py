@@ -1,0 +1,110 @@
+"""What a finished run is worth: its encoder beside its own random start and raw pixels.
+
+By k-NN where there are labels, of `--probe` or the names of the data's folders. They measure, and
+train nothing. Without labels, by self-retrieval (`evaluate labelfree`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nolabel.config import Run
+from nolabel.data.open import open_source
+from nolabel.data.progress import phase
+from nolabel.data.source import Source, Subset
+from nolabel.encoders import load
+from nolabel.encoders.encoder import Encoder
+from nolabel.engine.monitor.probe import Probe
+from nolabel.errors import DataError
+from nolabel.protocols.labelfree import run_labelfree
+
+MIN_STEPS = 60  # a shorter run is a try
+MIN_LABELLED, MOST_LABELLED = 50, 5000  # images; fewer say nothing, more take long
+RETRIEVED = 300  # images of the measure without labels
+GAIN = 0.02  # smaller differences are taken as none
+
+
+def last_word(run: Run, source: Source) -> list[str]:
+    """Lines with the three figures, and what they mean.
+
+    Args:
+        run: finished, in its folder.
+        source: its training data.
+    """
+    s = run.settings
+    with phase("comparing with raw pixels and the random start"):
+        names = ("pixels", f"random:{run.folder}", str(run.folder))
+        sizes = (None, s.image_size, s.image_size)
+        encoders = [
+            load(name, image_size=size, channels=s.channels)
+            for name, size in zip(names, sizes, strict=True)
+        ]
+        labelled = _labelled(run, source)
+        if labelled is not None:
+            what = f"k-NN on the labels of {labelled.name}"
+            probe = Probe(labelled)
+            pixels, start, trained = (probe.accuracy(encoder) for encoder in encoders)
+        else:
+            what = "self-retrieval, which needs no labels"
+            pixels, start, trained = (_retrieval(encoder, source) for encoder in encoders)
+    line = f"{what}: {trained:.1%}; random start {start:.1%}, raw pixels {pixels:.1%}"
+    return [line, meaning(run, pixels, start, trained, labelled=labelled is not None)]
+
+
+def meaning(run: Run, pixels: float, start: float, trained: float, *, labelled: bool) -> str:
+    """What the figures of the encoder and its two baselines mean, in one sentence.
+
+    Args:
+        run: finished.
+        pixels, start, trained: fractions; more is better.
+        labelled: whether they are accuracies.
+    """
+    if not labelled:
+        better = trained > start + GAIN
+        return (
+            "The encoder tells its images apart better than before training."
+            if better
+            else "Training has not helped to tell the images apart. " + _advice(run)
+        ) + " A few labels say more: --probe SRC."
+    if trained > max(pixels, start) + GAIN:
+        return "Better than both."
+    if trained > pixels + GAIN and trained >= start - GAIN:
+        return "Better than raw pixels, and level with the random start. " + _advice(run)
+    if trained > start + GAIN:
+        return "Better than the random start, and not better than raw pixels. " + _advice(run)
+    return "Not better than the random start. " + _advice(run)
+
+
+def _advice(run: Run) -> str:
+    """What would help most."""
+    minutes = run.settings.minutes
+    if run.settings.steps < 5000:
+        longer = f"--minutes {3 * minutes:g}" if minutes else f"--steps {3 * run.settings.steps}"
+        return f"What would help: a longer run ({longer})."
+    if run.images < 2000:
+        return f"What would help: more images ({run.images:,} are few)."
+    return "What would help: another method, or a published encoder to start from (--init)."
+
+
+def _labelled(run: Run, source: Source) -> Source | None:
+    """Labelled images: those of --probe, or the training data if its folders are classes."""
+    s = run.settings
+    if s.probe:
+        return open_source(
+            s.probe, image_size=s.image_size, download=s.download, channels=s.channels
+        )
+    classes = len(source.classes)
+    many = source.labels is not None and len(source) >= max(MIN_LABELLED, 5 * classes)
+    if not many or classes < 2:
+        return None
+    few = np.unique(np.linspace(0, len(source) - 1, min(len(source), MOST_LABELLED)).astype(int))
+    return Subset(source, few)
+
+
+def _retrieval(encoder: Encoder, source: Source) -> float:
+    """The score of self-retrieval, a fraction; 0 where the images are too few."""
+    try:
+        report = run_labelfree(encoder, None, source, images=RETRIEVED, views=2)
+    except DataError:
+        return 0.0
+    return next(float(r["value"]) for r in report.rows if r["setting"] == "self-retrieval")

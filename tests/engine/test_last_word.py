@@ -1,0 +1,67 @@
+"""The last word of a run: its encoder beside its random start and raw pixels."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nolabel.data.creatures.world import Creatures
+from nolabel.data.source import Subset
+from nolabel.encoders import load
+from nolabel.engine import last_word as module
+from nolabel.engine.last_word import last_word, meaning
+from nolabel.engine.monitor.probe import Probe
+
+
+def run_of(steps: int = 900, images: int = 10_000, minutes: float | None = 10.0) -> Any:
+    return SimpleNamespace(images=images, settings=SimpleNamespace(steps=steps, minutes=minutes))
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ((0.5, 0.4, 0.7), "Better than both"),
+        ((0.5, 0.7, 0.71), "level with the random start"),
+        ((0.5, 0.3, 0.49), "not better than raw pixels"),
+        ((0.5, 0.7, 0.6), "Not better than the random start"),
+    ],
+)
+def test_each_order_of_the_three_figures_has_its_word(figures, words):
+    said = meaning(run_of(), *figures, labelled=True)
+    assert words in said
+    assert ("--minutes 30" in said) == (words != "Better than both")
+
+
+@pytest.mark.parametrize(
+    ("run", "advice"),
+    [
+        (run_of(), "--minutes 30"),
+        (run_of(minutes=None), "--steps 2700"),
+        (run_of(steps=9000, images=300), "more images (300 are few)"),
+        (run_of(steps=9000), "another method"),
+    ],
+)
+def test_the_advice_fits_the_run(run, advice):
+    assert advice in meaning(run, 0.5, 0.5, 0.5, labelled=True)
+
+
+def test_the_figures_are_those_of_the_probe_on_the_data_s_labels(tiny_run):
+    run = tiny_run("simclr", steps=2)
+    source = Creatures("train", size=32, count=120)
+    figures, said = last_word(run, source)
+    probe = Probe(source)
+    for name in (str(run.folder), f"random:{run.folder}", "pixels"):
+        assert f"{probe.accuracy(load(name)):.1%}" in figures
+    assert "--probe" not in said
+
+
+def test_without_labels_self_retrieval_is_told_with_its_limits(tiny_run, monkeypatch):
+    run = tiny_run("simclr", steps=2)
+    source = Subset(Creatures("train", size=32, count=64), range(40))
+    source.labels, source.classes = None, ()
+    monkeypatch.setattr(module, "RETRIEVED", 16)
+    figures, said = last_word(run, source)
+    assert figures.startswith("self-retrieval, which needs no labels: ")
+    assert said.endswith("A few labels say more: --probe SRC.")
