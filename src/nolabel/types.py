@@ -83,11 +83,22 @@ class Clock:
     step: int  # 0-based index of the next update
     total: int  # steps of the run
     steps_per_epoch: int
+    began: int = 0  # step at which rate, decay and momentum began; above 0 if a run went on
 
     @property
     def epoch(self) -> int:
         """0-based epoch of this step."""
         return self.step // self.steps_per_epoch
+
+    @property
+    def since(self) -> int:
+        """Steps since the schedules began."""
+        return self.step - self.began
+
+    @property
+    def length(self) -> int:
+        """Steps from the beginning of the schedules to the end of the run."""
+        return self.total - self.began
 
     @property
     def epochs(self) -> float:

@@ -17,7 +17,7 @@ from nolabel.engine.monitor.alarms import Alarms
 from nolabel.engine.monitor.monitor import next_commands
 from nolabel.engine.trainer import StepResult
 from nolabel.errors import GuardStop, Stopped
-from nolabel.types import Step
+from nolabel.types import Clock, Step
 
 
 class Settings:
@@ -40,6 +40,9 @@ class FakeTrainer:
         self.run, self.start, self.total, self.first = Run(folder, **settings), start, total, True
         self.heartbeat, self.stop = contextlib.nullcontext(), contextlib.nullcontext()
         self.stop_at, self.save_at, self.calls = stop_at, save_at, []
+
+    def clock(self, step):
+        return Clock(step, self.total, 2)
 
     def train_step(self, clock, *, measure):
         done, one = clock.step + 1, torch.ones(())

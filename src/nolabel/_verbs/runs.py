@@ -66,6 +66,9 @@ def resume(
     *,
     data: SourceSpec | None = None,
     backbone: nn.Module | type[nn.Module] | None = None,
+    steps: int | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
     quiet: bool = False,
     trust_code: bool = False,
 ) -> Run:
@@ -75,6 +78,7 @@ def resume(
         folder: of the run.
         data: the images, if the run got them in Python as an object.
         backbone: the network, or its class, if the run got one in Python.
+        steps, epochs, minutes: one of them trains a finished run further, with a new schedule.
         quiet: do not print progress.
         trust_code: execute the code in the folder even if it was never run on this machine.
 
@@ -82,9 +86,13 @@ def resume(
         UsageError: the folder holds no run, or `backbone` or `data` are not those of the run.
         UntrustedCode: the folder holds code that was never run on this machine.
     """
+    from nolabel.engine.train import Further
     from nolabel.engine.train import resume as run
 
-    return run(os.fspath(folder), data=data, backbone=backbone, quiet=quiet, trust_code=trust_code)
+    return run(
+        os.fspath(folder), data=data, backbone=backbone, quiet=quiet, trust_code=trust_code,
+        further=Further(steps=steps, epochs=epochs, minutes=minutes),
+    )  # fmt: skip
 
 
 def replay(

@@ -22,7 +22,7 @@ BEGAN = time.monotonic()  # of the command
 VERBS = {
     "demo": "an example on built-in data: pre-train, compare, pictures, report.html",
     "pretrain": "[METHOD] --data SRC: train an encoder on unlabelled images",
-    "resume": "DIR: continue a stopped run exactly",
+    "resume": "DIR: continue a stopped run exactly, or train a finished one further",
     "replay": "DIR: repeat a non-finite step, and name the module that caused it",
     "evaluate": "PROTOCOL --encoder ENC [--train SRC] [--test SRC]: measure an encoder",
     "compare": "ENC ENC ... [--train SRC] [--test SRC]: several encoders, one table",

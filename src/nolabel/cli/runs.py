@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,18 +12,23 @@ from nolabel.cli.flags import flags, write_json
 
 def resume_(args: list[str], about: str) -> None:
     """`nolabel resume`."""
+    began = time.monotonic()
     from tyro.conf import Positional
 
     @dataclass(frozen=True, kw_only=True)
     class Resume:
         folder: Positional[str]  # the run's folder
         data: str | None = None  # SRC: where the same images lie now, if they were moved
+        steps: int | None = None  # train a finished run so many steps further, new schedule
+        epochs: int | None = None  # so many epochs further
+        minutes: float | None = None  # so many minutes further
 
     given = flags(Resume, args, "nolabel resume", f"{about}.")
     read_ahead(Path(given.folder))
-    from nolabel.engine.train import resume
+    from nolabel.engine.train import Further, resume
 
-    resume(given.folder, data=given.data)
+    further = Further(steps=given.steps, epochs=given.epochs, minutes=given.minutes)
+    resume(given.folder, data=given.data, further=further, began=began)
 
 
 def read_ahead(folder: Path) -> None:

@@ -6,7 +6,6 @@ from nolabel.engine.monitor.monitor import Monitor
 from nolabel.engine.run_folder import STOPPED
 from nolabel.engine.trainer import Trainer
 from nolabel.errors import GuardStop, Stopped, command
-from nolabel.types import Clock
 
 
 def train(trainer: Trainer, monitor: Monitor) -> None:
@@ -26,7 +25,7 @@ def train(trainer: Trainer, monitor: Monitor) -> None:
             (run.folder / STOPPED).unlink(missing_ok=True)
         monitor.snapshot(trainer.start)
         while step < trainer.total:
-            clock, done = Clock(step, trainer.total, run.steps_per_epoch), step + 1
+            clock, done = trainer.clock(step), step + 1
             line_due = monitor.line_due(done)
             result = trainer.train_step(clock, measure=line_due)
             if line_due and trainer.correct_length(done):

@@ -22,7 +22,7 @@ from nolabel.engine.checkpoint import load_checkpoint, restore
 from nolabel.engine.distributed_method import DistributedMethod
 from nolabel.engine.feed import batches_of
 from nolabel.engine.gradients import gradients
-from nolabel.engine.length import read_changes, total_at
+from nolabel.engine.length import change_at, read_changes
 from nolabel.engine.run_folder import CAPTURED
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method
@@ -77,8 +77,8 @@ def replay(folder: str | Path, precision: str | None = None) -> tuple[int, Repla
     source = open_source(s.data, image_size=s.image_size, download=s.download, channels=s.channels)
     batches = batches_of(run, method, plan, source, device, checkpoint.step, checkpoint.step + 1)
     precision = precision or s.precision
-    total = total_at(read_changes(folder), s.steps, checkpoint.step)
-    clock = Clock(checkpoint.step, total, run.steps_per_epoch)
+    length = change_at(read_changes(folder), s.steps, checkpoint.step)
+    clock = length.clock(checkpoint.step, run.steps_per_epoch)
     on_device = (b.to(device) for b in batches)
     return checkpoint.step, _repeat(method, on_device, s.accumulate, clock, precision, device)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from nolabel import distributed
 from nolabel._usercode import trusted_code
 from nolabel.backbones.own import register_again
-from nolabel.config import Request, Run
+from nolabel.config import Request, Run, field_values
 from nolabel.data.source import Source, prerender
 from nolabel.device import pick_device
 from nolabel.engine import memory, parallel, run_data, run_folder
@@ -29,12 +30,13 @@ from nolabel.engine.length import Length
 from nolabel.engine.log import say
 from nolabel.engine.loop import train
 from nolabel.engine.measurement import measurement
+from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.monitor.monitor import Monitor
 from nolabel.engine.monitor.progress import Progress
 from nolabel.engine.resolve import Resolved, resolve
 from nolabel.engine.saved_run import load_run
 from nolabel.engine.trainer import Trainer
-from nolabel.errors import FileDamaged
+from nolabel.errors import FileDamaged, UsageError, command
 from nolabel.methods import METHODS
 from nolabel.methods.base import Method
 from nolabel.views.plan import ViewPlan
@@ -99,6 +101,29 @@ def _train(built: Built, resolved: Resolved, began: float, *, quiet: bool) -> Ru
         return _take_steps(run, method, plan, source, device, start=0, length=length, quiet=quiet)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Further:
+    """How long a finished run goes on: one of three lengths, which are added to the run's."""
+
+    steps: int | None = None
+    epochs: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in field_values(self).items() if v is not None}
+        if len(given) > 1:
+            names = " and ".join(f"--{name}" for name in given)
+            raise UsageError(f"Give one of --steps, --epochs, --minutes; got {names}.")
+        for name, value in given.items():
+            if value <= 0:
+                raise UsageError(f"--{name} is {value}; it must be above 0.")
+
+    @property
+    def asked(self) -> bool:
+        """Whether a length is given."""
+        return any(v is not None for v in field_values(self).values())
+
+
 def resume(
     folder: str | Path,
     *,
@@ -106,11 +131,15 @@ def resume(
     trust_code: bool = False,
     backbone: nn.Module | type[nn.Module] | None = None,
     data: SourceSpec | None = None,
+    further: Further | None = None,
+    began: float | None = None,
 ) -> Run:
     """Continues a stopped run from its newest checkpoint; the result equals an uninterrupted run.
 
     Args:
         folder: of the run.
+        further: lets a finished run go on for so long; None: it is left as it is.
+        began: time.monotonic() at the start of the command, from which `further.minutes` count.
         quiet: print no progress.
         trust_code: execute the code in the folder even if it was never run on this machine.
         backbone: the network, or its class, if the run got one in Python.
@@ -132,16 +161,22 @@ def resume(
             run_folder.held(run.folder),
             memory.explain_out_of_memory(run),
         ):
-            return _resume(run, data, quiet=quiet)
+            now = time.monotonic() if began is None else began
+            return _resume(run, data, further or Further(), now, quiet=quiet)
 
 
-def _resume(run: Run, data: SourceSpec | None, *, quiet: bool) -> Run:
+def _resume(
+    run: Run, data: SourceSpec | None, further: Further, began: float, *, quiet: bool
+) -> Run:
     folder = run.folder
     run, source = run_data.open_again(run, data)
     prerender(source)
     device = pick_device(run.settings.device, fallback=True)
     frozen = frozen_inputs(run, folder=folder)
-    if not any((folder / "checkpoints").glob("step-*.ckpt")):
+    saved = any((folder / "checkpoints").glob("step-*.ckpt"))
+    if not saved and further.asked:
+        raise _unfinished(folder, 0, run.settings.steps)
+    if not saved:
         say(f"{folder} has no checkpoint yet; starting from step 0.")
         method, plan = build_method(run, frozen)
         return _take_steps(run, method.to(device), plan, source, device, start=0, quiet=quiet)
@@ -160,12 +195,50 @@ def _resume(run: Run, data: SourceSpec | None, *, quiet: bool) -> Run:
             f"The newest checkpoint in {folder} is of step {loaded.step}, its config.yaml says "
             f"{total} steps: they do not belong together. Restore the config.yaml of the run."
         )
-    if loaded.step == total:
-        say(f"{folder} is already finished ({loaded.step} steps); nothing to do.")
+    if further.asked:
+        if loaded.step < total:
+            raise _unfinished(folder, loaded.step, total)
+        run = _go_on(run, length, loaded.step, further, began)
+    elif loaded.step == total:
+        say(
+            f"{folder} is already finished ({loaded.step} steps); nothing to do. --steps, --epochs "
+            "or --minutes trains it further."
+        )
     return _take_steps(
         run, method, plan, source, device, start=loaded.step, state=loaded.state,
         length=length, quiet=quiet,
     )  # fmt: skip
+
+
+def _unfinished(folder: Path, done: int, total: int) -> UsageError:
+    return UsageError(
+        f"The run in {folder} is not finished ({done} of {total} steps); --steps, --epochs and "
+        f"--minutes are for finished ones. First: {command('nolabel', 'resume', str(folder))}"
+    )
+
+
+def _go_on(run: Run, length: Length, done: int, further: Further, began: float) -> Run:
+    """Extends a finished run; says its new schedule."""
+    deadline, lines = None, list(read_metrics(run.folder / "metrics.jsonl"))
+    if further.minutes is not None:
+        deadline = began + 60 * further.minutes
+        rate = lines[-1].get("images_per_second") if lines else None  # corrected as it goes
+        seconds = run.settings.batch_size / rate if rate else 1.0
+        more = max(int((deadline - time.monotonic()) / seconds), 1)
+    else:
+        more = further.steps or max(int((further.epochs or 0) * run.steps_per_epoch), 1)
+    first = distributed.rank() == 0
+    length.extend(done, parallel.broadcast_object(more), deadline, write=first)
+    total, o = length.total(done), run.optim
+    say(
+        f"{run.folder} goes on after {done} steps: {'about ' if deadline else ''}{total - done:,} "
+        f"more, with a new schedule: the learning rate rises to {o.lr:g} again and falls to "
+        f"{o.lr_end:g}; weight decay and EMA momentum begin anew, too."
+    )
+    run = run.with_settings(steps=total)
+    if first:
+        run_folder.write_config(run)
+    return run
 
 
 def _take_steps(

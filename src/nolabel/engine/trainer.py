@@ -129,6 +129,10 @@ class Trainer:
         )
         self.saved_at = time.monotonic()
 
+    def clock(self, step: int) -> Clock:
+        """The clock of a step."""
+        return self.length.at(step).clock(step, self.run.steps_per_epoch)
+
     def train_step(self, clock: Clock, *, measure: bool = False) -> StepResult:
         """One optimiser step; a collective.
 

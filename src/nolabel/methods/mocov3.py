@@ -22,6 +22,7 @@ Differs from the original:
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +113,7 @@ class MoCoV3(Contrastive):
         return momentum(self.options.key_momentum, clock)
 
     def after_update(self, clock: Clock) -> None:
-        following = Clock(clock.step + 1, clock.total, clock.steps_per_epoch)
+        following = dataclasses.replace(clock, step=clock.step + 1)
         self.momentum_encoder.follow(self.base, self.momentum(following))
 
     @property

@@ -36,6 +36,7 @@ Differs from the original:
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,7 +184,7 @@ class OBoW(Method):
 
     @torch.no_grad()
     def after_update(self, clock: Clock) -> None:
-        following = Clock(clock.step + 1, clock.total, clock.steps_per_epoch)
+        following = dataclasses.replace(clock, step=clock.step + 1)
         self.teacher.follow(self.student, self.momentum(following))
         (spreads,) = self._spreads.take()  # [micro-batches, levels]
         spread = distributed.mean(spreads.mean(0))

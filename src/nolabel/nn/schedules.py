@@ -29,20 +29,20 @@ def warmup_cosine(
 
 def learning_rate(optim: Optim, clock: Clock) -> float:
     """The learning rate of this step: linear warm-up, then half a cosine."""
-    warmup = min(round(optim.warmup_epochs * clock.steps_per_epoch), clock.total)
-    return warmup_cosine(optim.lr_start, optim.lr, optim.lr_end, clock.step, warmup, clock.total)
+    warmup = min(round(optim.warmup_epochs * clock.steps_per_epoch), clock.length)
+    return warmup_cosine(optim.lr_start, optim.lr, optim.lr_end, clock.since, warmup, clock.length)
 
 
 def weight_decay(optim: Optim, clock: Clock) -> float:
     """The weight decay of this step: constant, or half a cosine to `weight_decay_end`."""
     if optim.weight_decay_end is None:
         return optim.weight_decay
-    return cosine(optim.weight_decay, optim.weight_decay_end, clock.step, clock.total)
+    return cosine(optim.weight_decay, optim.weight_decay_end, clock.since, clock.length)
 
 
 def momentum(start: float, clock: Clock) -> float:
     """Momentum of an EMA teacher: half a cosine from `start` to 1 (BYOL, §3.3; DINO, §3.1)."""
-    return cosine(start, 1.0, clock.step, clock.total)
+    return cosine(start, 1.0, clock.since, clock.length)
 
 
 def per_epoch_linear(start: float, end: float, warmup_epochs: float, clock: Clock) -> float:
