@@ -80,6 +80,7 @@ class Settings:
     on_collapse: str = "warn"  # what to do when features collapse; stop: exit code 3
     probe: str | None = None  # SRC with labels for a k-NN curve while training
     probe_every: int | None = None  # steps between probes
+    keep: str = "last"  # the encoder that is kept: the last, or the best by probe or self-retrieval
     recipe: str = "auto"  # auto (small data), paper, paper-NAME, or a config.yaml to copy
     log_every: int | None = None  # steps between lines of metrics.jsonl
     checkpoint_every: int | None = None  # steps between checkpoints; auto: five minutes
@@ -95,6 +96,7 @@ CHOICES = {  # settings that take one of a few words
     "device": ("auto", "cpu", "cuda"),
     "precision": ("auto", "fp32", "bf16"),
     "views_on": ("auto", "cpu", "device"),
+    "keep": ("last", "best"),
     "init_guard": ("off", "warn", "rollback"),
     "on_collapse": ("warn", "stop"),
 }

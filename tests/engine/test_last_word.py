@@ -10,7 +10,6 @@ import pytest
 from nolabel.data.creatures.world import Creatures
 from nolabel.data.source import Subset
 from nolabel.encoders import load
-from nolabel.engine import last_word as module
 from nolabel.engine.last_word import last_word, meaning
 from nolabel.engine.monitor.probe import Probe
 
@@ -61,7 +60,7 @@ def test_without_labels_self_retrieval_is_told_with_its_limits(tiny_run, monkeyp
     run = tiny_run("simclr", steps=2)
     source = Subset(Creatures("train", size=32, count=64), range(40))
     source.labels, source.classes = None, ()
-    monkeypatch.setattr(module, "RETRIEVED", 16)
+    monkeypatch.setattr("nolabel.engine.monitor.probe.RETRIEVED", 16)
     figures, said = last_word(run, source)
     assert figures.startswith("self-retrieval, which needs no labels: ")
     assert said.endswith("A few labels say more: --probe SRC.")

@@ -53,7 +53,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "length": (
         ("epochs", "steps", "minutes", "batch_size"),
-        ("accumulate", "probe_every", "log_every", "checkpoint_every"),
+        ("accumulate", "keep", "probe_every", "log_every", "checkpoint_every"),
     ),
     "optimiser": (("optim.lr", "optim.weight_decay", "optim.warmup_epochs"), ()),
     "this method": ((), ()),

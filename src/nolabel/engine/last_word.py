@@ -13,14 +13,10 @@ from nolabel.data.open import open_source
 from nolabel.data.progress import phase
 from nolabel.data.source import Source, Subset
 from nolabel.encoders import load
-from nolabel.encoders.encoder import Encoder
-from nolabel.engine.monitor.probe import Probe
-from nolabel.errors import DataError
-from nolabel.protocols.labelfree import run_labelfree
+from nolabel.engine.monitor.probe import Probe, self_retrieval
 
 MIN_STEPS = 60  # a shorter run is a try
 MIN_LABELLED, MOST_LABELLED = 50, 5000  # images; fewer say nothing, more take long
-RETRIEVED = 300  # images of the measure without labels
 GAIN = 0.02  # smaller differences are taken as none
 
 
@@ -46,7 +42,7 @@ def last_word(run: Run, source: Source) -> list[str]:
             pixels, start, trained = (probe.accuracy(encoder) for encoder in encoders)
         else:
             what = "self-retrieval, which needs no labels"
-            pixels, start, trained = (_retrieval(encoder, source) for encoder in encoders)
+            pixels, start, trained = (self_retrieval(encoder, source) for encoder in encoders)
     line = f"{what}: {trained:.1%}; random start {start:.1%}, raw pixels {pixels:.1%}"
     return [line, meaning(run, pixels, start, trained, labelled=labelled is not None)]
 
@@ -99,12 +95,3 @@ def _labelled(run: Run, source: Source) -> Source | None:
         return None
     few = np.unique(np.linspace(0, len(source) - 1, min(len(source), MOST_LABELLED)).astype(int))
     return Subset(source, few)
-
-
-def _retrieval(encoder: Encoder, source: Source) -> float:
-    """The score of self-retrieval, a fraction; 0 where the images are too few."""
-    try:
-        report = run_labelfree(encoder, None, source, images=RETRIEVED, views=2)
-    except DataError:
-        return 0.0
-    return next(float(r["value"]) for r in report.rows if r["setting"] == "self-retrieval")

@@ -49,4 +49,5 @@ def train(trainer: Trainer, monitor: Monitor) -> None:
                 trainer.save(done)
             step = done
         trainer.save(step, final=True)
+        monitor.keep_best()
         trainer.feed.close()

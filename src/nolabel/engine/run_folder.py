@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,6 +18,7 @@ from nolabel._files import (
     LOCK,
     MARK,
     Lock,
+    atomic,
     read_mark,
     refuse_dangerous,
     remove_matching,
@@ -39,6 +41,7 @@ from nolabel.nn.state import Ema
 from nolabel.views.plan import ViewPlan
 
 STOPPED = "stopped"  # file that a stop request leaves: the step at which the run stopped
+BEST = "best"  # folder with the encoder of the best moment so far (`--keep best`)
 CAPTURED = "captured"  # folder with the state before the newest non-finite step
 
 
@@ -52,6 +55,7 @@ WRITTEN = (
     *FILES, *(f".{name}.*.tmp" for name in FILES), "metrics.tmp",
     "checkpoints/step-*.ckpt", "checkpoints/step-*.tmp",
     f"{CAPTURED}/checkpoints/step-*.ckpt", f"{CAPTURED}/checkpoints/step-*.tmp",
+    f"{BEST}/{ENCODER_FILE}", f"{BEST}/{TEXT_FILE}", f"{BEST}/.*.tmp",
     "film/images.npz", "film/step-*.npz", "film/*.tmp", "code/*-????????????.py",
     f"{TOKENIZER}/config.yaml", f"{TOKENIZER}/{WEIGHTS}", f"{TOKENIZER}/code/*-????????????.py",
 )  # fmt: skip
@@ -171,10 +175,28 @@ def encoder_file(run: Run) -> Path:
     return run.folder / ENCODER_FILE
 
 
-def export(run: Run, method: Method, plan: ViewPlan) -> None:
-    """Writes the encoder file of the evaluated branch, and the text tower if there is one."""
+def keep_best(run: Run) -> None:
+    """Puts the best encoder, and its text tower, in the place of the last one."""
+    for name in (ENCODER_FILE, TEXT_FILE):
+        best = run.folder / BEST / name
+        if best.is_file():
+            with atomic(run.folder / name) as file, best.open("rb") as source:
+                shutil.copyfileobj(source, file)
+
+
+def export(run: Run, method: Method, plan: ViewPlan, folder: Path | None = None) -> None:
+    """Writes the encoder file of the evaluated branch, and the text tower if there is one.
+
+    Args:
+        run: resolved.
+        method: of the run.
+        plan: its views.
+        folder: None: the run's.
+    """
+    folder = folder or run.folder
+    folder.mkdir(exist_ok=True)
     if isinstance(method, LearnsFromText):
-        save_text(run.folder / TEXT_FILE, method.shared, method.tokenizer, method=run.method)
+        save_text(folder / TEXT_FILE, method.shared, method.tokenizer, method=run.method)
     encoder = method.encoder
     teachers = [m for m in method.modules() if isinstance(m, Ema)]
     is_teacher = any(encoder is m for teacher in teachers for m in teacher.modules())
@@ -187,7 +209,7 @@ def export(run: Run, method: Method, plan: ViewPlan) -> None:
     for file in public.get("code", {}).values():
         file.pop("original")
     save_encoder(
-        encoder_file(run),
+        folder / ENCODER_FILE,
         encoder,
         branch="teacher" if is_teacher else "encoder",
         method=run.method,

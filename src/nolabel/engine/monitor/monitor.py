@@ -165,6 +165,12 @@ class Monitor:
             f"{advice}"
         )
 
+    def keep_best(self) -> None:
+        """At the end of a run with `--keep best`: the best encoder takes the last one's place."""
+        best = self.recorder.best if self.recorder else None
+        if best is not None:
+            best.take(self.trainer.total, self.progress.note)
+
     def summary(self) -> None:
         """Prints what was trained and where it is, the doctor's verdict, and what to do next."""
         t, batch_size = self.trainer, self.run.settings.batch_size

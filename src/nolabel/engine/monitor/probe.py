@@ -10,9 +10,12 @@ from nolabel.data.open import open_source
 from nolabel.data.source import Source, Subset, require_labels
 from nolabel.data.split import independent_units, split
 from nolabel.encoders.encoder import Encoder
+from nolabel.errors import DataError
 from nolabel.protocols.knn import run_knn
+from nolabel.protocols.labelfree import run_labelfree
 from nolabel.views.plan import ViewPlan
 
+RETRIEVED = 300  # images of self-retrieval
 MOST = 4000  # training images of the k-NN; a quarter as many are test images
 
 
@@ -55,6 +58,19 @@ class Probe:
         """Top-1 accuracy as a fraction."""
         report = run_knn(encoder, self.train, self.test, k=(20,))
         return float(report.rows[0]["value"])
+
+
+def self_retrieval(encoder: Encoder, source: Source) -> float:
+    """The measure that needs no labels: `evaluate labelfree`, self-retrieval of some images.
+
+    Returns:
+        A fraction; 0 where the images are too few.
+    """
+    try:
+        report = run_labelfree(encoder, None, source, images=RETRIEVED, views=2)
+    except DataError:
+        return 0.0
+    return next(float(r["value"]) for r in report.rows if r["setting"] == "self-retrieval")
 
 
 def _at_most(source: Subset, most: int) -> Subset:

@@ -11,6 +11,7 @@ from torch import Tensor
 from nolabel.config import Run
 from nolabel.data.source import Source
 from nolabel.engine.monitor.alarms import Alarms
+from nolabel.engine.monitor.best import Best
 from nolabel.engine.monitor.doctor import Doctor, Verdict
 from nolabel.engine.monitor.init_guard import MIN_IMAGES, InitGuard
 from nolabel.engine.monitor.metrics import MetricsLog, read_metrics
@@ -47,8 +48,11 @@ class Recorder:
         self.metrics = MetricsLog(run.folder / "metrics.jsonl", start)
         self.doctor = Doctor(self.total)
         self.verdict: Verdict | None = None  # the present alarm, if any
+        self.best = Best(run, method, plan, source) if s.keep == "best" else None
         for old in read_metrics(run.folder / "metrics.jsonl"):
             self.verdict = self.doctor.update(old)
+            if self.best:
+                self.best.recall(old)
         self.snapshots = FeatureSnapshots(
             run.folder, source, plan, s.image_size, self.total, progress.note
         )
@@ -101,6 +105,8 @@ class Recorder:
         if self.probe:
             line["probe_knn"] = self.probe(encoder, self.plan)
             self.progress.note(f"step {done}: k-NN {line['probe_knn']:.1%}")
+        if self.best:
+            self.best.update(line, self.progress.note)
         if not self.init_guard:
             return ""
         found = self.init_guard.check(done, encoder, line.get("probe_knn"))
