@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from nolabel import distributed, methods, recipes
 from nolabel.config import LENGTHS, Layer, Request, Settings
@@ -21,7 +21,7 @@ from nolabel.data.sources.items import Items
 from nolabel.device import pick_device
 from nolabel.engine import parallel
 from nolabel.engine.build import build
-from nolabel.engine.calibrate import FEW, MORE, SLOW_STEP, measure
+from nolabel.engine.calibrate import FEW, MORE, measure
 from nolabel.engine.checks import check_settings
 from nolabel.engine.log import say
 from nolabel.engine.machine import Machine
@@ -29,10 +29,19 @@ from nolabel.engine.resolve import Resolved, resolve
 from nolabel.methods.base import Method
 from nolabel.recipes.ladder import PROPOSED_MINUTES, Choice, Rung, choose, enough_steps, ladder
 
+LONG_TRIAL = 0.3  # seconds of a step of FEW images from which it is not tried, but extrapolated
 START_SECONDS = 8.0  # of M minutes, for reading, choosing and measuring
 
 # Seconds that a step of a run takes, without reading the files.
 Stopwatch = Callable[[Resolved], float]
+
+
+class Fitted(NamedTuple):
+    """The outcome of `fit`."""
+
+    request: Request
+    source: Source
+    choice: Choice | None
 
 
 def fit(
@@ -42,7 +51,7 @@ def fit(
     facts: Facts | None = None,
     stopwatch: Stopwatch | None = None,
     quiet: bool = False,
-) -> tuple[Request, Source]:
+) -> Fitted:
     """The request with network, image size and length chosen, where the user left them open.
 
     A run whose steps or epochs are given is not measured: it takes the network that is usual for
@@ -56,7 +65,7 @@ def fit(
         quiet: do not print the choice.
 
     Returns:
-        The request, and the opened data.
+        The request, the opened data, and the choice if there was one to make.
     """
     request = dataclasses.replace(request, method=methods.name_by_hash(request.method))
     s, kind = request.settings, methods.load(request.method)
@@ -74,7 +83,7 @@ def fit(
     request, chosen_here = proposed(request)
     minutes = request.settings.minutes
     if not chosen_here or minutes is None:
-        return request, source
+        return Fitted(request, source, None)
     with phase("choosing a network that fits"):
         facts = facts or facts_of(source)
         rungs = _rungs(s, kind, facts.side)
@@ -82,10 +91,9 @@ def fit(
         known: list[tuple[float, float]] = []  # relative cost, seconds of an image
 
         def steps_of(rung: Rung) -> int:
-            open_views = _with(_at(request, s, rung), fit_views=False)  # the time is the same
-            draft = resolve(open_views, source=source, facts=facts, quiet=True)
+            draft = resolve(_draft(request, s, rung), source=source, facts=facts, quiet=True)
             images = draft.run.settings.batch_size / distributed.world_size()
-            if known and known[-1][1] * rung.cost / known[-1][0] * FEW > SLOW_STEP:
+            if known and known[-1][1] * rung.cost / known[-1][0] * FEW > LONG_TRIAL:
                 # A trial step would take long; the cost tells enough.
                 seconds = known[-1][1] * images * rung.cost / known[-1][0]
             else:
@@ -97,7 +105,7 @@ def fit(
         choice = choose(rungs, steps_of, enough_steps(kind.needs))
     if not quiet:
         say(_reason(choice, minutes, enough_steps(kind.needs)))
-    return _at(request, s, choice.rung), source
+    return Fitted(_at(request, s, choice.rung), source, choice)
 
 
 def automatic_method(device: str = "auto") -> tuple[str, str]:
@@ -146,6 +154,14 @@ def _rungs(s: Settings, kind: type[Method], side: int) -> tuple[Rung, ...]:
             for r in networks.values()
         )  # fmt: skip
     return rungs
+
+
+def _draft(request: Request, s: Settings, rung: Rung) -> Request:
+    """The request on this rung, without what is measured on the images: the time is the same."""
+    unmeasured: dict[str, Any] = {"fit_views": False}
+    if s.channels != 3 and s.mean is None:
+        unmeasured |= {"mean": (0.5,) * s.channels, "std": (0.25,) * s.channels}
+    return _with(_at(request, s, rung), **unmeasured)
 
 
 def _at(request: Request, s: Settings, rung: Rung) -> Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from nolabel import methods
-from nolabel.config import Request
+from nolabel.config import Layer, Request
 from nolabel.data.facts import Facts, facts_of
 from nolabel.data.progress import phase
 from nolabel.data.source import Source, Subset
@@ -22,7 +23,7 @@ from nolabel.data.sources.items import Items
 from nolabel.engine import cost
 from nolabel.engine.build import Built, build
 from nolabel.engine.checkpoint import KEEP_NEWEST
-from nolabel.engine.fit import START_SECONDS, Trial, automatic_method, fit
+from nolabel.engine.fit import Trial, automatic_method, fit
 from nolabel.engine.machine import usable_memory
 from nolabel.engine.resolve import Resolved, resolve
 from nolabel.errors import BadImage, command
@@ -156,12 +157,12 @@ def _offer(
     """What a run of so many minutes would be."""
     channels = source.channels
     request = Request.of(method, data=source.name, out="unused", channels=channels, minutes=minutes)
-    request, _ = fit(request, good, facts=facts, stopwatch=stopwatch, quiet=True)
+    request, _, choice = fit(request, good, facts=facts, stopwatch=stopwatch, quiet=True)
+    if minutes != OFFERS[0]:  # what suits the images is measured once
+        chosen = {**request.chosen.settings, "fit_views": False}
+        request = dataclasses.replace(request, chosen=Layer(settings=chosen))
     resolved = resolve(request, source=good, facts=facts, quiet=True)
-    s, seconds = resolved.run.settings, stopwatch(resolved)
-    if s.cache == "off":
-        seconds += facts.seconds * s.batch_size
-    steps = max(int((60 * minutes - START_SECONDS) / seconds), 1)
+    s, steps = resolved.run.settings, max(choice.steps if choice else 0, 1)
     options = ("--channels", str(channels)) if channels != 3 else ()
     values = {
         "minutes": minutes,
@@ -172,7 +173,7 @@ def _offer(
         "steps": steps,
         "epochs": steps / resolved.run.steps_per_epoch,
         "cache": s.cache,
-        "seconds_per_step": seconds,
+        "seconds_per_step": 60 * minutes / steps,
         "seconds": 60 * minutes,
         "command": command(
             "nolabel", "pretrain", method, "--data", source.name, "--minutes", f"{minutes:g}",
