@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -18,6 +19,7 @@ from nolabel.engine.resolve import diff_from_recipe, resolve
 from nolabel.errors import BadImage, UsageError
 from nolabel.views.fields import SHARED, with_fields
 from nolabel.views.plan_file import to_yaml
+from nolabel.views.suitability import Operations
 
 IMAGES = Placeholder(100, 32)
 ASKED = {
@@ -72,13 +74,12 @@ def test_the_values_are_final_and_resumed_without_the_images():
 
 
 def test_captions_keep_their_left_and_above():
-    for name in ("clip", "siglip"):
+    found = resolved("mae")
+    s = dataclasses.replace(found.settings, flip=None, vertical_flip=None, quarter_turns=None)
+    operations = Operations(**found.run.operations)
+    for name, turned in (("mae", 0.75), ("clip", 0.0), ("siglip", 0.0)):
         kind = methods.load(name)
-        operations = run_views.operations_on(textures(), resolved().settings)
-        options, s = kind.Options(), resolved().settings
-        s = run_views.dataclasses.replace(s, flip=None, vertical_flip=None, quarter_turns=None)
-        found = run_views.settled(kind, options, s, operations)
-        assert (found.flip, found.vertical_flip, found.quarter_turns) == (0.0, 0.0, 0.0)
+        assert run_views.settled(kind, kind.Options(), s, operations).quarter_turns == turned
 
 
 def test_the_sample_is_bounded_and_skips_what_cannot_be_read(monkeypatch):

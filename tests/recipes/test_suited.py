@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from nolabel import methods, recipes
-from nolabel.methods.base import RecipeContext
-from nolabel.recipes.suited import reasons, suited_settings
+from nolabel.methods.base import Recipe, RecipeContext
+from nolabel.recipes.suited import reasons, suited, suited_settings
+from nolabel.types import Optim
 from nolabel.views import View, ViewPlan
 from nolabel.views.suitability import USUAL, Operations
 
@@ -72,6 +73,19 @@ def test_each_measured_strength_limits_its_operation(method):
     assert half.jitter == (0.4, 0.4, 0.2, 0.1) and half.blur_sigma == (0.1, 1.0)
     assert views("swav", measured(hue=0.25))[0].jitter[3] == pytest.approx(0.1)
     assert views("simclr", measured(hue=0.125))[0].jitter[3] == pytest.approx(0.05)
+
+
+def test_options_of_a_users_own_method_that_mean_something_else_are_left_alone():
+    @dataclasses.dataclass(frozen=True)
+    class Own:
+        grey: bool = True
+        blur: str = "box"
+        jitter: tuple[float, ...] = (0.4, 0.4, 0.4)
+        solarise: tuple[float, ...] = (0.5, 0.5)
+
+    recipe = Recipe(options=Own(), optim=Optim(), batch_size=8, epochs=1)
+    found = suited(recipe, measured(colour=0.0, solarise=0.0, blur=0.0))
+    assert found.options == dataclasses.replace(Own(), solarise=(0.0, 0.0))
 
 
 def test_the_papers_recipe_ignores_what_was_measured():

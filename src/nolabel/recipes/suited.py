@@ -24,13 +24,17 @@ Jitter = tuple[float, float, float, float]
 def suited(recipe: Recipe, operations: Operations | None) -> Recipe:
     """The recipe with colour, blur and solarising that suit the images; None: as it is.
 
-    The options are known by their types and names, which all methods that change colours share:
-    `jitter`, `grey`, `blur`, `local_blur`, `blur_sigma` and `solarise`.
+    The options are known by their names, which all methods that change colours share (`CHANGES`),
+    and by how many numbers they hold: others are a user's own and mean something else.
     """
     if operations is None:
         return recipe
     own = {f.name: getattr(recipe.options, f.name) for f in dataclasses.fields(recipe.options)}
-    new = {name: change(own[name], operations) for name, change in CHANGES.items() if name in own}
+    new = {
+        name: change(own[name], operations)
+        for name, (change, counts) in CHANGES.items()
+        if _numbers(own.get(name)) in counts
+    }
     return dataclasses.replace(recipe, options=dataclasses.replace(recipe.options, **new))
 
 
@@ -84,10 +88,23 @@ def _sigma(value: tuple[float, float], operations: Operations) -> tuple[float, f
     return (value[0], max(value[1] * share, value[0])) if 0 < share < 1 else value
 
 
-CHANGES: dict[str, Callable[[Any, Operations], Any]] = {
-    "jitter": _jitter, "grey": suited_grey, "blur": _switched("blur"),
-    "local_blur": _switched("blur"), "blur_sigma": _sigma, "solarise": _switched("solarise"),
-}  # fmt: skip
+Change = Callable[[Any, Operations], Any]
+# Option -> what suits, and of how many numbers it is.
+CHANGES: dict[str, tuple[Change, tuple[int, ...]]] = {
+    "jitter": (_jitter, (1, 4)),
+    "grey": (suited_grey, (1,)),
+    "blur": (_switched("blur"), (1, 2)),
+    "local_blur": (_switched("blur"), (1,)),
+    "blur_sigma": (_sigma, (2,)),
+    "solarise": (_switched("solarise"), (1, 2)),
+}
+
+
+def _numbers(value: object) -> int:
+    """How many numbers an option holds; 0 if it holds something else."""
+    values = value if isinstance(value, tuple) else (value,)
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    return len(values) if numbers else 0
 
 
 def suited_settings(plan: ViewPlan, channels: int, operations: Operations) -> dict[str, float]:
