@@ -29,7 +29,7 @@ ASKED = {
 }  # fmt: skip
 
 
-def textures(count=80, channels=3):
+def textures(count=128, channels=3):
     """Grey textures without an up."""
     noise = np.random.default_rng(0).integers(40, 200, (count, 8, 8, 1))
     pixels = np.repeat(noise.repeat(4, 1).repeat(4, 2), channels, 3).astype(np.uint8)
