@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from nolabel.nn.pixels import to_pixels
 from nolabel.pictures._tiles import Pictures
 from nolabel.pictures.attention import attention, mass_mask
 from nolabel.pictures.pca import pca, principal
+from nolabel.pictures.picture import Picture
 from nolabel.pictures.reconstruct import reconstruct
 from nolabel.pictures.views import views
 from nolabel.tools.show import show
@@ -195,6 +198,40 @@ def test_saved_pictures_bring_their_data_and_numbers(images, tmp_path):
     numbers = json.loads((tmp_path / "numbers.json").read_text())["pca"]["numbers"]
     assert numbers == made.numbers["pca"]
     assert "data:image/png" in made._repr_html_()
+
+
+@pytest.mark.parametrize("kind", ["png", "npz", "webp", "json"])
+def test_a_full_disk_leaves_no_half_of_a_picture_and_what_was_there(tmp_path, monkeypatch, kind):
+    def picture(value):
+        image = np.full((9, 9, 3), value, np.uint8)
+        return Pictures([Picture(name="a", image=image, caption=str(value), data={"x": image},
+                                 frames=np.stack([image, 255 - image]), film="webp")])  # fmt: skip
+
+    picture(1).save(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert len(before) == 4
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith(kind):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        picture(2).save(tmp_path)
+    after = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert after.keys() == before.keys()
+    kept = next(name for name in before if name.endswith(kind))
+    assert after[kept] == before[kept]
+
+
+def test_damaged_captions_of_older_pictures_do_not_stop_new_ones(tmp_path):
+    one = Pictures([Picture(name="a", image=np.zeros((9, 9, 3), np.uint8), caption="New.")])
+    for damaged in (b"", b"[]", b"\xff", b"[" * 100_000):
+        (tmp_path / "numbers.json").write_bytes(damaged)
+        one.save(tmp_path)
+        assert json.loads((tmp_path / "numbers.json").read_text())["a"]["caption"] == "New."
 
 
 @pytest.mark.parametrize("kind", ["webp", "mp4"])

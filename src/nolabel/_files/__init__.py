@@ -7,9 +7,10 @@ with Lock(folder / LOCK, "..."): ...  # one process at a time
 
 from __future__ import annotations
 
-from nolabel._files.atomic import atomic, usual_mode, write_text
+from nolabel._files.atomic import atomic, replacement, usual_mode, write_text
 from nolabel._files.lock import LOCK, Lock
 from nolabel._files.marks import MARK, read_mark, refuse_dangerous, remove_matching, write_mark
+from nolabel._files.reading import read_json, read_text
 from nolabel._files.tensors import save_tensors
 
 __all__ = [
@@ -17,9 +18,12 @@ __all__ = [
     "MARK",
     "Lock",
     "atomic",
+    "read_json",
     "read_mark",
+    "read_text",
     "refuse_dangerous",
     "remove_matching",
+    "replacement",
     "save_tensors",
     "usual_mode",
     "write_mark",

@@ -27,13 +27,17 @@ def save_tensors(
         metadata: texts that are kept with it.
 
     Raises:
-        OSError, safetensors.SafetensorError: it cannot be written.
+        OSError: it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacement(path) as temporary:
         mode = usual_mode(temporary)
-        save_file(tensors, temporary, None if metadata is None else dict(metadata))
+        try:
+            save_file(tensors, temporary, None if metadata is None else dict(metadata))
+        except SafetensorError as error:  # the library's wrapping of a full disk, for one
+            raise OSError(f"{path}: {error}") from error
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from nolabel._files import atomic
 from nolabel._usercode.reference import HASH_DIGITS, Reference, parse, references
 from nolabel._usercode.trust import is_trusted, remember
 from nolabel.errors import FileDamaged, UntrustedCode, UsageError
@@ -140,7 +141,8 @@ def copy_code(value: object, folder: Path) -> None:
         file, path = _FILES.get(reference.digest), folder / reference.copy
         if file is not None and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(file.content)
+            with atomic(path) as copy:
+                copy.write(file.content)
 
 
 def admit(value: object, folder: Path, kept: object = None, *, paths: bool = False) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nolabel._files import write_text
 from nolabel.cli._output import write
 from nolabel.errors import Stopped, UsageError
 
@@ -73,7 +74,7 @@ def write_json(path: str | None, value: object) -> None:
     """Writes a value to the file of `--json`, on rank 0; does nothing without a path."""
     if path and is_rank0():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def first(args: list[str], verb: str, what: str, allowed: Sequence[str], about: str) -> str | None:

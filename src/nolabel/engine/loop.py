@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from nolabel._files import write_text
 from nolabel.engine.monitor.monitor import Monitor
 from nolabel.engine.run_folder import STOPPED
 from nolabel.engine.trainer import Trainer
@@ -39,7 +42,8 @@ def train(trainer: Trainer, monitor: Monitor) -> None:
                 )
             if result.stop and done < total:
                 if trainer.first:
-                    (run.folder / STOPPED).write_text(f"{done}\n", encoding="utf-8")
+                    with contextlib.suppress(OSError):  # a full disk; the checkpoint may fit
+                        write_text(run.folder / STOPPED, f"{done}\n")
                 trainer.save(done, final=True)
                 raise Stopped(
                     f"Stopped at step {done} of {total}; everything is saved. Continue with "

@@ -49,15 +49,16 @@ CAPTURED = "captured"  # folder with the state before the newest non-finite step
 FILES = (
     "config.yaml", "environment.json", "metrics.jsonl", "skipped.jsonl", STOPPED,
     ENCODER_FILE, TEXT_FILE, TEACHER, TOKENIZER_FILE, "start.safetensors", "report.html",
-    "comparison.json", length.FILE, MARK,
+    "comparison.json", length.FILE, "teacher-projection.safetensors", MARK,
 )  # fmt: skip
 WRITTEN = (
     *FILES, *(f".{name}.*.tmp" for name in FILES), "metrics.tmp",
     "checkpoints/step-*.ckpt", "checkpoints/step-*.tmp",
     f"{CAPTURED}/checkpoints/step-*.ckpt", f"{CAPTURED}/checkpoints/step-*.tmp",
     f"{BEST}/{ENCODER_FILE}", f"{BEST}/{TEXT_FILE}", f"{BEST}/.*.tmp",
-    "film/images.npz", "film/step-*.npz", "film/*.tmp", "code/*-????????????.py",
+    "film/images.npz", "film/step-*.npz", "film/*.tmp", "code/*-????????????.py", "code/.*.tmp",
     f"{TOKENIZER}/config.yaml", f"{TOKENIZER}/{WEIGHTS}", f"{TOKENIZER}/code/*-????????????.py",
+    f"{TOKENIZER}/.*.tmp", f"{TOKENIZER}/code/.*.tmp", "pictures/.*.tmp",
 )  # fmt: skip
 
 

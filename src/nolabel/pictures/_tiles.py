@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
+from nolabel._files import atomic, read_json, replacement, write_text
 from nolabel.data.sources._bands import to_rgb8
 from nolabel.errors import UsageError
 from nolabel.pictures.picture import Picture
@@ -33,10 +34,15 @@ HEAD_COLOURS = np.array(
 
 
 class Pictures:
-    """A sequence of pictures with captions and numbers; rendered as HTML in notebooks."""
+    """A sequence of pictures with captions and numbers; rendered as HTML in notebooks.
+
+    Attributes:
+        encoder: checksum of the encoder's file, saved with the captions; "" where it is not known.
+    """
 
     def __init__(self, items: Sequence[Picture]):
         self.items = tuple(items)
+        self.encoder = ""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -55,30 +61,38 @@ class Pictures:
     def save(self, folder: str | Path) -> list[Path]:
         """Writes each picture as PNG, its data as .npz, its film and texts, and numbers.json.
 
-        Entries of other pictures in an existing numbers.json are kept.
+        Each file is written completely or not at all. Entries of other pictures in an existing
+        numbers.json are kept.
 
         Returns:
             The paths written.
+
+        Raises:
+            OSError: the folder cannot be written to, or the disk is full.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for p in self.items:
             paths.append(folder / f"{p.name}.png")
-            Image.fromarray(p.image).save(paths[-1])
+            with atomic(paths[-1]) as file:
+                Image.fromarray(p.image).save(file, "PNG")
             for name, text in p.texts.items():
                 paths.append(folder / name)
-                paths[-1].write_text(text, encoding="utf-8")
+                write_text(paths[-1], text)
             if p.frames is not None:
                 paths.append(save_film(folder / f"{p.name}.{p.film}", p.frames))
             if p.data:
                 arrays: dict[str, Any] = dict(p.data)  # the stubs take keywords for flags
-                np.savez_compressed(folder / f"{p.name}.npz", **arrays)
                 paths.append(folder / f"{p.name}.npz")
-        captions = {p.name: {"caption": p.caption, "numbers": dict(p.numbers)} for p in self.items}
+                with atomic(paths[-1]) as file:
+                    np.savez_compressed(file, **arrays)
+        of = {"encoder": self.encoder} if self.encoder else {}
+        captions = {
+            p.name: {"caption": p.caption, "numbers": dict(p.numbers), **of} for p in self.items
+        }
         paths.append(folder / "numbers.json")
-        old = json.loads(paths[-1].read_text("utf-8")) if paths[-1].exists() else {}
-        paths[-1].write_text(json.dumps({**old, **captions}, indent=2) + "\n", encoding="utf-8")
+        write_text(paths[-1], json.dumps({**read_captions(folder), **captions}, indent=2) + "\n")
         return paths
 
     def _repr_html_(self) -> str:
@@ -87,6 +101,14 @@ class Pictures:
             f"<figcaption>{html.escape(p.caption)}</figcaption></figure>"
             for p in self.items
         )
+
+
+def read_captions(folder: Path) -> dict[str, dict[str, Any]]:
+    """Caption and numbers of each picture in a folder, by its name; what is damaged is left out."""
+    found = read_json(folder / "numbers.json")
+    if not isinstance(found, dict):
+        return {}
+    return {name: about for name, about in found.items() if isinstance(about, dict)}
 
 
 def save_film(path: Path, frames: np.ndarray, rate: int = 10) -> Path:
@@ -105,7 +127,10 @@ def save_film(path: Path, frames: np.ndarray, rate: int = 10) -> Path:
     """
     if path.suffix == ".webp":
         first, *others = (Image.fromarray(f) for f in frames)
-        first.save(path, save_all=True, append_images=others, duration=1000 // rate, loop=0)
+        with atomic(path) as file:
+            first.save(
+                file, "WEBP", save_all=True, append_images=others, duration=1000 // rate, loop=0
+            )
         return path
     try:
         av = importlib.import_module("av")
@@ -114,7 +139,7 @@ def save_film(path: Path, frames: np.ndarray, rate: int = 10) -> Path:
             "MP4 needs its extra: pip install 'nolabel[video]', or use --film webp."
         ) from None
     height, width = (n // 2 * 2 for n in frames.shape[1:3])  # the codec needs even sides
-    with av.open(str(path), "w") as file:
+    with replacement(path) as temporary, av.open(str(temporary), "w", format="mp4") as file:
         stream = file.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.bit_rate = 4_000_000

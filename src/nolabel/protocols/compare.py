@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nolabel._files import write_text
 from nolabel.data.open import open_source
 from nolabel.data.readable import describe_skipped, leave_out_unreadable
 from nolabel.encoders import Encoder, load
@@ -123,12 +124,10 @@ def keep(
         if isinstance(spec, Encoder) or not (Path(spec) / "config.yaml").is_file():
             continue
         path = Path(spec) / COMPARISON
-        temporary = path.with_suffix(".partial")
         name = comparison.reports[i * protocols].encoder
         text = json.dumps({"run": name, **comparison.to_json()}, indent=2) + "\n"
         try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
+            write_text(path, text)
         except OSError:
             continue
         paths.append(path)

@@ -13,6 +13,7 @@ from typing import Any
 from scipy import stats
 
 from nolabel import methods
+from nolabel._files import LOCK, Lock, read_json, write_text
 from nolabel.config import Request
 from nolabel.data.open import DATASETS, open_source
 from nolabel.data.source import require_labels
@@ -173,6 +174,4 @@ def _finished(file: Path, request: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def _write(file: Path, request: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps({"asked": request, "rows": rows}, indent=2, default=str), "utf-8")
-    part.replace(file)
+    write_text(file, json.dumps({"asked": request, "rows": rows}, indent=2, default=str))

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from nolabel._files import LOCK, Lock, write_text
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source
 from nolabel.data.sources._decode import decoding_in_threads, read_image
@@ -116,7 +117,7 @@ def pack(
             state["skipped"] += skipped
             _save(folder, state)
     lines = [json.dumps({"path": p, "reason": r}) + "\n" for p, r in state["skipped"]]
-    (folder / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_text(folder / "skipped.jsonl", "".join(lines))
     images = sum(s["images"] for s in state["shards"])
     if not images:
         first = f"  First: {state['skipped'][0]}." if state["skipped"] else ""
@@ -316,12 +317,7 @@ def _sha256(path: Path) -> str:
 
 
 def _save(folder: Path, state: dict[str, Any]) -> None:
-    temporary = folder / "pack.json.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(state, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / "pack.json")
+    write_text(folder / "pack.json", json.dumps(state, indent=1))
 
 
 def _rate(source: Source) -> float:

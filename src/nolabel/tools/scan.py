@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from nolabel import methods
+from nolabel._files import atomic, write_text
 from nolabel.config import Layer, Request
 from nolabel.data.facts import Facts, facts_of
 from nolabel.data.progress import phase
@@ -70,15 +71,14 @@ def scan(
         folder.mkdir(parents=True, exist_ok=True)
         if len(found.thumbs):
             rows = [list(found.thumbs[i : i + 8]) for i in range(0, len(found.thumbs), 8)]
-            Image.fromarray(sheet(rows, side=found.thumbs.shape[1])).save(
-                folder / "contact-sheet.png"
-            )
+            with atomic(folder / "contact-sheet.png") as file:
+                Image.fromarray(sheet(rows, side=found.thumbs.shape[1])).save(file, "PNG")
         lines = [json.dumps({"path": p, "reason": r}) + "\n" for p, r in found.bad]
-        (folder / "skipped.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_text(folder / "skipped.jsonl", "".join(lines))
         groups = {"exact": found.same, "near": found.near}
-        (folder / "duplicates.json").write_text(json.dumps(groups, indent=1), encoding="utf-8")
+        write_text(folder / "duplicates.json", json.dumps(groups, indent=1))
         text = json.dumps(result, indent=2) + "\n"
-        (folder / "scan.json").write_text(text, encoding="utf-8")
+        write_text(folder / "scan.json", text)
     return result
 
 

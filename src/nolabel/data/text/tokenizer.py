@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nolabel._files import write_text
 from nolabel.errors import FileDamaged, UsageError
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a tokenizer file for `load` and `tokenizers.Tokenizer.from_file`."""
-        Path(path).write_text(self.text(), encoding="utf-8")
+        write_text(path, self.text())
 
     def text(self) -> str:
         """The tokenizer file as a JSON string."""

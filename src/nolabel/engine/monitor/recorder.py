@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -124,4 +125,5 @@ class Recorder:
 
     def close(self) -> None:
         """Closes metrics.jsonl."""
-        self.metrics.close()
+        with contextlib.suppress(OSError):  # a full disk: the last line is lost, and said
+            self.metrics.close()
