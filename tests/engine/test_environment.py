@@ -42,3 +42,17 @@ def test_a_package_installed_inside_anothers_checkout_is_not_given_its_commit(
     assert len(env.environment()["commit"]) == 40
     monkeypatch.setenv("PATH", "")
     assert env.environment()["commit"] is None  # nor is git needed
+
+
+def test_another_number_of_threads_is_said_when_a_run_goes_on(tmp_path, monkeypatch):
+    file = tmp_path / "environment.json"
+    threads = env.environment()["threads"]
+    file.write_text(json.dumps({"threads": threads}))
+    assert env.threads_note(file) == ""
+    monkeypatch.setattr(env.torch, "get_num_threads", lambda: threads + 3)
+    note = env.threads_note(file)
+    assert f"started with {threads} threads and goes on with {threads + 3}" in note
+    assert f"OMP_NUM_THREADS={threads}" in note
+    for damaged in ("", "[]", "{}", '{"threads": "many"}'):  # older versions kept none
+        file.write_text(damaged)
+        assert env.threads_note(file) == ""

@@ -17,7 +17,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,8 @@ from nolabel._files import save_tensors
 from nolabel._version import __version__
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT
+from nolabel.encoders.header import check_layers, check_tensors, invalid_field
 from nolabel.encoders.own_network import Network, build_own_network, copy_network_code
-from nolabel.encoders.state_dict import describe_mismatches
 from nolabel.errors import DataError, FileDamaged, UsageError, unknown
 from nolabel.nn.random_state import preserve_rng
 
@@ -41,17 +41,6 @@ FORMAT = 1
 KEY = "nolabel"
 BRANCHES = ("teacher", "student", "encoder")
 LICENCE = "Weights trained by the user; their licence is the user's choice."
-# Required fields of the header and their types; checked after the checksum.
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "name": str,
-    "kwargs": dict,
-    "branch": str,
-    "method": str,
-    "image_size": int,
-    "mean": list,
-    "std": list,
-    "checksum": str,
-}
 # Keyword arguments of timm.create_model that download or open other files.
 _FORBIDDEN_KWARGS = frozenset(
     ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
@@ -174,9 +163,10 @@ def load_encoder_file(
     from nolabel.backbones import at_size
     from nolabel.encoders.encoder import Encoder
 
-    header, tensors = read_tensors(path, fields=_FIELDS, tensors=True)
-    backbone = build_from(header, path, network)
-    _load_weights(backbone, tensors, path)
+    header, tensors = read_tensors(path)
+    backbone = build_from(header, path, tensors, network)
+    check_tensors(backbone.net.state_dict(), tensors, _label(path), backbone.name)
+    backbone.net.load_state_dict(tensors)
     if image_size and "any_size" not in backbone.can:
         backbone = at_size(backbone, image_size)
     encoder = Encoder(
@@ -196,18 +186,22 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UsageError, FileDamaged: as `load_encoder_file`.
     """
-    return read_tensors(path, fields=_FIELDS, tensors=False)[0]
+    return read_tensors(path, tensors=False)[0]
 
 
 def build_from(
-    header: Mapping[str, Any], path: str | os.PathLike[str], network: Network | None = None
+    header: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    network: Network | None = None,
 ) -> Backbone:
     """Builds the architecture of a header with random weights.
 
-    They are drawn from torch's global random state, which is restored afterwards.
+    They are drawn from torch's global random state, which is restored afterwards. It is built
+    without memory first: a header of a small file may describe a network that fits no machine.
 
     Raises:
-        FileDamaged: the header describes no network that can be built.
+        FileDamaged: the header describes no network that can be built, or another than the tensors.
         UsageError, UntrustedCode: as `load_encoder_file`.
     """
     from nolabel.backbones import build, is_own
@@ -219,13 +213,20 @@ def build_from(
     forbidden = sorted(_FORBIDDEN_KWARGS & kwargs.keys())
     if forbidden:
         raise FileDamaged(f"{_label(path)} sets {forbidden[0]!r}, which an encoder file may not.")
+    check_layers(kwargs, tensors, _label(path))
     try:
         with preserve_rng():  # the weights come from the file
+            with torch.device("meta"):
+                outline = build(name, kwargs=kwargs, **extra)
+            check_tensors(outline.net.state_dict(), tensors, _label(path), name)
             return build(name, kwargs=kwargs, **extra)
-    except (UsageError, TypeError, ValueError, RuntimeError) as error:
+    except FileDamaged:
+        raise
+    except Exception as error:  # timm raises any type for arguments that it does not expect
         raise FileDamaged(
-            f"{_label(path)} names the architecture {name!r} with {kwargs}, which cannot be built "
-            f"here ({error}). It was written with timm {header.get('timm', 'of unknown version')}."
+            f"{_label(path)} names the architecture {name!r} with {str(kwargs)[:300]}, which "
+            f"cannot be built here ({' '.join(str(error).split())[:500]}). It was written with "
+            f"timm {str(header.get('timm', 'of unknown version'))[:40]}."
         ) from error
 
 
@@ -243,14 +244,14 @@ def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 def read_tensors(
     path: str | os.PathLike[str],
     *,
-    fields: Mapping[str, type | tuple[type, ...]],
-    tensors: bool,
+    invalid: Callable[[Mapping[str, Any]], str] = invalid_field,
+    tensors: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Reads a file's header and tensors, and verifies them.
 
     Args:
         path: the file.
-        fields: required fields of the header -> their types.
+        invalid: the first field of a header that is not what it must be, or "".
         tensors: whether to read the tensors and verify the checksum.
 
     Returns:
@@ -273,21 +274,21 @@ def read_tensors(
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except PermissionError as error:
         raise UsageError(f"{str(path)!r} may not be read: no permission.") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise FileDamaged(f"{_label(path)} {_describe_unreadable(path)}") from error
     if KEY not in metadata:
         raise FileDamaged(
             f"{_label(path)} holds tensors but no header of nolabel, so its architecture is not "
             "known. Give a file that nolabel wrote, or timm:NAME for published weights."
         )
-    return _parse_header(metadata[KEY], values if tensors else None, path, fields), values
+    return _parse_header(metadata[KEY], values if tensors else None, path, invalid), values
 
 
 def _parse_header(
     text: str,
     tensors: Mapping[str, Tensor] | None,
     path: Path,
-    fields: Mapping[str, type | tuple[type, ...]],
+    invalid: Callable[[Mapping[str, Any]], str],
 ) -> dict[str, Any]:
     """Parses the header; verifies the checksum (if there are tensors) and the fields."""
     altered = (
@@ -296,44 +297,29 @@ def _parse_header(
     )
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileDamaged(altered.format("its header is not readable")) from error
     file_format = header.get("format") if isinstance(header, dict) else None
-    if isinstance(file_format, int) and file_format > FORMAT:
+    if isinstance(file_format, int) and FORMAT < file_format < 1_000_000:
         raise UsageError(
             f"{str(path)!r} has format {file_format}, and this version of nolabel reads up to "
             f"{FORMAT}. Update nolabel."
         )
     if file_format != FORMAT:
         raise FileDamaged(altered.format("its header has no valid format number"))
-    if tensors is not None and checksum(header, tensors) != header.get("checksum"):
+    try:
+        fits = tensors is None or checksum(header, tensors) == header.get("checksum")
+    except (RuntimeError, TypeError, UnicodeEncodeError) as error:  # nested too deeply; odd types
+        raise FileDamaged(altered.format("its checksum cannot be computed")) from error
+    if not fits:
         raise FileDamaged(altered.format("its checksum does not match"))
-    if header.get("kind") == "text" and fields is _FIELDS:
+    if header.get("kind") == "text" and invalid is invalid_field:
         raise UsageError(
             f"{str(path)!r} is the text tower of a run. Give the encoder.safetensors beside it."
         )
-    invalid = [k for k, type_ in fields.items() if not isinstance(header.get(k), type_)]
-    if "kwargs" not in invalid and "mean" in fields:
-        channels = header["kwargs"].get("in_chans", 3)
-        invalid += [k for k in ("mean", "std") if k not in invalid and len(header[k]) != channels]
-    if invalid:
-        raise FileDamaged(altered.format(f"its header lacks a valid {invalid[0]!r}"))
+    if field := invalid(header):
+        raise FileDamaged(altered.format(f"its header lacks a valid {field!r}"))
     return header
-
-
-def _load_weights(
-    backbone: Backbone, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]
-) -> None:
-    """Loads the tensors into the network if all of them fit."""
-    expected: dict[str, Tensor] = backbone.net.state_dict()
-    shape = "{name} is {got}, not {expected}"
-    if problems := describe_mismatches(expected, tensors, "unexpected", shape):
-        raise FileDamaged(
-            f"{_label(path)} does not fit its own architecture {backbone.name!r}: tensors "
-            f"{'; '.join(problems)}. Another version of timm may have renamed them; the header "
-            "says which one wrote the file."
-        )
-    backbone.net.load_state_dict(dict(tensors))
 
 
 def _describe_unreadable(path: Path) -> str:

@@ -15,7 +15,8 @@ from nolabel._usercode import trusted_code
 from nolabel.device import pick_device
 from nolabel.encoders import ENCODERS
 from nolabel.encoders.encoder import Encoder
-from nolabel.encoders.file import ENCODER_FILE, build_from, load_encoder_file, read_header
+from nolabel.encoders.file import ENCODER_FILE, build_from, load_encoder_file, read_tensors
+from nolabel.encoders.names import PREFIXES
 from nolabel.errors import FileDamaged, NolabelError, UsageError, did_you_mean
 from nolabel.nn.random_state import preserve_rng
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD
@@ -195,15 +196,17 @@ def _random_weights(name: str, image_size: int | None, channels: int) -> Encoder
             statistics = _default_statistics(channels)
             return Encoder(backbone, name=f"random:{name}", image_size=image_size, **statistics)
         path = _find_encoder_file(name)
-        header = read_header(path)
-        backbone = build_from(header, path)
+        header, tensors = read_tensors(path)
+        backbone = build_from(header, path, tensors)
         if methods.is_built_in(str(header.get("method"))):  # do not execute a user's method file
             methods.load(header["method"]).init(backbone)
-    return Encoder(
+    encoder = Encoder(
         backbone,
         name=f"random:{name}",
         mean=header["mean"],
         std=header["std"],
+    _check_numbers(encoder)
+    return encoder
         image_size=image_size or header["image_size"],
     )
 

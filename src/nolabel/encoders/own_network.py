@@ -13,6 +13,7 @@ from nolabel import _usercode
 from nolabel.backbones import is_own
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.own import build_own, register
+from nolabel.encoders.header import MAX_SIDE, is_whole
 from nolabel.errors import DataError, FileDamaged, UsageError
 
 Network = nn.Module | type[nn.Module]
@@ -64,7 +65,7 @@ def build_own_network(header: Mapping[str, Any], path: Path, network: Network | 
             "backbone out."
         )
     size, channels = kwargs.get("image_size"), kwargs.get("in_chans", 3)
-    if not isinstance(size, int) or not isinstance(channels, int):
+    if not is_whole(size, 1, MAX_SIDE) or not is_whole(channels, 1, 1_000):
         raise FileDamaged(f"The file {str(path)!r} has no valid image_size and in_chans.")
     if network is None:
         _usercode.admit(name, path.parent, header.get("code"))

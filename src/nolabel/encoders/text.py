@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,17 @@ from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from nolabel.device import pick_device
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.file import FORMAT, LICENCE, TEXT_FILE, read_tensors, versions, write_tensors
+from nolabel.encoders.header import are_arguments, check_layers, check_tensors
 from nolabel.errors import FileDamaged, UsageError
 from nolabel.nn.random_state import preserve_rng
 
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "kwargs": dict,
-    "method": str,
-    "tokenizer_sha256": str,
-    "checksum": str,
-}
+
+def _invalid_field(header: Mapping[str, Any]) -> str:
+    """The first field of a text tower's header that is not what it must be; "" if all are."""
+    if not are_arguments(header.get("kwargs")):
+        return "kwargs"
+    texts = ("method", "tokenizer_sha256", "checksum")
+    return next((key for key in texts if not isinstance(header.get(key), str)), "")
 
 
 class TextEncoder:
@@ -193,18 +195,23 @@ def load_text(
             f"{str(folder)!r} has no {TEXT_FILE}, so it is not a run that was trained with texts. "
             "Use a run of clip or siglip."
         )
-    header, tensors = read_tensors(path, fields=_FIELDS, tensors=True)
+    header, tensors = read_tensors(path, invalid=_invalid_field)
     tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
     if _sha256(tokenizer) != header["tokenizer_sha256"]:
         raise FileDamaged(
             f"{TEXT_FILE} and {TOKENIZER_FILE} in {str(folder)!r} do not belong together: the "
             "tower was trained with another tokenizer. Copy both from the same run."
         )
+    kwargs, label = header["kwargs"], f"The file {str(path)!r}"
+    check_layers(kwargs, tensors, label)
     try:
         with preserve_rng():  # the random weights are replaced below
-            shared = SharedSpace(**header["kwargs"])
+            with torch.device("meta"):
+                outline = SharedSpace(**kwargs)
+            check_tensors(outline.state_dict(), tensors, label, "text tower")
+            shared = SharedSpace(**kwargs)
         shared.load_state_dict(tensors)
-    except (TypeError, RuntimeError, UsageError) as error:
+    except (TypeError, RuntimeError, ValueError, ArithmeticError, UsageError) as error:
         raise FileDamaged(f"{str(path)!r} does not fit its own header: {error}") from None
     encoder = TextEncoder(shared, tokenizer, name=os.fspath(folder), meta=header)
     return encoder.to(pick_device(device))

@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor, nn
 
 from nolabel import _usercode, backbones, methods
-from nolabel._files import save_tensors
+from nolabel._files import save_tensors, write_text
 from nolabel._files.yaml import read_yaml
 from nolabel.backbones.base import recompute, require
 from nolabel.backbones.vit import ViT, fit_positions
@@ -29,11 +29,12 @@ from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from nolabel.encoders import load
 from nolabel.encoders.file import LICENCE, save_encoder
 from nolabel.encoders.text import image_projection
-from nolabel.engine.checkpoint import load_checkpoint, restore
+from nolabel.engine.checkpoint import restore
 from nolabel.engine.init_network import InitNetwork, load_init
 from nolabel.engine.resolve import Resolved
 from nolabel.engine.run_views import view_plan
 from nolabel.engine.saved_run import load_run
+from nolabel.engine.saved_state import load_state
 from nolabel.engine.texts import learn_tokenizer, saved_tokenizer
 from nolabel.errors import FileDamaged, UsageError
 from nolabel.methods.base import Method
@@ -157,7 +158,7 @@ def _load_heads(method: Method, run: Run) -> bool:
     init_method = str(methods.upgrade_config(read_yaml(folder / "config.yaml")).get("method"))
     if _usercode.without_hash(init_method) != _usercode.without_hash(run.method):
         return False
-    state = load_checkpoint(folder).state["learner"]["method"]
+    state = load_state(folder).state["learner"]["method"]
     target = method.state_dict()
     if isinstance(method.encoder, ViT):
         state = fit_positions(state, target, method.encoder)
@@ -181,7 +182,7 @@ def load_method(folder: str | Path) -> tuple[Method, Run]:
     """A trained method with heads and decoders, in eval mode, from a run's newest checkpoint."""
     folder = Path(folder)
     run, method, _ = rebuild(folder)
-    restore(method, None, load_checkpoint(folder).state["learner"])
+    restore(method, None, load_state(folder).state["learner"])
     return method.eval(), run
 
 
@@ -243,13 +244,11 @@ def save_frozen_inputs(frozen: FrozenInputs, folder: Path) -> None:
         )
         _usercode.copy_code(about["run"], tokenizer)
         text = yaml.safe_dump(about["run"], sort_keys=False)
-        (tokenizer / "config.yaml").write_text(text, encoding="utf-8")
+        write_text(tokenizer / "config.yaml", text)
         return
     if teacher.projection is not None:
-        from safetensors.torch import save_file
-
         weight = teacher.projection.weight.detach().cpu().clone().contiguous()
-        save_file({"weight": weight}, folder / PROJECTION)
+        save_tensors({"weight": weight}, folder / PROJECTION)
     save_encoder(
         folder / TEACHER,
         teacher.module,

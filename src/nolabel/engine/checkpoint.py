@@ -17,7 +17,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 MAGIC = "nolabel-checkpoint"
 FORMAT = 2  # format 1 had a header line without padding
 HEADER_BYTES = 256
+_OWN = ("scale", "decay", "lr", "weight_decay")  # options of a group that the run reads itself
+_MOMENTS = {  # what the optimisers of a run keep for each tensor
+    "AdamW": frozenset(("step", "exp_avg", "exp_avg_sq")),
+    "SGD": frozenset(("momentum_buffer",)),
+    "Lars": frozenset(("momentum",)),
+}
 KEEP_NEWEST = 2  # checkpoints of a run; one more while it is written
 
 
@@ -83,16 +89,31 @@ def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, 
         FileDamaged: tensors are missing, unexpected or of another shape; the message names them.
     """
     try:
+        _check_kinds(method.state_dict(), state["method"])
         if optimiser is not None:
             _check_moments(method, optimiser, state)
         method.load_state_dict(_sharded(state["method"], method.state_dict()), strict=True)
         if optimiser is not None:
             optimiser.load_state_dict(_sharded_moments(optimiser, state["optimiser"]))
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise FileDamaged(
             f"The checkpoint does not fit the run: {error} Start a new run, or restore the "
             "run's config.yaml."
         ) from error
+
+
+def _check_kinds(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Checks that whole numbers are not loaded as weights, nor weights as counters.
+
+    Raises:
+        ValueError: a tensor is of another kind; the message names it.
+    """
+    for name, value in own.items():
+        other = saved.get(name)
+        if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+            continue
+        if value.is_floating_point() != other.is_floating_point():
+            raise ValueError(f"{name} is of {other.dtype}, not of {value.dtype}.")
 
 
 def _sharded(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +136,7 @@ def _sharded_moments(optimiser: Optimizer, state: Mapping[str, Any]) -> dict[str
 
 
 def _check_moments(method: nn.Module, optimiser: Optimizer, state: Mapping[str, Any]) -> None:
-    """Checks what torch does not: the optimiser's class, and the shapes of the moments.
+    """Checks what torch does not: the optimiser's class, its options, names and shapes of moments.
 
     Raises:
         ValueError: something does not fit; the message names it.
@@ -129,15 +150,28 @@ def _check_moments(method: nn.Module, optimiser: Optimizer, state: Mapping[str, 
     if sizes != expected:
         raise ValueError(f"its optimiser's groups hold {sizes} tensors, the run's {expected}.")
     mismatches = []
+    needed = _MOMENTS.get(own, frozenset())
     for old, group in zip(saved["param_groups"], optimiser.param_groups, strict=True):
+        mismatches += [f"{k} is {old.get(k)!r:.80}" for k in group if not _alike(k, old, group)]
         for index, p in zip(old["params"], group["params"], strict=True):
-            for key, value in saved["state"].get(index, {}).items():
+            moments = saved["state"].get(index, {})
+            missing = [k for k in needed if moments and not isinstance(moments.get(k), Tensor)]
+            mismatches += [f"{k} of {names.get(id(p), '?')} is missing" for k in missing]
+            for key, value in moments.items():
                 # Counters have no dimension; every moment has the shape of its tensor.
                 if isinstance(value, Tensor) and value.ndim and value.shape != p.shape:
                     shapes = f"{list(value.shape)}, not {list(p.shape)}"
                     mismatches.append(f"{key} of {names.get(id(p), '?')} is {shapes}")
     if mismatches:
         raise ValueError("; ".join(mismatches) + ".")
+
+
+def _alike(key: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether an option of a group of an optimiser has the type that it must have."""
+    old, new, number = saved.get(key), own[key], (int, float)
+    if old is None or new is None:  # options that a version of torch does not have
+        return key not in _OWN
+    return (isinstance(old, number) and isinstance(new, number)) or type(old) is type(new)
 
 
 def save_checkpoint(
@@ -195,8 +229,14 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(folder: Path) -> LoadedCheckpoint:
+def load_checkpoint(
+    folder: Path, problem: Callable[[object], str] = lambda state: ""
+) -> LoadedCheckpoint:
     """The newest intact checkpoint of a run; damaged ones are skipped and noted.
+
+    Args:
+        folder: of the run.
+        problem: what is wrong with a state that was read; "" if nothing is.
 
     Raises:
         FileDamaged: there is no checkpoint, or none is intact.
@@ -206,6 +246,8 @@ def load_checkpoint(folder: Path) -> LoadedCheckpoint:
     for path in files:
         try:
             step, state = _read(path)
+            if what := problem(state):
+                raise FileDamaged(f"The checkpoint {path} is not that of a run: {what}.")
             return LoadedCheckpoint(step, state, notes)
         except (FileDamaged, OSError) as error:
             notes.append(f"{error} Using the checkpoint before it.")

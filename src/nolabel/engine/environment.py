@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from nolabel._files import read_json
 from nolabel._version import __version__
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware, date, and the package's commit (None unless it is a git checkout)."""
+    """Versions, hardware, threads of a computation on the CPU, date, and the package's commit (None
+    unless it is a git checkout)."""
     versions = {"python": platform.python_version()}
     for name in ("torch", "torchvision", "timm", "numpy"):
         try:
@@ -31,10 +33,30 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "gpus": gpus,
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def threads_note(file: Path) -> str:
+    """What to say when a run on the CPU goes on with another number of threads; else "".
+
+    Sums are formed in another order then, so that the last bits differ.
+
+    Args:
+        file: environment.json, as it was written when the run started.
+    """
+    about = read_json(file)
+    before = about.get("threads") if isinstance(about, dict) else None
+    here = torch.get_num_threads()
+    if not isinstance(before, int) or before == here:
+        return ""
+    return (
+        f"The run was started with {before} threads and goes on with {here}: it is not bit for bit "
+        f"the uninterrupted one. OMP_NUM_THREADS={before} makes it so."
+    )
 
 
 def _cpu() -> str:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from nolabel.data.open import open_source
 from nolabel.device import autocast, pick_device
 from nolabel.engine.build import rebuild
-from nolabel.engine.checkpoint import load_checkpoint, restore
+from nolabel.engine.checkpoint import restore
 from nolabel.engine.distributed_method import DistributedMethod
 from nolabel.engine.feed import batches_of
 from nolabel.engine.gradients import gradients
 from nolabel.engine.length import change_at, read_changes
 from nolabel.engine.run_folder import CAPTURED
+from nolabel.engine.saved_state import load_state
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method
 from nolabel.nn.random_state import set_rng_state
@@ -70,7 +71,7 @@ def replay(folder: str | Path, precision: str | None = None) -> tuple[int, Repla
         )
     run, method, plan = rebuild(folder)
     s, device = run.settings, pick_device(run.settings.device, fallback=True)
-    checkpoint = load_checkpoint(folder / CAPTURED)
+    checkpoint = load_state(folder / CAPTURED)
     restore(method, None, checkpoint.state["learner"])
     method.to(device).train()
     set_rng_state(checkpoint.state["rng"])

@@ -24,7 +24,7 @@ from nolabel.data.source import Source, prerender
 from nolabel.device import pick_device
 from nolabel.engine import memory, parallel, run_data, run_folder
 from nolabel.engine.build import Built, build, build_method, frozen_inputs
-from nolabel.engine.checkpoint import load_checkpoint
+from nolabel.engine.environment import threads_note
 from nolabel.engine.fit import fit
 from nolabel.engine.length import Length
 from nolabel.engine.log import say
@@ -35,6 +35,7 @@ from nolabel.engine.monitor.monitor import Monitor
 from nolabel.engine.monitor.progress import Progress
 from nolabel.engine.resolve import Resolved, resolve
 from nolabel.engine.saved_run import load_run
+from nolabel.engine.saved_state import load_state
 from nolabel.engine.trainer import Trainer
 from nolabel.errors import FileDamaged, UsageError, command
 from nolabel.methods import METHODS
@@ -172,6 +173,8 @@ def _resume(
     run, source = run_data.open_again(run, data)
     prerender(source)
     device = pick_device(run.settings.device, fallback=True)
+    if device.type == "cpu" and (note := threads_note(folder / "environment.json")):
+        say(note)
     frozen = frozen_inputs(run, folder=folder)
     saved = any((folder / "checkpoints").glob("step-*.ckpt"))
     if not saved and further.asked:
@@ -181,7 +184,7 @@ def _resume(
         method, plan = build_method(run, frozen)
         return _take_steps(run, method.to(device), plan, source, device, start=0, quiet=quiet)
     with ThreadPoolExecutor(1) as pool:  # reads the checkpoint while the network is built
-        loading = pool.submit(load_checkpoint, folder)
+        loading = pool.submit(load_state, folder)
         # The weights come from the checkpoint; the encoder of --init may be gone.
         method, plan = build_method(run.with_settings(init=None), frozen)
         method.to(device)

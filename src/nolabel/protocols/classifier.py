@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from nolabel.encoders.file import (
     versions,
     write_tensors,
 )
+from nolabel.encoders.header import check_tensors
 from nolabel.nn.random_state import preserve_rng
 
 POOLS = ("auto", "mean")
@@ -65,7 +68,7 @@ def save_classifier(
         mean=encoder.mean, std=encoder.std, image_size=encoder.image_size, run=None,
     )  # fmt: skip
     header = {"format": FORMAT, "kind": "classifier", "classes": list(names), "pool": model.pool,
-              "encoder": os.fspath(encoder.name), **versions()}  # fmt: skip
+              "encoder": os.path.basename(encoder.name.rstrip("/")), **versions()}  # fmt: skip
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.head.state_dict().items()}
     write_tensors(folder / CLASSIFIER_FILE, header, tensors, "the classifier")
 
@@ -81,13 +84,20 @@ def load_classifier(folder: str | os.PathLike[str]) -> tuple[Classifier, Encoder
     """
     from nolabel.encoders import load
 
-    header_fields = {"classes": list, "pool": str, "checksum": str}
-    header, tensors = read_tensors(
-        Path(folder) / CLASSIFIER_FILE, fields=header_fields, tensors=True
-    )
+    path = Path(folder) / CLASSIFIER_FILE
+    header, tensors = read_tensors(path, invalid=_invalid_field)
     encoder = load(folder)
     names = tuple(header["classes"])
     with preserve_rng():
         model = Classifier(encoder.backbone, len(names), header["pool"])
+    check_tensors(model.head.state_dict(), tensors, f"The file {str(path)!r}", "classifier")
     model.head.load_state_dict(tensors)
     return model.eval(), encoder, names
+
+
+def _invalid_field(header: Mapping[str, Any]) -> str:
+    """The first field of a classifier's header that is not what it must be; "" if all are."""
+    classes = header.get("classes")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return "classes"
+    return next((key for key in ("pool", "checksum") if not isinstance(header.get(key), str)), "")
