@@ -15,6 +15,7 @@ import nolabel as nl
 from nolabel._files import LOCK, MARK, Lock, write_mark
 from nolabel.config import Layer
 from nolabel.encoders import read_header
+from nolabel.encoders.names import absolute_encoder
 from nolabel.engine import run_folder, trainer
 from nolabel.engine.saved_run import load_run
 from nolabel.errors import DataError, FileDamaged, UsageError
@@ -195,3 +196,24 @@ def test_an_encoder_file_tells_no_local_path(tiny_run, photos):
     header = json.dumps(read_header(run.folder / "encoder.safetensors"))
     assert photos.name in header
     assert str(photos.parent) not in header and str(run.folder.parent) not in header
+
+
+def test_a_private_run_gives_no_path_and_no_image_of_its_data_away(tiny_run, photos):
+    run = tiny_run("simclr", probe=str(photos), probe_every=2, private=True, log_every=1)
+    assert not (run.folder / "film").exists()
+    header = json.dumps(read_header(run.folder / "encoder.safetensors"))
+    page = nl.report(run.folder).read_text()
+    for text in (header, page):
+        assert photos.name not in text and str(run.folder.parent) not in text
+    assert "private data" in page and "<img" not in page and "Damaged" not in page
+    assert "--data with images that may be shown" in page
+    assert str(photos) in (run.folder / "config.yaml").read_text()  # to resume from
+
+
+def test_names_of_other_encoders_mean_the_same_from_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    run = str(tmp_path / "run")
+    names = {"run": run, "random:run": f"random:{run}", "pixels": "pixels", "": "", "no": "no",
+             "timm:run": "timm:run", "random:vit_pico": "random:vit_pico"}  # fmt: skip
+    assert {name: absolute_encoder(name) for name in names} == names

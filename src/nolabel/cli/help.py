@@ -63,7 +63,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "run": (
         ("out", "recipe", "config", "dry_run"),
-        ("seed", "on_collapse", "overwrite", "json"),
+        ("seed", "on_collapse", "overwrite", "private", "json"),
     ),
 }
 

@@ -21,8 +21,6 @@ from nolabel.errors import FileDamaged, NolabelError, UsageError, did_you_mean
 from nolabel.nn.random_state import preserve_rng
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD
 
-_PREFIXES = ("timm", "openclip", "random")
-
 
 def load(
     spec: str | os.PathLike[str] | Encoder,
@@ -90,7 +88,7 @@ def _load(
     network: nn.Module | type[nn.Module] | None,
 ) -> Encoder:
     kind, colon, rest = text.partition(":")
-    if network is not None and (text == "pixels" or (colon and kind in _PREFIXES)):
+    if network is not None and (text == "pixels" or (colon and kind in PREFIXES)):
         raise UsageError(f"{text!r} is built from its name. Leave backbone out.")
     if text == "pixels":
         from nolabel.backbones import build
@@ -205,10 +203,10 @@ def _random_weights(name: str, image_size: int | None, channels: int) -> Encoder
         name=f"random:{name}",
         mean=header["mean"],
         std=header["std"],
-    _check_numbers(encoder)
-    return encoder
         image_size=image_size or header["image_size"],
     )
+    _check_numbers(encoder)
+    return encoder
 
 
 def _default_statistics(channels: int) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from nolabel.data.open import absolute_source, open_source, record_source
 from nolabel.data.order import steps_per_epoch
 from nolabel.data.source import Source
 from nolabel.data.statistics import measure_statistics
+from nolabel.encoders.names import absolute_encoder
 from nolabel.engine.checks import check_settings
 from nolabel.engine.log import say
 from nolabel.engine.machine import Machine
@@ -123,6 +124,7 @@ def resolve(
         s,
         data=absolute_source(s.data),
         probe=None if s.probe is None else absolute_source(s.probe),
+        init=None if s.init is None else absolute_encoder(s.init),
     )
     machine = machine or Machine.here(s.device)
     if facts is None and (s.image_size is None or s.cache == "auto"):
@@ -342,13 +344,14 @@ def _record_networks(s: Settings) -> Settings:
 
 
 def _record_teacher(options: Any) -> Any:
-    """The options with a teacher `random:file.py:Class` named by file and hash."""
+    """The options with a teacher that means the same from every folder: paths are absolute, and
+    `random:file.py:Class` is named by file and hash."""
     from nolabel.backbones.own import name_by_hash
 
     teacher = getattr(options, "teacher", None)
     if not isinstance(teacher, str):
         return options
-    return dataclasses.replace(options, teacher=name_by_hash(teacher))
+    return dataclasses.replace(options, teacher=absolute_encoder(name_by_hash(teacher) or ""))
 
 
 def _folder_name(method: str, source: Source) -> str:

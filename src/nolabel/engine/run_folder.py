@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -201,14 +202,6 @@ def export(run: Run, method: Method, plan: ViewPlan, folder: Path | None = None)
     encoder = method.encoder
     teachers = [m for m in method.modules() if isinstance(m, Ema)]
     is_teacher = any(encoder is m for teacher in teachers for m in teacher.modules())
-    public = run.to_dict()
-    # An encoder file does not tell local paths.
-    public["settings"].pop("out")
-    for key in ("data", "probe", "init"):
-        if os.path.isabs(str(public["settings"].get(key) or "")):
-            public["settings"][key] = os.path.basename(public["settings"][key].rstrip("/"))
-    for file in public.get("code", {}).values():
-        file.pop("original")
     save_encoder(
         folder / ENCODER_FILE,
         encoder,
@@ -217,5 +210,27 @@ def export(run: Run, method: Method, plan: ViewPlan, folder: Path | None = None)
         mean=plan.mean,
         std=plan.std,
         image_size=run.settings.image_size,
-        run=public,
+        run=public(run),
     )
+
+
+def public(run: Run) -> dict[str, Any]:
+    """The run's configuration as files tell it that are given away: without local paths."""
+    told = run.to_dict()
+    told["settings"].pop("out")
+    for key in ("data", "probe", "init"):
+        if run.settings.private:
+            told["settings"][key] = "private" if told["settings"].get(key) else None
+        told["settings"][key] = _without_folders(told["settings"].get(key))
+    if "teacher" in told["options"]:
+        told["options"]["teacher"] = _without_folders(told["options"]["teacher"])
+    for file in told.get("code", {}).values():
+        file.pop("original")
+    return told
+
+
+def _without_folders(name: str | None) -> str | None:
+    """A name without the folders of an absolute path in it, `random:` in front stays."""
+    prefix = "random:" if name and name.startswith("random:") else ""
+    path = (name or "").removeprefix(prefix)
+    return prefix + os.path.basename(path.rstrip("/")) if os.path.isabs(path) else name

@@ -19,14 +19,14 @@ from nolabel.errors import (
     BadImage,
     DataError,
     NolabelError,
-    UntrustedCode,
     UsageError,
     printable,
     unknown,
 )
 from nolabel.methods.capabilities import Inpaints, Reconstructs
 from nolabel.pictures import PICTURES, PictureInfo, function_of, options_of
-from nolabel.pictures._tiles import Pictures, stack_encoders
+from nolabel.pictures._tiles import Pictures, read_captions, stack_encoders
+from nolabel.tools.report.parts import encoder_checksum, read_picture
 from nolabel.types import Sample
 
 if TYPE_CHECKING:
@@ -87,8 +87,25 @@ def show(
     if info.of_run and image_size is not None:
         raise UsageError(f"show {what} uses the run's own image size. Leave image_size out.")
     if info.of_run and data is not None:
-        return _show_run(info, str(encoder), data, count, label, options)
+        drawn = _show_run(info, str(encoder), data, count, label, options)
+        drawn.encoder = encoder_checksum(Path(str(encoder)))
+        return drawn
     enc = load_at(encoder, image_size)
+    drawn = _show_encoder(info, enc, data, count, label, options)
+    drawn.encoder = str(enc.meta.get("checksum", ""))
+    return drawn
+
+
+def _show_encoder(
+    info: PictureInfo,
+    enc: Encoder,
+    data: SourceSpec | None,
+    count: int,
+    label: str | None,
+    options: dict[str, object],
+) -> Pictures:
+    """Draws a picture of an encoder. The arguments are those of `show`."""
+    what = info.name
     if data is None or not info.data:
         return function_of(what)(enc, **options)
     source = open_source(data, image_size=enc.image_size, channels=enc.channels)
@@ -223,9 +240,12 @@ def draw_missing(folder: str | Path, data: SourceSpec = "auto") -> list[str]:
 
     try:
         run = load_run(folder)
-    except UntrustedCode as error:
+        method = load_class(run.method)
+    except NolabelError as error:  # untrusted code, a damaged configuration
         return [str(error)]
     if data == "auto":
+        if run.settings.private:
+            return ["The run is private. To draw images: --data with images that may be shown."]
         data = run.settings.probe or run.settings.data
         if data.startswith("hf:"):  # a folder of somebody else must not reach the network
             return [f"The run's data are on the Hub. To read them: --data {printable(data)}."]
@@ -235,10 +255,10 @@ def draw_missing(folder: str | Path, data: SourceSpec = "auto") -> list[str]:
     wanted = ["pca", "neighbours", "tsne"]
     if not isinstance(encoder, Encoder) or "attention" in encoder.backbone.can:
         wanted.insert(0, "attention")
-    if issubclass(load_class(run.method), (Reconstructs, Inpaints)):
+    if issubclass(method, (Reconstructs, Inpaints)):
         wanted.append("reconstruct")
     failures = []
-    existing = {p.stem.partition("-")[0] for p in (folder / "pictures").glob("*.png")}
+    existing = _drawn(folder)
     for what in wanted:
         if what in existing:
             continue
@@ -246,6 +266,18 @@ def draw_missing(folder: str | Path, data: SourceSpec = "auto") -> list[str]:
             subject = folder if what == "reconstruct" else encoder
             with phase(f"drawing {what}"):
                 show(what, subject, data).save(folder / "pictures")
-        except NolabelError as error:
+        except (NolabelError, OSError) as error:
             failures.append(f"{what}: {error}")
     return failures
+
+
+def _drawn(folder: Path) -> set[str]:
+    """Kinds of pictures of a run that need not be drawn: readable, and of its present encoder."""
+    pictures, encoder = folder / "pictures", encoder_checksum(folder)
+    captions = read_captions(pictures)
+    return {
+        path.stem.partition("-")[0]
+        for path in pictures.glob("*.png")
+        if captions.get(path.stem, {}).get("encoder", encoder) == encoder
+        and read_picture(path) is not None
+    }

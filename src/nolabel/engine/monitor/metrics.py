@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from nolabel._files import write_text
+
+_TEXTS = frozenset(("verdict",))  # what in a line is no number
+_LARGEST = 1e100  # numbers from here on would overflow in sums and curves
 
 
 class MetricsLog:
@@ -34,12 +38,7 @@ class MetricsLog:
                         lines.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     continue  # a line truncated by a crash
-            temporary = path.with_suffix(".tmp")
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())  # else a power cut after the rename may leave it empty
-            os.replace(temporary, path)
+            write_text(path, "".join(lines))
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -59,16 +58,45 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; lines truncated by a crash are skipped."""
+    """The lines of metrics.jsonl; lines truncated by a crash, or damaged, are skipped."""
+    return (
+        parse_metrics(path.read_text(encoding="utf-8", errors="replace"))[0]
+        if path.exists()
+        else []
+    )
+
+
+def parse_metrics(text: str) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a text like metrics.jsonl, and how many could not be used.
+
+    A line that can be used is an object of numbers, None and texts, with a number of steps.
+    """
     out: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    bad = 0
+    for line in text.splitlines():
         try:
             value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict) and isinstance(value.get("step"), int):
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict) and _is_line(value):
             out.append(value)
-    return out
+        else:
+            bad += bool(line.strip())
+    return out, bad
+
+
+def _is_line(line: Mapping[str, Any]) -> bool:
+    step = line.get("step")
+    if not isinstance(step, int) or not 0 <= step < _LARGEST:
+        return False
+    return all(
+        isinstance(v, str) if key in _TEXTS else v is None or _is_number(v)
+        for key, v in line.items()
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and (value != value or abs(value) < _LARGEST)
 
 
 def strict(value: Any) -> Any:

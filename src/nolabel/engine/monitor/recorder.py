@@ -55,7 +55,7 @@ class Recorder:
             if self.best:
                 self.best.recall(old)
         self.snapshots = FeatureSnapshots(
-            run.folder, source, plan, s.image_size, self.total, progress.note
+            run.folder, source, plan, s.image_size, 0 if s.private else self.total, progress.note
         )
         self.began = time.monotonic()
 

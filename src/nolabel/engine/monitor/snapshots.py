@@ -8,7 +8,6 @@ token, if the network has one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from nolabel._files import atomic
 from nolabel.backbones.base import Backbone
 from nolabel.data._cache import load_arrays
 from nolabel.data.source import Source
@@ -29,6 +29,9 @@ FOLDER = "film"
 IMAGES = 4
 SNAPSHOTS = 8  # at equal distances over the run, in addition to the one before training
 WIDTH = 64  # K at most
+# Pixels of the images, and (step, arrays) of each snapshot.
+Snapshots = tuple[np.ndarray, list[tuple[int, dict[str, np.ndarray]]]]
+_MOST_BYTES, _MOST_FILES = 200_000_000, 1_000  # of a file's arrays, and of files
 _TRIED = 40  # images to try until IMAGES of them could be read
 
 
@@ -45,7 +48,7 @@ class FeatureSnapshots:
         source: training data; the images are taken at equal distances.
         plan: view plan, for mean and standard deviation.
         image_size: side in pixels.
-        total: steps of the run.
+        total: steps of the run; 0: no snapshot is taken.
         note: prints a line if a snapshot could not be written; training continues.
     """
 
@@ -54,7 +57,7 @@ class FeatureSnapshots:
         note: Callable[[str], Any],
     ):  # fmt: skip
         self.folder, self.plan, self.size, self.note = folder / FOLDER, plan, image_size, note
-        self.due = snapshot_steps(total)
+        self.due = snapshot_steps(total) if total else set()
         self.images: list[np.ndarray] = []
         for i in np.unique(np.linspace(0, len(source) - 1, min(_TRIED, len(source))).astype(int)):
             try:
@@ -94,25 +97,36 @@ class FeatureSnapshots:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a file atomically."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        some: dict[str, Any] = arrays
+    some: dict[str, Any] = arrays
+    with atomic(path) as file:
         np.savez_compressed(file, **some)
-    os.replace(temporary, path)
 
 
-def read_snapshots(
-    folder: Path,
-) -> tuple[np.ndarray, list[tuple[int, dict[str, np.ndarray]]]] | None:
-    """The images of a run's snapshots, uint8 [n, S, S, 3], and (step, arrays) of each snapshot.
+def read_snapshots(folder: Path) -> Snapshots | None:
+    """The images of a run's snapshots, and (step, arrays) of each snapshot.
 
     None if there are none, or if one is damaged.
     """
     own = folder / FOLDER
-    images = load_arrays(own / "images.npz")
-    files = [(int(p.stem[5:]), load_arrays(p)) for p in sorted(own.glob("step-*.npz"))]
-    out = [(step, arrays) for step, arrays in files if arrays is not None]
-    if images is None or "pixels" not in images or not out or len(out) < len(files):
+    images = load_arrays(own / "images.npz", _MOST_BYTES) or {}
+    pixels = images.get("pixels")
+    if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 4 or not pixels.size:
         return None
-    return images["pixels"], out
+    out: list[tuple[int, dict[str, np.ndarray]]] = []
+    for path in sorted(own.glob("step-*.npz"))[:_MOST_FILES]:
+        arrays = load_arrays(path, _MOST_BYTES)
+        if arrays is None or not path.stem[5:].isdecimal() or not _fit(arrays, len(pixels)):
+            return None
+        out.append((int(path.stem[5:]), arrays))
+    return (pixels, out) if out else None
+
+
+def _fit(arrays: dict[str, np.ndarray], images: int) -> bool:
+    """Whether the arrays are those of a snapshot of so many images."""
+    patches, attention = arrays.get("patches"), arrays.get("attention")
+    if patches is None or patches.ndim != 4 or len(patches) != images or not patches.size:
+        return False
+    if attention is not None and attention.shape != patches.shape[:3]:
+        return False
+    some = [a for a in (patches, attention) if a is not None]
+    return all(a.dtype.kind == "f" and bool(np.isfinite(a).all()) for a in some)

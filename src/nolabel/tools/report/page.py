@@ -9,25 +9,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from nolabel import _usercode, recipes
+from nolabel._files import write_text
 from nolabel.config import Run
-from nolabel.data.sources._decode import open_regular
-from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.resolve import diff_from_recipe
-from nolabel.engine.saved_run import load_run
-from nolabel.errors import BadImage, NolabelError, UntrustedCode, UsageError, command
+from nolabel.errors import UsageError, command
 from nolabel.methods import METHODS
-from nolabel.protocols.compare import COMPARISON
+from nolabel.pictures._tiles import read_captions
 from nolabel.tools.report.curves import curves, is_number
 from nolabel.tools.report.packing import packed
+from nolabel.tools.report.parts import Parts, read_picture
 from nolabel.tools.report.seen import strip, touch
 from nolabel.tools.report.verdict import chosen, three_numbers, verdict
 
@@ -60,68 +56,72 @@ def build_report(
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"{folder} holds no run (no config.yaml). Give the folder of a run.")
-    kept = _json(folder / COMPARISON)
-    if rows is None:
-        rows = kept.get("rows", [])
-    name = str(kept.get("run") or folder)
-    metrics = read_metrics(folder / "metrics.jsonl")
-    config = (folder / "config.yaml").read_text("utf-8")
-    run, unread = _run(folder)
-    missing = dict.fromkeys((*notes, *unread))
+    parts = Parts(folder)
+    name, kept = parts.comparison()
+    rows, name = kept if rows is None else rows, name or str(folder)
+    metrics, config, film = parts.metrics(), parts.text("config.yaml"), parts.film()
+    run = parts.run()
+    # Read from the text: it counts where the rest of the configuration is damaged, too.
+    private = re.search(r"(?m)^ +private: true$", config) is not None
+    shown_as = folder
+    if private:
+        shown_as, film, name = Path(folder.name), None, PurePath(name).name
+        rows = [{**row, "encoder": _short(str(row["encoder"]))} for row in rows]
+        run = run and run.with_settings(data="private data")
     path = Path(out) if out else folder / "report.html"
     steps, workers = (run.settings.steps, run.settings.workers) if run else (0, None)
     text = verdict(rows, metrics, steps, run=name, workers=workers)
-    touched = touch(folder)
+    touched = touch(film)
     title = _title(run) or folder.name
+    settings = "Left out, as the run is private: see config.yaml." if private else config
+    skipped, machine = parts.text("skipped.jsonl"), parts.text("environment.json")
+    missing = dict.fromkeys((*notes, *parts.notes))
     sections = {
         "Measured": _table(rows),
-        "Features during training": strip(folder),
+        "Features during training": strip(film),
         "Similarity of patches": touched,
-        "Pictures": _pictures(folder / "pictures")
+        "Pictures": _pictures(folder / "pictures", parts.encoder())
         + "".join(f'<p class="soft">Not drawn: {_e(n)}</p>' for n in missing),
-        "Training curves": _training(run, metrics, folder / "skipped.jsonl"),
+        "Training curves": _training(run, metrics, len(skipped.splitlines())),
         "Settings": _settings(run),
-        "Repeat this run": f"<p><code>{_e(again(config, folder))}</code></p>"
-        f"<details><summary>All settings</summary><pre>{_e(config)}</pre></details>"
+        "Repeat this run": f"<p><code>{_e(again(config, shown_as))}</code></p>"
+        f"<details><summary>All settings</summary><pre>{_e(settings)}</pre></details>"
         "<details><summary>Machine and versions</summary>"
-        f"<pre>{_e(_text(folder / 'environment.json'))}</pre></details>",
+        f"<pre>{_e(machine)}</pre></details>",
     }
     shown = {heading: part for heading, part in sections.items() if part}
     body = [
         f"<h1>{_e(title)}</h1>",
-        _about(run, folder),
+        _about(run, shown_as),
         f'<p class="verdict {_mood(text)}">{_e(text)}</p>',
+        f'<p class="soft">Damaged: {_e("; ".join(parts.damaged))}.</p>' if parts.damaged else "",
         _numbers(three_numbers(rows, metrics, name)),
         "<nav>" + " ".join(f'<a href="#{_slug(h)}">{_e(h)}</a>' for h in shown) + "</nav>",
         *(f'<h2 id="{_slug(h)}">{_e(h)}</h2>{part}' for h, part in shown.items()),
     ]
-    script = (HERE / "script.js").read_text("utf-8") if touched else ""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    allowed = f"script-src 'sha256-{digest}'; " if script else ""
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        f"{allowed}img-src data:; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>nolabel: {_e(title)}</title>"
-        f"<style>{(HERE / 'style.css').read_text('utf-8')}</style></head><body>"
-        + "\n".join(part for part in body if part)
-        + (f"<script>{script}</script>" if script else "")
-        + "</body></html>\n"
-    )
+    page = _html(title, [part for part in body if part], script=bool(touched))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
-def _run(folder: Path) -> tuple[Run | None, tuple[str, ...]]:
-    """The saved run and notes; None if config.yaml cannot be read or needs untrusted code."""
-    try:
-        return load_run(folder), ()
-    except UntrustedCode as error:
-        return None, (str(error),)
-    except (NolabelError, TypeError, ValueError):
-        return None, ()
+def _html(title: str, body: Sequence[str], *, script: bool) -> str:
+    """The page of its parts, with `script.js` if it is needed."""
+    code = (HERE / "script.js").read_text("utf-8") if script else ""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    allowed = f"script-src 'sha256-{digest}'; " if code else ""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        f"{allowed}img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+        "form-action 'none'\">"
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>nolabel: {_e(title)}</title>"
+        f"<style>{(HERE / 'style.css').read_text('utf-8')}</style></head><body>"
+        + "\n".join(body)
+        + (f"<script>{code}</script>" if code else "")
+        + "</body></html>\n"
+    )
 
 
 def _mood(text: str) -> str:
@@ -139,11 +139,10 @@ def _numbers(numbers: Sequence[tuple[str, str]]) -> str:
     return f'<div class="numbers">{cells}</div>' if cells else ""
 
 
-def _training(run: Run | None, metrics: Sequence[Mapping[str, Any]], skipped: Path) -> str:
+def _training(run: Run | None, metrics: Sequence[Mapping[str, Any]], bad: int) -> str:
     """Curves, speed, and the number of files that could not be read."""
     warm = run.optim.warmup_epochs * run.steps_per_epoch if run else 0.0
     info = METHODS.get(run.method) if run else None
-    bad = len(_text(skipped).splitlines())
     return (
         curves(metrics, warm, info.loss if info else "")
         + _speed(metrics)
@@ -228,19 +227,6 @@ def _e(text: str) -> str:
     return html.escape(text, quote=True)
 
 
-def _text(path: Path) -> str:
-    return path.read_text("utf-8") if path.exists() else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is none."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _method(config: str, folder: Path) -> str:
     """The method's name on a command line."""
     for line in config.splitlines():
@@ -285,10 +271,11 @@ def _span(row: Mapping[str, Any]) -> str:
     return f"{row['low']:.1%} to {row['high']:.1%}"
 
 
-def _pictures(folder: Path) -> str:
-    captions = _json(folder / "numbers.json")
+def _pictures(folder: Path, encoder: str) -> str:
+    """The pictures of a folder; those that were drawn of another encoder say so."""
+    captions = read_captions(folder)
     paths = sorted(folder.glob("*.png"))
-    read = {path: image for path in paths if (image := _read(path)) is not None}
+    read = {path: image for path in paths if (image := read_picture(path)) is not None}
     damaged = [path.name for path in paths if path not in read]
     paths, images = list(read), list(read.values())
     kinds = [path.stem in CHARTS for path in paths]
@@ -297,7 +284,10 @@ def _pictures(folder: Path) -> str:
         uris = [packed(i, 60, chart=c) for i, c in zip(images, kinds, strict=True)]
     out = []
     for path, uri in zip(paths, uris, strict=True):
-        caption = str((captions.get(path.stem) or {}).get("caption", path.stem))
+        about = captions.get(path.stem, {})
+        caption = str(about.get("caption", path.stem))
+        if about.get("encoder", encoder) != encoder:
+            caption = f"Drawn of another or an earlier encoder. {caption}"
         out.append(
             f'<figure><img alt="{_e(path.stem)}: {_e(caption)}" src="{uri}">'
             f"<figcaption>{_e(caption)}</figcaption></figure>"
@@ -305,15 +295,3 @@ def _pictures(folder: Path) -> str:
     if damaged:
         out.append(f"<p>Damaged, not shown: {_e(', '.join(damaged))}.</p>")
     return "".join(out)
-
-
-def _read(path: Path) -> np.ndarray | None:
-    """A picture, uint8 [H, W, 3]; None if it is no readable PNG, whatever its name says."""
-    try:
-        with (
-            open_regular(str(path)) as file,
-            Image.open(file, formats=["PNG"]) as picture,
-        ):
-            return np.asarray(picture.convert("RGB"))
-    except (BadImage, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None

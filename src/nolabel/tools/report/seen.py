@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
-from pathlib import Path
 
 import numpy as np
 
-from nolabel.engine.monitor.snapshots import read_snapshots
+from nolabel.engine.monitor.snapshots import Snapshots
 from nolabel.pictures._tiles import data_uri, heat, sheet
 from nolabel.pictures.pca import align_components, principal, to_colours
 from nolabel.tools.report.packing import packed
 
 TILE = 80
+MOST_PATCHES = 5_000  # all pairs of an image's patches are compared
 
 
-def strip(folder: Path) -> str:
+def strip(film: Snapshots | None) -> str:
     """Principal components and attention of the same images after some steps, as HTML."""
-    read = read_snapshots(folder)
-    if read is None:
+    if film is None:
         return ""
-    pixels, snapshots = read
+    pixels, snapshots = film
     titles = ["image", *(f"{step:,} steps" for step, _ in snapshots)]
     columns, before = [], None
     for _, arrays in snapshots:
@@ -53,18 +52,19 @@ def _figure(image: np.ndarray, caption: str) -> str:
     )
 
 
-def touch(folder: Path) -> str:
+def touch(film: Snapshots | None) -> str:
     """Images with the cosine similarity of every patch to the one under the pointer, as HTML.
 
     The page adds `script.js`, which draws it.
     """
-    read = read_snapshots(folder)
-    if read is None:
+    if film is None:
         return ""
-    pixels, snapshots = read
+    pixels, snapshots = film
     step, arrays = snapshots[-1]
     patches = arrays["patches"].astype(np.float32)
     n, h, w, k = patches.shape
+    if h * w > MOST_PATCHES:
+        return ""
     flat = patches.reshape(n, h * w, k)
     small = quantised(flat)
     data = {
