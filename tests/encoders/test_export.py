@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -210,3 +211,11 @@ def test_a_difference_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="differ by 2.0e-04"):
         export(encoder("vit"), "timm", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_onnxruntime_is_imported_with_its_telemetry_off(monkeypatch, tmp_path):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    with pytest.raises(UsageError, match="needs onnx packages"):
+        export(encoder("vit"), "onnx", tmp_path / "out")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"

@@ -77,9 +77,7 @@ def export(
                 f"than {TOLERANCE:.0e}; no file was kept. Please report this network."
             )
         loading = loading.format(folder=folder)
-        (exported / "README.md").write_text(
-            model_card(encoder, to, difference, loading), encoding="utf-8"
-        )
+        _files.write_text(exported / "README.md", model_card(encoder, to, difference, loading))
         files = sorted(p.name for p in exported.iterdir())
         mode = _files.usual_mode(Path(temporary) / "mode")
         folder.mkdir(exist_ok=True)
@@ -200,7 +198,7 @@ def _write_transformers(
     from nolabel.encoders.convert.huggingface import convert
 
     config, tensors = convert(encoder.backbone)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _files.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     plain = {k: v.contiguous() for k, v in tensors.items()}
     _files.save_tensors(plain, folder / "model.safetensors", {"format": "pt"})
     prepare = {
@@ -314,6 +312,8 @@ class _OnnxModel(nn.Module):
 def _write_onnx(
     encoder: Encoder, folder: Path
 ) -> tuple[Callable[[Tensor], dict[str, Tensor]], str]:
+    # It would write an identifier and an event log into the home folder, and call home.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch.onnx.export needs it
@@ -370,6 +370,7 @@ def model_card(encoder: Encoder, to: str, difference: float, loading: str) -> st
     b, meta = encoder.backbone, encoder.meta
     run = meta.get("run") or {}
     settings = run.get("settings", run) if isinstance(run, dict) else {}
+    settings = settings if isinstance(settings, dict) else {}  # of a file from anybody
     fields = {
         "method": meta.get("method") or meta.get("family"), "branch": meta.get("branch"),
         "data": os.path.basename(str(settings.get("data") or "")), "steps": settings.get("steps"),
