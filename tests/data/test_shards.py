@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import tarfile
 
@@ -247,3 +248,14 @@ def test_a_member_that_claims_more_than_the_file_holds_is_a_bad_image(tmp_path):
         if source.path(i).endswith("last.png"):
             with pytest.raises(BadImage, match="ends too early"):
                 source.read(i)
+
+
+def test_a_shard_that_was_exchanged_under_the_same_size_and_time_is_indexed_anew(tmp_path):
+    path = tmp_path / "a.tar"
+    write(path, sample(0, "aa") + sample(1, "bb"))
+    before = path.stat()
+    assert Shards(str(path)).classes == ("aa", "bb")
+    write(path, sample(0, "cc") + sample(1, "bb"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert Shards(str(path)).classes == ("bb", "cc")

@@ -8,10 +8,11 @@ import math
 import pytest
 from scipy import stats
 
+from nolabel._files import LOCK, Lock
 from nolabel.errors import UsageError
 from nolabel.methods import load, with_ablations
 from nolabel.testing import TINY
-from nolabel.tools.ablate import ablate, interval, parse_rows, render
+from nolabel.tools.ablate import _finished, ablate, interval, parse_rows, render
 
 SMALL = {"steps": 2, "backbone": "vit_pico", "image_size": 32, "batch_size": 8, "workers": 0,
          "precision": "fp32"}  # fmt: skip
@@ -63,6 +64,20 @@ def test_a_stopped_table_goes_on_and_another_one_starts_anew(photos, tmp_path):
     assert ablate("dino", seeds=1, **given)[0]["values"] == [0.123]
     changed = ablate("dino", seeds=1, **{**given, "steps": 1})
     assert changed[0]["values"] != [0.123]
+
+
+def test_a_table_over_other_images_starts_anew_and_one_process_writes_it(tmp_path):
+    asked = {"method": "dino", "data": "photos", "digests": ["a"]}
+    file = tmp_path / "ablation.json"
+    row = {"row": "as it is", "change": {}, "values": [0.5]}
+    file.write_text(json.dumps({"asked": asked, "rows": [row, 5, {**row, "values": "x"}]}))
+    assert _finished(file, asked) == {json.dumps(["as it is", {}]): [0.5]}
+    assert not _finished(file, {**asked, "digests": ["b"]})  # the same name, other images
+    for damaged in ("", "[]", '{"asked": 5}', json.dumps({"asked": asked, "rows": 5})):
+        file.write_text(damaged)
+        assert not _finished(file, asked)
+    with Lock(tmp_path / LOCK, "it"), pytest.raises(UsageError, match="using the ablation in"):
+        ablate("dino", data="digits", rows={"a": {"centring": "none"}}, out=tmp_path)
 
 
 def test_rows_are_read_from_text_and_wrong_ones_are_refused():

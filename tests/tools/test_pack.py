@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from nolabel import cli
+from nolabel._files import LOCK, Lock
 from nolabel.data.open import open_source
 from nolabel.data.sources.shards import Shards
 from nolabel.errors import DataError, UsageError
@@ -155,3 +156,12 @@ def test_the_verb_says_what_it_did_and_how_to_go_on(photos, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["pack", *args[:-1], "0"])
     assert stop.value.code == 2
+
+
+def test_one_process_at_a_time_packs_into_a_folder(photos, tmp_path):
+    with (
+        Lock(tmp_path / "out" / LOCK, "it"),
+        pytest.raises(UsageError, match="using the packing in"),
+    ):
+        pack(open_source(str(photos)), tmp_path / "out")
+    assert pack(open_source(str(photos)), tmp_path / "out")["images"] == 12

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
+_SAMPLED, _BLOCK = 16, 16_384  # places of a large file that are read beside its start, and bytes
 
-Key = tuple[str, int, int]  # absolute path, size in bytes, modification time in nanoseconds
+Key = tuple[str, int, int]  # absolute path, size in bytes, digest of what else tells files apart
 
 
 def cache_folder() -> Path:
@@ -43,7 +44,10 @@ def cache_folder() -> Path:
 
 
 def fingerprint(path: str | os.PathLike[str]) -> Key:
-    """Cache key of a file, which changes with its size and its modification time.
+    """Cache key of a large file: it changes with size, modification time, and some of the content.
+
+    Unpacked and synchronised files may have equal sizes and times, so the two ends and blocks
+    between them are read.
 
     Raises:
         OSError: there is no such file.

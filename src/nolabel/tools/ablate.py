@@ -15,6 +15,7 @@ from scipy import stats
 from nolabel import methods
 from nolabel._files import LOCK, Lock, read_json, write_text
 from nolabel.config import Request
+from nolabel.data.identity import data_digest
 from nolabel.data.open import DATASETS, open_source
 from nolabel.data.source import require_labels
 from nolabel.engine.log import say
@@ -54,7 +55,7 @@ def ablate(
         rows: name -> options to change; None takes the method's own table `ablations`.
         seeds: runs of each row.
         out: folder for the runs and `ablation.json`, which is rewritten after every run, so that
-            a stopped ablation can be continued.
+            a stopped ablation can be continued, on the same images.
         settings: further options of `pretrain`, equal for all rows; give a length (`steps` makes
             the budgets equal in steps, `minutes` in time).
 
@@ -62,7 +63,8 @@ def ablate(
         One dictionary per row: row, change, values (k-NN top-1 of each seed), mean, low, high.
 
     Raises:
-        UsageError: the method has no table and none was given.
+        UsageError: the method has no table and none was given; or another process writes into the
+            folder.
     """
     variant = methods.with_ablations(method)
     method_class = methods.load(variant)
@@ -76,11 +78,32 @@ def ablate(
         settings["minutes"] = 2.0
     table = {"as it is": {}, **table}
     folder = Path(out or f"runs/ablate-{method}")
-    folder.mkdir(parents=True, exist_ok=True)
+    with Lock(folder / LOCK, f"the ablation in {folder}"):
+        return _rows(method, variant, table, data, test, seeds, folder, settings)
+
+
+def _rows(
+    method: str,
+    variant: str,
+    table: Mapping[str, Mapping[str, Any]],
+    data: str,
+    test: str | None,
+    seeds: int,
+    folder: Path,
+    settings: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Trains and measures all rows, while no other process writes into the folder."""
     train, judge = _sources(data, test)
-    require_labels(open_source(train, download=bool(settings.get("download"))))
+    download = bool(settings.get("download"))
+    source = open_source(train, download=download)
+    require_labels(source)
     file = folder / "ablation.json"
-    request = {"method": method, "data": data, "test": test, "settings": _plain(settings)}
+    request = {
+        "method": method, "data": data, "test": test, "settings": _plain(settings),
+        "digests": [data_digest(source)],
+    }  # fmt: skip
+    if judge is not None:
+        request["digests"].append(data_digest(open_source(judge, download=download)))
     finished = _finished(file, request)
     results: list[dict[str, Any]] = []
     total, began = len(table) * seeds, time.monotonic()
@@ -163,14 +186,26 @@ def _slug(name: str) -> str:
 
 
 def _finished(file: Path, request: dict[str, Any]) -> dict[str, list[float]]:
-    """Values of an earlier call with the same settings, by row."""
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Values of an earlier call with the same settings and the same images, by row."""
+    before = read_json(file)
+    if not isinstance(before, dict) or not isinstance(before.get("asked"), dict):
         return {}
-    if before.get("asked") != json.loads(json.dumps(request, default=str)):
+    asked = json.loads(json.dumps(request, default=str))
+    # Older versions wrote no digests.
+    if {"digests": asked["digests"], **before["asked"]} != asked:
         return {}
-    return {json.dumps([r["row"], r["change"]]): r["values"] for r in before["rows"]}
+    rows = before.get("rows")
+    return {
+        json.dumps([row.get("row"), row.get("change")]): row["values"]
+        for row in (rows if isinstance(rows, list) else ())
+        if isinstance(row, dict) and _are_shares(row.get("values"))
+    }
+
+
+def _are_shares(values: object) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(v, int | float) and 0 <= v <= 1 for v in values
+    )
 
 
 def _write(file: Path, request: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -83,11 +83,17 @@ def pack(
         "before" values are None for a source without files.
 
     Raises:
-        UsageError: the folder holds something else.
+        UsageError: the folder holds something else, or another process packs into it.
         DataError: no image could be read; or a shard has changed since it was written.
     """
     packing = packing or Packing()
     folder = Path(out)
+    with Lock(folder / LOCK, f"the packing in {folder}"):
+        return _pack(source, folder, packing)
+
+
+def _pack(source: Source, folder: Path, packing: Packing) -> dict[str, Any]:
+    """As `pack`, while no other process writes into the folder."""
     plan = {
         "format": _FORMAT,
         "source": source.name,
@@ -170,9 +176,8 @@ def _load_state(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
                     "folder."
                 )
         return state
-    if folder.exists() and any(folder.iterdir()):
+    if any(path.name != LOCK for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty and holds no packing. Use another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
     state = {"plan": plan, "shards": [], "skipped": []}
     _save(folder, state)
     return state
