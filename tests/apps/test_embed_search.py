@@ -326,3 +326,23 @@ def test_the_verbs_embed_search_and_draw_with_an_image_and_with_words(tmp_path, 
     words = ["search", "--index", out, *given, "--query", "a red bird on a dark ground"]
     assert main(words) == 0
     assert "nearest to 'a red bird" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"count": "many"}, {"count": -1}, {"dim": 10**30}, {"dim": None}, {"dtype": "object"},
+     {"dtype": [1]}, {"count": 10**9, "dim": 10**9}],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", [".npy", ".safetensors"])
+def test_a_description_that_does_not_fit_its_features_is_refused(ending, change, tmp_path):
+    path = tmp_path / f"f{ending}"
+    np.save(tmp_path / "f.npy", np.zeros((2, 3), np.float32))
+    path.write_bytes((tmp_path / "f.npy").read_bytes())
+    about = {"count": 2, "dim": 3, "dtype": "float32", **change}
+    (tmp_path / f"f{ending}.json").write_text(json.dumps(about))
+    with pytest.raises(FileDamaged):
+        open_index(path)
+    for damaged in (b"", b"[]", b"\xff", b"[" * 100_000):
+        (tmp_path / f"f{ending}.json").write_bytes(damaged)
+        with pytest.raises(FileDamaged):
+            open_index(path)

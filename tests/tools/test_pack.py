@@ -165,3 +165,17 @@ def test_one_process_at_a_time_packs_into_a_folder(photos, tmp_path):
     ):
         pack(open_source(str(photos)), tmp_path / "out")
     assert pack(open_source(str(photos)), tmp_path / "out")["images"] == 12
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\xfe", b"[]", b"{}", b'{"plan": {}, "shards": [5], "skipped": []}', b"[" * 100_000,
+     b'{"plan": {}, "shards": [{"file": 5}], "skipped": []}'],
+)  # fmt: skip
+def test_a_damaged_list_of_shards_is_said(content, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pack.json").write_bytes(content)
+    with pytest.raises(DataError, match="is damaged"):
+        pack(open_source(str(photos)), tmp_path / "out")
+    with pytest.raises(DataError, match="is damaged"):
+        verify(tmp_path / "out")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nolabel._files.atomic import write_text
+from nolabel._files.reading import read_json
 from nolabel.errors import UsageError
 
 MARK = ".nolabel"  # file in every folder whose content may be replaced
@@ -29,10 +30,7 @@ def write_mark(folder: Path, kind: str, **more: Any) -> None:
 
 def read_mark(folder: Path, kind: str) -> dict[str, Any] | None:
     """The content of a folder's mark; None if there is none of this kind."""
-    try:
-        about = json.loads((Path(folder) / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    about = read_json(Path(folder) / MARK)
     if not isinstance(about, dict) or about.get("kind") != kind:
         return None
     return about

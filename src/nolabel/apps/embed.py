@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nolabel._files import Lock, write_text
+from nolabel._files import Lock, read_json, write_text
 from nolabel.apps._features_file import (
     allocate,
     as_json,
@@ -43,6 +43,7 @@ from nolabel.encoders.identity import encoder_digest
 from nolabel.errors import DataError, FileDamaged, UsageError, printable, unknown
 
 FORMATS = (".npy", ".safetensors", ".parquet")
+DTYPES = ("float16", "float32")
 POOLS = ("auto", "class", "mean", "both")
 SAVE_SECONDS = 10.0
 
@@ -93,7 +94,7 @@ class Index:
         try:
             text = file.read_bytes()
             names = [json.loads(line) for line in text.splitlines()]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise FileDamaged(
                 f"{file} cannot be read ({error}). Run nolabel embed again."
             ) from None
@@ -264,7 +265,9 @@ def open_index(path: str | os.PathLike[str]) -> Index:
     try:
         about = json.loads(with_suffix(path, ".json").read_text(encoding="utf-8"))
         shape = (int(about["count"]), int(about["dim"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if str(about["dtype"]) not in DTYPES or min(shape) < 0:
+            raise ValueError(f"{shape} numbers of the type {about['dtype']!r:.80}")
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise FileDamaged(
             f"{str(path)!r} has no description beside it ({path.name}.json) that can be read "
             f"({error}). Make it with nolabel embed."
@@ -291,7 +294,7 @@ def _open_values(path: Path, dtype: str, shape: tuple[int, int]) -> np.ndarray:
         column = parquet.read_table(path, columns=["features"]).column("features")
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return flat.reshape(shape)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError) as error:
         raise FileDamaged(f"{str(path)!r} cannot be read ({error}).") from None
 
 
@@ -301,9 +304,8 @@ def _read_progress(
     """Progress of an interrupted run with the same settings: images done, and unreadable ones."""
     if not (partial.exists() and state_file.exists()):
         return 0, []
-    try:
-        state = json.loads(state_file.read_text(encoding="utf-8"))
-    except ValueError:
+    state = read_json(state_file, 1 << 30)  # it lists all that was skipped
+    if not isinstance(state, dict):
         return 0, []
     same_settings = {k: state.get(k) for k in about} == about
     if (

@@ -14,13 +14,13 @@ that trains, measures or predicts a run uses these stages. `nolabel pretrain MET
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nolabel import methods, recipes
+from nolabel._files import read_json
 from nolabel.backbones import is_convolutional, stride_of
 from nolabel.config import (
     Layer,
@@ -328,10 +328,8 @@ def _had_gpu(run: Run) -> bool:
     file = run.folder / "environment.json"
     if run.settings.device == "cpu" or not file.is_file():
         return Machine.here(run.settings.device).on_gpu
-    try:
-        return bool(json.loads(file.read_text(encoding="utf-8"))["gpus"])
-    except (ValueError, KeyError, TypeError):  # damaged
-        return False
+    about = read_json(file)
+    return bool(about.get("gpus")) if isinstance(about, dict) else False  # damaged
 
 
 def _record_networks(s: Settings) -> Settings:

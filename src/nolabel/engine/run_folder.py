@@ -20,6 +20,7 @@ from nolabel._files import (
     MARK,
     Lock,
     atomic,
+    read_json,
     read_mark,
     refuse_dangerous,
     remove_matching,
@@ -121,10 +122,10 @@ def _is_old_run(folder: Path) -> bool:
     tops = {pattern.partition("/")[0] for pattern in WRITTEN} | {"pictures"}
     if not all(any(fnmatch(name, top) for top in tops) for name in _content(folder)):
         return False
+    about = read_json(folder / "environment.json")
     try:
         config = read_yaml(folder / "config.yaml")
-        about = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    except (UsageError, OSError, ValueError):
+    except UsageError:
         return False
     return isinstance(about, dict) and {"method", "settings", "steps_per_epoch"} <= config.keys()
 
@@ -156,9 +157,8 @@ def write_config(run: Run) -> None:
 
 def _drawn(pictures: Path) -> list[str]:
     """What `Pictures.save` wrote: the names in numbers.json, which may not lead elsewhere."""
-    try:
-        names = json.loads((pictures / "numbers.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    names = read_json(pictures / "numbers.json")
+    if names is None:
         return []
     plain = [n for n in names if re.fullmatch(r"[\w-]+", n)] if isinstance(names, dict) else []
     endings = ("png", "npz", "webp", "mp4")

@@ -9,6 +9,7 @@ import math
 import os
 from pathlib import Path
 
+from nolabel._files import read_text
 from nolabel.errors import DataError
 
 # What the system says where the storage fails.
@@ -31,10 +32,9 @@ class UnreadableFiles:
     def __init__(self, path: Path, images: int, max_bad: float, *, write: bool = True):
         self.path, self.images, self.max_bad, self.write = path, images, max_bad, write
         self.paths: set[str] = set()
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, KeyError):
-                    self.paths.add(json.loads(line)["path"])
+        for line in (read_text(path) or "").splitlines():
+            with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
+                self.paths.add(str(json.loads(line)["path"]))
 
     def add(self, files: tuple[tuple[str, str], ...]) -> None:
         """Lists and counts files.

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nolabel._files import LOCK, Lock, write_text
+from nolabel._files import LOCK, Lock, read_json, write_text
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source
 from nolabel.data.sources._decode import decoding_in_threads, read_image
@@ -34,6 +34,7 @@ from nolabel.data.sources.shards import Shards
 from nolabel.errors import BadImage, DataError, UsageError, printable
 
 _FORMAT = 1
+_MAX_RECORD = 1 << 30  # bytes of pack.json, which lists all that was skipped
 _COPIED_FORMATS = {
     "JPEG": "jpg",
     "PNG": "png",
@@ -144,8 +145,7 @@ def _pack(source: Source, folder: Path, packing: Packing) -> dict[str, Any]:
 
 def verify(folder: str | os.PathLike[str]) -> list[str]:
     """Shards whose bytes are not those that were packed; empty when all is well."""
-    state = json.loads((Path(folder) / "pack.json").read_text(encoding="utf-8"))
-    bad = []
+    state, bad = _read_state(Path(folder) / "pack.json"), []
     for shard in state["shards"]:
         path = Path(folder) / shard["file"]
         if not path.is_file() or _sha256(path) != shard["sha256"]:
@@ -157,12 +157,9 @@ def _load_state(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """The content of pack.json: the shards that are complete; none in a new folder."""
     record = folder / "pack.json"
     if record.is_file():
-        try:
-            state = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError:
-            raise DataError(f"{record} is damaged. Pack into another folder.") from None
-        if state.get("plan") != plan:
-            old = state.get("plan") or {}
+        state = _read_state(record)
+        if state["plan"] != plan:
+            old = state["plan"]
             other = [k for k in plan if old.get(k) != plan[k]]
             raise UsageError(
                 f"{folder} holds another packing (different: {', '.join(other)}). Use another "
@@ -180,6 +177,24 @@ def _load_state(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"{folder} is not empty and holds no packing. Use another --out.")
     state = {"plan": plan, "shards": [], "skipped": []}
     _save(folder, state)
+    return state
+
+
+def _read_state(record: Path) -> dict[str, Any]:
+    """The content of pack.json. Raises DataError if it is damaged."""
+    state = read_json(record, _MAX_RECORD)
+    if not isinstance(state, dict) or not isinstance(state.get("plan"), dict):
+        raise DataError(f"{record} is damaged. Pack into another folder.")
+    shards, skipped = state.get("shards"), state.get("skipped")
+    types = {"file": str, "bytes": int, "images": int, "sha256": str}
+    if (
+        not isinstance(shards, list)
+        or not isinstance(skipped, list)
+        or not all(isinstance(s, dict) for s in shards)
+        or not all(isinstance(s.get(k), type_) for s in shards for k, type_ in types.items())
+        or not all(isinstance(s, list) and len(s) == 2 for s in skipped)
+    ):
+        raise DataError(f"{record} is damaged. Pack into another folder.")
     return state
 
 

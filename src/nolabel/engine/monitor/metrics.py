@@ -32,11 +32,11 @@ class MetricsLog:
         self.path = path
         if path.exists():
             lines = []
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line)["step"] <= start:
                         lines.append(line + "\n")
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue  # a line truncated by a crash
             write_text(path, "".join(lines))
         self.file = path.open("a", encoding="utf-8")
