@@ -112,7 +112,7 @@ class Length:
 def read_changes(folder: Path) -> list[Change]:
     """The recorded changes of a run's length."""
     changes = []
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError, ArithmeticError):
         for line in (folder / FILE).read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
             changes.append(Change(*(int(entry[k]) for k in ("step", "steps", "began"))))

@@ -218,10 +218,11 @@ def public(run: Run) -> dict[str, Any]:
     """The run's configuration as files tell it that are given away: without local paths."""
     told = run.to_dict()
     told["settings"].pop("out")
-    for key in ("data", "probe", "init"):
-        if run.settings.private:
-            told["settings"][key] = "private" if told["settings"].get(key) else None
-        told["settings"][key] = _without_folders(told["settings"].get(key))
+    settings = told["settings"]
+    for key in ("data", "probe", "init", "views", "recipe"):
+        if run.settings.private and key in ("data", "probe", "init"):
+            settings[key] = "private" if settings.get(key) else None
+        settings[key] = _without_folders(settings.get(key))
     if "teacher" in told["options"]:
         told["options"]["teacher"] = _without_folders(told["options"]["teacher"])
     for file in told.get("code", {}).values():

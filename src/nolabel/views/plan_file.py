@@ -82,7 +82,7 @@ def read_views(source: str, own: ViewPlan) -> ViewPlan:
 def _from_line(line: str) -> dict[str, Any]:
     try:
         raw = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"The views of the configuration are not valid: {error}") from None
     return raw if isinstance(raw, dict) else {}
 

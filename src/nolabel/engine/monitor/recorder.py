@@ -62,7 +62,8 @@ class Recorder:
     def set_length(self, total: int) -> None:
         """Takes another number of steps of the run."""
         self.total = self.doctor.total = total
-        self.snapshots.due = snapshot_steps(total)
+        if self.snapshots.due:  # empty in private runs
+            self.snapshots.due = snapshot_steps(total)
 
     def record(self, given: Mapping[str, Any], features: Tensor | None) -> Alarms:
         """Adds a line to metrics.jsonl.
