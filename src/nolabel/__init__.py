@@ -27,7 +27,7 @@ from nolabel._verbs.encoders import (
     search,
     show,
 )
-from nolabel._verbs.runs import ablate, demo, pretrain, replay, report, resume
+from nolabel._verbs.runs import ablate, demo, pretrain, replay, report, resume, worth
 from nolabel._version import __version__
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ __all__ = [
     "scan",
     "search",
     "show",
+    "worth",
 ]
 
 _WHERE = {

@@ -185,3 +185,19 @@ def demo(
     from nolabel.tools.demo import demo as run
 
     return run(os.fspath(out), minutes, **options)
+
+
+def worth(data: Any, labels: Any, **options: Any) -> dict[str, Any]:
+    """Measures what pre-training on these data brings, over label budgets.
+
+    Args:
+        data: SRC without labels, to pre-train on.
+        labels: SRC with labels.
+        options: every option of `nolabel worth --help`, with underscores, and those of `pretrain`.
+
+    Returns:
+        What worth.json holds: the verdict in a sentence, and accuracies as fractions of one.
+    """
+    from nolabel.tools.worth import worth as run
+
+    return run(os.fspath(data), os.fspath(labels), **options)

@@ -28,6 +28,7 @@ VERBS = {
     "compare": "ENC ENC ... [--train SRC] [--test SRC]: several encoders, one table",
     "ablate": "METHOD --data SRC: change one setting at a time, equal budgets, several seeds",
     "show": "WHAT --encoder ENC --data SRC --out DIR: pictures and measured numbers",
+    "worth": "--data SRC --labels SRC: what pre-training brings, over label budgets",
     "scan": "--data SRC: check a data set: sizes, bad files, duplicates, a recipe and its cost",
     "pack": "--data SRC --out DIR [--max-side N]: resize images and pack them into tar shards",
     "bench": "data | step | embed: images per second of each stage, on this machine",
@@ -125,9 +126,10 @@ def _run(args: list[str]) -> int:
         from nolabel.cli import data as cli_data
         from nolabel.cli import encoders as cli_weights
         from nolabel.cli import runs as cli_runs
+        from nolabel.cli import worth as cli_worth
 
         about = {
-            "resume": cli_runs.resume_, "replay": cli_runs.replay_,
+            "resume": cli_runs.resume_, "replay": cli_runs.replay_, "worth": cli_worth.worth_,
             "scan": cli_data.scan_, "pack": cli_data.pack_, "bench": cli_data.bench_,
             "plan": cli_data.plan_,
             "ablate": cli_data.ablate_, "import": cli_weights.import_,

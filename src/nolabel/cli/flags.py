@@ -17,7 +17,7 @@ TRUST = "--trust-code"
 # Verbs that open a run's folder or an encoder, whose code they may have to execute.
 MAY_EXECUTE = frozenset(
     {"pretrain", "resume", "replay", "evaluate", "compare", "ablate", "show", "bench", "embed",
-     "search", "export", "report"}
+     "search", "export", "report", "worth"}
 )  # fmt: skip
 
 

@@ -273,6 +273,7 @@ def chart(
     ticks: bool = True,
     names: Sequence[str] = (),
     side: float = 4.5,
+    bands: Sequence[Sequence[tuple[float, float, float]]] = (),
 ) -> np.ndarray:
     """A chart of points and lines.
 
@@ -283,6 +284,7 @@ def chart(
         ticks: whether the axes have ticks.
         names: tick labels at 0, 1, ... of the horizontal axis; none: numbers.
         side: height in inches, at 100 pixels an inch.
+        bands: for each series (x, lowest y, highest y) of its intervals; none: no bands.
 
     Returns:
         uint8 [H, W, 3].
@@ -296,6 +298,10 @@ def chart(
     for i, (name, x, y, style) in enumerate(series):
         colour = tuple(v / 255 for v in colour_of(i))
         axes.plot(x, y, style, label=name or None, color=colour, markersize=4, alpha=0.8)
+    for i, band in enumerate(bands):
+        x, low, high = zip(*sorted(band), strict=True)
+        colour = tuple(v / 255 for v in colour_of(i))
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if names:

@@ -18,6 +18,7 @@ from nolabel.config import Request
 from nolabel.data.identity import data_digest
 from nolabel.data.open import DATASETS, open_source
 from nolabel.data.source import require_labels
+from nolabel.engine.fit import fit
 from nolabel.engine.log import say
 from nolabel.engine.train import pretrain
 from nolabel.errors import UsageError
@@ -76,6 +77,10 @@ def ablate(
         )
     if not {"steps", "minutes", "epochs"} & settings.keys():
         settings["minutes"] = 2.0
+    # One network for all rows: where it is chosen by the time, it is chosen once.
+    request, _, choice = fit(Request.of(variant, data=data, **settings))
+    if choice is not None:
+        settings = {**request.chosen.settings, **settings}
     table = {"as it is": {}, **table}
     folder = Path(out or f"runs/ablate-{method}")
     with Lock(folder / LOCK, f"the ablation in {folder}"):
