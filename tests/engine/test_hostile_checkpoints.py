@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from torch import nn
 
 from nolabel.engine import checkpoint
 from nolabel.engine.checkpoint import restore, save_checkpoint
+from nolabel.engine.length import FILE, read_changes
+from nolabel.engine.monitor.metrics import MetricsLog
 from nolabel.engine.saved_state import load_state
+from nolabel.engine.unreadable import UnreadableFiles
 from nolabel.errors import FileDamaged
 from nolabel.nn.random_state import rng_state
 
@@ -119,3 +123,16 @@ def test_an_undamaged_state_is_restored_and_a_run_without_another_says_so(tmp_pa
     save_checkpoint(tmp_path, 2, {"x": torch.ones(2)}, keep=1)
     with pytest.raises(FileDamaged, match="None of the 1 checkpoints.*it has no learner"):
         load_state(tmp_path)
+
+
+def test_pipes_in_a_run_folder_make_nobody_wait(tmp_path):
+    save_checkpoint(tmp_path, 1, whole_state())
+    os.mkfifo(tmp_path / "checkpoints" / "step-00000002.ckpt")
+    loaded = load_state(tmp_path)
+    assert loaded.step == 1 and "is no file" in loaded.notes[0]
+    for name in ("metrics.jsonl", "skipped.jsonl", FILE):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(FileDamaged, match="is no file"):
+        MetricsLog(tmp_path / "metrics.jsonl")
+    assert read_changes(tmp_path) == []
+    UnreadableFiles(tmp_path / "skipped.jsonl", images=9, max_bad=0.5).add((("a", "bad"),))

@@ -273,6 +273,8 @@ def _compare(reference: Reference, original: str, copy: Path) -> None:
     _REPORTED.add((reference.digest, original))
     path = Path(original)
     try:
+        if not path.is_file():  # a device has no end
+            raise FileNotFoundError
         same = hashlib.sha256(path.read_bytes()).hexdigest().startswith(reference.digest)
     except OSError:
         text = f"{original} is gone"

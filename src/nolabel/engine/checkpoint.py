@@ -349,6 +349,8 @@ def _tensor_bytes(value: object) -> int:
 
 def _read(path: Path) -> tuple[int, dict[str, Any]]:
     step = _step(path)
+    if not path.is_file():  # a pipe would make us wait for ever
+        raise FileDamaged(f"The checkpoint {path} is no file.")
     with open(path, "rb") as file:
         line = file.readline(100_000)
         payload = _Payload(file)

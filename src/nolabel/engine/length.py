@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from nolabel._files.atomic import write_text
+from nolabel._files import read_text, write_text
 from nolabel.config import Run
 from nolabel.types import Clock
 
@@ -113,7 +113,7 @@ def read_changes(folder: Path) -> list[Change]:
     """The recorded changes of a run's length."""
     changes = []
     with contextlib.suppress(OSError, ValueError, TypeError, LookupError, ArithmeticError):
-        for line in (folder / FILE).read_text(encoding="utf-8").splitlines():
+        for line in (read_text(folder / FILE) or "").splitlines():
             entry = json.loads(line)
             changes.append(Change(*(int(entry[k]) for k in ("step", "steps", "began"))))
     return changes

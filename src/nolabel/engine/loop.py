@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-
-from nolabel._files import write_text
 from nolabel.engine.monitor.monitor import Monitor
-from nolabel.engine.run_folder import STOPPED
+from nolabel.engine.run_folder import STOPPED, note_stop
 from nolabel.engine.trainer import Trainer
 from nolabel.errors import GuardStop, Stopped, command
 
@@ -42,8 +39,7 @@ def train(trainer: Trainer, monitor: Monitor) -> None:
                 )
             if result.stop and done < total:
                 if trainer.first:
-                    with contextlib.suppress(OSError):  # a full disk; the checkpoint may fit
-                        write_text(run.folder / STOPPED, f"{done}\n")
+                    note_stop(run.folder, done)
                 trainer.save(done, final=True)
                 raise Stopped(
                     f"Stopped at step {done} of {total}; everything is saved. Continue with "

@@ -172,6 +172,12 @@ def note_saved(folder: Path) -> None:
         write_mark(folder, "run", saved=True)
 
 
+def note_stop(folder: Path, step: int) -> None:
+    """Notes the step at which the run was stopped on request."""
+    with contextlib.suppress(OSError):  # a full disk; the checkpoint may fit
+        write_text(folder / STOPPED, f"{step}\n")
+
+
 def encoder_file(run: Run) -> Path:
     """Path of the run's encoder file."""
     return run.folder / ENCODER_FILE

@@ -51,8 +51,9 @@ class UnreadableFiles:
         self.paths |= {path for path, _ in new}
         lines = [json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in new]
         # A full disk must not stop the run; the files are counted all the same.
-        with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(lines if self.write else [])
+        if self.write and (self.path.is_file() or not self.path.exists()):
+            with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
         if len(self.paths) > self.max_bad * self.images:
             path, reason = new[-1]
             share = math.ceil(len(self.paths) / self.images * 110) / 100

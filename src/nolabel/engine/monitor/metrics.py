@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from nolabel._files import write_text
+from nolabel.errors import FileDamaged
 
 _TEXTS = frozenset(("verdict",))  # what in a line is no number
 _LARGEST = 1e100  # numbers from here on would overflow in sums and curves
@@ -26,10 +27,15 @@ class MetricsLog:
     Args:
         path: the file; created if it does not exist.
         start: step at which the run starts or resumes.
+
+    Raises:
+        FileDamaged: the path leads to something else than a file.
     """
 
     def __init__(self, path: Path, start: int = 0):
         self.path = path
+        if path.exists() and not path.is_file():  # a pipe would make us wait for ever
+            raise FileDamaged(f"{path} is no file. Move it away.")
         if path.exists():
             lines = []
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
