@@ -88,14 +88,16 @@ def fit(
         facts = facts or facts_of(source)
         rungs = _rungs(s, kind, facts.side)
         watch = stopwatch or Trial(facts, source if "text" in kind.inputs else None)
+        on_gpu = Machine.here(s.device).on_gpu  # where steps take milliseconds
         known: list[tuple[float, float]] = []  # relative cost, seconds of an image
 
         def steps_of(rung: Rung) -> int:
             draft = resolve(_draft(request, s, rung), source=source, facts=facts, quiet=True)
             images = draft.run.settings.batch_size / distributed.world_size()
-            if known and known[-1][1] * rung.cost / known[-1][0] * FEW > LONG_TRIAL:
+            ratio = rung.cost / known[-1][0] if known else 0.0
+            if known and not on_gpu and known[-1][1] * ratio * FEW > LONG_TRIAL:
                 # A trial step would take long; the cost tells enough.
-                seconds = known[-1][1] * images * rung.cost / known[-1][0]
+                seconds = known[-1][1] * images * ratio
             else:
                 seconds = parallel.broadcast_object(watch(draft))
             known.append((rung.cost, seconds / images))
@@ -202,7 +204,7 @@ class Trial:
 
     def __init__(self, facts: Facts, source: Source | None):
         sample = facts.sample
-        images = [sample[i % len(sample)] for i in range(MORE)]
+        images = [sample[i % len(sample)] for i in range(MORE * distributed.world_size())]
         self.source = source or Items(images, channels=sample[0].shape[2])
         self.precisions: tuple[str, ...] = ("fp32", "bf16")
         self._known: dict[tuple[object, ...], float] = {}
