@@ -2,8 +2,8 @@
 
 Bus bars lie horizontally, fingers vertically; a cell looks the same upside down and mirrored.
 Silicon is of one crystal or of many grains. A defective cell has thin cracks, dark areas or dark
-stripes along the fingers. Intact ones have dark grains, clouds and specks too, and brightness and
-contrast of every picture are drawn independently of its class.
+stripes along the fingers. Intact ones have dark grains, clouds and specks too, and the mean
+brightness of every picture is drawn independently of its class.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ def picture(rng: np.random.Generator, *, defective: bool) -> np.ndarray:
     if defective:
         silicon *= _defects(rng, layout)
     cell = _contacts(rng, silicon, layout)
-    cell = gaussian_filter(cell, rng.uniform(0.4, 1.1)) * lighting(rng, SIDE, SIDE, 0.3)
-    # As an exposure that is set by hand: neither mean nor contrast tells the class.
-    mean, spread = rng.uniform(70, 170), rng.uniform(0.18, 0.32)
-    cell = mean * (1 + spread * (cell - cell.mean()) / cell.std())
+    cell = gaussian_filter(cell, rng.uniform(0.4, 1.1)) * lighting(rng, SIDE, SIDE, 0.25)
+    # As by a camera that sets the exposure itself: mean brightness does not tell the class.
+    contrast = rng.uniform(0.8, 1.25)
+    cell = rng.uniform(80, 165) * (1 + contrast * (cell / cell.mean() - 1))
     noise = rng.standard_normal((SIDE, SIDE), np.float32) * np.sqrt(np.maximum(cell, 0))
     return to_bytes(cell + rng.uniform(0.15, 0.6) * noise)
 
 
 def _layout(rng: np.random.Generator) -> Layout:
-    count = int(rng.choice([2, 3, 3, 3, 4, 5]))
+    count = int(rng.choice([2, 3, 3, 3, 3, 3, 4, 5]))
     centre = SIDE / 2 + rng.uniform(-4, 4)
     pitch = SIDE / count * rng.uniform(0.97, 1.0)
     bars = centre + pitch * (np.arange(count) - (count - 1) / 2)
@@ -143,7 +143,7 @@ def _contacts(rng: np.random.Generator, silicon: Field, layout: Layout) -> Field
 def _defects(rng: np.random.Generator, layout: Layout) -> Field:
     """The factor by which one or two kinds of defects darken the silicon."""
     kinds = (_cracks, _dark_area, _stripes)
-    chosen = rng.choice(3, 1 + int(rng.random() < 0.35), replace=False, p=(0.5, 0.2, 0.3))
+    chosen = rng.choice(3, 1 + int(rng.random() < 0.35), replace=False, p=(0.45, 0.3, 0.25))
     field = np.ones((SIDE, SIDE), np.float32)
     for kind in chosen:
         field *= kinds[kind](rng, layout)
@@ -193,8 +193,9 @@ def _dark_area(rng: np.random.Generator, layout: Layout) -> Field:
     """A part of a strip that a crack cuts off from its bar."""
     top, bottom = _between_bars(rng, layout)
     y, x = grid(SIDE, SIDE)
-    left = rng.uniform(-40, SIDE - 60)
-    right = left + rng.uniform(45, 140)
+    width = rng.uniform(50, 1.2 * SIDE)
+    left = rng.uniform(-0.5 * width, SIDE - 0.5 * width)
+    right = left + width
     ragged = rng.uniform(1, 4) * smooth_noise(rng, SIDE, 1, rng.uniform(8, 25))
     slant = rng.normal(0, 0.3) * (y - (top + bottom) / 2)
     across = np.minimum(x - left - ragged - slant, right - x + ragged + slant)
@@ -204,7 +205,7 @@ def _dark_area(rng: np.random.Generator, layout: Layout) -> Field:
     along = np.where((y >= top) & (y <= bottom), along, -1)
     mask = np.clip(np.minimum(across, along) / 1.5, 0, 1)
     mottled = 1 + 0.15 * fractal_noise(rng, SIDE, SIDE, 25, 3)
-    return (1 - rng.uniform(0.25, 0.6) * mask * mottled).astype(np.float32)
+    return (1 - rng.uniform(0.3, 0.7) * mask * mottled).astype(np.float32)
 
 
 def _stripes(rng: np.random.Generator, layout: Layout) -> Field:
