@@ -67,6 +67,9 @@ def test_commands_run(group, place):
             quick = []
             if "--steps" in words and words[1] in ("pretrain", "ablate"):
                 words[words.index("--steps") + 1] = "2"
+            if words[1] == "pretrain" and "--minutes" in words:
+                at = words.index("--minutes")
+                del words[at : at + 2]
             if words[1] == "pretrain":
                 quick = QUICK if "--steps" not in words else QUICK[2:]
                 if any(".py:" in word for word in words[3:]):  # a network of one's own
