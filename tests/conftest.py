@@ -18,6 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that take long come first, so that no process is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def state_folder(tmp_path_factory):
     """Code that tests execute is not recorded as trusted on this machine."""
@@ -104,17 +109,15 @@ def gain_of_a_short_run(tmp_path):
     """Trains, checks that the signals see no collapse, and returns by how much k-NN gains over the
     encoder's random start."""
     import nolabel as nl
-    from judging import assert_healthy, judging_creatures, knn_gain
+    from judging import SHORT, assert_healthy, judging_creatures, knn_gain
 
-    def learn(method, *, data="creatures", train=None, test=None, known=2000, **settings):
-        """`train` and `test` of the evaluation: `known` creatures by default; leave-one-out without
-        `test`."""
-        given = {"precision": "fp32", "quiet": True, "checkpoint_every": 100_000, **settings}
+    def learn(method, *, data="creatures", train=None, known=4000, **settings):
+        """`train`: the data of the evaluation, leave-one-out; `known` creatures by default. A
+        setting of None is the recipe's."""
+        given = {k: v for k, v in {**SHORT, **settings}.items() if v is not None}
         folder = nl.pretrain(method, data=data, out=tmp_path / "run", **given).folder
         assert_healthy(folder)
-        judge = judging_creatures(known)
-        if train is not None:
-            judge = {"train": train} | ({"test": test} if test else {})
+        judge = {"train": train} if train else judging_creatures(given["image_size"], known)
         return knn_gain(str(folder), f"random:{folder}", **judge)
 
     return learn

@@ -11,12 +11,18 @@ import nolabel as nl
 from nolabel.data.creatures.world import Creatures
 from nolabel.engine.monitor.signals import collapse
 
+# Settings of a run that must learn in few steps. The recipes warm up for an epoch or two, which is
+# longer than these runs; a tenth of an epoch leaves most of the steps at the full rate.
+SHORT = {"image_size": 24, "warmup_epochs": 0.1, "precision": "fp32", "quiet": True,
+         "checkpoint_every": 100_000}  # fmt: skip
+
 
 @functools.cache
-def judging_creatures(known=2000):
-    """The data of `nl.evaluate`: few training images, which is fast; many test images, so that the
-    intervals are narrow."""
-    return {"train": Creatures("train", count=known), "test": Creatures("test", count=5000)}
+def judging_creatures(size=24, known=4000):
+    """The data of `nl.evaluate`, rendered at the side on which a network was trained: few training
+    images, which is fast; many test images, so that the intervals are narrow."""
+    return {"train": Creatures("train", size=size, count=known),
+            "test": Creatures("test", size=size, count=10_000)}  # fmt: skip
 
 
 def knn_gain(trained, random, **judge):

@@ -53,6 +53,7 @@ def write_own_files(place: Path) -> None:
                 (place / first.removeprefix("# ")).write_text(code)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("group", list(GROUPS))
 def test_commands_run(group, place):
     """The same commands, only shorter."""
@@ -88,6 +89,7 @@ def test_every_page_with_commands_is_read():
     assert sum(map(len, commands.values())) >= 25
 
 
+@pytest.mark.long
 def test_python_examples_run(place, capsys):
     import nolabel
 

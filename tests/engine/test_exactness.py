@@ -278,6 +278,7 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
     return {k: away / max(size, 1e-30) for k, (away, size) in worst.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("world", [2, 3])
 def test_several_processes_train_every_method_as_one_does(world, tmp_path):
     with socket.socket() as s:

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from nolabel.cli import main
 from nolabel.engine.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.long
+
 # Plain SGD and a low rate, so that differences by the order of sums are not amplified.
 GIVEN = ["--data", "creatures", "--backbone", "vit_pico", "--batch-size", "24", "--hidden", "32",
          "--projection", "8", "--precision", "fp32", "--workers", "0", "--device", "cpu",

@@ -91,6 +91,7 @@ def check_kill_and_resume(
     return killed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "workers"), [("dino", 0), ("mae", 2), ("simclr", 2)])
 def test_killed_at_a_random_step_and_resumed_the_encoder_is_bit_identical(
     method, workers, photos, tmp_path

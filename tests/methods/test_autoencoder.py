@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from judging import SHORT
 from nolabel.backbones import build
 from nolabel.backbones.decoder import prime_factors
 from nolabel.errors import UsageError
@@ -143,19 +144,20 @@ def last_lines(run):
     return {k: sum(line[k] for line in lines[-5:]) / 5 for k in ("loss", "code_use")}
 
 
+@pytest.mark.long
 def test_with_skip_the_pixels_are_far_better_and_the_code_is_hardly_used(tmp_path):
     import nolabel as nl
 
-    given = {"data": "creatures", "steps": 150, "batch_size": 64, "lr": 0.003, "width": 32}
-    given |= {"precision": "fp32", "quiet": True, "checkpoint_every": 10_000}
+    given = {"data": "creatures", "steps": 100, "batch_size": 64, "lr": 0.003, "width": 32, **SHORT}
     plain = last_lines(nl.pretrain("autoencoder", out=tmp_path / "plain", **given))
     around = last_lines(nl.pretrain("autoencoder", out=tmp_path / "skip", skip=True, **given))
     assert around["loss"] < 0.5 * plain["loss"], (plain, around)
     assert plain["code_use"] > 0.6 and around["code_use"] < 0.3, (plain, around)
 
 
+@pytest.mark.long
 def test_without_skip_a_short_run_beats_its_random_start_by_k_nn(gain_of_a_short_run):
     found = gain_of_a_short_run(
-        "autoencoder", backbone="resnet_nano", steps=180, batch_size=64, lr=0.003, width=32
+        "autoencoder", backbone="resnet_nano", steps=150, batch_size=64, lr=0.003, width=32
     )
     assert found["low"] > 0, found

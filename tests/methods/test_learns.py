@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
@@ -16,9 +17,10 @@ from nolabel.types import Batch, Clock
 SHORT = {"precision": "fp32", "quiet": True, "checkpoint_every": 10_000, "batch_size": 128}
 
 
+@pytest.mark.long
 def test_simclr_beats_its_random_initialisation_and_distill_and_eva_learn_from_it(tmp_path, gain):
     """One test for three methods: the teacher need not be trained twice."""
-    judge = judging_creatures()
+    judge = judging_creatures(32, known=2000)
     given = {"data": "creatures", "backbone": "resnet_nano", **SHORT}
     run = nl.pretrain("simclr", out=tmp_path / "simclr", steps=60, **given)
     assert_healthy(run.folder)
@@ -43,6 +45,7 @@ def test_simclr_beats_its_random_initialisation_and_distill_and_eva_learn_from_i
     assert agreement > float((known @ guess).mean()) + 0.05, agreement
 
 
+@pytest.mark.long
 def test_mae_predicts_removed_patches_far_better_than_their_mean(tmp_path):
     """Targets have unit variance, so the best constant guess costs 1."""
     run = nl.pretrain(

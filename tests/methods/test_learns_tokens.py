@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 import nolabel as nl
@@ -19,6 +20,7 @@ def last_lines(run, n=10):
     return {k: sum(x[k] for x in lines) / len(lines) for k in lines[-1] if lines[-1][k] is not None}
 
 
+@pytest.mark.long
 def test_tokens_of_a_short_dvae_say_more_than_the_mean_colour(tmp_path):
     run = nl.pretrain("dvae", out=tmp_path / "run", backbone="vit_pico", steps=80, batch_size=64,
                       **SHORT)  # fmt: skip
@@ -27,6 +29,7 @@ def test_tokens_of_a_short_dvae_say_more_than_the_mean_colour(tmp_path):
     assert found["codes_used"] > 16, found
 
 
+@pytest.mark.long
 def test_tokens_of_a_short_vqvae_say_far_more_than_the_mean_colour_and_beit_predicts_them(tmp_path):
     """One test for two methods: the tokenizer need not be trained twice."""
     given = {**SHORT, "backbone": "vit_pico", "patch_size": 4, "batch_size": 64}

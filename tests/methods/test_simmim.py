@@ -261,6 +261,7 @@ def test_positions_start_as_sines_and_train():
     assert m.backbone.net.pos_embed.requires_grad
 
 
+@pytest.mark.long
 def test_learns_to_paint_what_is_hidden_better_than_in_the_mean_colour(tmp_path):
     """Features that k-NN prefers to random ones take longer than a minute, and so does a Swin."""
     run = nl.pretrain(

@@ -23,14 +23,15 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", list(CASES))
 def test_a_forced_failure_is_recognised(case, tmp_path):
     import nolabel as nl
 
     method, options, sign = CASES[case]
     run = nl.pretrain(
-        method, data="creatures", out=tmp_path / "run", steps=60, batch_size=64, quiet=True,
-        backbone="resnet_nano", precision="fp32", log_every=20, **options,
+        method, data="creatures", out=tmp_path / "run", steps=50, batch_size=64, quiet=True,
+        image_size=24, backbone="resnet_nano", precision="fp32", log_every=20, **options,
     )  # fmt: skip
     last = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
     why = collapse(last)
