@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nolabel import _moved
 from nolabel._verbs.data import bench, pack, plan, scan
 from nolabel._verbs.encoders import (
     compare,
@@ -61,6 +62,7 @@ __all__ = [
     "worth",
 ]
 
+_moved.install()
 _WHERE = {
     "Encoder": "nolabel.encoders",
     "Run": "nolabel.config",

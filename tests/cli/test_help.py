@@ -95,8 +95,8 @@ def test_without_data_the_help_says_for_which_data_its_values_are(capsys, wide):
     text = capsys.readouterr().out
     assert "50,000 images" in text and "224 px" in text and "32 px" in text
     table = printed(capsys, "dino", "--help")
-    assert table["prototypes"] == ["1024", "1024", "65536", "K, outputs of the head"]
-    assert table["batch_size"][:3] == ["64", "64", "1024"]
+    assert table["prototypes"] == ["8192", "1024", "65536", "K, outputs of the head"]
+    assert table["batch_size"][:3] == ["128", "64", "1024"]
 
 
 def test_what_is_impossible_says_why(capsys, wide):

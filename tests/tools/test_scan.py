@@ -111,15 +111,15 @@ def test_reading_ends_after_some_seconds_with_a_fair_sample(monkeypatch):
 
 
 def test_offers_for_more_time_are_larger_runs(folder, monkeypatch):
-    """With a faked stopwatch: half a second a step at 32 px."""
+    """With a faked stopwatch: two seconds a step at 32 px."""
 
     def step(self, resolved):
-        return 0.5 * (resolved.run.settings.image_size / 32) ** 2
+        return 2.0 * (resolved.run.settings.image_size / 32) ** 2
 
     monkeypatch.setattr("nolabel.tools.scan.Trial.__call__", step)
     offers = scan(open_source(str(folder)))["recipe"]["offers"]
     assert [o["minutes"] for o in offers] == [10, 60, 480]
-    assert offers[0]["steps"] == int(592 / 0.5) and offers[0]["epochs"] > 10
+    assert offers[0]["steps"] == int(592 / 2.0) and offers[0]["epochs"] > 10
     assert all(o["command"].endswith(f"--minutes {o['minutes']:g}") for o in offers)
 
 

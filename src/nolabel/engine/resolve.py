@@ -129,7 +129,7 @@ def resolve(
     machine = machine or Machine.here(s.device)
     if facts is None and (s.image_size is None or s.cache == "auto"):
         facts = facts_of(source)
-    s = data_stage(s, source, facts, machine)
+    s = data_stage(s, source, facts)
     fit = s.fit_views and _recipe_name(s) == "auto"
     operations = operations_on(source, s) if fit else None
     s, init = network_stage(s, kind, machine)
@@ -155,14 +155,14 @@ def resolve(
     return dataclasses.replace(resolved, init=init)
 
 
-def data_stage(s: Settings, source: Source, facts: Facts | None, machine: Machine) -> Settings:
+def data_stage(s: Settings, source: Source, facts: Facts | None) -> Settings:
     """Settings that depend only on the images: statistics and image size."""
     if s.channels != 3 and s.mean is None:
         mean, std = measure_statistics(source)
         s = dataclasses.replace(s, mean=mean, std=std)
     if s.image_size is None and facts is not None:
         fixed = s.backbone and "_224" in s.backbone
-        size = 224 if fixed else recipes.default_image_size(facts.side, on_gpu=machine.on_gpu)
+        size = 224 if fixed else recipes.default_image_size(facts.side)
         s = dataclasses.replace(s, image_size=size)
     if s.workers is None and source.in_memory:
         s = dataclasses.replace(s, workers=0)  # data in memory need no worker processes

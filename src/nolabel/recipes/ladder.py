@@ -91,8 +91,12 @@ def ladder(needs: Set[str], side: int, *, vit: bool) -> tuple[Rung, ...]:
 
 
 def enough_steps(needs: Set[str]) -> int:
-    """Optimiser steps that a run should make: more for methods that mask, whose task is harder."""
-    return 2000 if needs & {"mask", "drop"} else 1000
+    """Optimiser steps that a run should make: more for methods that mask, whose task is harder.
+
+    500 steps of SimCLR with 256 images, `resnet_micro` at 64 px, brought k-NN on 2,400 images of a
+    tissue-like texture from 69.0 % (random start) to 95.5 %; 1,000 steps of 128: 96.2 % (one seed).
+    """
+    return 2000 if needs & {"mask", "drop"} else 600
 
 
 def choose(

@@ -9,15 +9,13 @@ from nolabel.recipes.choices import SMALL_SIDE
 from nolabel.types import Optim
 
 
-def default_image_size(side: int, *, on_gpu: bool) -> int:
+def default_image_size(side: int) -> int:
     """Side of the network's input in pixels, for runs whose length is given in steps or epochs.
 
     Args:
         side: shorter side of the images, in pixels.
-        on_gpu: whether the run has a CUDA device; a CPU is too slow for more than 96 pixels.
     """
-    size = 32 if side < 48 else 64 if side < 96 else 96 if side < 160 else 224
-    return size if on_gpu else min(size, SMALL_SIDE)
+    return 32 if side < 48 else 64 if side < 96 else 96 if side < 160 else 224
 
 
 def default_network(
@@ -41,7 +39,8 @@ def default_network(
         The name of a backbone, and the side of its patch in pixels (None: the network's own).
     """
     if not on_gpu and not vit:
-        return ("resnet_nano" if image_size < 64 else "resnet_micro"), None
+        name = "resnet_nano" if image_size < 64 else "resnet_micro"
+        return (name if image_size <= SMALL_SIDE else "resnet18"), None
     if image_size > SMALL_SIDE:
         return ("vit_small" if on_gpu else "vit_tiny"), None
     if on_gpu or "drop" in needs:

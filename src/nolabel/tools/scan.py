@@ -242,18 +242,21 @@ def describe(result: dict[str, Any]) -> str:
 
 def _suggestion(c: dict[str, Any], images: int) -> list[str]:
     """The lines on the suggested runs."""
-    lines = [
-        f"suggested   {c['method']}, which {c['why']}; about {c['memory_bytes'] / 1e6:,.0f} MB of "
-        f"memory and the program's own, {c['disk_bytes'] / 1e6:,.0f} MB of disk "
-        f"({c['disk_free_bytes'] / 1e9:,.0f} GB free)",
-    ]
-    for o in c["offers"]:
+    lines = []
+    for first, o in zip((True, False, False), c["offers"], strict=True):
         patch = f", patch {o['patch_size']} px" if o["patch_size"] else ""
         lines += [
-            f"  {_span(o['seconds']):<9} {o['command']}",
+            f"{'suggested' if first else _span(o['seconds']):<11} {o['command']}",
             f"            {o['backbone']} at {o['image_size']} px{patch}: about {o['steps']:,} "
             f"steps of {o['batch_size']}, {o['epochs']:,.1f} epochs",
         ]
+        if first:
+            lines[-1] = f"            {c['method']} {c['why']}; {lines[-1].strip()}"
+    lines.append(
+        f"predicted   {c['memory_bytes'] / 1e6:,.0f} MB of memory and the program's own, "
+        f"{c['disk_bytes'] / 1e6:,.0f} MB of disk ({c['disk_free_bytes'] / 1e9:,.0f} GB free), for "
+        "the first of them"
+    )
     decoding = c["decode_seconds"] * images
     if not isinstance(c["cache"], str) and decoding > 1:
         lines.append(
