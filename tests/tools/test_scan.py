@@ -86,7 +86,7 @@ def test_the_verb_suggests_a_run_with_its_cost(folder, tmp_path, capsys):
         "25 images",
         "unreadable  1",
         "nolabel pretrain",
-        "10 min",
+        "60 min",
         "8 hours",
         "MB of memory",
     ):
