@@ -29,7 +29,7 @@ ASKED = {
 }  # fmt: skip
 
 
-def textures(count=128, channels=3):
+def textures(count=208, channels=3):
     """Grey textures without an up."""
     noise = np.random.default_rng(0).integers(40, 200, (count, 8, 8, 1))
     pixels = np.repeat(noise.repeat(4, 1).repeat(4, 2), channels, 3).astype(np.uint8)
@@ -98,7 +98,9 @@ def test_the_sample_is_bounded_and_skips_what_cannot_be_read(monkeypatch):
     assert Some.reads == run_views.SAMPLE == 256 and 100 < len(whole) == len(centre) < 156
     assert whole.shape[1:] == centre.shape[1:] == (32, 32, 3)
     monkeypatch.setattr(run_views, "SECONDS", -math.inf)
-    assert len(run_views.sample(textures(600), 96)[0]) == 64  # one block
+    assert len(run_views.sample(textures(600), 96)[0]) == 256  # no fewer than 200, in blocks of 64
+    monkeypatch.setattr(run_views, "MOST_SECONDS", -math.inf)
+    assert len(run_views.sample(textures(600), 96)[0]) == 64
     assert run_views.operations_on(IMAGES, resolved().settings) is None
 
 

@@ -10,6 +10,7 @@ import pytest
 from nolabel.views.suitability import USUAL, measure_operations
 
 N, SIDE = 128, 32
+MANY = 256  # to show that there is no up
 RNG = np.random.default_rng(0)
 
 
@@ -51,7 +52,7 @@ def of_fine_textures(n):
 
 
 def test_images_with_an_up_are_told_from_turned_ones_and_textures_are_not():
-    up, none = measure_operations(with_sky(N)), measure_operations(textures(N))
+    up, none = measure_operations(with_sky(MANY)), measure_operations(textures(MANY))
     assert up.told["vertical_flip"] > 0.95 and up.told["quarter_turns"] > 0.9
     assert up.tolerated("flip")
     assert not up.tolerated("vertical_flip") and not up.tolerated("quarter_turns")
@@ -59,7 +60,7 @@ def test_images_with_an_up_are_told_from_turned_ones_and_textures_are_not():
 
 
 def test_layers_without_an_up_may_be_turned_upside_down_but_not_by_a_quarter():
-    rows = np.repeat(smooth(N, 6).mean(2, keepdims=True), SIDE, 2)
+    rows = np.repeat(smooth(MANY, 6).mean(2, keepdims=True), SIDE, 2)
     found = measure_operations(byte(0.5 + 3 * (rows - 0.5)))
     assert found.tolerated("flip") and found.tolerated("vertical_flip")
     assert not found.tolerated("quarter_turns") and found.told["quarter_turns"] > 0.95

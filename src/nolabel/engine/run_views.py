@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from nolabel.config import Settings
+from nolabel.data.read_ahead import read_ahead
 from nolabel.data.source import Source
 from nolabel.data.text.captions import evenly_spaced
 from nolabel.engine.parallel import rank0_first
@@ -20,11 +23,11 @@ from nolabel.views.fast import FastViews
 from nolabel.views.fields import ORIENTATION, SHARED, orientation, with_fields
 from nolabel.views.plan import ViewPlan
 from nolabel.views.plan_file import read_views, to_line
-from nolabel.views.suitability import SIDE, Operations, measure_operations
+from nolabel.views.suitability import LEAST_TOLD, SIDE, Operations, measure_operations
 from nolabel.views.view import View
 
 SAMPLE = 256  # images on which the operations are measured
-SECONDS = 5.0  # for reading them; later ones are left out
+SECONDS, MOST_SECONDS = 5.0, 10.0  # for reading them, the rest is left out; most: for `LEAST_TOLD`
 
 
 def view_plan(kind: type[Method], options: Any, s: Settings) -> ViewPlan:
@@ -134,24 +137,34 @@ def sample(source: Source, size: int) -> tuple[np.ndarray, np.ndarray]:
     # The golden ratio spreads the first few over the source too, should time end.
     indices = evenly_spaced(len(source), SAMPLE)
     order = np.argsort(np.arange(len(indices)) * 0.6180339887498949 % 1.0)
-    until = time.monotonic() + SECONDS
-    together = 64 if source.in_memory else 1
-    for at in np.array_split(indices[order], -(-len(indices) // together)):
-        try:
-            images = source.images(at) if source.in_memory else [_read(source, int(at[0]), size)]
-        except BadImage:
-            continue
-        made = make(images, at, 0)
+    began = time.monotonic()
+    for images in _batches(source, indices[order], size):
+        made = make(images, np.arange(len(images)), 0)
         for name, out in (("whole", whole), ("centre", centre)):
             pixels = made[name][0].permute(0, 2, 3, 1).numpy() * 255
             out.extend(pixels.round().astype(np.uint8))
-        if time.monotonic() > until:
+        seconds = time.monotonic() - began
+        if seconds > (SECONDS if len(whole) >= LEAST_TOLD else MOST_SECONDS):
             break
     empty = np.zeros((0, side, side, c), np.uint8)
     return (np.stack(whole), np.stack(centre)) if whole else (empty, empty)
 
 
-def _read(source: Source, i: int, size: int) -> np.ndarray:
-    if not source.supports_draft:
-        return source.read(i).image
-    return source.read(i, sufficient_pixels=2 * (2 * size) ** 2).image
+def _batches(source: Source, indices: np.ndarray, size: int) -> Iterator[Sequence[np.ndarray]]:
+    """The images that can be read, some at a time; one at a time from files, which threads read."""
+    if source.in_memory:
+        for at in np.array_split(indices, -(-len(indices) // 64)):
+            yield list(source.images(at))
+        return
+
+    def read(i: int) -> np.ndarray | None:
+        try:
+            if not source.supports_draft:
+                return source.read(i).image
+            return source.read(i, sufficient_pixels=2 * (2 * size) ** 2).image
+        except BadImage:
+            return None
+
+    found = read_ahead(read, indices.tolist(), lambda image: 0 if image is None else image.nbytes)
+    with contextlib.closing(found):  # threads stop when time ends
+        yield from ([image] for image in found if image is not None)

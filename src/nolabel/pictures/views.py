@@ -14,7 +14,7 @@ from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
 from nolabel.views import FastViews, ViewPlan
 from nolabel.views.plan_file import to_yaml
-from nolabel.views.suitability import MOST_MOVED, USUAL, Operations, changed, operation
+from nolabel.views.suitability import MOST_MOVED, MOST_TOLD, USUAL, Operations, changed, operation
 from nolabel.views.suitability import turned as turned_images
 
 SHOWN = 4  # images of which the operations are drawn, at most
@@ -82,7 +82,7 @@ def _operations(found: Operations, samples: np.ndarray) -> Picture:
     caption = (
         f"Each image beside what each operation makes of it, measured on {found.images} images. "
         "Flips and turns: how often changed images are told from unchanged ones (chance is 0.5; up "
-        f"to {found.most_told:.2f} they are tolerated). The others, at the usual strength: how far "
+        f"to {MOST_TOLD:g} they are tolerated). The others, at the usual strength: how far "
         "a changed image is from its original, over how far it is from other images (1: what the "
         f"images differ by is destroyed; above {MOST_MOVED:g} the automatic recipe is weaker). "
         + (f"Reduced here: {', '.join(lost)}." if lost else "None is reduced here.")
