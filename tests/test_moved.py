@@ -15,7 +15,6 @@ from nolabel._moved import MOVED, new_name
         ("nolabel.data.images", "read_image", "nolabel.data.sources._decode"),
         ("nolabel.data.bands", "read_bands", "nolabel.data.sources._bands"),
         ("nolabel.weights.official", "import_file", "nolabel.encoders.convert.official"),
-        ("nolabel.evaluate.knn", "run_knn", "nolabel.protocols.knn"),
         ("nolabel.ops.patches", "patchify", "nolabel.nn.patches"),
         ("nolabel.schedules", "cosine", "nolabel.nn.schedules"),
     ],
@@ -32,7 +31,15 @@ def test_every_present_name_exists():
             importlib.import_module(old)
 
 
-@pytest.mark.parametrize("name", ["nolabel.ops.nothing", "nolabel.nothing", "nolabel.evaluate.x"])
+@pytest.mark.parametrize("name", ["nolabel.ops.nothing", "nolabel.nothing", "nolabel.data.nothing"])
 def test_what_never_was_is_still_missing(name):
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module(name)
+
+
+def test_no_former_name_is_that_of_a_function():
+    import nolabel
+
+    for old in MOVED:
+        module = old.removesuffix(".*").split(".")
+        assert len(module) > 2 or module[1] not in nolabel.__all__

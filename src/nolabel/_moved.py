@@ -14,7 +14,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# Former packages and modules; "*" stands for any module of the package.
+# Former packages and modules; "*" stands for any module of the package. `nolabel.evaluate` is not
+# among them: it is a function now, and importing a module of that name would replace it.
 MOVED = {
     "nolabel.data.bands": "nolabel.data.sources._bands",
     "nolabel.data.images": "nolabel.data.sources._decode",
@@ -25,8 +26,6 @@ MOVED = {
     "nolabel.data.shards": "nolabel.data.sources.shards",
     "nolabel.data.video": "nolabel.data.sources.video",
     "nolabel.schedules": "nolabel.nn.schedules",
-    "nolabel.evaluate": "nolabel.protocols",
-    "nolabel.evaluate.*": "nolabel.protocols.*",
     "nolabel.ops": "nolabel.nn",
     "nolabel.ops.*": "nolabel.nn.*",
     "nolabel.weights": "nolabel.encoders",

@@ -36,7 +36,7 @@ def test_swav_beats_its_random_initialisation_on_clothes(gain_of_a_short_run):
     """On clothes: with local crops it needs more steps than a minute gives it on creatures."""
     try:
         found = gain_of_a_short_run(
-            "swav", data="fashion-mnist", train="fashion-mnist:test", steps=160, image_size=None,
+            "swav", data="fashion-mnist", train="fashion-mnist:test", steps=160, **VIT,
             warmup_epochs=None,
         )  # fmt: skip
     except NolabelError as error:
