@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -59,6 +60,31 @@ def tiny_run(photos, tmp_path):
         return nl.pretrain(method, data=str(photos), out=tmp_path / out, quiet=True, **given)
 
     return train
+
+
+_MEASURED: dict[tuple[object, ...], object] = {}
+
+
+@pytest.fixture(autouse=True)
+def operations_on_a_named_set_are_measured_once(request, monkeypatch):
+    """The measurement of the views takes a second, and finds the same on the same named set."""
+    if "views" in request.node.nodeid:
+        return
+    from nolabel.data.open import DATASETS
+    from nolabel.engine import resolve
+
+    measure = resolve.operations_on
+
+    def once(source, s):
+        if not source.in_memory or source.name.partition(":")[0] not in DATASETS:
+            return measure(source, s)
+        first = source.images(np.array([0])).tobytes()  # a set is drawn at any size
+        key = (source.name, len(source), s.image_size, first)
+        if key not in _MEASURED:
+            _MEASURED[key] = measure(source, s)
+        return _MEASURED[key]
+
+    monkeypatch.setattr(resolve, "operations_on", once)
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from nolabel.tools.bench import bench_data, bench_step
 from nolabel.tools.plan import plan
 
 SMALL = {"data": "creatures", "out": "unused", "backbone": "vit_pico", "image_size": 32,
-         "precision": "fp32", "steps": 1, "workers": 0, "batch_size": "auto"}  # fmt: skip
+         "precision": "fp32", "steps": 1, "workers": 0, "batch_size": "auto",
+         "fit_views": False}  # fmt: skip
 COUNT = 4096
 
 

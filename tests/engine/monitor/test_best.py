@@ -51,6 +51,6 @@ def test_measuring_changes_nothing_of_the_training(tiny_run):
     assert [x["loss"] for x in lines_of(a)] == [x["loss"] for x in lines_of(b)]
 
 
-def test_the_probe_decides_where_there_is_one(tiny_run):
+def test_the_probe_decides_where_there_is_one(tiny_run, few_creatures):
     run = tiny_run(steps=2, keep="best", probe="creatures", probe_every=1, log_every=1)
     assert all("probe_knn" in x and "self_retrieval" not in x for x in lines_of(run))
