@@ -120,3 +120,13 @@ def test_images_are_kept_at_the_best_quality_that_fits(side, images, kept):
     """Memory for 4.1 million bytes; `sufficient_pixels` of the plan: (2 x 8)^2 x 4/3 / 0.25."""
     found = cache_pixels(PLAN, [side**2] * 3, images, 1366 * 1000 * 3, 3)
     assert found == kept
+
+
+def test_spawned_workers_get_the_source_itself(monkeypatch):
+    """They could not share the memory, nor can it be sent to them."""
+    monkeypatch.setattr("nolabel.data.decoded.FORKED", False)
+    source = Counting()
+    assert decoded_once(source, 10_000, 2**20, workers=2) is source
+    here = decoded_once(source, 10_000, 2**20)
+    for a, b in zip(batches(Counting()), batches(here), strict=True):
+        assert torch.equal(a, b)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import multiprocessing
-import sys
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from nolabel.data.source import Source, Subset
+from nolabel.data.workers import FORKED, START
 from nolabel.types import Sample
 from nolabel.views.plan import ViewPlan
 
@@ -29,7 +30,6 @@ _SHRINK = (1.0, 0.7, 0.5)
 _DTYPES: tuple[type[np.generic], ...] = (np.uint8, np.uint16)
 # Of each image: where it is, height, width and channels, and 1 + index of its dtype (0: not read).
 _ENTRY = np.dtype([("offset", np.int64), ("shape", np.int32, 3), ("kind", np.int32)])
-_CAN_FORK = sys.platform == "linux"
 _LOCK_SECONDS = 1.0
 
 
@@ -49,14 +49,17 @@ def cache_pixels(
         memory: bytes that may be used.
         bytes_per_pixel: of an image, over its channels.
     """
-    most = max(areas)
-    sufficient = plan.sufficient_pixels or most
+    sufficient = plan.sufficient_pixels or max(areas)
     for share in _SHRINK if plan.sufficient_pixels else (1.0,):
         pixels = max(math.ceil(sufficient * share**2), 1)
-        mean = sum(min(area, pixels) for area in areas) / len(areas)
-        if mean * images * bytes_per_pixel <= memory:
+        if kept_bytes(pixels, areas, images, bytes_per_pixel) <= memory:
             return pixels
     return None
+
+
+def kept_bytes(pixels: int, areas: Sequence[int], images: int, bytes_per_pixel: int) -> float:
+    """Bytes that images take which are kept at most at so many pixels; see `cache_pixels`."""
+    return sum(min(area, pixels) for area in areas) / len(areas) * images * bytes_per_pixel
 
 
 class Decoded(Subset):
@@ -81,7 +84,7 @@ class Decoded(Subset):
         self._memory = mmap.mmap(-1, max(memory, 1))
         table = mmap.mmap(-1, (n + 1) * _ENTRY.itemsize)
         self._table = np.frombuffer(table, _ENTRY)  # the last entry's offset: bytes taken
-        self._lock = multiprocessing.get_context("fork").Lock() if _CAN_FORK else _NoLock()
+        self._lock = multiprocessing.get_context(START).Lock() if FORKED else threading.Lock()
 
     def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
         """Image i, shrunk to at most `pixels`. Raises BadImage."""
@@ -122,16 +125,6 @@ class Decoded(Subset):
             self._lock.release()
 
 
-class _NoLock:
-    """Where processes are not forked, each has memory of its own."""
-
-    def acquire(self, *, timeout: float) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
-
-
 def shrink(image: np.ndarray, pixels: int) -> np.ndarray:
     """The image with at most about `pixels` (height x width), antialiased; smaller ones unchanged.
 
@@ -151,14 +144,16 @@ def shrink(image: np.ndarray, pixels: int) -> np.ndarray:
     return array if image.dtype == np.uint8 else array.round().astype(image.dtype)
 
 
-def decoded_once(source: Source, pixels: int | str, memory: float) -> Source:
+def decoded_once(source: Source, pixels: int | str, memory: float, *, workers: int = 0) -> Source:
     """The source, with its images kept in memory unless `pixels` is "off".
 
     Args:
         source: of a training run.
         pixels: the setting `cache` of a resolved run.
         memory: bytes that the images may take.
+        workers: processes that read it; where they are not forked they cannot share memory, and
+            the source is returned as it is.
     """
-    if isinstance(pixels, str) or source.in_memory:
+    if isinstance(pixels, str) or source.in_memory or (workers and not FORKED):
         return source
     return Decoded(source, pixels, int(memory))

@@ -8,7 +8,6 @@ step s gets the batches of an uninterrupted run.
 from __future__ import annotations
 
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,9 +28,6 @@ from nolabel.views.executor import Executor
 
 _PREFETCH = 2  # batches that a worker prepares in advance; each may take a gigabyte
 RESTARTS = 3  # times that dead workers are restarted before the run fails
-# Forked workers share the source's memory (copy-on-write). Fork is not safe on macOS and does not
-# exist on Windows: workers are spawned there, and get the source pickled.
-_START = "fork" if sys.platform == "linux" else "spawn"
 
 _Shapes = list[tuple[int, ...]]
 _Packed = tuple[DecodedBatch, Tensor, _Shapes]  # a decoded batch, all its pixels in one tensor
@@ -205,7 +201,7 @@ def _from_workers(
             pin_memory=pin and not decode_only,
             timeout=processes.POLL,
             worker_init_fn=_init_worker,
-            multiprocessing_context=_START,
+            multiprocessing_context=processes.START,
             # DataLoader draws a base seed; its own generator keeps the global RNG state unchanged.
             generator=torch.Generator().manual_seed(0),
         )

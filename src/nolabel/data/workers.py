@@ -18,6 +18,10 @@ from torch.utils.data import DataLoader
 
 T = TypeVar("T")
 
+# Forked workers share the source's memory (copy-on-write). Fork is not safe on macOS and does not
+# exist on Windows: workers are spawned there, and get the source pickled.
+FORKED = sys.platform == "linux"
+START = "fork" if FORKED else "spawn"
 POLL = 1.0  # seconds between looks at the workers while a batch is awaited
 SILENCE = 60.0  # seconds without a batch until the workers that do not answer are named
 IMPATIENCE = 10.0  # seconds that a request to stop waits for a worker that is busy

@@ -40,7 +40,7 @@ def batches_of(
     """
     s = run.settings
     return make_loader(
-        decoded_once(source, s.cache, cache_memory()),
+        decoded_once(source, s.cache, cache_memory(), workers=workers),
         FastViews(plan, s.seed, device=device if s.views_on == "device" else "cpu"),
         seed=s.seed,
         batch_size=s.batch_size,
