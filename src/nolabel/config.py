@@ -287,6 +287,11 @@ class Request:
         layer = Layer.from_keywords(methods.load(method), options)
         return cls(method=method, explicit=layer)
 
+    def choose(self, **settings: Any) -> Request:
+        """The request with more settings chosen automatically."""
+        chosen = Layer(settings={**self.chosen.settings, **settings})
+        return dataclasses.replace(self, chosen=chosen)
+
     @property
     def settings(self) -> Settings:
         """The shared settings, None where nothing was requested.

@@ -16,6 +16,15 @@ class BackboneInfo(Entry):
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
+# Small ResNets: one block a stage. Those without pooling in front are for small images.
+_NANO: dict[str, Any] = {
+    "layers": [1, 1, 1, 1],
+    "channels": [32, 64, 128, 128],
+    "output_stride": 16,
+    "zero_init_last": False,
+}
+_WIDE = {**_NANO, "channels": [64, 128, 256, 256]}
+
 PRESETS: dict[str, BackboneInfo] = by_name(
     BackboneInfo(
         name="vit_pico",
@@ -118,51 +127,25 @@ PRESETS: dict[str, BackboneInfo] = by_name(
             "front"
         ),
         timm_name="resnet18",
-        kwargs={
-            "layers": [1, 1, 1, 1],
-            "channels": [32, 64, 128, 128],
-            "output_stride": 16,
-            "zero_init_last": False,
-            "maxpool": False,
-            "image_size": 32,
-        },
+        kwargs={**_NANO, "maxpool": False, "image_size": 32},
     ),
     BackboneInfo(
         name="resnet_mini",
         description="as resnet_nano, of twice the width: 2.4 M parameters, for 32-64 px on a CPU",
         timm_name="resnet18",
-        kwargs={
-            "layers": [1, 1, 1, 1],
-            "channels": [64, 128, 256, 256],
-            "output_stride": 16,
-            "zero_init_last": False,
-            "maxpool": False,
-            "image_size": 32,
-        },
+        kwargs={**_WIDE, "maxpool": False, "image_size": 32},
     ),
     BackboneInfo(
         name="resnet_micro",
         description="as resnet_nano, with pooling in front: 0.6 M parameters, for 64-128 px",
         timm_name="resnet18",
-        kwargs={
-            "layers": [1, 1, 1, 1],
-            "channels": [32, 64, 128, 128],
-            "output_stride": 16,
-            "zero_init_last": False,
-            "image_size": 64,
-        },
+        kwargs={**_NANO, "image_size": 64},
     ),
     BackboneInfo(
         name="resnet_tiny",
         description="as resnet_mini, with pooling in front: 2.4 M parameters, for 64-160 px",
         timm_name="resnet18",
-        kwargs={
-            "layers": [1, 1, 1, 1],
-            "channels": [64, 128, 256, 256],
-            "output_stride": 16,
-            "zero_init_last": False,
-            "image_size": 96,
-        },
+        kwargs={**_WIDE, "image_size": 96},
     ),
     BackboneInfo(
         name="resnet18",

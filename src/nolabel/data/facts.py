@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nolabel.data.decoded import shrink
+from nolabel.data.order import evenly_spaced
 from nolabel.data.read_ahead import read_images
 from nolabel.data.source import Source
-from nolabel.data.text.captions import evenly_spaced
 from nolabel.errors import DataError
 
 _SAMPLED = 15  # images, evenly spaced

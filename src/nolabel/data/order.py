@@ -131,3 +131,8 @@ def _feistel(values: np.ndarray, bits: int, keys: list[np.uint64]) -> None:
         else:
             low ^= mix(high ^ key) & low_mask
     np.bitwise_or(high << low_bits, low, out=values)
+
+
+def evenly_spaced(n: int, count: int) -> np.ndarray:
+    """Evenly spaced, distinct indices in [0, n), ascending: int64 [min(n, count)]."""
+    return np.arange(n) if n <= count else np.linspace(0, n - 1, count).astype(np.int64)

@@ -50,11 +50,6 @@ class Measured:
     times: dict[str, float]  # precision -> seconds of a micro-batch's step
     accumulate: int  # micro-batches of a step
 
-    @property
-    def step(self) -> float:
-        """Seconds of a step at the faster precision."""
-        return min(self.times.values())
-
 
 def measure(
     run: Run,
@@ -95,7 +90,7 @@ def measure(
         try:
             batch, data = _some_images(run, plan, source, sizes[-1] * world)
             batch = batch.to(device)
-            if may_split and not whole:
+            if may_split and not whole and math.isfinite(memory_limit):
                 while divides and _memory(trial, run, batch, images) > memory_limit:
                     micro_batches, images = 2 * micro_batches, images // 2
                     divides = batch_size % (2 * micro_batches * world) == 0
@@ -109,9 +104,8 @@ def measure(
 
 def _memory(method: Method, run: Run, batch: Batch, images: int) -> float:
     """Bytes that a step of so many images takes, predicted."""
-    frozen = cost.frozen_parameters(method)
-    fixed = cost.state_memory(*cost.state_elements(method), run.optim, frozen=frozen)
-    needed = sum(fixed.values()) + cost.extrapolated_activations(method, batch, images)
+    activations = cost.extrapolated_activations(method, batch, images)
+    needed = cost.method_memory(method, run.optim) + activations
     return parallel.broadcast_object(needed)  # all ranks split alike
 
 

@@ -139,6 +139,12 @@ def state_memory(
     }
 
 
+def method_memory(method: nn.Module, optim: Optim) -> float:
+    """`state_memory` of a method on one device, in total. Raises UsageError."""
+    frozen = frozen_parameters(method)
+    return sum(state_memory(*state_elements(method), optim, frozen=frozen).values())
+
+
 def memory_of(
     counts: Counts, optim: Optim, *, shards: int = 1, by_layer: bool = False
 ) -> dict[str, float]:

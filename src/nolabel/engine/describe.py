@@ -78,9 +78,7 @@ def _length(run: Run, resolved: Resolved) -> str:
 
 def _megabytes(built: Built) -> float:
     """Of weights, gradients and moments."""
-    frozen = cost.frozen_parameters(built.method)
-    elements = cost.state_elements(built.method)
-    return sum(cost.state_memory(*elements, built.run.optim, frozen=frozen).values()) / 1e6
+    return cost.method_memory(built.method, built.run.optim) / 1e6
 
 
 def _values(options: DataclassInstance) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from nolabel import distributed, methods, recipes
-from nolabel.config import LENGTHS, Layer, Request, Settings
+from nolabel.config import LENGTHS, Request, Settings
 from nolabel.data.facts import Facts, facts_of
 from nolabel.data.open import open_source, record_source
 from nolabel.data.progress import phase
@@ -41,7 +41,8 @@ class Fitted(NamedTuple):
 
     request: Request
     source: Source
-    choice: Choice | None
+    facts: Facts | None  # of the source, if they were needed
+    choice: Choice | None  # if there was one to make
 
 
 def fit(
@@ -65,7 +66,7 @@ def fit(
         quiet: do not print the choice.
 
     Returns:
-        The request, the opened data, and the choice if there was one to make.
+        The request, the opened data with what is known of them, and the choice.
     """
     request = dataclasses.replace(request, method=methods.name_by_hash(request.method))
     s, kind = request.settings, methods.load(request.method)
@@ -75,15 +76,12 @@ def fit(
             record_source(s.data), image_size=s.image_size, download=s.download,
             channels=s.channels,
         )  # fmt: skip
-    if not any(getattr(s, name) for name in LENGTHS) and s.recipe == "auto" and not quiet:
-        say(
-            f"length: {PROPOSED_MINUTES:g} minutes are proposed on this machine; --minutes M for "
-            "another"
-        )
     request, chosen_here = proposed(request)
     minutes = request.settings.minutes
+    if minutes != s.minutes and not quiet:
+        say(f"length: {minutes:g} minutes are proposed on this machine; --minutes M for another")
     if not chosen_here or minutes is None:
-        return Fitted(request, source, None)
+        return Fitted(request, source, facts, None)
     with phase("choosing a network that fits"):
         facts = facts or facts_of(source)
         rungs = _rungs(s, kind, facts.side)
@@ -107,7 +105,7 @@ def fit(
         choice = choose(rungs, steps_of, enough_steps(kind.needs))
     if not quiet:
         say(_reason(choice, minutes, enough_steps(kind.needs)))
-    return Fitted(_at(request, s, choice.rung), source, choice)
+    return Fitted(_at(request, s, choice.rung), source, facts, choice)
 
 
 def automatic_method(device: str = "auto") -> tuple[str, str]:
@@ -130,7 +128,7 @@ def proposed(request: Request) -> tuple[Request, frozenset[str]]:
     if s.recipe != "auto":
         return request, frozenset()
     if all(getattr(s, name) is None for name in LENGTHS):
-        request = _with(request, minutes=PROPOSED_MINUTES)
+        request = request.choose(minutes=PROPOSED_MINUTES)
     if request.settings.minutes is None or s.init or (s.backbone and s.image_size):
         return request, frozenset()
     names = ("backbone", "image_size", "patch_size")
@@ -163,7 +161,7 @@ def _draft(request: Request, s: Settings, rung: Rung) -> Request:
     unmeasured: dict[str, Any] = {"fit_views": False}
     if s.channels != 3 and s.mean is None:
         unmeasured |= {"mean": (0.5,) * s.channels, "std": (0.25,) * s.channels}
-    return _with(_at(request, s, rung), **unmeasured)
+    return _at(request, s, rung).choose(**unmeasured)
 
 
 def _at(request: Request, s: Settings, rung: Rung) -> Request:
@@ -171,17 +169,8 @@ def _at(request: Request, s: Settings, rung: Rung) -> Request:
     patch = s.patch_size or rung.patch_size
     if patch is None:
         patch = recipes.default_patch(rung.backbone, rung.image_size)
-    return _with(
-        request, backbone=rung.backbone, image_size=rung.image_size,
-        **({} if patch is None else {"patch_size": patch}),
-    )  # fmt: skip
-
-
-def _with(request: Request, **settings: Any) -> Request:
-    """The request with more settings chosen automatically."""
-    return dataclasses.replace(
-        request, chosen=Layer(settings={**request.chosen.settings, **settings})
-    )
+    chosen = request.choose(backbone=rung.backbone, image_size=rung.image_size)
+    return chosen if patch is None else chosen.choose(patch_size=patch)
 
 
 def _reason(choice: Choice, minutes: float, enough: int) -> str:

@@ -6,10 +6,8 @@ train nothing. Without labels, by self-retrieval (`evaluate labelfree`).
 
 from __future__ import annotations
 
-import numpy as np
-
 from nolabel.config import Run
-from nolabel.data.open import open_source
+from nolabel.data.order import evenly_spaced
 from nolabel.data.progress import phase
 from nolabel.data.source import Source, Subset
 from nolabel.encoders import load
@@ -20,12 +18,13 @@ MIN_LABELLED, MOST_LABELLED = 50, 5000  # images; fewer say nothing, more take l
 GAIN = 0.02  # smaller differences are taken as none
 
 
-def last_word(run: Run, source: Source) -> list[str]:
+def last_word(run: Run, source: Source, probe: Probe | None = None) -> list[str]:
     """Lines with the three figures, and what they mean.
 
     Args:
         run: finished, in its folder.
         source: its training data.
+        probe: of the run; None: the labels of the data, if its folders are classes.
     """
     s = run.settings
     with phase("comparing with raw pixels and the random start"):
@@ -35,16 +34,16 @@ def last_word(run: Run, source: Source) -> list[str]:
             load(name, image_size=size, channels=s.channels)
             for name, size in zip(names, sizes, strict=True)
         ]
-        labelled = _labelled(run, source)
-        if labelled is not None:
-            what = f"k-NN on the labels of {labelled.name}"
+        if probe is None and (labelled := _labelled(source)) is not None:
             probe = Probe(labelled)
+        if probe is not None:
+            what = f"k-NN on the labels of {probe.name}"
             pixels, start, trained = (probe.accuracy(encoder) for encoder in encoders)
         else:
             what = "self-retrieval, which needs no labels"
             pixels, start, trained = (self_retrieval(encoder, source) for encoder in encoders)
     line = f"{what}: {trained:.1%}; random start {start:.1%}, raw pixels {pixels:.1%}"
-    return [line, meaning(run, pixels, start, trained, labelled=labelled is not None)]
+    return [line, meaning(run, pixels, start, trained, labelled=probe is not None)]
 
 
 def meaning(run: Run, pixels: float, start: float, trained: float, *, labelled: bool) -> str:
@@ -82,16 +81,10 @@ def _advice(run: Run) -> str:
     return "What would help: another method, or a published encoder to start from (--init)."
 
 
-def _labelled(run: Run, source: Source) -> Source | None:
-    """Labelled images: those of --probe, or the training data if its folders are classes."""
-    s = run.settings
-    if s.probe:
-        return open_source(
-            s.probe, image_size=s.image_size, download=s.download, channels=s.channels
-        )
+def _labelled(source: Source) -> Source | None:
+    """Some of the training data, if its folders are classes."""
     classes = len(source.classes)
     many = source.labels is not None and len(source) >= max(MIN_LABELLED, 5 * classes)
     if not many or classes < 2:
         return None
-    few = np.unique(np.linspace(0, len(source) - 1, min(len(source), MOST_LABELLED)).astype(int))
-    return Subset(source, few)
+    return Subset(source, evenly_spaced(len(source), MOST_LABELLED))

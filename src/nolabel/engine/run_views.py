@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from nolabel.config import Settings
+from nolabel.data.order import evenly_spaced
 from nolabel.data.read_ahead import read_ahead
 from nolabel.data.source import Source
-from nolabel.data.text.captions import evenly_spaced
 from nolabel.engine.parallel import rank0_first
 from nolabel.engine.placeholder import Placeholder
 from nolabel.errors import BadImage, UsageError
 from nolabel.methods.base import Method
+from nolabel.recipes.choices import largest_blur
 from nolabel.recipes.suited import reasons, suited_settings
 from nolabel.views.fast import FastViews
 from nolabel.views.fields import ORIENTATION, SHARED, orientation, with_fields
@@ -112,8 +113,7 @@ def operations_on(source: Source, s: Settings) -> Operations | None:
 
 def measured(images: np.ndarray, details: np.ndarray, size: int) -> Operations | None:
     """The operations on a sample of `sample`, for a network's input of so many pixels."""
-    # The usual blur is 2 pixels at 224; see `recipes.choices.blur_sigma`.
-    return measure_operations(images, details, blur_sigma=max(2.0 * size / 224, 0.2))
+    return measure_operations(images, details, blur_sigma=largest_blur(size))
 
 
 def sample(source: Source, size: int) -> tuple[np.ndarray, np.ndarray]:

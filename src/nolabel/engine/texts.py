@@ -6,8 +6,9 @@ from pathlib import Path
 
 from nolabel import methods
 from nolabel.config import Run
+from nolabel.data.order import evenly_spaced
 from nolabel.data.source import Source
-from nolabel.data.text.captions import evenly_spaced, require_texts, texts_of
+from nolabel.data.text.captions import require_texts, texts_of
 from nolabel.data.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from nolabel.methods.capabilities import LearnsFromText
 

@@ -72,8 +72,8 @@ def pretrain(
     """
     began = time.monotonic() if began is None else began
     with parallel.processes(request.settings.device):
-        request, source, _ = fit(request, source, quiet=quiet)
-        resolved = resolve(request, source=source, quiet=quiet)
+        request, source, facts, _ = fit(request, source, quiet=quiet)
+        resolved = resolve(request, source=source, facts=facts, quiet=quiet)
         with memory.explain_out_of_memory(resolved.run):
             folder = nullcontext() if dry_run else run_folder.held(resolved.run.folder)
             with folder:

@@ -86,11 +86,16 @@ def first_epochs(
 
 
 def blur_sigma(context: RecipeContext) -> tuple[float, float]:
-    """Least and largest standard deviation of the blur, in pixels.
+    """Least and largest standard deviation of the blur, in pixels."""
+    return 0.1, largest_blur(context.image_size)
 
-    The papers' largest is 2 at 224 pixels (SimCLR, DINO); here it is proportional to the size.
+
+def largest_blur(image_size: int) -> float:
+    """Largest standard deviation of the blur, in pixels.
+
+    The papers' is 2 at 224 pixels (SimCLR, DINO); here it is proportional to the size.
     """
-    return 0.1, max(2.0 * context.image_size / 224, 0.2)
+    return max(2.0 * image_size / 224, 0.2)
 
 
 def colour_jitter(

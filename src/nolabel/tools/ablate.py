@@ -78,7 +78,7 @@ def ablate(
     if not {"steps", "minutes", "epochs"} & settings.keys():
         settings["minutes"] = 2.0
     # One network for all rows: where it is chosen by the time, it is chosen once.
-    request, _, choice = fit(Request.of(variant, data=data, **settings))
+    request, _, _, choice = fit(Request.of(variant, data=data, **settings))
     if choice is not None:
         settings = {**request.chosen.settings, **settings}
     table = {"as it is": {}, **table}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ from PIL import Image
 
 from nolabel import methods
 from nolabel._files import atomic, write_text
-from nolabel.config import Layer, Request
+from nolabel.config import Request
+from nolabel.data.decoded import kept_bytes
 from nolabel.data.facts import Facts, facts_of
 from nolabel.data.progress import phase
 from nolabel.data.source import Source, Subset
@@ -119,52 +118,42 @@ def suggest(source: Source, method: str | None = None) -> dict[str, Any]:
     """A method, and its automatic settings for ten minutes, an hour and a night on this machine."""
     name, why = automatic_method()
     chosen = method or name
-    good, channels = _readable(source), source.channels
+    good = _readable(source)
     facts = facts_of(good)
     stopwatch = Trial(facts, good if "text" in methods.load(chosen).inputs else None)
     offers = [_offer(chosen, minutes, source, good, facts, stopwatch) for minutes in OFFERS]
-    built, resolved = offers[0].built, offers[0].resolved
+    resolved, values = offers[0]
+    built = build(resolved)
     network, run = built.method, resolved.run
-    trainable, untrained = cost.state_elements(network)
-    saved = cost.checkpoint_bytes(trainable, untrained, run.optim)
+    saved = cost.checkpoint_bytes(*cost.state_elements(network), run.optim)
     return {
         "method": chosen,
         "why": "is the one that you named" if method else why,
-        "channels": channels,
+        "channels": source.channels,
         "views": built.plan.describe(),
         "lr": run.optim.lr,
-        **offers[0].values,
-        "memory_bytes": _memory(built, resolved, facts, channels),
+        **values,
+        "memory_bytes": _memory(built, facts),
         "decode_seconds": facts.seconds,
         "disk_bytes": (KEEP_NEWEST + 1) * saved + 4 * count_parameters(network.encoder),
         "disk_free_bytes": shutil.disk_usage(".").free,
-        "offers": [offer.values for offer in offers],
+        "offers": [values for _, values in offers],
     }
-
-
-@dataclass(frozen=True)
-class _Offer:
-    """A run of some minutes."""
-
-    resolved: Resolved
-    built: Built
-    values: dict[str, Any]
 
 
 def _offer(
     method: str, minutes: float, source: Source, good: Source, facts: Facts, stopwatch: Trial
-) -> _Offer:
+) -> tuple[Resolved, dict[str, Any]]:
     """What a run of so many minutes would be."""
     channels = source.channels
     request = Request.of(method, data=source.name, out="unused", channels=channels, minutes=minutes)
-    request, _, choice = fit(request, good, facts=facts, stopwatch=stopwatch, quiet=True)
+    request, _, _, choice = fit(request, good, facts=facts, stopwatch=stopwatch, quiet=True)
     if minutes != OFFERS[0]:  # what suits the images is measured once
-        chosen = {**request.chosen.settings, "fit_views": False}
-        request = dataclasses.replace(request, chosen=Layer(settings=chosen))
+        request = request.choose(fit_views=False)
     resolved = resolve(request, source=good, facts=facts, quiet=True)
     s, steps = resolved.run.settings, max(choice.steps if choice else 0, 1)
     options = ("--channels", str(channels)) if channels != 3 else ()
-    values = {
+    return resolved, {
         "minutes": minutes,
         "backbone": s.backbone,
         "image_size": s.image_size,
@@ -180,24 +169,20 @@ def _offer(
             *options,
         ),
     }  # fmt: skip
-    return _Offer(resolved, build(resolved), values)
 
 
-def _memory(built: Built, resolved: Resolved, facts: Facts, channels: int) -> float:
+def _memory(built: Built, facts: Facts) -> float:
     """Bytes of a run's weights, activations and decoded images, without the program's own."""
-    run, s = resolved.run, resolved.run.settings
-    trainable, untrained = cost.state_elements(built.method)
-    frozen = cost.frozen_parameters(built.method)
-    fixed = sum(cost.state_memory(trainable, untrained, run.optim, frozen=frozen).values())
+    run, s = built.run, built.run.settings
     counts = cost.extrapolated(
         methods.load(run.method), run.options, s.backbone, s.image_size, s.patch_size, "fp32",
         s.batch_size,
     )  # fmt: skip
     kept = 0.0
     if not isinstance(s.cache, str):
-        mean = sum(min(area, s.cache) for area in facts.areas) / len(facts.areas)
-        kept = mean * run.images * facts.item_bytes
-    return fixed + min(counts.activations, usable_memory(torch.cuda.is_available())) + kept
+        kept = kept_bytes(s.cache, facts.areas, run.images, facts.item_bytes)
+    activations = min(counts.activations, usable_memory(torch.cuda.is_available()))
+    return cost.method_memory(built.method, run.optim) + activations + kept
 
 
 def _readable(source: Source) -> Source:

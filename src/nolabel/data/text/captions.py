@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nolabel.data.order import evenly_spaced
 from nolabel.data.source import Source
 from nolabel.errors import DataError
 
@@ -46,8 +47,3 @@ def require_texts(source: Source) -> None:
             "shards, and from the captions of hf: and named sets (creatures, scenes, emoji, "
             "stamps, clipart); your own source overrides `read_text(i)`."
         )
-
-
-def evenly_spaced(n: int, count: int) -> np.ndarray:
-    """Evenly spaced, distinct indices in [0, n), ascending: int64 [min(n, count)]."""
-    return np.arange(n) if n <= count else np.linspace(0, n - 1, count).astype(np.int64)

@@ -55,17 +55,11 @@ class Best:
         self.step, self.value = int(line["step"]), self.last
 
     def _measure(self) -> float:
-        backbone = self.method.encoder
-        modes = [(m, m.training) for m in backbone.modules()]
         encoder = Encoder(
-            backbone, mean=self.plan.mean, std=self.plan.std,
+            self.method.encoder, mean=self.plan.mean, std=self.plan.std,
             image_size=self.run.settings.image_size,
         )  # fmt: skip
-        try:
-            return self_retrieval(encoder, self.source)
-        finally:
-            for module, training in modes:
-                module.training = training
+        return self_retrieval(encoder, self.source)
 
     def take(self, total: int, note: Callable[[str], Any]) -> None:
         """Puts the best encoder in the place of the last one, and says so.

@@ -183,7 +183,8 @@ class Monitor:
         workers = self.run.settings.workers
         say(f"Verdict: {examine(read_metrics(folder / 'metrics.jsonl'), t.total, workers)}")
         if t.total >= MIN_STEPS:
-            for line in last_word(self.run, t.source):
+            probe = self.recorder.probe if self.recorder else None
+            for line in last_word(self.run, t.source, probe):
                 say(line)
         say("Next:")
         for line in next_commands(self.run, t.source):

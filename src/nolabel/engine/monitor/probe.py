@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from nolabel.backbones.base import Backbone
 from nolabel.config import Run
 from nolabel.data.open import open_source
+from nolabel.data.order import evenly_spaced
 from nolabel.data.source import Source, Subset, require_labels
 from nolabel.data.split import independent_units, split
 from nolabel.encoders.encoder import Encoder
@@ -31,6 +30,7 @@ class Probe:
 
     def __init__(self, source: Source):
         require_labels(source)
+        self.name = source.name
         rest, part = split(source, 0.2, seed=0, units=independent_units(source)[0])
         self.train, self.test = _at_most(rest, MOST), _at_most(part, MOST // 4)
 
@@ -45,14 +45,8 @@ class Probe:
         )
 
     def __call__(self, backbone: Backbone, plan: ViewPlan) -> float:
-        """Top-1 accuracy as a fraction. Restores train/eval modes and the random state."""
-        modes = [(m, m.training) for m in backbone.modules()]
-        encoder = Encoder(backbone, mean=plan.mean, std=plan.std)
-        try:
-            return self.accuracy(encoder)
-        finally:
-            for module, training in modes:
-                module.training = training
+        """Top-1 accuracy as a fraction. Train/eval modes and the random state stay as they are."""
+        return self.accuracy(Encoder(backbone, mean=plan.mean, std=plan.std))
 
     def accuracy(self, encoder: Encoder) -> float:
         """Top-1 accuracy as a fraction."""
@@ -74,6 +68,4 @@ def self_retrieval(encoder: Encoder, source: Source) -> float:
 
 
 def _at_most(source: Subset, most: int) -> Subset:
-    if len(source) <= most:
-        return source
-    return Subset(source, np.linspace(0, len(source) - 1, most).astype(np.int64))
+    return source if len(source) <= most else Subset(source, evenly_spaced(len(source), most))
