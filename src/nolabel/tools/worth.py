@@ -24,26 +24,29 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 from PIL import Image
-from scipy import stats
 
 from nolabel._files import write_text
 from nolabel.config import Request, Run
+from nolabel.data.order import evenly_spaced
 from nolabel.data.source import Source, Subset, require_labels
 from nolabel.encoders import load
 from nolabel.encoders.encoder import Encoder
+from nolabel.encoders.features import extract
+from nolabel.engine.fit import automatic_method
 from nolabel.engine.log import say
 from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.saved_run import load_run
 from nolabel.engine.train import pretrain
-from nolabel.errors import NolabelError, UsageError
+from nolabel.errors import NolabelError
 from nolabel.pictures._tiles import chart
 from nolabel.protocols._scores import interval, labelled_features
-from nolabel.protocols.fewshot import classify, draw_few
+from nolabel.protocols.fewshot import classify, draw_few, run_fewshot
 from nolabel.protocols.finetune import run_finetune
 from nolabel.protocols.sets import open_sets
 
 BUDGETS = (5, 10, 20, 50, 100, 200, 500, 1000)  # labels of each class, and then all
 DRAWS = 5  # of the labelled images, for each budget
+STRENGTH = 10.0  # of the logistic regression: 1 / its L2 penalty
 MOST_LABELLED = 10_000  # images of the largest budget
 TRAINING, SUPERVISED = 0.6, 0.25  # shares of the minutes; the rest is for features
 EPOCHS = (5, 60)  # least and most of a supervised training
@@ -142,7 +145,7 @@ def _trained(
     if (place / "encoder.safetensors").is_file():
         say(f"{place} holds a run; it is taken as it is")
         return load_run(place).with_settings(out=str(place))
-    method = str(settings.get("method") or "simclr")
+    method = str(settings.get("method") or automatic_method()[0])
     given = {k: v for k, v in settings.items() if k != "method" and v is not None}
     if not {"steps", "epochs"} & given.keys():
         given["minutes"] = TRAINING * minutes
@@ -155,39 +158,27 @@ def budgets(train: Source) -> list[int]:
     return [*(k for k in BUDGETS if k < smallest), 0]
 
 
-def _few(labels: np.ndarray, per_class: int, draw: int) -> np.ndarray:
-    """Indices of the labelled images of a budget, int64 [n]."""
-    if per_class:
-        members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-        return draw_few(members, per_class, (0, per_class, draw))
-    return np.unique(np.linspace(0, len(labels) - 1, min(len(labels), MOST_LABELLED)).astype(int))
-
-
 def _frozen(name: str, encoder: Encoder, train: Source, judge: Source) -> list[Point]:
-    """The curve of a frozen encoder."""
-    known, unknown, _, _ = labelled_features(encoder, train, judge, None, 256)
-    x, z = (F.normalize(f.values, dim=1).numpy() for f in (known, unknown))
-    if known.labels is None or unknown.labels is None:  # pragma: no cover
-        raise UsageError("Features without labels.")
+    """The curve of a frozen encoder: `evaluate fewshot`, and its classifier with all labels."""
+    features = extract(encoder, train), extract(encoder, judge)
+    known, unknown, _, _ = labelled_features(encoder, train, judge, features, 256)
+    assert known.labels is not None and unknown.labels is not None  # noqa: S101
     y, truth = known.labels.numpy(), unknown.labels.numpy()
     points = []
-    for per_class in budgets(train):
-        values = []
-        for draw in range(DRAWS if per_class else 1):
-            rows = _few(y, per_class, draw)
-            values.append(float((classify(x[rows], y[rows], z, "logistic", 10.0) == truth).mean()))
-        points.append(_point(name, len(rows), per_class, values, len(truth)))
-    return points
-
-
-def _point(name: str, labels: int, per_class: int, values: list[float], tested: int) -> Point:
-    mean = float(np.mean(values))
-    low, high = interval(mean, tested)
-    if len(values) > 1:
-        error = float(np.std(values, ddof=1)) / len(values) ** 0.5
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * error
-        low, high = min(max(mean - half, 0.0), low), max(min(mean + half, 1.0), high)
-    return Point(name, labels, per_class, mean, low, high)
+    if few := tuple(k for k in budgets(train) if k):
+        report = run_fewshot(
+            encoder, train, judge, features=features, k=few, draws=DRAWS, strength=STRENGTH
+        )
+        found = {row["setting"]: row for row in report.rows}
+        for k in few:
+            if row := found.get(f"k={k}"):
+                low, high = interval(row["value"], len(truth))
+                low, high = min(row["low"], low), max(row["high"], high)
+                points.append(Point(name, k * len(np.unique(y)), k, row["value"], low, high))
+    x, z = (F.normalize(f.values, dim=1).numpy() for f in (known, unknown))
+    rows = evenly_spaced(len(y), MOST_LABELLED)
+    right = float((classify(x[rows], y[rows], z, "logistic", STRENGTH) == truth).mean())
+    return [*points, Point(name, len(rows), 0, right, *interval(right, len(truth)))]
 
 
 def _supervised(
@@ -202,15 +193,19 @@ def _supervised(
     chosen = sorted({chosen[0], chosen[len(chosen) // 2], 0}, key=lambda k: k or np.inf)
     images = 60 * SUPERVISED * minutes / len(chosen) * rate  # one view an image, not two
     points = []
+    y = require_labels(train)
+    members = [np.flatnonzero(y == c) for c in np.unique(y)]
     for per_class in chosen:
-        rows = _few(require_labels(train), per_class, 0)
+        everything = evenly_spaced(len(train), MOST_LABELLED)
+        rows = draw_few(members, per_class, (0, per_class, 0)) if per_class else everything
         epochs = int(min(max(images / len(rows), EPOCHS[0]), EPOCHS[1]))
         report = run_finetune(
             start, Subset(train, rows), judge, epochs=epochs, layer_decay=1.0,
             batch=min(64, max(len(rows) // 4, 2)),
         )  # fmt: skip
+        value = float(report.best["value"])
         points.append(
-            _point("supervised", len(rows), per_class, [float(report.best["value"])], len(judge))
+            Point("supervised", len(rows), per_class, value, *interval(value, len(judge)))
         )
     return points
 
@@ -278,7 +273,7 @@ def describe(result: Mapping[str, Any]) -> str:
     totals = sorted({(p.per_class or 10**9, p.labels) for p in points})
     curves = list(dict.fromkeys(p.curve for p in points))
     width = max(len(c) for c in curves)
-    heads = [f"{'all' if k == 10**9 else f'{k}/class':>14}" for k, _ in totals]
+    heads = [f"{'all' if k == 10**9 else f'{k}/class':>16}" for k, _ in totals]
     lines = [result["verdict"], "", " " * (width + 2) + "".join(heads)]
     at = {(p.curve, p.labels): p for p in points}
     for curve in curves:
@@ -286,7 +281,7 @@ def describe(result: Mapping[str, Any]) -> str:
         for _, n in totals:
             p = at.get((curve, n))
             text = "" if p is None else f"{p.value:.1%} [{100 * p.low:.0f},{100 * p.high:.0f}]"
-            cells.append(f"{text:>14}")
+            cells.append(f"{text:>16}")
         lines.append(f"  {curve:<{width}}" + "".join(cells))
     lines.append(f"{result['test_images']:,} test images; brackets: 95 % intervals")
     lines += [f"note: {note}" for note in result["notes"]]
