@@ -173,7 +173,7 @@ def test_a_resumed_run_uses_its_copy_of_the_source(file, tmp_path):
 
 def test_a_spawned_worker_gets_the_class_of_a_file(file, monkeypatch):
     """As on macOS and Windows, where workers are not forked."""
-    monkeypatch.setattr("nolabel.data.loader._START", "spawn")
+    monkeypatch.setattr("nolabel.data.workers.START", "spawn")
     source = open_source(record_source(f"{file}:Mine"))
     plan = ViewPlan(views=(View(name="image", size=8),))
     batches = [
