@@ -62,6 +62,7 @@ def measure(
     may_split: bool = False,
     memory_limit: float = math.inf,
     whole: bool = False,
+    seconds: float = MAX_SECONDS,
 ) -> Measured:
     """Loads some images and takes a few steps in each precision, on a copy of the method.
 
@@ -76,6 +77,7 @@ def measure(
             fits or the batch cannot be divided further.
         memory_limit: bytes that a step may take, for `may_split` on a CPU.
         whole: take steps of whole micro-batches on a CPU, too.
+        seconds: further trial steps are taken until they took so long together.
     """
     world, batch_size = distributed.world_size(), run.settings.batch_size
     micro_batches = run.settings.accumulate
@@ -94,7 +96,10 @@ def measure(
                 while divides and _memory(trial, run, batch, images) > memory_limit:
                     micro_batches, images = 2 * micro_batches, images // 2
                     divides = batch_size % (2 * micro_batches * world) == 0
-            times = {p: _seconds(run, trial, batch, sizes, images, p, device) for p in precisions}
+            times = {
+                p: _seconds(run, trial, batch, sizes, images, p, device, seconds)
+                for p in precisions
+            }
             return Measured(batch, data * images, times, micro_batches)
         except RuntimeError as error:
             if not memory.ran_out(error) or not may_split or not divides:
@@ -111,14 +116,14 @@ def _memory(method: Method, run: Run, batch: Batch, images: int) -> float:
 
 def _seconds(
     run: Run, trial: Method, batch: Batch, sizes: tuple[int, ...], images: int, precision: str,
-    device: torch.device,
+    device: torch.device, limit: float,
 ) -> float:  # fmt: skip
     """Seconds of a step of so many images, extrapolated from those of batches of `sizes`."""
     few, more = sizes[0], sizes[-1]
-    small = _step_seconds(run, trial, cost.first(batch, few), precision, device)
+    small = _step_seconds(run, trial, cost.first(batch, few), precision, device, limit)
     if few == more or small > SLOW_STEP:
         return small * images / few
-    large = _step_seconds(run, trial, batch, precision, device)
+    large = _step_seconds(run, trial, batch, precision, device, limit)
     # Noise must not make the fixed part negative, nor more than half of the larger step.
     per_image = min(max((large - small) / (more - few), large / more / 2), large / more)
     return large + per_image * (images - more)
@@ -144,7 +149,7 @@ def _some_images(run: Run, plan: ViewPlan, source: Source, count: int) -> tuple[
 
 
 def _step_seconds(
-    run: Run, trial: Method, batch: Batch, precision: str, device: torch.device
+    run: Run, trial: Method, batch: Batch, precision: str, device: torch.device, limit: float
 ) -> float:
     """Median seconds of a step on one micro-batch, with the update, on a copy of the method."""
     optimiser = build_optimiser(trial, run.optim)
@@ -157,7 +162,7 @@ def _step_seconds(
         # All ranks must take the same number of steps: each has collectives.
         single = distributed.world_size() == 1
         while len(times) < MIN_STEPS or (
-            single and len(times) < MAX_STEPS and sum(times) < MAX_SECONDS
+            single and len(times) < MAX_STEPS and sum(times) < limit
         ):
             started = time.perf_counter()
             with autocast(precision, device):

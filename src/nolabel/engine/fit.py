@@ -29,7 +29,8 @@ from nolabel.engine.resolve import Resolved, resolve
 from nolabel.methods.base import Method
 from nolabel.recipes.ladder import PROPOSED_MINUTES, Choice, Rung, choose, enough_steps, ladder
 
-LONG_TRIAL = 0.3  # seconds of a step of FEW images from which it is not tried, but extrapolated
+LONG_TRIAL = 0.1  # seconds of a step of FEW images from which it is not tried, but extrapolated
+TRIAL_SECONDS = 0.3  # of the trial steps of a network; the one that is taken is measured again
 START_SECONDS = 8.0  # of M minutes, for reading, choosing and measuring
 
 # Seconds that a step of a run takes, without reading the files.
@@ -210,6 +211,7 @@ class Trial:
         measured = measure(
             resolved.run, built.method.to(device), built.plan, self.source, device,
             precisions=self.precisions if asked == "auto" else (asked,), may_split=True,
+            seconds=TRIAL_SECONDS,
         )  # fmt: skip
         best = min(measured.times, key=lambda p: measured.times[p])
         self.precisions = (best,)  # the same for the other networks
