@@ -61,7 +61,7 @@ def test_a_batch_that_does_not_fit_is_cut_in_halves_until_it_does(monkeypatch, c
     built = build(resolved)
     seen = []
 
-    def short(run, method, batch, precision, device):
+    def short(run, method, batch, precision, device, limit):
         seen.append(batch.size)
         if batch.size > 8:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

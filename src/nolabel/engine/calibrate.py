@@ -149,8 +149,9 @@ def _some_images(run: Run, plan: ViewPlan, source: Source, count: int) -> tuple[
 
 
 def _step_seconds(
-    run: Run, trial: Method, batch: Batch, precision: str, device: torch.device, limit: float
-) -> float:
+    run: Run, trial: Method, batch: Batch, precision: str, device: torch.device,
+    limit: float = MAX_SECONDS,
+) -> float:  # fmt: skip
     """Median seconds of a step on one micro-batch, with the update, on a copy of the method."""
     optimiser = build_optimiser(trial, run.optim)
     optimiser.zero_grad(set_to_none=True)  # gradients of a step that ran out of memory
