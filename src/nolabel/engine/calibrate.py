@@ -162,9 +162,7 @@ def _step_seconds(
     with preserve_rng():
         # All ranks must take the same number of steps: each has collectives.
         single = distributed.world_size() == 1
-        while len(times) < MIN_STEPS or (
-            single and len(times) < MAX_STEPS and sum(times) < limit
-        ):
+        while len(times) < MIN_STEPS or (single and len(times) < MAX_STEPS and sum(times) < limit):
             started = time.perf_counter()
             with autocast(precision, device):
                 loss = trial.step(batch, clock).loss
