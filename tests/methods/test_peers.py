@@ -12,7 +12,7 @@ from pytorch_metric_learning.reducers import MeanReducer
 from vector_quantize_pytorch import VectorQuantize
 
 from nolabel.methods.triplet import triplet_loss
-from nolabel.methods.vqvae import Codebook
+from nolabel.nn.codebook import Codebook
 from nolabel.nn.contrastive import distances, nt_xent
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from nolabel.backbones import build
 from nolabel.errors import UsageError
 from nolabel.methods.base import RecipeContext
-from nolabel.methods.vqvae import VQVAE, Codebook
+from nolabel.methods.vqvae import VQVAE
 from nolabel.nn.assignment import codes_in_use
+from nolabel.nn.codebook import Codebook
 from nolabel.types import Batch, Clock
 
 CLOCK = Clock(0, 10, 2)

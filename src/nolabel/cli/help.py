@@ -186,11 +186,13 @@ def columns(name: str, line: CommandLine) -> list[Column]:
 
 def groups(method_class: type[Method]) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
     """`GROUPS` with the options of a method and of the optimiser in them."""
-    options = tuple(f.name for f in dataclasses.fields(method_class.Options))
+    # What a page declares itself comes before options that several pages share, as of the crops.
+    options = [f.name for f in dataclasses.fields(method_class.Options)]
+    options.sort(key=lambda name: name not in method_class.Options.__annotations__)
     out = dict(GROUPS)
     first, more = out["views"]
     out["views"] = (first, tuple(name for name in more if name not in options))
-    out["this method"] = (options[:METHOD_FIRST], options[METHOD_FIRST:])
+    out["this method"] = (tuple(options[:METHOD_FIRST]), tuple(options[METHOD_FIRST:]))
     first = GROUPS["optimiser"][0]
     rest = tuple(OPTIM + f.name for f in dataclasses.fields(Optim) if OPTIM + f.name not in first)
     out["optimiser"] = (first, rest)

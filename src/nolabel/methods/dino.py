@@ -40,7 +40,7 @@ from nolabel.nn.schedules import momentum, per_epoch_linear
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan
-from nolabel.views.standard import multi_crop
+from nolabel.views.standard import DINOCrops, multi_crop
 
 
 class Network(nn.Module):
@@ -63,7 +63,7 @@ class DINO(Method, HasPrototypes):
     needs = frozenset({"any_size"})
 
     @dataclass(frozen=True, kw_only=True)
-    class Options:
+    class Options(DINOCrops):
         """DINO's own options; defaults are the paper's for ViT-S/16."""
 
         prototypes: int = 65536  # K, outputs of the head
@@ -79,16 +79,6 @@ class DINO(Method, HasPrototypes):
         centre_momentum: float = 0.9  # m, weight of the old centre
         freeze_last_layer: float = 1.0  # first epochs, in which the prototypes are frozen
         drop_path: float = 0.1  # stochastic depth of the student; the teacher has none
-        global_scale: tuple[float, float] = (0.4, 1.0)  # area of the two global crops, as share
-        local_scale: tuple[float, float] = (0.05, 0.4)  # area of the local crops, as share
-        local_crops: int = 8  # number of local crops; 0 = no multi-crop
-        local_size: int = 96  # side of the local crops in pixels
-        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a greyscale crop
-        blur: tuple[float, float] = (1.0, 0.1)  # probability of blur, for each global crop
-        local_blur: float = 0.5  # probability of blur of the local crops
-        solarise: tuple[float, float] = (0.0, 0.2)  # of solarising, for each global crop
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)

@@ -24,9 +24,9 @@ Differs from the original:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,17 +36,17 @@ from nolabel.backbones.vit import ViT
 from nolabel.errors import unknown
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import sinkhorn_shift
-from nolabel.nn.heads import PrototypeHead
+from nolabel.nn.heads import PatchNetwork, PrototypeHead
 from nolabel.nn.keyed_random import KeyedRandom
 from nolabel.nn.koleo import koleo
 from nolabel.nn.losses import cross_entropy_views, target_signals
 from nolabel.nn.masked import PrototypeLogits, masked_cross_entropy
-from nolabel.nn.masks import block_masks
+from nolabel.nn.masks import block_masks, spread_counts
 from nolabel.nn.schedules import linear, momentum
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan
-from nolabel.views.standard import multi_crop
+from nolabel.views.standard import DINOCrops, multi_crop
 
 OFFICIAL_EPOCH = 1250  # steps
 
@@ -64,7 +64,7 @@ class DINOv2(Method, HasPrototypes):
     }  # fmt: skip
 
     @dataclass(frozen=True, kw_only=True)
-    class Options:
+    class Options(DINOCrops):
         """DINOv2's own options; defaults are those of the large published models."""
 
         prototypes: int = 131072  # K of the class head
@@ -92,32 +92,22 @@ class DINOv2(Method, HasPrototypes):
         chunk: int = 0  # rows of patch logits in memory at a time (slower); 0 = all
         global_scale: tuple[float, float] = (0.32, 1.0)  # area of the two global crops, as share
         local_scale: tuple[float, float] = (0.05, 0.32)  # area of the local crops, as share
-        local_crops: int = 8  # number of local crops; 0 = no multi-crop
         local_size: int = 98  # side of the local crops in pixels
-        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a greyscale crop
-        blur: tuple[float, float] = (1.0, 0.1)  # probability of blur, for each global crop
-        local_blur: float = 0.5  # probability of blur of the local crops
-        solarise: tuple[float, float] = (0.0, 0.2)  # of solarising, for each global crop
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
         o = options
         if o.centring not in (allowed := ("sinkhorn", "centre")):
             raise unknown("centring", o.centring, allowed)
-
-        def head(prototypes: int, bottleneck: int) -> PrototypeHead:
-            return PrototypeHead(backbone.dim, prototypes, hidden=o.hidden, bottleneck=bottleneck,
-                                 norm_last_layer=False, batch_norm=o.head_batch_norm)  # fmt: skip
-
-        first = head(o.prototypes, o.bottleneck)
-        second = first if o.shared_head else head(o.patch_prototypes, o.patch_bottleneck)
-        self.student: Any = nn.ModuleDict(dict(backbone=backbone, head=first, patch_head=second))
+        make = partial(PrototypeHead, backbone.dim, hidden=o.hidden, norm_last_layer=False,
+                       batch_norm=o.head_batch_norm)  # fmt: skip
+        head = make(o.prototypes, bottleneck=o.bottleneck)
+        k = o.prototypes if o.shared_head else o.patch_prototypes
+        patch_head = head if o.shared_head else make(k, bottleneck=o.patch_bottleneck)
+        self.student = PatchNetwork(backbone, head, patch_head)
         self.teacher = Ema(self.student)  # initially equal
         backbone.set_drop_path(o.drop_path, by_samples=True)  # the student alone
         self.mask_token = nn.Parameter(torch.zeros(backbone.mask_dim))
-        k = o.prototypes if o.shared_head else o.patch_prototypes
         self.centres: Any = nn.ModuleList([Centre(o.prototypes), Centre(k)])
 
     @classmethod
@@ -138,12 +128,8 @@ class DINOv2(Method, HasPrototypes):
     def draw_masks(self, n: int, grid: tuple[int, int]) -> Tensor:
         """Masks bool [n, P] of n global crops: a share `masked`, one ratio from each bin."""
         o, random = self.options, KeyedRandom(n // 2, 2)
-        rng, chosen = random.global_generator(), int(random.total * o.masked)
-        low, high = o.mask_ratio
-        ratio = low + (high - low) * (np.arange(chosen) + rng.random(chosen)) / max(chosen, 1)
-        counts = np.zeros(random.total, np.int64)
-        counts[rng.permutation(random.total)[:chosen]] = ratio * grid[0] * grid[1]
-        return block_masks(counts[random.rows], grid, smallest=4, random=random)
+        counts = spread_counts(o.masked, o.mask_ratio, grid[0] * grid[1], random)
+        return block_masks(counts, grid, smallest=4, random=random)
 
     def step(self, batch: Batch, clock: Clock) -> Step:
         o, b = self.options, batch.size
@@ -155,7 +141,7 @@ class DINOv2(Method, HasPrototypes):
         with torch.no_grad():
             seen = teacher.backbone.tokens(crops)
             t = PrototypeLogits(teacher.head(seen.pooled), nn.Identity(), tau)  # few: all at once
-            t_patch = self.logits(teacher.patch_head, seen.patches[masks], tau)  # masked ones only
+            t_patch = PrototypeLogits.of_head(teacher.patch_head, seen.patches[masks], tau, o.chunk)
             targets = self.centring(t, self.centres[0], clock)
             patch_targets = self.centring(t_patch, self.centres[1], clock)
             p = targets.softmax().unflatten(0, (2, b))  # P_t [2, B, K]
@@ -164,7 +150,9 @@ class DINOv2(Method, HasPrototypes):
         if "local" in batch.views:
             z.append(student.backbone(batch.views["local"].flatten(0, 1)))
         s = student.head(torch.cat(z)).float().unflatten(0, (-1, b))  # [V, B, K], globals first
-        s_patch = self.logits(student.patch_head, hidden.patches[masks], o.student_temperature)
+        s_patch = PrototypeLogits.of_head(
+            student.patch_head, hidden.patches[masks], o.student_temperature, o.chunk
+        )
 
         loss_dino = cross_entropy_views(p, s / o.student_temperature)
         loss_ibot = masked_cross_entropy(patch_targets, s_patch, masks)
@@ -174,10 +162,6 @@ class DINOv2(Method, HasPrototypes):
                 "koleo": loss_koleo.detach() / 2, **target_signals(p),
                 "teacher_momentum": momentum(o.teacher_momentum, clock)}  # fmt: skip
         return Step(loss, logs, features=seen.pooled[:b])
-
-    def logits(self, head: PrototypeHead, x: Tensor, temperature: float) -> PrototypeLogits:
-        """A head's logits [N, K] of tokens [N, D], divided by the temperature."""
-        return PrototypeLogits(head.bottleneck(x), head.last_layer, temperature, self.options.chunk)
 
     def centring(self, t: PrototypeLogits, centre: Centre, clock: Clock) -> PrototypeLogits:
         """The teacher's logits, balanced by Sinkhorn-Knopp, or centred as in DINO."""
@@ -197,8 +181,7 @@ class DINOv2(Method, HasPrototypes):
         return linear(o.warmup_teacher_temperature, o.teacher_temperature, clock.step, last)
 
     def before_update(self, clock: Clock) -> None:
-        for head in (self.student.head, self.student.patch_head):
-            head.freeze_first_epochs(self.options.freeze_last_layer, clock)
+        self.student.freeze_first_epochs(self.options.freeze_last_layer, clock)
 
     def after_update(self, clock: Clock) -> None:
         self.teacher.follow(self.student, momentum(self.options.teacher_momentum, clock))

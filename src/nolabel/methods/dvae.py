@@ -51,7 +51,7 @@ from nolabel.methods.capabilities import Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
 from nolabel.nn.keyed_random import gumbel
 from nolabel.nn.pixels import denormalise, logit_laplace_nll, mean_colour_error, normalise
-from nolabel.nn.schedules import cosine
+from nolabel.nn.schedules import cosine_ramp
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
@@ -181,9 +181,3 @@ class DVAE(Method, Tokenizes, Reconstructs):
         return Recipe(
             options=cls.Options(), optim=optim, batch_size=batch, epochs=6, steps=3_000_000
         )
-
-
-def cosine_ramp(start: float, end: float, share: float, clock: Clock) -> float:
-    """Half a cosine from `start` to `end` over a share of the run, constant after it."""
-    length = share * clock.total
-    return end if clock.step >= length else cosine(start, end, clock.step, length)

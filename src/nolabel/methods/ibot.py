@@ -27,7 +27,7 @@ Differs from the original:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from nolabel.backbones.init import init_like_dino
 from nolabel.backbones.vit import ViT
 from nolabel.errors import unknown
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
-from nolabel.nn.heads import PrototypeHead
+from nolabel.nn.heads import PatchNetwork, PrototypeHead
 from nolabel.nn.keyed_random import KeyedRandom
 from nolabel.nn.losses import cross_entropy_views, target_signals
 from nolabel.nn.masked import PrototypeLogits, masked_cross_entropy
@@ -47,7 +47,7 @@ from nolabel.nn.schedules import momentum, per_epoch_linear
 from nolabel.nn.state import Centre, Ema
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan
-from nolabel.views.standard import multi_crop
+from nolabel.views.standard import DINOCrops, multi_crop
 
 SHAPES = ("block", "random")
 
@@ -58,7 +58,7 @@ class IBOT(Method, HasPrototypes):
     needs = frozenset({"mask", "any_size"})
 
     @dataclass(frozen=True, kw_only=True)
-    class Options:
+    class Options(DINOCrops):
         """iBOT's own options; defaults are the paper's for ViT-S/16."""
 
         prototypes: int = 8192  # K of the class head
@@ -86,35 +86,21 @@ class IBOT(Method, HasPrototypes):
         global_scale: tuple[float, float] = (0.25, 1.0)  # area of the two global crops, as share
         local_scale: tuple[float, float] = (0.05, 0.25)  # area of the local crops, as share
         local_crops: int = 10  # number of local crops; 0 = no multi-crop
-        local_size: int = 96  # side of the local crops in pixels
-        jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a greyscale crop
-        blur: tuple[float, float] = (1.0, 0.1)  # probability of blur, for each global crop
-        local_blur: float = 0.5  # probability of blur of the local crops
-        solarise: tuple[float, float] = (0.0, 0.2)  # of solarising, for each global crop
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
         o = options
         if o.mask_shape not in SHAPES:
             raise unknown("mask-shape", o.mask_shape, SHAPES)
-
-        def head(prototypes: int) -> PrototypeHead:
-            return PrototypeHead(
-                backbone.dim, prototypes, hidden=o.hidden, bottleneck=o.bottleneck,
-                norm_last_layer=o.norm_last_layer, batch_norm=o.head_batch_norm,
-            )  # fmt: skip
-
-        first = head(o.prototypes)
-        second = first if o.shared_head else head(o.patch_prototypes)
-        parts = {"backbone": backbone, "head": first, "patch_head": second}
-        self.student: Any = nn.ModuleDict(parts)
+        make = partial(PrototypeHead, backbone.dim, hidden=o.hidden, bottleneck=o.bottleneck,
+                       norm_last_layer=o.norm_last_layer, batch_norm=o.head_batch_norm)  # fmt: skip
+        head, k = make(o.prototypes), o.prototypes if o.shared_head else o.patch_prototypes
+        patch_head = head if o.shared_head else make(k)
+        self.student = PatchNetwork(backbone, head, patch_head)
         self.teacher = Ema(self.student)  # initially equal
         backbone.set_drop_path(o.drop_path)  # the student alone
         self.mask_token = nn.Parameter(torch.zeros(backbone.mask_dim))
         self.centre = Centre(o.prototypes, o.centre_momentum)
-        k = o.prototypes if o.shared_head else o.patch_prototypes
         self.patch_centre = Centre(k, o.centre_momentum)
 
     @staticmethod
@@ -160,10 +146,9 @@ class IBOT(Method, HasPrototypes):
         patch_targets = PrototypeLogits(
             t_z[masks.flatten()], teacher.patch_head.last_layer, patch_tau, o.chunk
         ).shifted(-self.patch_centre.value / patch_tau)
-        s_patch = PrototypeLogits(
-            student.patch_head.bottleneck(hidden.patches[masks]), student.patch_head.last_layer,
-            o.student_temperature, o.chunk,
-        )  # fmt: skip
+        s_patch = PrototypeLogits.of_head(
+            student.patch_head, hidden.patches[masks], o.student_temperature, o.chunk
+        )
         loss_patch = masked_cross_entropy(patch_targets, s_patch, masks)
         loss = o.class_weight * loss_cls + o.patch_weight * loss_patch
 
@@ -171,7 +156,7 @@ class IBOT(Method, HasPrototypes):
         self.patch_centre.observe(mean, clock.step)
         logs = {
             "loss_class": loss_cls.detach(), "loss_patch": loss_patch.detach(),
-            "teacher_momentum": self.momentum(clock), **target_signals(targets),
+            "teacher_momentum": momentum(o.teacher_momentum, clock), **target_signals(targets),
         }  # fmt: skip
         return Step(loss, logs, features=seen.pooled[:b])
 
@@ -184,16 +169,11 @@ class IBOT(Method, HasPrototypes):
         epochs = o.warmup_teacher_temperature_epochs
         return per_epoch_linear(o.warmup_teacher_temperature, end, epochs, clock)
 
-    def momentum(self, clock: Clock) -> float:
-        """lambda of this step: the weight of the old teacher."""
-        return momentum(self.options.teacher_momentum, clock)
-
     def before_update(self, clock: Clock) -> None:
-        for head in (self.student.head, self.student.patch_head):
-            head.freeze_first_epochs(self.options.freeze_last_layer, clock)
+        self.student.freeze_first_epochs(self.options.freeze_last_layer, clock)
 
     def after_update(self, clock: Clock) -> None:
-        self.teacher.follow(self.student, self.momentum(clock))
+        self.teacher.follow(self.student, momentum(self.options.teacher_momentum, clock))
         self.centre.update()
         self.patch_centre.update()
 

@@ -105,10 +105,7 @@ class OBoW(Method):
         spread_momentum: float = 0.99  # of the running mean of min_k |t_u - v_k|^2
         kappa: float = 8.0  # kappa, scale of the student's predictions
         teacher_momentum: float = 0.99  # alpha in the first step; 1 in the last
-        global_scale: tuple[float, float] = (
-            0.08,
-            0.6,
-        )  # area of the student's two large crops, as share
+        global_scale: tuple[float, float] = (0.08, 0.6)  # area of the two large crops, as share
         local_scale: tuple[float, float] = (0.08, 0.14)  # area of its small crops, as share
         local_crops: int = 5  # number of small crops; 0 = none
         global_size: int = 160  # side of the large crops in pixels

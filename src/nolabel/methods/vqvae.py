@@ -38,78 +38,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
-from nolabel.device import in_fp32
 from nolabel.errors import UsageError
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.methods.capabilities import Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
+from nolabel.nn.codebook import Codebook
 from nolabel.nn.pixels import mean_colour_error
-from nolabel.nn.state import StepBuffer
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
-
-EPS = 1e-5  # Laplace smoothing of the codes' counts
-
-
-class Codebook(nn.Module):
-    """K codes of width `dim`, with moving averages of their use.
-
-    `observe` collects in each micro-batch, `update` applies once an optimiser step.
-    """
-
-    codes: Tensor  # e [K, D]
-    count: Tensor  # N [K]
-    total: Tensor  # m [K, D]
-
-    def __init__(self, codes: int, dim: int, *, ema: bool, decay: float, revive: float):
-        super().__init__()
-        self.ema, self.decay, self.revive = ema, decay, revive
-        start = torch.randn(codes, dim)
-        self.register_buffer("count", torch.zeros(codes))
-        if ema:
-            self.register_buffer("codes", start)
-            self.register_buffer("total", torch.zeros(codes, dim))
-        else:
-            self.codes = nn.Parameter(start)
-        self._seen = StepBuffer()
-
-    @torch.no_grad()
-    @in_fp32
-    def nearest(self, z: Tensor) -> Tensor:
-        """Ids int64 [...] of the codes nearest to z [..., D], the distances in fp32."""
-        e = self.codes.to(z.dtype)
-        return (e.square().sum(-1) - 2.0 * (z @ e.T)).argmin(-1)  # |z|^2 is the same for all
-
-    @torch.no_grad()
-    def observe(self, z: Tensor, ids: Tensor, step: int) -> None:
-        """Collects vectors z [..., D] with ids int64 [...] of optimiser step `step`."""
-        self._seen.add(step, z.float().flatten(0, -2), ids.flatten())
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Updates the averages over all ranks, with `ema` the codes too, and replaces dead
-        codes."""
-        (z, ids), k = self._seen.take(), len(self.codes)
-        count = torch.bincount(ids, minlength=k).to(z.dtype)
-        self.count.lerp_(distributed.sum(count), 1.0 - self.decay)
-        n = self.count.sum()
-        if self.ema:
-            total = torch.zeros_like(self.total).index_add_(0, ids, z)
-            self.total.lerp_(distributed.sum(total), 1.0 - self.decay)
-            smooth = (self.count + EPS) / (n + k * EPS) * n
-            mean = self.total / smooth[:, None]
-            self.codes.copy_(torch.where(self.count[:, None] > 0, mean, self.codes))
-        if self.revive:
-            dead = self.count < self.revive * n / k
-            fresh = distributed.random_rows(z, k)
-            self.codes[dead] = fresh[dead]
-            self.count[dead] = n / k  # as if of average use, so that it is not replaced at once
-            if self.ema:
-                self.total[dead] = fresh[dead] * n / k
 
 
 class VQVAE(Method, Tokenizes, Reconstructs):

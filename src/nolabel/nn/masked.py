@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nolabel import distributed
+from nolabel.nn.heads import PrototypeHead
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,13 @@ class PrototypeLogits:
     temperature: float
     chunk: int = 0  # rows at a time; 0 = all
     shift: Tensor | None = None  # [1, K], such as -centre / temperature, or Sinkhorn's log scales
+
+    @classmethod
+    def of_head(
+        cls, head: PrototypeHead, x: Tensor, temperature: float, chunk: int = 0
+    ) -> PrototypeLogits:
+        """Of tokens x [N, D], as `head` computes them."""
+        return cls(head.bottleneck(x), head.last_layer, temperature, chunk)
 
     def pieces(self) -> tuple[Tensor, ...]:
         """z in chunks of `chunk` rows: [n, D] each."""

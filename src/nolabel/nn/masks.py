@@ -80,6 +80,28 @@ def block_masks(
     return torch.from_numpy(flat)
 
 
+def spread_counts(
+    share: float, ratio: tuple[float, float], patches: int, random: KeyedRandom
+) -> np.ndarray:
+    """How many patches to mask, with ratios spread evenly over the batch (DINOv2).
+
+    Args:
+        share: share of the images of all ranks that are masked, chosen at random.
+        ratio: bounds (low, high) of the share of masked patches. It is divided into as many equal
+            bins as there are masked images, and each of these has a ratio from another bin.
+        patches: P.
+        random: a source of random numbers with B rows.
+
+    Returns:
+        int64 [B], of this rank's images; 0 = not masked.
+    """
+    rng, chosen, (low, high) = random.global_generator(), int(random.total * share), ratio
+    ratios = low + (high - low) * (np.arange(chosen) + rng.random(chosen)) / max(chosen, 1)
+    counts = np.zeros(random.total, np.int64)
+    counts[rng.permutation(random.total)[:chosen]] = ratios * patches
+    return counts[random.rows]
+
+
 def random_masks(counts: np.ndarray, patches: int, random: KeyedRandom) -> Tensor:
     """Masks of single patches.
 

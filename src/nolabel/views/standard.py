@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, View, ViewPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOCrops:
+    """Options of `multi_crop` as DINO, iBOT and DINOv2 have them; defaults are DINO's."""
+
+    global_scale: tuple[float, float] = (0.4, 1.0)  # area of the two global crops, as share
+    local_scale: tuple[float, float] = (0.05, 0.4)  # area of the local crops, as share
+    local_crops: int = 8  # number of local crops; 0 = no multi-crop
+    local_size: int = 96  # side of the local crops in pixels
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
+    grey: float = 0.2  # probability of a greyscale crop
+    blur: tuple[float, float] = (1.0, 0.1)  # probability of blur, for each global crop
+    local_blur: float = 0.5  # probability of blur of the local crops
+    solarise: tuple[float, float] = (0.0, 0.2)  # of solarising, for each global crop
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
 
 def two_views(
