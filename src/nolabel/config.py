@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from nolabel import _usercode, methods
 from nolabel._files.yaml import read_yaml
 from nolabel.errors import UsageError, did_you_mean
+from nolabel.limits import Count, NotNegative, Positive, Side, Whole
 from nolabel.methods.base import Method
 from nolabel.types import Optim
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD
@@ -39,16 +40,16 @@ class Settings:
     data: str = ""  # SRC: a folder, list, table, shards, or a named set (nolabel list datasets)
     out: str = ""  # the run's folder; default runs/METHOD-DATA
     backbone: str | None = None  # timm's ViT, Swin, ConvNeXt, ResNet, a preset, or file.py:Class
-    image_size: int | None = None  # side of the network's input in pixels
-    patch_size: int | None = None  # side of a ViT's patch in pixels, or of those Swin embeds
-    channels: int = 3  # of the images; with other than 3: grey, RGBA, .npy arrays, 16 bits kept
+    image_size: Side | None = None  # side of the network's input in pixels
+    patch_size: Count | None = None  # side of a ViT's patch in pixels, or of those Swin embeds
+    channels: Count = 3  # of the images; with other than 3: grey, RGBA, .npy arrays, 16 bits kept
     mean: tuple[float, ...] | None = None  # of each channel in 0..1; auto: ImageNet's, or measured
-    std: tuple[float, ...] | None = None  # deviation of each channel
+    std: tuple[Positive, ...] | None = None  # deviation of each channel
     flip: float | None = None  # probability that a view is mirrored; 0 where left and right matter
     vertical_flip: float | None = None  # probability that a view is upside down
     quarter_turns: float | None = None  # probability of a turn by 90, 180 or 270 degrees
     jitter: tuple[float, float, float, float] | None = None  # brightness, contrast, sat., hue
-    channel_jitter: float | None = None  # strength of the jitter of each channel by itself
+    channel_jitter: NotNegative | None = None  # strength of the jitter of each channel by itself
     jitter_p: float | None = None  # probability of both jitters
     grey: float | None = None  # probability that a view loses its colour
     blur: float | None = None  # probability of a Gaussian blur
@@ -58,14 +59,14 @@ class Settings:
     noise_sigma: tuple[float, float] | None = None  # its deviation, as shares of the range
     views: str | None = None  # FILE: a plan of the views as YAML (show views writes one)
     fit_views: bool = True  # recipe auto: flips, turns and colours that suit a sample of the data
-    epochs: int | None = None  # length: one of epochs, steps, minutes
-    steps: int | None = None  # length in optimiser steps
-    minutes: float | None = None  # length in minutes on this machine, measured at the start
-    batch_size: int | Literal["auto"] | None = None  # images of a step in total; auto: what fits
-    accumulate: int | None = None  # micro-batches of a step; auto: as few as memory allows
-    workers: int | None = None  # processes that load data; 0: the main process loads
+    epochs: Count | None = None  # length: one of epochs, steps, minutes
+    steps: Count | None = None  # length in optimiser steps
+    minutes: Positive | None = None  # length in minutes on this machine, measured at the start
+    batch_size: Count | Literal["auto"] | None = None  # images of a step in total; auto: what fits
+    accumulate: Count | None = None  # micro-batches of a step; auto: as few as memory allows
+    workers: Whole | None = None  # processes that load data; 0: the main process loads
     # pixels (height x width) at which decoded images stay in memory; auto: if they fit; or off
-    cache: int | Literal["auto", "off"] = "auto"
+    cache: Count | Literal["auto", "off"] = "auto"
     views_on: str = "auto"  # where views are made: cpu, or device (workers only decode)
     seed: int = 0  # fixes weights, order and augmentation
     device: str = "auto"  # auto, cpu or cuda
@@ -79,11 +80,11 @@ class Settings:
     init_guard: str = "warn"  # with --init: what to do when its features are destroyed
     on_collapse: str = "warn"  # what to do when features collapse; stop: exit code 3
     probe: str | None = None  # SRC with labels for a k-NN curve while training
-    probe_every: int | None = None  # steps between probes
+    probe_every: Count | None = None  # steps between probes
     keep: str = "last"  # the encoder that is kept: the last, or the best by probe or self-retrieval
     recipe: str = "auto"  # auto (small data), paper, paper-NAME, or a config.yaml to copy
-    log_every: int | None = None  # steps between lines of metrics.jsonl
-    checkpoint_every: int | None = None  # steps between checkpoints; auto: five minutes
+    log_every: Count | None = None  # steps between lines of metrics.jsonl
+    checkpoint_every: Count | None = None  # steps between checkpoints; auto: five minutes
     max_bad: float = 0.01  # largest share of files that may be unreadable
     overwrite: bool = False  # replace a run that is already in the folder
     download: bool = False  # allow a named set to be downloaded

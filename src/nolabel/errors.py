@@ -64,6 +64,21 @@ class BadImage(Exception):
         return f"{printable(self.path)}: {visible(self.reason)}"
 
 
+def none_readable(name: str, tried: int, first: BadImage | None) -> DataError:
+    """The error for data of which no image can be read.
+
+    Args:
+        name: of the data.
+        tried: images that were tried.
+        first: why one of them cannot be read.
+    """
+    why = "" if first is None else f" First: {first}."
+    return DataError(
+        f"None of the {tried:,} image{'s'[: tried != 1]} tried of {name!r} can be read.{why} "
+        "`nolabel scan` lists all of them."
+    )
+
+
 # Characters that a terminal obeys instead of showing them: control characters, and those that turn
 # the direction of writing or separate lines.
 _OBEYED = re.compile(

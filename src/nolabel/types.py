@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nolabel.limits import BelowOne, Factor, NotNegative, Positive
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
@@ -111,20 +113,20 @@ class Optim:
     """The optimiser of a run. Learning rates are used as given, not scaled by batch size."""
 
     name: str = "adamw"  # adamw | sgd | lars | larc
-    lr: float = 5e-4  # peak learning rate
-    lr_plain: float | None = None  # peak of 1-D tensors and biases; None = lr
-    lr_start: float = 0.0  # at the first step of the warm-up
-    lr_end: float = 1e-6  # at the end of the cosine
-    warmup_epochs: float = 10.0  # epochs in which the rate rises linearly
-    weight_decay: float = 0.04  # of matrices and tokens; 1-D tensors and biases have none
+    lr: NotNegative = 5e-4  # peak learning rate
+    lr_plain: NotNegative | None = None  # peak of 1-D tensors and biases; None = lr
+    lr_start: NotNegative = 0.0  # at the first step of the warm-up
+    lr_end: NotNegative = 1e-6  # at the end of the cosine
+    warmup_epochs: NotNegative = 10.0  # epochs in which the rate rises linearly
+    weight_decay: NotNegative = 0.04  # of matrices and tokens; 1-D tensors and biases have none
     decay_all: bool = False  # 1-D tensors and biases decay too (MoCo v3, SwAV)
     undecayed: tuple[str, ...] = ()  # ends of names of tensors without decay, such as pos_embed
     decayed: tuple[str, ...] = ()  # of 1-D tensors that decay all the same, such as mask_token
-    weight_decay_end: float | None = None  # cosine from weight_decay to this; None = constant
-    beta1: float = 0.9  # momentum of sgd and lars
-    beta2: float = 0.999  # of adamw
-    eps: float = 1e-8  # of adamw
-    layer_decay: float = 1.0  # rate of a ViT's block i of L is lr * layer_decay^(L - i)
-    lr_patch: float = 1.0  # factor of a ViT's patch projection (DINOv2: 0.2)
-    clip: float | None = None  # largest gradient norm; None = no clipping
+    weight_decay_end: NotNegative | None = None  # cosine from weight_decay to this; None = constant
+    beta1: BelowOne = 0.9  # momentum of sgd and lars
+    beta2: BelowOne = 0.999  # of adamw
+    eps: Positive = 1e-8  # of adamw
+    layer_decay: Factor = 1.0  # rate of a ViT's block i of L is lr * layer_decay^(L - i)
+    lr_patch: NotNegative = 1.0  # factor of a ViT's patch projection (DINOv2: 0.2)
+    clip: Positive | None = None  # largest gradient norm; None = no clipping
     clip_by: str = "global"  # one norm for all; tensor: for each (DINO); module: each net (DINOv2)

@@ -44,6 +44,22 @@ def test_colour_is_converted_to_grey_for_one_channel():
     assert np.array_equal(read_bands(encoded(grey), 1)[..., 0], grey)
 
 
+def test_transparent_pixels_are_white_for_one_channel_too():
+    """As for three: what lies under them is not part of the picture."""
+    rgba = np.full((2, 3, 4), 200, np.uint8)
+    rgba[..., 3] = [0, 255, 128]
+    with_key = BytesIO()
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 10, 10, 90, 90, 90])
+    palette.putdata([0, 1])
+    palette.save(with_key, "PNG", transparency=0)
+    for data in (encoded(rgba), encoded(rgba[..., [0, 3]], mode="LA")):
+        white, opaque, half = read_bands(data, 1)[0, :, 0].tolist()
+        assert (white, opaque) == (255, 200)
+        assert 226 <= half <= 229
+    assert read_bands(with_key.getvalue(), 1).ravel().tolist() == [255, 90]
+
+
 def test_four_channels_are_read_unchanged():
     rgba = RNG.integers(0, 256, (8, 9, 4), np.uint8)
     assert np.array_equal(read_bands(encoded(rgba), 4), rgba)
@@ -145,7 +161,7 @@ def test_statistics_are_those_of_all_pixels(tmp_path):
     assert measure_statistics(flat)[1] == (0.001,)
     for i in range(6):
         (tmp_path / f"{i}.npy").unlink()
-    with pytest.raises(DataError, match="None of the images"):
+    with pytest.raises(DataError, match="None of the 1 image tried"):
         measure_statistics(open_source(tmp_path, channels=2))
 
 

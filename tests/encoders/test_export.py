@@ -195,6 +195,8 @@ def test_what_a_library_cannot_say_is_refused_and_nothing_is_left(tmp_path):
         export(nl.load("random:resnet_nano"), "hf", tmp_path / "out")
     with pytest.raises(UsageError, match="cannot be exported to transformers"):
         export(nl.load("pixels"), "hf", tmp_path / "out")
+    with pytest.raises(UsageError, match="'pixels' is no network of timm's. Use --to onnx"):
+        export(nl.load("pixels"), "timm", tmp_path / "out")
     with pytest.raises(UsageError, match="Unknown format"):
         export(nl.load("random:vit_pico"), "keras", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nolabel.errors import NolabelError
+import nolabel as nl
+from nolabel.errors import FileDamaged, NolabelError
 from nolabel.tools.report import build_report
 from nolabel.tools.show import draw_missing
 
@@ -225,3 +226,26 @@ def test_pictures_that_are_damaged_or_of_another_encoder_are_drawn_again(folder,
     page = build_report(folder).read_text()
     assert "Drawn of another or an earlier encoder. Old." in page
     assert page.count("earlier encoder") == 2  # its caption and its text for screen readers
+
+
+def test_a_reconstruction_without_its_decoder_says_what_is_missing(tiny_run, photos):
+    """The decoder is in the checkpoints alone: gone, half written, or that of another run."""
+    folder = tiny_run("autoencoder", steps=1).folder
+    (own,) = (folder / "checkpoints").glob("*.ckpt")
+    (foreign,) = (RUN / "checkpoints").glob("*.ckpt")
+    half = own.read_bytes()[: own.stat().st_size // 2]
+    own.unlink()
+    for name, content, said in (
+        ("", b"", "holds no checkpoint"),
+        (own.name, b"", "damaged"),
+        (own.name, half, "damaged"),
+        (foreign.name, foreign.read_bytes(), "does not fit the run: missing: .* and [0-9]+ more"),
+    ):
+        if name:
+            (own.parent / name).write_bytes(content)
+        with pytest.raises(FileDamaged, match=said) as caught:
+            nl.show("reconstruct", folder, data=photos, count=2)
+        message = str(caught.value)
+        assert "Heads and decoders" in message
+        assert len(message) < 1000
+        assert "Using the checkpoint before it" not in message

@@ -10,7 +10,9 @@ from __future__ import annotations
 from nolabel._files.atomic import atomic, replacement, usual_mode, write_text
 from nolabel._files.lock import LOCK, Lock
 from nolabel._files.marks import MARK, read_mark, refuse_dangerous, remove_matching, write_mark
+from nolabel._files.places import check_file, check_folder
 from nolabel._files.reading import read_json, read_text
+from nolabel._files.scratch import scratch_folder
 from nolabel._files.tensors import save_tensors
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "MARK",
     "Lock",
     "atomic",
+    "check_file",
+    "check_folder",
     "read_json",
     "read_mark",
     "read_text",
@@ -25,6 +29,7 @@ __all__ = [
     "remove_matching",
     "replacement",
     "save_tensors",
+    "scratch_folder",
     "usual_mode",
     "write_mark",
     "write_text",

@@ -8,15 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from nolabel._files.abandoned import remove_abandoned, temporary_name
+
+_LOOKED: set[Path] = set()  # paths beside which this process has looked for files left behind
+
 
 @contextlib.contextmanager
 def replacement(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path`, which replaces it when the block ends without an error.
 
-    After an error `path` is as it was, and the temporary file is gone.
+    After an error `path` is as it was, and the temporary file is gone. A process that is killed
+    leaves it; the next one that writes `path` removes it.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if path not in _LOOKED:
+        _LOOKED.add(path)
+        remove_abandoned(path.parent, f".{path.name}")
+    temporary = path.with_name(temporary_name(f".{path.name}"))
     try:
         yield temporary
         os.replace(temporary, path)

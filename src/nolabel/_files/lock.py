@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+from nolabel._files.places import check_folder
 from nolabel.errors import UsageError
 
 try:
@@ -46,9 +47,11 @@ class Lock:
         """Takes the lock.
 
         Raises:
-            UsageError: another process holds it; the message names it.
+            UsageError: another process holds it (the message names it), or the folder cannot be
+                written to.
         """
         folder = self.path.parent
+        check_folder(folder)
         self._made = [p for p in (folder, *folder.parents) if not p.exists()]
         for _ in range(10):
             folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nolabel._files import Lock, read_json, write_text
+from nolabel._files import Lock, check_file, read_json, write_text
 from nolabel.apps._features_file import (
     allocate,
     as_json,
@@ -155,6 +155,7 @@ def embed(
     path = Path(out)
     if path.suffix not in FORMATS:
         raise unknown("ending of the file", path.suffix or path.name, FORMATS)
+    check_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with Lock(path.with_name(f".{path.name}.lock"), str(path)):
         return _embed(encoder, source, path, o, overwrite)

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, make_dataclass
 from typing import Annotated, Any
 
+from nolabel._files import check_file, check_folder
 from nolabel._version import __version__
 from nolabel.catalogue import Entry, render
 from nolabel.cli._output import write, write_error
@@ -265,6 +266,7 @@ def _show(args: list[str]) -> None:
     given = flags(show_class, args[1:], f"nolabel show {name}", PICTURES[name].description)
     from nolabel.tools.show import show
 
+    check_folder(given.out)
     pictures = show(
         name, given.encoder, given.data, count=given.count, label=given.label,
         image_size=given.image_size,
@@ -288,6 +290,8 @@ def _report(args: list[str]) -> None:
         draw: bool = True  # draw the pictures that are not in the folder yet
 
     given = flags(Report, args, "nolabel report", VERBS["report"])
+    if given.out:
+        check_file(given.out)
     from nolabel.tools.report import build_report
     from nolabel.tools.show import draw_missing
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from nolabel._files import check_folder
 from nolabel.cli._output import write
 from nolabel.cli.flags import continues, flags, write_json
 from nolabel.errors import command
@@ -86,6 +87,8 @@ def search_(args: list[str], about: str) -> None:
         json: str | None = None  # write the results to this file
 
     given = flags(Search, args, "nolabel search", about)
+    if given.out:
+        check_folder(given.out)
     index = open_index(given.index)
     encoder = load(given.encoder, image_size=index.about["image_size"])
     hits = search(index, encoder, given.query, k=given.k, approximate=given.approximate)

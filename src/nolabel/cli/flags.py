@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nolabel._files import write_text
+from nolabel._files import check_file, write_text
 from nolabel.cli._output import write
 from nolabel.errors import Stopped, UsageError
+from nolabel.limits import check_finite
 
 TRUST = "--trust-code"
 # Verbs that open a run's folder or an encoder, whose code they may have to execute.
@@ -31,7 +32,11 @@ def without_trust(args: list[str]) -> tuple[list[str], contextlib.AbstractContex
 
 
 def flags(cls: type, args: list[str], prog: str, description: str, default: object = None) -> Any:
-    """Parses flags into a dataclass; for --help and wrong use, tyro prints and exits (0 or 2)."""
+    """Parses flags into a dataclass; for --help and wrong use, tyro prints and exits (0 or 2).
+
+    Raises:
+        UsageError: a number is not finite, or the file of --json cannot be written.
+    """
     import tyro
 
     if prog.split()[1] in MAY_EXECUTE:
@@ -39,9 +44,15 @@ def flags(cls: type, args: list[str], prog: str, description: str, default: obje
             f"\n\n{TRUST}: execute the code in a run's folder or beside an encoder file even if it "
             "was never run on this machine."
         )
-    if default is None:
-        return tyro.cli(cls, args=args, prog=prog, description=description)
-    return tyro.cli(cls, args=args, prog=prog, description=description, default=default)
+    given: Any = tyro.cli(
+        cls, args=args, prog=prog, description=description,
+        **({} if default is None else {"default": default}),
+    )  # fmt: skip
+    check_finite(given)
+    json_file = getattr(given, "json", None)
+    if json_file:
+        check_file(json_file, "--json")
+    return given
 
 
 def flags_in(args: Sequence[str]) -> list[str]:

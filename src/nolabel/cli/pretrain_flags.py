@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Annotated, get_type_hints
 
+from nolabel._files import check_file
 from nolabel.cli.flags import flags, flags_in
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def read_flags(name: str, args: list[str]) -> CommandLine:
         frozen=True,
     )
     values = flags(everything, args, f"nolabel pretrain {name}", first_line(method_class))
+    if values.verb.json:
+        check_file(values.verb.json, "--json")
     named = set(flags_in(args))
     named |= {f.replace("no_", "", 1) for f in named}  # --no-shard, --optim.no-decay-all
 

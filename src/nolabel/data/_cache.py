@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from nolabel._files import replacement
+
 _CACHE_FORMAT = 2
 _SAMPLED, _BLOCK = 16, 16_384  # places of a large file that are read beside its start, and bytes
 
@@ -101,20 +103,15 @@ def store(kind: str, key: Key, arrays: Mapping[str, np.ndarray]) -> None:
         key: `fingerprint` of the source file.
         arrays: name -> array; the name "key" is reserved.
     """
-    path, temporary = _cache_file(kind, key), ""
+    path = _cache_file(kind, key)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with replacement(path) as temporary:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 key_array = np.frombuffer(_key_bytes(kind, key), np.uint8)
                 named: dict[str, Any] = {"key": key_array, **arrays}
                 np.savez(file, **named)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
 
 
 def load_arrays(

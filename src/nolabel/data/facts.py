@@ -11,7 +11,7 @@ from nolabel.data.decoded import shrink
 from nolabel.data.order import evenly_spaced
 from nolabel.data.read_ahead import read_images
 from nolabel.data.source import Source
-from nolabel.errors import DataError
+from nolabel.errors import BadImage, none_readable
 
 _SAMPLED = 15  # images, evenly spaced
 _SHRUNK = 512 * 512  # pixels
@@ -41,14 +41,13 @@ def facts_of(source: Source) -> Facts:
     """
     count = 1 if source.in_memory else _SAMPLED
     began = time.perf_counter()
-    found = [
-        image
-        for image in read_images(source, (int(i) for i in evenly_spaced(len(source), count)))
-        if isinstance(image, np.ndarray)
-    ]
+    drawn = sorted({int(i) for i in evenly_spaced(len(source), count)})
+    read = list(read_images(source, drawn))
+    found = [image for image in read if isinstance(image, np.ndarray)]
     if not found:
-        raise DataError(f"None of {count} images of {source.name} can be read. Check the files.")
-    seconds = (time.perf_counter() - began) / count
+        bad = next((b for b in read if isinstance(b, BadImage)), None)
+        raise none_readable(source.name, len(drawn), bad)
+    seconds = (time.perf_counter() - began) / len(drawn)
     return Facts(
         sides=tuple(min(image.shape[:2]) for image in found),
         areas=tuple(image.shape[0] * image.shape[1] for image in found),

@@ -8,7 +8,7 @@ import numpy as np
 
 from nolabel.data.order import index_at
 from nolabel.data.source import Source
-from nolabel.errors import BadImage, DataError
+from nolabel.errors import BadImage, none_readable
 
 _BLOCK_PIXELS = 2**20
 _MIN_STD = 1e-3  # avoids a division by zero for a constant channel
@@ -30,18 +30,20 @@ def measure_statistics(
         DataError: none of the images drawn can be read.
     """
     total, squares, count = 0.0, 0.0, 0
+    bad = None
     n = len(source)
     for i in index_at(0, 0, np.arange(min(images, n)), n).tolist():
         try:
             pixels = source.read(i).image
-        except BadImage:
+        except BadImage as error:
+            bad = bad or error
             continue
         counts = channel_counts(pixels)
         values = np.arange(counts.shape[1]) / (counts.shape[1] - 1)
         total, squares = total + counts @ values, squares + counts @ values**2
         count += pixels.shape[0] * pixels.shape[1]
     if not count:
-        raise DataError(f"None of the images of {source.name!r} that were drawn can be read.")
+        raise none_readable(source.name, min(images, n), bad)
     mean = np.asarray(total) / count
     std = np.sqrt(np.maximum(np.asarray(squares) / count - mean**2, 0))
     return (

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nolabel import limits
 from nolabel._usercode import trusted_code
 from nolabel.device import pick_device
 from nolabel.encoders import ENCODERS
@@ -52,6 +53,7 @@ def load(
         FileDamaged: the encoder file is truncated, altered, or not one.
         NolabelError: published weights could not be downloaded.
     """
+    limits.positive("--image-size", image_size)
     if isinstance(spec, Encoder):
         if image_size not in (None, spec.image_size):
             raise UsageError(

@@ -182,7 +182,12 @@ def load_method(folder: str | Path) -> tuple[Method, Run]:
     """A trained method with heads and decoders, in eval mode, from a run's newest checkpoint."""
     folder = Path(folder)
     run, method, _ = rebuild(folder)
-    restore(method, None, load_state(folder).state["learner"])
+    try:
+        restore(method, None, load_state(folder).state["learner"])
+    except FileDamaged as error:
+        raise FileDamaged(
+            f"Heads and decoders of a run are in its checkpoints alone. {error}"
+        ) from error
     return method.eval(), run
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nolabel import distributed
+from nolabel.encoders.state_dict import describe_mismatches
 from nolabel.errors import FileDamaged, NolabelError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, 
         FileDamaged: tensors are missing, unexpected or of another shape; the message names them.
     """
     try:
-        _check_kinds(method.state_dict(), state["method"])
+        _check_tensors(method.state_dict(), state["method"])
         if optimiser is not None:
             _check_moments(method, optimiser, state)
         method.load_state_dict(_sharded(state["method"], method.state_dict()), strict=True)
@@ -102,12 +103,15 @@ def restore(method: nn.Module, optimiser: Optimizer | None, state: Mapping[str, 
         ) from error
 
 
-def _check_kinds(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Checks that whole numbers are not loaded as weights, nor weights as counters.
+def _check_tensors(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Checks names and shapes, and that whole numbers are not loaded as weights or the reverse.
 
     Raises:
-        ValueError: a tensor is of another kind; the message names it.
+        ValueError: tensors do not fit; the message names the first of them.
     """
+    wrong = describe_mismatches(own, saved, "not of the run", "{name} is {got}, not {expected}")
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)}.")
     for name, value in own.items():
         other = saved.get(name)
         if not isinstance(value, Tensor) or not isinstance(other, Tensor):
@@ -242,19 +246,20 @@ def load_checkpoint(
         FileDamaged: there is no checkpoint, or none is intact.
     """
     files = _files(Path(folder) / "checkpoints")
-    notes: list[str] = []
+    damaged: list[str] = []
     for path in files:
         try:
             step, state = _read(path)
             if what := problem(state):
                 raise FileDamaged(f"The checkpoint {path} is not that of a run: {what}.")
+            notes = [f"{d} Using the checkpoint before it." for d in damaged]
             return LoadedCheckpoint(step, state, notes)
         except (FileDamaged, OSError) as error:
-            notes.append(f"{error} Using the checkpoint before it.")
+            damaged.append(str(error))
     if not files:
         raise FileDamaged(f"{folder} holds no checkpoint. Start the run again.")
     raise FileDamaged(
-        f"None of the {len(files)} checkpoints in {folder} is intact: {' '.join(notes)} Start "
+        f"None of the {len(files)} checkpoints in {folder} is intact: {' '.join(damaged)} Start "
         f"a new run; --init {folder} starts it from the last encoder."
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from nolabel import recipes
+from nolabel import limits, recipes
 from nolabel.config import CHOICES, LENGTHS, Settings, field_values
 from nolabel.errors import UsageError, unknown
 
@@ -23,11 +23,7 @@ def check_settings(s: Settings) -> None:
     lengths = [k for k in LENGTHS if values[k] is not None]
     if len(lengths) > 1:
         raise UsageError(f"Give one of --epochs, --steps, --minutes; got {' and '.join(lengths)}.")
-    for key in (*LENGTHS, "batch_size", "accumulate", "image_size", "patch_size", "log_every",
-                "checkpoint_every", "probe_every", "channels"):  # fmt: skip
-        value = values[key]
-        if value is not None and value != "auto" and value <= 0:
-            raise UsageError(f"--{key.replace('_', '-')} is {value}; it must be above 0.")
+    limits.check(s)
     for key, allowed in CHOICES.items():
         if values[key] not in allowed:
             raise unknown(key.replace("_", "-"), values[key], allowed)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nolabel import methods, recipes
+from nolabel import limits, methods, recipes
 from nolabel._files import read_json
 from nolabel.backbones import is_convolutional, stride_of
 from nolabel.config import (
@@ -209,6 +209,11 @@ def batch_stage(
     context = dataclasses.replace(context, operations=operations)
     recipe = recipes.recipe(kind, _recipe_name(s), context)
     batch = int(asked or in_file.get("batch_size") or recipe.batch_size)
+    if len(source) < 2 and issubclass(kind, Contrastive):
+        raise UsageError(
+            f"{request.method} compares images with each other, but {source.name!r} holds one. "
+            "Give two images or more, or a method that learns from each image alone, such as mae."
+        )
     if batch > len(source):
         raise UsageError(
             f"Batch size {batch} is larger than the data: {len(source)} images. "
@@ -273,6 +278,8 @@ def _layered(request: Request, s: Settings, context: RecipeContext) -> tuple[Any
     for layer in (_recipe_file(s), request.file, request.explicit):  # later ones win
         options = override(options, layer.options, "options.")
         optim = override(optim, layer.optim, "optim.")
+    limits.check(options)
+    limits.check(optim, "--optim.")
     return _record_teacher(options), optim
 
 

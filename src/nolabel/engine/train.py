@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nolabel import distributed
+from nolabel import distributed, limits
+from nolabel._files import check_folder
 from nolabel._usercode import trusted_code
 from nolabel.backbones.own import register_again
 from nolabel.config import Request, Run, field_values
@@ -71,6 +72,9 @@ def pretrain(
         Stopped: stopped on request; it can be resumed.
     """
     began = time.monotonic() if began is None else began
+    out = request.settings.out
+    if out and not dry_run:
+        check_folder(out)
     with parallel.processes(request.settings.device):
         request, source, facts, _ = fit(request, source, quiet=quiet)
         resolved = resolve(request, source=source, facts=facts, quiet=quiet)
@@ -116,8 +120,7 @@ class Further:
             names = " and ".join(f"--{name}" for name in given)
             raise UsageError(f"Give one of --steps, --epochs, --minutes; got {names}.")
         for name, value in given.items():
-            if value <= 0:
-                raise UsageError(f"--{name} is {value}; it must be above 0.")
+            limits.positive(f"--{name}", value)
 
     @property
     def asked(self) -> bool:

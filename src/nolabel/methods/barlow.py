@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from nolabel.backbones.base import Backbone
+from nolabel.limits import Count, NotNegative
 from nolabel.methods.base import Contrastive, Recipe, RecipeContext
 from nolabel.nn.contrastive import cross_correlation, pair_signals
 from nolabel.nn.projectors import mlp
@@ -47,9 +48,9 @@ class BarlowTwins(Contrastive):
     class Options:
         """Barlow Twins' own options; defaults are the paper's for ResNet-50 on ImageNet."""
 
-        weight: float = 0.0051  # lambda, of the redundancy term
-        hidden: int = 8192  # width of the projector's two hidden layers
-        projection: int = 8192  # D, width of the embeddings
+        weight: NotNegative = 0.0051  # lambda, of the redundancy term
+        hidden: Count = 8192  # width of the projector's two hidden layers
+        projection: Count = 8192  # D, width of the embeddings
         scale: tuple[float, float] = (0.08, 1.0)  # area of the crops, as share of the image
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8
         grey: float = 0.2  # probability of a greyscale view

@@ -33,6 +33,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.init import init_like_beit
 from nolabel.backbones.vit import ViT
 from nolabel.errors import UsageError
+from nolabel.limits import Count, NotNegative, Share
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.frozen import Frozen
 from nolabel.nn.masks import block_masks
@@ -52,9 +53,9 @@ class BEiT(Method):
 
         teacher: str = ""  # the tokenizer: the folder of a run of vqvae or dvae
         mask_ratio: float = 0.383  # largest share of masked patches (BEiT: 75 of 196)
-        smallest_block: int = 16  # least area of a masked block, in patches
-        layer_scale: float = 0.1  # initial LayerScale (L: 1e-5); 0 = no LayerScale
-        drop_path: float = 0.1  # stochastic depth
+        smallest_block: Count = 16  # least area of a masked block, in patches
+        layer_scale: NotNegative = 0.1  # initial LayerScale (L: 1e-5); 0 = no LayerScale
+        drop_path: Share = 0.1  # stochastic depth
         scale: tuple[float, float] = (0.08, 1.0)  # area of the crop, as share of the image
         jitter: float = 0.4  # of brightness, contrast and saturation, with probability 1
 

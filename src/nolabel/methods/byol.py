@@ -30,6 +30,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
+from nolabel.limits import Count, Share
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import pair_signals
 from nolabel.nn.projectors import mlp
@@ -52,10 +53,10 @@ class BYOL(Method):
     class Options:
         """BYOL's own options; defaults are the paper's for ResNet-50 on ImageNet."""
 
-        hidden: int = 4096  # width of the hidden layer of projector and predictor
-        projection: int = 256  # width of z and q
+        hidden: Count = 4096  # width of the hidden layer of projector and predictor
+        projection: Count = 256  # width of z and q
         projection_norm: bool = False  # batch norm after the projector's last layer (as SimSiam)
-        target_momentum: float = 0.996  # tau_0 (0.99 for 300 epochs and less); 1 in the last step
+        target_momentum: Share = 0.996  # tau_0 (0.99 for 300 epochs and less); 1 in the last step
         stop_gradient: bool = True  # False: gradient through the target, to study collapse
         scale: tuple[float, float] = (0.08, 1.0)  # area of the crops, as share of the image
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8

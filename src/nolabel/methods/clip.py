@@ -35,6 +35,7 @@ from torch import Tensor
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.text.tokenizer import PUBLISHED, Tokenizer, make_tokenizer
+from nolabel.limits import Count, Positive, Whole
 from nolabel.methods.base import Contrastive, Recipe, RecipeContext
 from nolabel.methods.capabilities import LearnsFromText
 from nolabel.nn.contrastive import clip_loss, pair_signals
@@ -53,15 +54,15 @@ class CLIP(Contrastive, LearnsFromText):
     class Options:
         """CLIP's own options; defaults are the paper's for ViT-B."""
 
-        vocabulary: int = PUBLISHED  # tokens: 49408 = CLIP's own (extra clip), else most to learn
-        context: int = 77  # longest caption in tokens, start and end included
-        projection: int = 512  # width of the shared space
-        text_dim: int = 512  # width of the text tower
-        text_depth: int = 12  # blocks of the text tower
-        text_heads: int = 8  # attention heads of the text tower
+        vocabulary: Count = PUBLISHED  # tokens: 49408 = CLIP's own (extra clip), else most to learn
+        context: Count = 77  # longest caption in tokens, start and end included
+        projection: Count = 512  # width of the shared space
+        text_dim: Count = 512  # width of the text tower
+        text_depth: Count = 12  # blocks of the text tower
+        text_heads: Count = 8  # attention heads of the text tower
         quick_gelu: bool = True  # x sigmoid(1.702 x) in the text tower, else the exact GELU
-        temperature: float = 0.07  # initial 1 / s
-        chunk: int = 0  # rows of the logits in memory at a time, for large batches; 0 = all
+        temperature: Positive = 0.07  # initial 1 / s
+        chunk: Whole = 0  # rows of the logits in memory at a time, for large batches; 0 = all
         scale: tuple[float, float] = (0.9, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options, *, text: Tokenizer):

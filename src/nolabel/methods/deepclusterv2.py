@@ -37,6 +37,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.resnet import ResNet
 from nolabel.errors import UsageError
+from nolabel.limits import Count, Positive
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import prototype_scores, spherical_kmeans
 from nolabel.nn.projectors import mlp
@@ -60,13 +61,13 @@ class DeepClusterV2(Method, HasPrototypes):
     class Options:
         """DeepCluster v2's own options; defaults are the paper's for ResNet-50 on ImageNet."""
 
-        images: int = 1_281_167  # size of the training set, and of the memory
-        clusters: int = 3000  # K, of each head
-        heads: int = 3  # number of clusterings
-        iterations: int = 10  # of k-means
-        hidden: int = 2048  # width of the head's hidden layer
-        projection: int = 128  # width of z
-        temperature: float = 0.1  # tau
+        images: Count = 1_281_167  # size of the training set, and of the memory
+        clusters: Count = 3000  # K, of each head
+        heads: Count = 3  # number of clusterings
+        iterations: Count = 10  # of k-means
+        hidden: Count = 2048  # width of the head's hidden layer
+        projection: Count = 128  # width of z
+        temperature: Positive = 0.1  # tau
         global_scale: tuple[float, float] = (0.14, 1.0)  # area of the two global crops, as share
         local_scale: tuple[float, float] = (0.05, 0.14)  # area of the local crops, as share
         local_crops: int = 6  # number of local crops; 0 = no multi-crop

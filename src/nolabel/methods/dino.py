@@ -33,6 +33,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.init import init_like_dino
 from nolabel.backbones.resnet import ResNet
 from nolabel.backbones.vit import ViT
+from nolabel.limits import Count, NotNegative, Positive, Share
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.heads import PrototypeHead
 from nolabel.nn.losses import cross_entropy_views, target_signals
@@ -66,19 +67,19 @@ class DINO(Method, HasPrototypes):
     class Options(DINOCrops):
         """DINO's own options; defaults are the paper's for ViT-S/16."""
 
-        prototypes: int = 65536  # K, outputs of the head
-        hidden: int = 2048  # width of the head's hidden layers
-        bottleneck: int = 256  # width of the unit-length bottleneck
+        prototypes: Count = 65536  # K, outputs of the head
+        hidden: Count = 2048  # width of the head's hidden layers
+        bottleneck: Count = 256  # width of the unit-length bottleneck
         head_batch_norm: bool = False  # batch norm in the head's hidden layers
         norm_last_layer: bool = True  # prototypes keep norm 1; False: their norms are trained
-        student_temperature: float = 0.1  # tau_s
-        teacher_temperature: float = 0.04  # tau_t after the warm-up (0.07 in the boosted recipe)
-        warmup_teacher_temperature: float = 0.04  # tau_t in the first epoch
-        warmup_teacher_temperature_epochs: float = 0.0  # epochs in which tau_t rises linearly
-        teacher_momentum: float = 0.996  # lambda in the first step; 1 in the last
-        centre_momentum: float = 0.9  # m, weight of the old centre
-        freeze_last_layer: float = 1.0  # first epochs, in which the prototypes are frozen
-        drop_path: float = 0.1  # stochastic depth of the student; the teacher has none
+        student_temperature: Positive = 0.1  # tau_s
+        teacher_temperature: Positive = 0.04  # tau_t after the warm-up (0.07 in the boosted recipe)
+        warmup_teacher_temperature: Positive = 0.04  # tau_t in the first epoch
+        warmup_teacher_temperature_epochs: NotNegative = 0.0  # epochs in which tau_t rises linearly
+        teacher_momentum: Share = 0.996  # lambda in the first step; 1 in the last
+        centre_momentum: Share = 0.9  # m, weight of the old centre
+        freeze_last_layer: NotNegative = 1.0  # first epochs, in which the prototypes are frozen
+        drop_path: Share = 0.1  # stochastic depth of the student; the teacher has none
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)

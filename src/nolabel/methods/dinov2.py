@@ -9,9 +9,8 @@ arXiv 2304.07193. It is iBOT with what made it scale (its table 1); each additio
     L_KoLeo -mean over i of log |x_i - x_nn(i)|, x the student's unit class tokens of one crop
 
 Teacher targets are balanced by Sinkhorn-Knopp or centred; class token and patches have separate
-heads. Half of the global crops are masked, with ratios evenly spread over [0.1, 0.5]. Optional:
-LayerScale, SwiGLU, registers (Darcet et al. 2023, arXiv 2309.16588). High resolution at the end is
-a run with --init, --image-size.
+heads. Half of the global crops are masked, by ratios in [0.1, 0.5]. Optional: LayerScale, SwiGLU,
+registers (Darcet et al. 2023, arXiv 2309.16588). High resolution at the end: --init, --image-size.
 
 Differs from the original:
   - KoLeo's neighbours are those among the crops of all ranks (there of one rank);
@@ -34,6 +33,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.init import init_like_dinov2
 from nolabel.backbones.vit import ViT
 from nolabel.errors import unknown
+from nolabel.limits import Count, NotNegative, Positive, Share, Whole
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import sinkhorn_shift
 from nolabel.nn.heads import PatchNetwork, PrototypeHead
@@ -67,29 +67,29 @@ class DINOv2(Method, HasPrototypes):
     class Options(DINOCrops):
         """DINOv2's own options; defaults are those of the large published models."""
 
-        prototypes: int = 131072  # K of the class head
-        patch_prototypes: int = 131072  # K of the patch head, where it is not shared
+        prototypes: Count = 131072  # K of the class head
+        patch_prototypes: Count = 131072  # K of the patch head, where it is not shared
         shared_head: bool = False  # one head for class token and patches, as in iBOT
-        hidden: int = 2048  # width of the heads' hidden layers
-        bottleneck: int = 384  # width of the class head's unit-length bottleneck
-        patch_bottleneck: int = 256  # width of the patch head's
+        hidden: Count = 2048  # width of the heads' hidden layers
+        bottleneck: Count = 384  # width of the class head's unit-length bottleneck
+        patch_bottleneck: Count = 256  # width of the patch head's
         head_batch_norm: bool = False  # batch norm in the heads' hidden layers
         centring: str = "sinkhorn"  # of the teacher's logits: sinkhorn or centre
-        patch_weight: float = 1.0  # weight of L_iBOT
-        koleo: float = 0.1  # weight of L_KoLeo
-        masked: float = 0.5  # share of the global crops that are masked
+        patch_weight: NotNegative = 1.0  # weight of L_iBOT
+        koleo: NotNegative = 0.1  # weight of L_KoLeo
+        masked: Share = 0.5  # share of the global crops that are masked
         mask_ratio: tuple[float, float] = (0.1, 0.5)  # least and largest share of masked patches
-        student_temperature: float = 0.1  # tau_s
-        teacher_temperature: float = 0.07  # tau_t after the warm-up
-        warmup_teacher_temperature: float = 0.04  # tau_t at the first step
-        warmup_teacher_temperature_epochs: float = 30.0  # epochs in which tau_t rises, step by step
-        teacher_momentum: float = 0.994  # EMA momentum in the first step; 1 in the last
-        freeze_last_layer: float = 1.0  # first epochs, in which the prototypes are frozen
-        drop_path: float = 0.4  # share of samples that a branch drops; not in the teacher
-        layer_scale: float = 1e-5  # initial LayerScale; 0 = no LayerScale
+        student_temperature: Positive = 0.1  # tau_s
+        teacher_temperature: Positive = 0.07  # tau_t after the warm-up
+        warmup_teacher_temperature: Positive = 0.04  # tau_t at the first step
+        warmup_teacher_temperature_epochs: NotNegative = 30.0  # in which tau_t rises, step by step
+        teacher_momentum: Share = 0.994  # EMA momentum in the first step; 1 in the last
+        freeze_last_layer: NotNegative = 1.0  # first epochs, in which the prototypes are frozen
+        drop_path: Share = 0.4  # share of samples that a branch drops; not in the teacher
+        layer_scale: NotNegative = 1e-5  # initial LayerScale; 0 = no LayerScale
         swiglu: bool = False  # gated MLPs (the large and the giant model)
-        registers: int = 0  # extra tokens beside the class token (4 in the models with registers)
-        chunk: int = 0  # rows of patch logits in memory at a time (slower); 0 = all
+        registers: Whole = 0  # extra tokens beside the class token (4 in the models with registers)
+        chunk: Whole = 0  # rows of patch logits in memory at a time (slower); 0 = all
         global_scale: tuple[float, float] = (0.32, 1.0)  # area of the two global crops, as share
         local_scale: tuple[float, float] = (0.05, 0.32)  # area of the local crops, as share
         local_size: int = 98  # side of the local crops in pixels

@@ -45,6 +45,7 @@ from torch import Tensor
 from nolabel.backbones.base import Backbone
 from nolabel.device import in_fp32
 from nolabel.errors import UsageError
+from nolabel.limits import Count, NotNegative, Positive
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.frozen import Frozen
 from nolabel.nn.losses import entropy
@@ -64,12 +65,12 @@ class Distill(Method):
         """Distillation's own options; defaults are SEED's for ResNet-18 on ImageNet."""
 
         teacher: str = ""  # ENC to learn from: a run folder, timm:NAME, ...
-        soft: float = 1.0  # w_soft, weight of the cross-entropy of similarities (SEED)
-        features: float = 0.0  # w_features, weight of the squared distance of unit embeddings
-        anchors: int = 65536  # K, size of the queue of teacher embeddings
-        student_temperature: float = 0.2  # tau_s
-        teacher_temperature: float = 0.01  # tau_t
-        hidden: int = 512  # width of the projection's hidden layer
+        soft: NotNegative = 1.0  # w_soft, weight of the cross-entropy of similarities (SEED)
+        features: NotNegative = 0.0  # w_features, weight of the squared distance of unit embeddings
+        anchors: Count = 65536  # K, size of the queue of teacher embeddings
+        student_temperature: Positive = 0.2  # tau_s
+        teacher_temperature: Positive = 0.01  # tau_t
+        hidden: Count = 512  # width of the projection's hidden layer
         scale: tuple[float, float] = (0.2, 1.0)  # area of the crop, as share of the image
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
         grey: float = 0.2  # probability of a greyscale view

@@ -46,6 +46,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError, unknown
+from nolabel.limits import Count, NotNegative, Positive, Share
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.methods.capabilities import Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
@@ -77,16 +78,16 @@ class DVAE(Method, Tokenizes, Reconstructs):
         """The dVAE's own options; defaults are the paper's, but for the decoder."""
 
         codes: int = 8192  # K, size of the vocabulary
-        spread: float = 1.0  # standard deviation of the initial logits, about
-        first_temperature: float = 1.0  # initial t
-        temperature: float = 0.0625  # final t
-        anneal: float = 0.05  # share of the run in which t falls
-        kl_weight: float = 6.6  # final beta
-        warm: float = 0.0017  # share of the run in which beta rises
+        spread: Positive = 1.0  # standard deviation of the initial logits, about
+        first_temperature: Positive = 1.0  # initial t
+        temperature: Positive = 0.0625  # final t
+        anneal: Share = 0.05  # share of the run in which t falls
+        kl_weight: NotNegative = 6.6  # final beta
+        warm: Share = 0.0017  # share of the run in which beta rises
         likelihood: str = "logit-laplace"  # of pixels: logit-laplace or mse
-        decoder_dim: int = 256  # width of the decoder and of a token's vector
-        decoder_depth: int = 4  # blocks of the decoder
-        decoder_heads: int = 8  # attention heads of the decoder
+        decoder_dim: Count = 256  # width of the decoder and of a token's vector
+        decoder_depth: Count = 4  # blocks of the decoder
+        decoder_heads: Count = 8  # attention heads of the decoder
         scale: tuple[float, float] = (0.5, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options):

@@ -33,6 +33,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.init import init_like_beit
 from nolabel.backbones.vit import ViT
 from nolabel.errors import UsageError
+from nolabel.limits import Count, Share
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.frozen import Frozen
 from nolabel.nn.masks import block_masks
@@ -52,8 +53,8 @@ class EVA(Method):
 
         teacher: str = ""  # ENC whose patch features are predicted: timm:NAME, a run folder, ...
         mask_ratio: float = 0.41  # largest share of masked patches (EVA: 105 of 256)
-        smallest_block: int = 16  # least area of a masked block, in patches
-        drop_path: float = 0.1  # stochastic depth
+        smallest_block: Count = 16  # least area of a masked block, in patches
+        drop_path: Share = 0.1  # stochastic depth
         scale: tuple[float, float] = (0.2, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options, *, teacher: Frozen):

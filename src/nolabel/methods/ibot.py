@@ -37,6 +37,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.init import init_like_dino
 from nolabel.backbones.vit import ViT
 from nolabel.errors import unknown
+from nolabel.limits import Count, NotNegative, Positive, Share, Whole
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.heads import PatchNetwork, PrototypeHead
 from nolabel.nn.keyed_random import KeyedRandom
@@ -61,28 +62,28 @@ class IBOT(Method, HasPrototypes):
     class Options(DINOCrops):
         """iBOT's own options; defaults are the paper's for ViT-S/16."""
 
-        prototypes: int = 8192  # K of the class head
-        patch_prototypes: int = 8192  # K of the patch head, where it is not shared
+        prototypes: Count = 8192  # K of the class head
+        patch_prototypes: Count = 8192  # K of the patch head, where it is not shared
         shared_head: bool = True  # one head for class token and patches
-        hidden: int = 2048  # width of the heads' hidden layers
-        bottleneck: int = 256  # width of the unit-length bottleneck
+        hidden: Count = 2048  # width of the heads' hidden layers
+        bottleneck: Count = 256  # width of the unit-length bottleneck
         head_batch_norm: bool = False  # batch norm in the heads' hidden layers
         norm_last_layer: bool = False  # prototypes keep norm 1; False: their norms are trained
-        class_weight: float = 1.0  # lambda_1
-        patch_weight: float = 1.0  # lambda_2
-        masked: float = 0.5  # probability that a global crop is masked
+        class_weight: NotNegative = 1.0  # lambda_1
+        patch_weight: NotNegative = 1.0  # lambda_2
+        masked: Share = 0.5  # probability that a global crop is masked
         mask_ratio: tuple[float, float] = (0.1, 0.5)  # least and largest share of masked patches
         mask_shape: str = "block"  # block or random (slightly better for ViT-B and L)
-        student_temperature: float = 0.1  # tau_s
-        teacher_temperature: float = 0.07  # tau_t of the class token after the warm-up
-        patch_temperature: float = 0.07  # tau_t of the patches after the warm-up
-        warmup_teacher_temperature: float = 0.04  # both tau_t in the first epoch
-        warmup_teacher_temperature_epochs: float = 30.0  # epochs in which tau_t rises linearly
-        teacher_momentum: float = 0.996  # lambda in the first step; 1 in the last
-        centre_momentum: float = 0.9  # of both centres
-        freeze_last_layer: float = 1.0  # first epochs, in which the prototypes are frozen
-        drop_path: float = 0.1  # stochastic depth of the student; the teacher has none
-        chunk: int = 0  # rows of patch logits in memory at a time (slower); 0 = all
+        student_temperature: Positive = 0.1  # tau_s
+        teacher_temperature: Positive = 0.07  # tau_t of the class token after the warm-up
+        patch_temperature: Positive = 0.07  # tau_t of the patches after the warm-up
+        warmup_teacher_temperature: Positive = 0.04  # both tau_t in the first epoch
+        warmup_teacher_temperature_epochs: NotNegative = 30.0  # in which tau_t rises linearly
+        teacher_momentum: Share = 0.996  # lambda in the first step; 1 in the last
+        centre_momentum: Share = 0.9  # of both centres
+        freeze_last_layer: NotNegative = 1.0  # first epochs, in which the prototypes are frozen
+        drop_path: Share = 0.1  # stochastic depth of the student; the teacher has none
+        chunk: Whole = 0  # rows of patch logits in memory at a time (slower); 0 = all
         global_scale: tuple[float, float] = (0.25, 1.0)  # area of the two global crops, as share
         local_scale: tuple[float, float] = (0.05, 0.25)  # area of the local crops, as share
         local_crops: int = 10  # number of local crops; 0 = no multi-crop

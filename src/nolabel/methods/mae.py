@@ -27,6 +27,7 @@ from nolabel.backbones.decoder import transformer_blocks
 from nolabel.backbones.init import init_like_mae, sincos_positions
 from nolabel.backbones.vit import ViT
 from nolabel.errors import UsageError
+from nolabel.limits import Count
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.methods.capabilities import Inpaints
 from nolabel.nn.masked import masked_mse
@@ -47,9 +48,9 @@ class MAE(Method, Inpaints):
 
         mask_ratio: float = 0.75  # share of patches removed, above 0 and below 1
         norm_pix: bool = True  # targets normalised per patch (better features) or raw pixels
-        decoder_dim: int = 512  # width of the decoder
-        decoder_depth: int = 8  # blocks of the decoder
-        decoder_heads: int = 16  # attention heads of the decoder
+        decoder_dim: Count = 512  # width of the decoder
+        decoder_depth: Count = 8  # blocks of the decoder
+        decoder_heads: Count = 16  # attention heads of the decoder
         scale: tuple[float, float] = (0.2, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options):

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.resnet import ResNet
 from nolabel.device import in_fp32
+from nolabel.limits import Count, Positive, Share, Whole
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.contrastive import encode_shuffled, pair_signals
 from nolabel.nn.projectors import mlp
@@ -65,11 +66,11 @@ class MoCoV2(Method):
     class Options:
         """MoCo v2's own options; defaults are the paper's for ResNet-50 on ImageNet."""
 
-        queue: int = 65536  # K, keys of earlier batches
-        temperature: float = 0.2  # T
-        key_momentum: float = 0.999  # m, constant
-        hidden: int = 2048  # width of the head's hidden layer
-        projection: int = 128  # width of q and k
+        queue: Whole = 65536  # K, keys of earlier batches
+        temperature: Positive = 0.2  # T
+        key_momentum: Share = 0.999  # m, constant
+        hidden: Count = 2048  # width of the head's hidden layer
+        projection: Count = 128  # width of q and k
         infomin: bool = False  # views of InfoMin: twice the colour jitter
         scale: tuple[float, float] = (0.2, 1.0)  # area of the crops, as share of the image
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.init import init_like_mocov3
 from nolabel.backbones.vit import ViT
+from nolabel.limits import Count, Positive, Share
 from nolabel.methods.base import Contrastive, Recipe, RecipeContext
 from nolabel.nn.contrastive import batch_info_nce, pair_signals
 from nolabel.nn.projectors import mlp
@@ -55,10 +56,10 @@ class MoCoV3(Contrastive):
     class Options:
         """MoCo v3's own options; defaults are the paper's for ViT on ImageNet."""
 
-        temperature: float = 0.2  # T (1.0 for ResNet-50)
-        key_momentum: float = 0.99  # m in the first step; 1 in the last
-        hidden: int = 4096  # width of the hidden layers of projector and predictor
-        projection: int = 256  # width of q and k
+        temperature: Positive = 0.2  # T (1.0 for ResNet-50)
+        key_momentum: Share = 0.99  # m in the first step; 1 in the last
+        hidden: Count = 4096  # width of the hidden layers of projector and predictor
+        projection: Count = 256  # width of q and k
         freeze_patch: bool = True  # a ViT's patch projection stays random
         scale: tuple[float, float] = (0.08, 1.0)  # area of the crops, as share of the image
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # b, c, s, hue; p 0.8

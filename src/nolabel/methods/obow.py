@@ -48,6 +48,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone, probe_layers
 from nolabel.backbones.resnet import ResNet
 from nolabel.device import in_fp32
+from nolabel.limits import Count, Positive, Share
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.nn.assignment import prototype_scores
 from nolabel.nn.losses import target_signals
@@ -99,12 +100,12 @@ class OBoW(Method):
     class Options:
         """OBoW's own options; defaults are the paper's for ResNet-50 on ImageNet."""
 
-        words: int = 8192  # K, size of the vocabulary
-        levels: int = 2  # number of last levels with a bag each (stages, or blocks of a ViT)
-        temperature: float = 1 / 15  # of the assignment, relative to the mean squared distance
-        spread_momentum: float = 0.99  # of the running mean of min_k |t_u - v_k|^2
-        kappa: float = 8.0  # kappa, scale of the student's predictions
-        teacher_momentum: float = 0.99  # alpha in the first step; 1 in the last
+        words: Count = 8192  # K, size of the vocabulary
+        levels: Count = 2  # number of last levels with a bag each (stages, or blocks of a ViT)
+        temperature: Positive = 1 / 15  # of the assignment, relative to the mean squared distance
+        spread_momentum: Share = 0.99  # of the running mean of min_k |t_u - v_k|^2
+        kappa: Positive = 8.0  # kappa, scale of the student's predictions
+        teacher_momentum: Share = 0.99  # alpha in the first step; 1 in the last
         global_scale: tuple[float, float] = (0.08, 0.6)  # area of the two large crops, as share
         local_scale: tuple[float, float] = (0.08, 0.14)  # area of its small crops, as share
         local_crops: int = 5  # number of small crops; 0 = none

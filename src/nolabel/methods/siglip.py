@@ -31,6 +31,7 @@ from torch import Tensor
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.text import SharedSpace
 from nolabel.data.text.tokenizer import Tokenizer, make_tokenizer
+from nolabel.limits import Count, Positive, Whole
 from nolabel.methods.base import Contrastive, Recipe, RecipeContext
 from nolabel.methods.capabilities import LearnsFromText
 from nolabel.nn.contrastive import pair_signals, siglip_loss
@@ -49,15 +50,15 @@ class SigLIP(Contrastive, LearnsFromText):
     class Options:
         """SigLIP's own options; defaults are the paper's for ViT-B."""
 
-        vocabulary: int = 32_000  # most tokens to learn from the captions; 49408 = CLIP's own
-        context: int = 64  # longest caption in tokens, start and end included
-        projection: int = 768  # width of the shared space
-        text_dim: int = 768  # width of the text tower
-        text_depth: int = 12  # blocks of the text tower
-        text_heads: int = 12  # attention heads of the text tower
-        factor: float = 10.0  # initial t
+        vocabulary: Count = 32_000  # most tokens to learn from the captions; 49408 = CLIP's own
+        context: Count = 64  # longest caption in tokens, start and end included
+        projection: Count = 768  # width of the shared space
+        text_dim: Count = 768  # width of the text tower
+        text_depth: Count = 12  # blocks of the text tower
+        text_heads: Count = 12  # attention heads of the text tower
+        factor: Positive = 10.0  # initial t
         bias: float = -10.0  # initial b
-        chunk: int = 0  # rows of the logits in memory at a time, for large batches; 0 = all
+        chunk: Whole = 0  # rows of the logits in memory at a time, for large batches; 0 = all
         scale: tuple[float, float] = (0.9, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options, *, text: Tokenizer):

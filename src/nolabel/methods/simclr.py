@@ -25,6 +25,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from nolabel.backbones.base import Backbone
+from nolabel.limits import Count, NotNegative, Positive
 from nolabel.methods.base import Contrastive, Recipe, RecipeContext
 from nolabel.nn.contrastive import nt_xent, pair_signals
 from nolabel.nn.projectors import ProjectionHead
@@ -40,11 +41,11 @@ class SimCLR(Contrastive):
     class Options:
         """SimCLR's own options; defaults are the paper's for ResNet-50 on ImageNet."""
 
-        temperature: float = 0.1  # T
-        hidden: int = 2048  # width of the projection head's hidden layer
-        projection: int = 128  # width of z
+        temperature: Positive = 0.1  # T
+        hidden: Count = 2048  # width of the projection head's hidden layer
+        projection: Count = 128  # width of z
         scale: tuple[float, float] = (0.08, 1.0)  # area of the crops, as share of the image
-        strength: float = 1.0  # s: jitter is s * (0.8, 0.8, 0.8, 0.2) with probability 0.8
+        strength: NotNegative = 1.0  # s: jitter is s * (0.8, 0.8, 0.8, 0.2) with probability 0.8
         hue: float = 0.2  # largest hue shift at s = 1, in turns
         grey: float = 0.2  # probability of a greyscale view
         blur: float = 0.5  # probability of blur

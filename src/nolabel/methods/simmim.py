@@ -37,6 +37,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.init import init_like_mae, sincos_positions
 from nolabel.backbones.vit import ViT
 from nolabel.errors import UsageError
+from nolabel.limits import Count
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.methods.capabilities import Inpaints
 from nolabel.nn.masked import masked_l1
@@ -55,7 +56,7 @@ class SimMIM(Method, Inpaints):
         """SimMIM's own options; defaults are the paper's at 192 and 224 px."""
 
         mask_ratio: float = 0.6  # share of units hidden, above 0 and below 1
-        unit: int = 32  # side of a unit in pixels; divides the image's, a multiple of a patch's
+        unit: Count = 32  # side of a unit in pixels; divides the image's, a multiple of a patch's
         scale: tuple[float, float] = (0.67, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options):

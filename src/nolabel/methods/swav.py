@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.resnet import ResNet
+from nolabel.limits import Count, NotNegative, Positive, Whole
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import prototype_scores, sinkhorn
 from nolabel.nn.losses import cross_entropy_views, target_signals
@@ -54,15 +55,15 @@ class SwAV(Method, HasPrototypes):
     class Options:
         """SwAV's own options; defaults are the paper's for ResNet-50 on ImageNet."""
 
-        prototypes: int = 3000  # K
-        hidden: int = 2048  # width of the head's hidden layer
-        projection: int = 128  # width of z
-        temperature: float = 0.1  # tau
-        epsilon: float = 0.05  # epsilon of the assignment; larger is softer
-        iterations: int = 3  # of Sinkhorn-Knopp
-        queue: int = 0  # earlier embeddings in the assignment (3840 at batch 256); 0 = none
-        queue_from_epoch: float = 15.0  # epochs before the queue is filled
-        freeze_prototypes: int = 313  # first steps, in which the prototypes are frozen
+        prototypes: Count = 3000  # K
+        hidden: Count = 2048  # width of the head's hidden layer
+        projection: Count = 128  # width of z
+        temperature: Positive = 0.1  # tau
+        epsilon: Positive = 0.05  # epsilon of the assignment; larger is softer
+        iterations: Count = 3  # of Sinkhorn-Knopp
+        queue: Whole = 0  # earlier embeddings in the assignment (3840 at batch 256); 0 = none
+        queue_from_epoch: NotNegative = 15.0  # epochs before the queue is filled
+        freeze_prototypes: Whole = 313  # first steps, in which the prototypes are frozen
         global_scale: tuple[float, float] = (0.14, 1.0)  # area of the two global crops, as share
         local_scale: tuple[float, float] = (0.05, 0.14)  # area of the local crops, as share
         local_crops: int = 6  # number of local crops; 0 = no multi-crop

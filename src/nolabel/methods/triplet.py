@@ -33,6 +33,7 @@ from torch import Tensor
 
 from nolabel.backbones.base import Backbone
 from nolabel.errors import unknown
+from nolabel.limits import Count, Positive
 from nolabel.methods.base import Contrastive, Recipe, RecipeContext
 from nolabel.nn.contrastive import pair_signals, view_distances
 from nolabel.nn.projectors import mlp
@@ -74,10 +75,10 @@ class Triplet(Contrastive):
     class Options:
         """The triplet loss's own options."""
 
-        margin: float = 0.2  # m, a distance between unit vectors, in (0, 2]
+        margin: Positive = 0.2  # m, a distance between unit vectors, in (0, 2]
         mining: str = "semi-hard"  # all, semi-hard or hard (hard may collapse early)
-        hidden: int = 2048  # width of the head's hidden layer
-        projection: int = 128  # width of the embedding that is compared
+        hidden: Count = 2048  # width of the head's hidden layer
+        projection: Count = 128  # width of the embedding that is compared
         scale: tuple[float, float] = (0.2, 1.0)  # area of the crops, as share of the image
         jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)  # b, c, s, hue; p 0.8
         grey: float = 0.2  # probability of a greyscale view

@@ -42,6 +42,7 @@ from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError
+from nolabel.limits import Count, NotNegative
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.methods.capabilities import Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
@@ -61,14 +62,14 @@ class VQVAE(Method, Tokenizes, Reconstructs):
         """VQ-VAE's own options; codes, commitment and decay are the paper's."""
 
         codes: int = 512  # K, size of the codebook
-        code_dim: int = 64  # width of a code
-        commitment: float = 0.25  # beta, weight of the commitment loss
+        code_dim: Count = 64  # width of a code
+        commitment: NotNegative = 0.25  # beta, weight of the commitment loss
         ema: bool = True  # codes are moving averages; False: trained by the codebook loss
         decay: float = 0.99  # g of the moving averages
-        revive: float = 0.03  # replace codes used less than this times an equal share; 0 = never
-        decoder_dim: int = 256  # width of the decoder
-        decoder_depth: int = 4  # blocks of the decoder
-        decoder_heads: int = 8  # attention heads of the decoder
+        revive: NotNegative = 0.03  # replace codes used less than this x an equal share; 0 = never
+        decoder_dim: Count = 256  # width of the decoder
+        decoder_depth: Count = 4  # blocks of the decoder
+        decoder_heads: Count = 8  # attention heads of the decoder
         scale: tuple[float, float] = (0.5, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options):

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from nolabel._files import check_folder
 from nolabel.backbones.depth import layer_numbers, skips_weight_decay_in_finetuning
 from nolabel.data.loader import make_loader
 from nolabel.data.progress import progress_bar
@@ -164,6 +165,8 @@ def run_finetune(
             f"{encoder.channels}. Use the linear protocol."
         )
     folder = Path(o.save) if o.save else None
+    if folder is not None:
+        check_folder(folder, "--save")
     if folder is not None and (folder / ENCODER_FILE).exists():
         raise UsageError(f"{o.save!r} holds an encoder already. Choose another --save.")
     readable, skipped = leave_out_unreadable(train)

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nolabel import limits
+from nolabel._files import check_folder
 from nolabel.config import Request
 from nolabel.data.open import open_source
 from nolabel.engine.log import say
@@ -35,6 +37,8 @@ def demo(
         {"knn": {"pixels", "random", "trained"}, "seconds": ..., "report": ...}, fractions of one.
     """
     began = time.monotonic()
+    check_folder(out)
+    limits.positive("--minutes", minutes)
     given = {"data": "creatures", "out": str(out), "overwrite": overwrite, **settings}
     if method != "mae":  # in minutes on a CPU a convolutional network learns more than a ViT
         given.setdefault("backbone", "resnet_nano")

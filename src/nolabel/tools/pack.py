@@ -31,7 +31,7 @@ from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source
 from nolabel.data.sources._decode import decoding_in_threads, read_image
 from nolabel.data.sources.shards import Shards
-from nolabel.errors import BadImage, DataError, UsageError, printable
+from nolabel.errors import BadImage, DataError, UsageError, none_readable, printable
 
 _FORMAT = 1
 _MAX_RECORD = 1 << 30  # bytes of pack.json, which lists all that was skipped
@@ -127,8 +127,9 @@ def _pack(source: Source, folder: Path, packing: Packing) -> dict[str, Any]:
     write_text(folder / "skipped.jsonl", "".join(lines))
     images = sum(s["images"] for s in state["shards"])
     if not images:
-        first = f"  First: {state['skipped'][0]}." if state["skipped"] else ""
-        raise DataError(f"{source.name!r} has no image that can be read.{first}")
+        skipped = state["skipped"]
+        first = BadImage(*skipped[0]) if skipped else None
+        raise none_readable(source.name, len(skipped), first)
     packed = Shards(str(folder / "*.tar"))
     sizes = [s["before"] for s in state["shards"]]
     return {

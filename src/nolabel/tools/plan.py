@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from nolabel import backbones, methods
+from nolabel import backbones, limits, methods
 from nolabel.config import Request, Run
 from nolabel.engine import cost
 from nolabel.engine.cost import DEEPER, FEW, GPUS, LATE, MORE, SHALLOW, USABLE_SHARE, Counts, Gpu
@@ -71,6 +71,7 @@ def plan(
         OutOfMemory: with "auto", one image a device does not fit.
     """
     _check(gpu, devices, share, precision)
+    limits.positive("--images", images)
     device = GPUS[gpu]
     usable = USABLE_SHARE * device.memory
     run = _resolved(

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from nolabel import methods
-from nolabel._files import atomic, write_text
+from nolabel._files import atomic, check_folder, write_text
 from nolabel.config import Request
 from nolabel.data.decoded import kept_bytes
 from nolabel.data.facts import Facts, facts_of
@@ -58,6 +58,8 @@ def scan(
     Returns:
         What scan.json holds: fractions of one, seconds, bytes.
     """
+    if out is not None:
+        check_folder(out)
     found = survey(source, limit=limit, seconds=math.inf if limit or everything else READ_SECONDS)
     result = to_dict(found)
     if found.good == 1:

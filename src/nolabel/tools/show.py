@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nolabel import limits
 from nolabel.data.open import open_source
 from nolabel.data.progress import phase
 from nolabel.data.source import Source, Subset
@@ -20,6 +21,7 @@ from nolabel.errors import (
     DataError,
     NolabelError,
     UsageError,
+    none_readable,
     printable,
     unknown,
 )
@@ -68,6 +70,7 @@ def show(
     """
     if what not in PICTURES:
         raise unknown("picture", what, PICTURES)
+    limits.positive("--count", count)
     info = PICTURES[what]
     allowed = [o.name for o in options_of(what)]
     for name in options:
@@ -184,16 +187,19 @@ def _samples(source: Source, count: int, label: str | None, grouping: str) -> li
     if pairs:
         per_group = max(count // len(groups) // 2 * 2, 2)
     out: list[Sample] = []
+    tried, bad = 0, None
     for group in groups:
         for i in group[np.linspace(0, len(group) - 1, min(per_group, len(group))).astype(int)]:
+            tried += 1
             try:
                 out.append(source.read(int(i)))
-            except BadImage:
+            except BadImage as error:
+                bad = bad or error
                 if pairs:  # skipping it would shift all following pairs
                     name = printable(source.path(int(i)))
                     raise DataError(f"An image of {source.name} cannot be read: {name}.") from None
     if not out:
-        raise DataError(f"None of the images tried in {source.name} can be read.")
+        raise none_readable(source.name, tried, bad)
     return out
 
 
@@ -235,6 +241,8 @@ def draw_missing(folder: str | Path, data: SourceSpec = "auto") -> list[str]:
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         return []  # the report itself says that there is no run
+    if data != "auto":
+        open_source(data)  # what was named must exist; what the run names may be gone
     from nolabel.engine.saved_run import load_run
     from nolabel.methods import load as load_class
 

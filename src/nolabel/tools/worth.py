@@ -25,7 +25,8 @@ import numpy as np
 import torch.nn.functional as F
 from PIL import Image
 
-from nolabel._files import write_text
+from nolabel import limits
+from nolabel._files import check_folder, write_text
 from nolabel.config import Request, Run
 from nolabel.data.order import evenly_spaced
 from nolabel.data.source import Source, Subset, require_labels
@@ -96,6 +97,9 @@ def worth(
         UsageError, DataError: data, labels or test cannot be used.
     """
     folder = Path(out)
+    check_folder(folder)
+    limits.positive("--minutes", minutes)
+    limits.positive("--steps", settings.get("steps"))
     train, judge, notes = open_sets(labels, test)
     require_labels(train)
     publics, left_out = _public(public)

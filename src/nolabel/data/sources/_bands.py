@@ -3,7 +3,8 @@
 For X-ray, microscope, satellite and depth images. The EXIF orientation is applied as for
 photographs; the only conversion is colour to grey, for sources of one channel.
 
-    1 channel      grey files unchanged, 8 or 16 bits; colour files are converted to grey
+    1 channel      grey files unchanged, 8 or 16 bits; colour files are converted to grey, and
+                   transparent pixels are white
     4 channels     RGBA and CMYK files unchanged
     any number     `.npy` arrays uint8 or uint16 [H, W, C] (or [H, W])
 """
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from nolabel.data.sources._decode import MAX_PIXELS, SUFFIXES, decode, open_regular, read_image
+from nolabel.data.sources._pixels import to_rgb
 from nolabel.errors import BadImage
 
 ARRAY_SUFFIX = ".npy"
@@ -145,7 +147,9 @@ def _to_bands(image: Image.Image, channels: int) -> np.ndarray:
         # Without a range that all files share: stretching each one would change what it says.
         raise ValueError("floating-point values; save them as 16 bits, or as .npy uint16")
     elif channels == 1:
-        pixels = np.asarray(image.convert("L"))
+        # What lies under transparent pixels is not part of the picture.
+        seen = Image.fromarray(to_rgb(image)) if image.has_transparency_data else image
+        pixels = np.asarray(seen.convert("L"))
     elif image.mode in ("P", "PA", "LA") and image.has_transparency_data:
         pixels = np.asarray(image.convert("RGBA"))
     else:

@@ -58,9 +58,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
                 "nolabel reads only tensors and plain values. Ask its author for a file with the "
                 "tensors only (a state_dict, best as safetensors)."
             ) from None
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # torch's own message advises to load it with pickle, which executes what is in the file.
+        own = "weights_only" in str(error)
+        reason = "" if own else f" ({(str(error) or type(error).__name__).splitlines()[0]})"
         raise FileDamaged(
-            f"{str(path)!r} is truncated or no checkpoint ({reason}). Fetch it again."
+            f"{str(path)!r} is truncated or no checkpoint{reason}. Fetch it again."
         ) from None
     if not isinstance(value, Mapping):
         raise FileDamaged(

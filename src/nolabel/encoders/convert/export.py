@@ -12,7 +12,6 @@ import copy
 import glob
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +25,7 @@ from nolabel.backbones.beit import BEiT
 from nolabel.backbones.resnet import ResNet
 from nolabel.backbones.swin import Swin
 from nolabel.backbones.vit import ViT
+from nolabel.encoders.convert.card import model_card
 from nolabel.encoders.encoder import Encoder
 from nolabel.errors import DataError, UsageError, unknown
 
@@ -61,13 +61,14 @@ def export(
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
     folder = Path(out)
+    _files.check_folder(folder)
     old = _check_folder(folder, overwrite)
     encoder = encoder.to("cpu")
     encoder.backbone.eval()
     write = {"timm": _write_timm, "hf": _write_transformers, "onnx": _write_onnx}[to]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as temporary:
-        exported = Path(temporary) / "export"
+    with _files.scratch_folder(folder.parent, "export") as temporary:
+        exported = temporary / "export"
         exported.mkdir()
         read_back, loading = write(encoder, exported)
         difference = largest_difference(encoder, read_back)
@@ -79,7 +80,7 @@ def export(
         loading = loading.format(folder=folder)
         _files.write_text(exported / "README.md", model_card(encoder, to, difference, loading))
         files = sorted(p.name for p in exported.iterdir())
-        mode = _files.usual_mode(Path(temporary) / "mode")
+        mode = _files.usual_mode(temporary / "mode")
         folder.mkdir(exist_ok=True)
         _files.write_mark(folder, "export", files=sorted({*files, *old}))
         _files.remove_matching(folder, [glob.escape(name) for name in old])
@@ -148,6 +149,8 @@ def _write_timm(
     import timm
 
     b = encoder.backbone
+    if not timm.is_model(b.name.split(".")[0]):  # raw pixels, a network of one's own
+        raise UsageError(f"{b.name!r} is no network of timm's. Use --to onnx.")
     if isinstance(b, ResNet) and not b.maxpool:
         raise UsageError(
             f"{b.name!r} has no max pooling in its stem, which timm's config cannot express. Use "
@@ -350,51 +353,4 @@ def _write_onnx(
     return read_back, (
         'import onnxruntime; session = onnxruntime.InferenceSession("{folder}/model.onnx"); '
         'embedding, patches = session.run(None, {{"images": pixels}})'
-    )
-
-
-def _network(name: str, preset: str | None) -> str:
-    """The name of a network as a run had it, and timm's where that is another one."""
-    return name if preset in (None, name) else f"{preset} (timm's {name})"
-
-
-def model_card(encoder: Encoder, to: str, difference: float, loading: str) -> str:
-    """Model card in Markdown.
-
-    Args:
-        encoder: the encoder.
-        to: the format.
-        difference: largest absolute difference of features after reading back.
-        loading: code that loads the export.
-    """
-    b, meta = encoder.backbone, encoder.meta
-    run = meta.get("run") or {}
-    settings = run.get("settings", run) if isinstance(run, dict) else {}
-    settings = settings if isinstance(settings, dict) else {}  # of a file from anybody
-    fields = {
-        "method": meta.get("method") or meta.get("family"), "branch": meta.get("branch"),
-        "data": os.path.basename(str(settings.get("data") or "")), "steps": settings.get("steps"),
-        "network": _network(b.name, settings.get("backbone")), "embedding": b.dim,
-        "images": f"{encoder.size} px, shorter side {encoder.resize} px, then the centre",
-        "mean of pixels in 0..1": ", ".join(f"{v:g}" for v in encoder.mean),
-        "deviation": ", ".join(f"{v:g}" for v in encoder.std),
-        "licence": meta.get("licence") or meta.get("license"),
-    }  # fmt: skip
-    rows = "\n".join(f"| {k} | {v} |" for k, v in fields.items() if v)
-    snippet = loading.replace("; ", "\n")
-    poolers = (
-        "\n\nOther outputs are not the embedding: a `pooler_output` may have random weights, which "
-        "differ at every loading."
-        if to == "hf"
-        else ""
-    )
-    usage = "The graph takes pixels in 0..1 and normalises them itself." if to == "onnx" else (
-        "Images have to be normalised as the table says."
-    )  # fmt: skip
-    return (
-        f"# {Path(encoder.name).name}\n\nAn image encoder, pre-trained without labels with nolabel."
-        f"\n\n| | |\n|---|---|\n{rows}\n\nLoad it:\n\n```python\n{snippet}\n```\n\n"
-        f"{usage}{poolers}\n\n"
-        f"Read back and compared with the original encoder, features differ by at most "
-        f"{difference:.1e}.\n"
     )

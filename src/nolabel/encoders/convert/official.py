@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nolabel._files import check_folder
 from nolabel.backbones import at_size, build
 from nolabel.encoders.convert import layouts
 from nolabel.encoders.convert._checkpoint import read_checkpoint
@@ -294,6 +295,7 @@ def save_imported(
     from nolabel.encoders.text import save_text
 
     folder = Path(out)
+    check_folder(folder)
     if (folder / ENCODER_FILE).exists() and not overwrite:
         raise UsageError(
             f"{str(folder)!r} holds an {ENCODER_FILE} already. Choose another --out, or say "

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from nolabel import _usercode, recipes
-from nolabel._files import write_text
+from nolabel._files import check_file, write_text
 from nolabel.config import Run
 from nolabel.engine.resolve import diff_from_recipe
 from nolabel.errors import UsageError, command
@@ -56,6 +56,7 @@ def build_report(
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"{folder} holds no run (no config.yaml). Give the folder of a run.")
+    check_file(out or folder / "report.html")
     parts = Parts(folder)
     name, kept = parts.comparison()
     rows, name = kept if rows is None else rows, name or str(folder)
