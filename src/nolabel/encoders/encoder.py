@@ -92,7 +92,7 @@ class Encoder:
         ):  # ViTs split the image into patches; CNNs accept any remainder
             allowed = [n for n in (s // p * p, s // p * p + p) if n]
             raise UsageError(
-                f"{name!r} makes tokens of {p} px, which do not divide an image of {s} px. Use "
+                f"Image size {s} does not divide into the patches of {name!r}, {p} pixels. Use "
                 f"--image-size {' or '.join(map(str, allowed))}."
             )
 
