@@ -44,10 +44,11 @@ def flags(cls: type, args: list[str], prog: str, description: str, default: obje
             f"\n\n{TRUST}: execute the code in a run's folder or beside an encoder file even if it "
             "was never run on this machine."
         )
-    given: Any = tyro.cli(
-        cls, args=args, prog=prog, description=description,
-        **({} if default is None else {"default": default}),
-    )  # fmt: skip
+    given: Any = (
+        tyro.cli(cls, args=args, prog=prog, description=description)
+        if default is None
+        else tyro.cli(cls, args=args, prog=prog, description=description, default=default)
+    )
     check_finite(given)
     json_file = getattr(given, "json", None)
     if json_file:
