@@ -281,6 +281,7 @@ class Request:
     explicit: Layer = Layer()  # flags, or Python's keyword arguments
     file: Layer = Layer()  # of --config
     chosen: Layer = Layer()  # chosen automatically, where nothing is said (`nolabel.engine.fit`)
+    tournament: str = "off"  # auto, on: the method may be chosen by trial (`engine.tournament`)
 
     @classmethod
     def of(cls, method: str, **options: object) -> Request:
@@ -290,8 +291,8 @@ class Request:
 
     def choose(self, **settings: Any) -> Request:
         """The request with more settings chosen automatically."""
-        chosen = Layer(settings={**self.chosen.settings, **settings})
-        return dataclasses.replace(self, chosen=chosen)
+        chosen = {**self.chosen.settings, **settings}
+        return dataclasses.replace(self, chosen=dataclasses.replace(self.chosen, settings=chosen))
 
     @property
     def settings(self) -> Settings:

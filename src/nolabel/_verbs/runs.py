@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    method: str = "auto",
+    method: str | None = "auto",
     *,
     data: Any,
+    tournament: str = "auto",
     quiet: bool = False,
     trust_code: bool = False,
     **options: Any,
@@ -26,9 +28,12 @@ def pretrain(
     """Trains an encoder on unlabelled images and returns the finished run.
 
     Args:
-        method: a name of `nolabel list methods`, path/to/file.py:Class, or "auto".
+        method: a name of `nolabel list methods`, path/to/file.py:Class; "auto" or None: chosen
+            by the machine, or by a tournament.
         data: a SRC (folder, creatures, ...); or a list of images, an array or a `Source`, which
             must be passed to `resume` again.
+        tournament: "on": a method that is not named is chosen by trial, within `minutes`; "off";
+            "auto": where the labels of `probe` judge.
         quiet: do not print progress.
         trust_code: execute user code in the runs that `init` and `teacher` name, also if it was
             never run on this machine.
@@ -45,8 +50,12 @@ def pretrain(
     from nolabel.data.source import Source
     from nolabel.engine.fit import automatic_method
     from nolabel.engine.train import pretrain as train
+    from nolabel.errors import UsageError
 
-    if method == "auto":
+    automatic = method in (None, "auto")
+    if tournament == "on" and not automatic:
+        raise UsageError(f"tournament chooses the method, and {method!r} is named.")
+    if method is None or method == "auto":
         method = automatic_method(str(options.get("device", "auto")))[0]
     source = None
     if not isinstance(data, str | os.PathLike):
@@ -58,7 +67,9 @@ def pretrain(
     if backbone is not None and not isinstance(backbone, str):
         options = {**options, "backbone": register(backbone)}
     with trusted_code(trust_code):
-        return train(Request.of(method, data=str(data), **options), source=source, quiet=quiet)
+        request = Request.of(method, data=str(data), **options)
+        request = dataclasses.replace(request, tournament=tournament if automatic else "off")
+        return train(request, source=source, quiet=quiet)
 
 
 def resume(

@@ -63,7 +63,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "run": (
         ("out", "recipe", "config", "dry_run"),
-        ("seed", "on_collapse", "overwrite", "private", "json"),
+        ("seed", "tournament", "on_collapse", "overwrite", "private", "json"),
     ),
 }
 
@@ -72,7 +72,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 PLACEHOLDERS = {
     "data": "SRC", "probe": "SRC", "init": "ENC", "teacher": "ENC", "backbone": "NAME",
     "out": "DIR", "config": "FILE", "json": "FILE", "recipe": "auto|paper|FILE", "views": "FILE",
-    "cache": "auto|off|PIXELS",
+    "cache": "auto|off|PIXELS", "tournament": "auto|on|off",
     **{name: "|".join(values) for name, values in CHOICES.items()},
     "optim.name": "|".join(NAMES), "optim.clip_by": "|".join(CLIPS),
 }  # fmt: skip

@@ -17,7 +17,8 @@ def run_pretrain(name: str, args: list[str], began: float) -> None:
         args: what follows it.
         began: time.monotonic() at the start of the command.
     """
-    if name == "auto":
+    automatic = name == "auto"
+    if automatic:
         from nolabel.engine.fit import automatic_method
         from nolabel.engine.log import say
 
@@ -35,10 +36,16 @@ def run_pretrain(name: str, args: list[str], began: float) -> None:
     from nolabel.engine.describe import describe, summarise
     from nolabel.engine.resolve import Resolved
     from nolabel.engine.train import pretrain
+    from nolabel.errors import UsageError
 
     verb = line.verb
+    if verb.tournament == "on" and not automatic:
+        raise UsageError(
+            f"--tournament on chooses the method, and {name} is named. Leave one of them out."
+        )
     request = Request(
         method=name,
+        tournament=verb.tournament if automatic else "off",
         explicit=line.explicit,
         file=Layer.from_file(verb.config) if verb.config else Layer(),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import TYPE_CHECKING, Annotated, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
 from nolabel._files import check_file
 from nolabel.cli.flags import flags, flags_in
@@ -21,6 +21,8 @@ class VerbFlags:
 
     config: str | None = None  # a config.yaml whose values these flags override
     dry_run: bool = False  # print the resolved run and stop
+    # choose the method by trial, where none is named; auto: where labels (--probe) judge
+    tournament: Literal["auto", "on", "off"] = "auto"
     json: str | None = None  # write the outcome to this file
 
 

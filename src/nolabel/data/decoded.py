@@ -154,6 +154,11 @@ def decoded_once(source: Source, pixels: int | str, memory: float, *, workers: i
         workers: processes that read it; where they are not forked they cannot share memory, and
             the source is returned as it is.
     """
-    if isinstance(pixels, str) or source.in_memory or (workers and not FORKED):
+    if (
+        isinstance(source, Decoded)
+        or isinstance(pixels, str)
+        or source.in_memory
+        or (workers and not FORKED)
+    ):
         return source
     return Decoded(source, pixels, int(memory))

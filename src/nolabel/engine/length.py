@@ -48,13 +48,14 @@ class Length:
         run: resolved; its steps are the prediction.
         deadline: time.monotonic() at which a run of M minutes ends; None for runs of a fixed
             length, and for resumed runs, which keep the last number of steps.
+        done: steps done by now, whose time tells nothing about the others'.
     """
 
-    def __init__(self, run: Run, deadline: float | None = None):
+    def __init__(self, run: Run, deadline: float | None = None, *, done: int = 0):
         self.file, self.predicted = run.folder / FILE, run.settings.steps
         self.began, self.deadline = time.monotonic(), deadline
         self.changes = read_changes(run.folder) if deadline is None else []
-        self._recent = deque([(self.began, 0)], maxlen=WINDOW)  # (time, steps done)
+        self._recent = deque([(self.began, done)], maxlen=WINDOW)  # (time, steps done)
 
     def at(self, done: int) -> Change:
         """The length of the run, as it was known after `done` steps."""

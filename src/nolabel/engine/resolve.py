@@ -78,7 +78,7 @@ class Resolved:
         """The run with what the recipe says for this many steps: rates, not the network."""
         run, s = self.run, self.settings
         context = context_of(s, run.backbone_kwargs, asked_batch(s), run.images, self.on_gpu)
-        operations = _operations(run)
+        operations = operations_of(run)
         context = dataclasses.replace(context, steps=steps, operations=operations)
         options, optim = _layered(self.request, s, context)
         return dataclasses.replace(run, options=options, optim=optim)
@@ -90,6 +90,7 @@ def resolve(
     source: Source | None = None,
     machine: Machine | None = None,
     facts: Facts | None = None,
+    operations: Operations | None = None,
     quiet: bool = False,
 ) -> Resolved:
     """Runs all stages except the measurement.
@@ -102,6 +103,7 @@ def resolve(
         source: the data, if they are already open.
         machine: the machine that the run is for; None: this one.
         facts: of the source, if they are known already.
+        operations: what operations of the views do to its images, if it was measured already.
         quiet: do not print the automatic batch size, nor what was fitted to the images.
 
     Raises:
@@ -131,7 +133,7 @@ def resolve(
         facts = facts_of(source)
     s = data_stage(s, source, facts)
     fit = s.fit_views and _recipe_name(s) == "auto"
-    operations = operations_on(source, s) if fit else None
+    operations = (operations or operations_on(source, s)) if fit else None
     s, init = network_stage(s, kind, machine)
     kwargs = {} if init is None else {**init.backbone.kwargs}
     if s.batch_size == "auto":
@@ -241,7 +243,7 @@ def batch_stage(
     s = dataclasses.replace(
         s,
         batch_size=batch,
-        out=s.out or _folder_name(request.method, source),
+        out=s.out or folder_name(request.method, source),
         views_on="cpu" if s.views_on == "auto" and not machine.on_gpu else s.views_on,
     )
     run = Run(
@@ -275,7 +277,8 @@ def _layered(request: Request, s: Settings, context: RecipeContext) -> tuple[Any
     """Options and optimiser: the recipe's, and over them what was asked."""
     recipe = recipes.recipe(methods.load(request.method), _recipe_name(s), context)
     options, optim = recipe.options, recipe.optim
-    for layer in (_recipe_file(s), request.file, request.explicit):  # later ones win
+    # Later ones win.
+    for layer in (request.chosen, _recipe_file(s), request.file, request.explicit):
         options = override(options, layer.options, "options.")
         optim = override(optim, layer.optim, "optim.")
     limits.check(options)
@@ -313,7 +316,7 @@ def diff_from_recipe(run: Run) -> list[tuple[str, Any, Any]]:
     """Options in which a resolved run differs from its recipe: (name, value, recipe's value)."""
     s = run.settings
     context = context_of(s, run.backbone_kwargs, int(s.batch_size), run.images, _had_gpu(run))
-    context = dataclasses.replace(context, steps=s.steps, operations=_operations(run))
+    context = dataclasses.replace(context, steps=s.steps, operations=operations_of(run))
     recipe = recipes.recipe(methods.load(run.method), _recipe_name(s), context)
     out = []
     pairs = (("", run.options, recipe.options), ("optim.", run.optim, recipe.optim))
@@ -325,7 +328,7 @@ def diff_from_recipe(run: Run) -> list[tuple[str, Any, Any]]:
     return out
 
 
-def _operations(run: Run) -> Operations | None:
+def operations_of(run: Run) -> Operations | None:
     """What was measured on the run's images; None: nothing."""
     return Operations(**run.operations) if run.operations else None
 
@@ -359,7 +362,8 @@ def _record_teacher(options: Any) -> Any:
     return dataclasses.replace(options, teacher=absolute_encoder(name_by_hash(teacher) or ""))
 
 
-def _folder_name(method: str, source: Source) -> str:
+def folder_name(method: str, source: Source) -> str:
+    """The folder of a run for which none is named."""
     name = Path(method.partition(":")[0]).stem if ".py" in method else method
     return f"runs/{name}-{Path(source.name.replace(':', '-')).name}"
 

@@ -44,6 +44,7 @@ from nolabel.views.plan import ViewPlan
 
 STOPPED = "stopped"  # file that a stop request leaves: the step at which the run stopped
 BEST = "best"  # folder with the encoder of the best moment so far (`--keep best`)
+TOURNAMENT = "tournament.json"  # how the method was chosen by trial
 CAPTURED = "captured"  # folder with the state before the newest non-finite step
 
 
@@ -51,7 +52,7 @@ CAPTURED = "captured"  # folder with the state before the newest non-finite step
 FILES = (
     "config.yaml", "environment.json", "metrics.jsonl", "skipped.jsonl", STOPPED,
     ENCODER_FILE, TEXT_FILE, TEACHER, TOKENIZER_FILE, "start.safetensors", "report.html",
-    "comparison.json", length.FILE, "teacher-projection.safetensors", MARK,
+    "comparison.json", TOURNAMENT, length.FILE, "teacher-projection.safetensors", MARK,
 )  # fmt: skip
 WRITTEN = (
     *FILES, *(f".{name}.*.tmp" for name in FILES), "metrics.tmp",

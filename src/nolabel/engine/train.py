@@ -5,6 +5,7 @@ The trainer takes the steps, the monitor logs and checks them. A run's position 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +22,12 @@ from nolabel._files import check_folder
 from nolabel._usercode import trusted_code
 from nolabel.backbones.own import register_again
 from nolabel.config import Request, Run, field_values
+from nolabel.data.facts import Facts
 from nolabel.data.source import Source, prerender
 from nolabel.device import pick_device
-from nolabel.engine import memory, parallel, run_data, run_folder
+from nolabel.engine import memory, parallel, run_data, run_folder, tournament
 from nolabel.engine.build import Built, build, build_method, frozen_inputs
+from nolabel.engine.entrants import asked
 from nolabel.engine.environment import threads_note
 from nolabel.engine.fit import fit
 from nolabel.engine.length import Length
@@ -34,7 +37,7 @@ from nolabel.engine.measurement import measurement
 from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.monitor.monitor import Monitor
 from nolabel.engine.monitor.progress import Progress
-from nolabel.engine.resolve import Resolved, resolve
+from nolabel.engine.resolve import Resolved, folder_name, resolve
 from nolabel.engine.saved_run import load_run
 from nolabel.engine.saved_state import load_state
 from nolabel.engine.trainer import Trainer
@@ -77,6 +80,9 @@ def pretrain(
         check_folder(out)
     with parallel.processes(request.settings.device):
         request, source, facts, _ = fit(request, source, quiet=quiet)
+        plays = asked(request)
+        if plays and request.settings.out in (None, ""):
+            request = request.choose(out=folder_name("auto", source))
         resolved = resolve(request, source=source, facts=facts, quiet=quiet)
         with memory.explain_out_of_memory(resolved.run):
             folder = nullcontext() if dry_run else run_folder.held(resolved.run.folder)
@@ -86,10 +92,20 @@ def pretrain(
                 built = build(resolved)
                 if show is not None:
                     show(built, resolved)
-                return built.run if dry_run else _train(built, resolved, began, quiet=quiet)
+                if dry_run:
+                    return built.run
+                return _train(built, resolved, facts, began, plays=plays, quiet=quiet)
 
 
-def _train(built: Built, resolved: Resolved, began: float, *, quiet: bool) -> Run:
+def _train(
+    built: Built,
+    resolved: Resolved,
+    facts: Facts | None,
+    began: float,
+    *,
+    plays: bool,
+    quiet: bool,
+) -> Run:
     method, plan, source = built.method, built.plan, resolved.source
     device = pick_device(resolved.run.settings.device, fallback=True)
     method.to(device)
@@ -102,7 +118,18 @@ def _train(built: Built, resolved: Resolved, began: float, *, quiet: bool) -> Ru
     parallel.rank0_first(lambda: run_folder.make(run, built.frozen))
     with memory.explain_out_of_memory(run):
         minutes = run.settings.minutes
-        length = Length(run, began + 60 * minutes if minutes else None)
+        deadline = began + 60 * minutes if minutes else None
+        if plays and deadline is not None:
+            first = dataclasses.replace(built, run=run)
+            note = (lambda text: None) if quiet else say
+            won = tournament.tournament(first, resolved, facts, device, deadline, note)
+            if won is not None:
+                return _take_steps(
+                    won.built.run, won.built.method, won.built.plan, source, device,
+                    start=won.step, state=won.state, length=won.length, images=won.images,
+                    quiet=quiet,
+                )  # fmt: skip
+        length = Length(run, deadline)
         return _take_steps(run, method, plan, source, device, start=0, length=length, quiet=quiet)
 
 
@@ -177,6 +204,8 @@ def _resume(
     prerender(source)
     device = pick_device(run.settings.device, fallback=True)
     if device.type == "cpu" and (note := threads_note(folder / "environment.json")):
+        say(note)
+    if note := tournament.cut_short(folder):
         say(note)
     frozen = frozen_inputs(run, folder=folder)
     saved = any((folder / "checkpoints").glob("step-*.ckpt"))
@@ -257,6 +286,7 @@ def _take_steps(
     start: int,
     state: dict[str, Any] | None = None,
     length: Length | None = None,
+    images: Source | None = None,
     quiet: bool = False,
 ) -> Run:
     """Builds trainer and monitor of a run, and trains. Returns the run with its final length."""
@@ -267,9 +297,9 @@ def _take_steps(
     )
     trainer = Trainer(
         run, method, plan, source, device, start=start, state=state, length=length,
-        note=progress.note,
+        images=images, note=progress.note,
     )  # fmt: skip
-    monitor = Monitor(trainer, progress)
+    monitor = Monitor(trainer, progress, since="resuming" if images is None else "the tournament")
     train(trainer, monitor)
     if not quiet:
         monitor.summary()

@@ -81,6 +81,7 @@ class Trainer:
         start: the step to start from.
         state: of a checkpoint of that step; None for a new run.
         length: the number of steps, if it may change; None: that of the settings.
+        images: what the batches are read from, if the training data are in memory already.
         note: called with lines for the user.
     """
 
@@ -95,6 +96,7 @@ class Trainer:
         start: int = 0,
         state: Mapping[str, Any] | None = None,
         length: Length | None = None,
+        images: Source | None = None,
         note: Callable[[str], None] = say,
     ):
         s = run.settings
@@ -120,7 +122,7 @@ class Trainer:
         self.frozen = _backbone_parameters(method) if self.warm_steps else []
         self.heartbeat, self.stop = Heartbeat(warn), StopRequest()
         batches = batches_of(
-            run, method, plan, source, device, start, self.length.most,
+            run, method, plan, images or source, device, start, self.length.most,
             workers=s.workers, stopping=lambda: self.stop.requested,
         )  # fmt: skip
         self.feed = TimedFeed(batches, device)

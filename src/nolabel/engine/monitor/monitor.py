@@ -38,10 +38,12 @@ class Monitor:
     Args:
         trainer: of the run.
         progress: the bar; prints notes to the user.
+        since: what came before the trainer's start step, if it is above 0.
     """
 
-    def __init__(self, trainer: Trainer, progress: Progress):
+    def __init__(self, trainer: Trainer, progress: Progress, *, since: str = "resuming"):
         self.trainer, self.run, self.progress = trainer, trainer.run, progress
+        self.since = since
         self.log_every = trainer.run.settings.log_every
         self.snapshot_steps = snapshot_steps(trainer.total)
         self.starving = False  # whether slow loading was reported
@@ -177,7 +179,7 @@ class Monitor:
         images, seconds = (t.total - t.start) * batch_size, time.monotonic() - self.began
         folder = self.run.folder
         done = f"Done: {t.total} steps"
-        done += f" ({t.total - t.start} of them since resuming)" if t.start else ""
+        done += f" ({t.total - t.start} of them since {self.since})" if t.start else ""
         say(f"{done}, {images:,} images in {seconds:.0f} s.")
         say(f"Encoder: {run_folder.encoder_file(self.run)}")
         workers = self.run.settings.workers

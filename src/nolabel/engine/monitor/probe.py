@@ -19,29 +19,31 @@ MOST = 4000  # training images of the k-NN; a quarter as many are test images
 
 
 class Probe:
-    """k-NN (k = 20) of an encoder, on at most `MOST` labelled images.
+    """k-NN (k = 20) of an encoder, on some labelled images.
 
     Args:
         source: with labels; a fifth of it is test images.
+        most: training images; a quarter as many are test images.
 
     Raises:
         DataError: the source has no labels.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, most: int = MOST):
         require_labels(source)
         self.name = source.name
         rest, part = split(source, 0.2, seed=0, units=independent_units(source)[0])
-        self.train, self.test = _at_most(rest, MOST), _at_most(part, MOST // 4)
+        self.train, self.test = _at_most(rest, most), _at_most(part, most // 4)
 
     @classmethod
-    def of(cls, run: Run) -> Probe | None:
+    def of(cls, run: Run, most: int = MOST) -> Probe | None:
         """The probe of a run; None if it has none. Raises DataError, UsageError."""
         s = run.settings
         if not s.probe:
             return None
         return cls(
-            open_source(s.probe, image_size=s.image_size, download=s.download, channels=s.channels)
+            open_source(s.probe, image_size=s.image_size, download=s.download, channels=s.channels),
+            most,
         )
 
     def __call__(self, backbone: Backbone, plan: ViewPlan) -> float:
