@@ -13,7 +13,8 @@ from nolabel.data.creatures.world import Creatures
 from nolabel.data.sources.arrays import Arrays
 from nolabel.engine.monitor.signals import effective_rank
 from nolabel.errors import DataError, UsageError
-from nolabel.protocols.labelfree import Options, alpha_req, embed_views, lidar, rankme
+from nolabel.protocols._invariance import neighbours_kept, turns_told
+from nolabel.protocols.labelfree import Options, alpha_req, embed_all, embed_views, lidar, rankme
 from nolabel.protocols.labelfree import self_retrieval as retrieved
 
 
@@ -69,6 +70,37 @@ def test_views_find_their_own_image_or_do_not():
     assert retrieved(normal(200, 3, 16)) < 8
 
 
+def test_neighbours_are_kept_by_a_rotation_and_not_by_other_features():
+    z = normal(200, 16)
+    rotation = torch.linalg.qr(normal(16, 16, seed=1))[0]
+    assert neighbours_kept(z, z @ rotation) == 1
+    assert neighbours_kept(z, normal(200, 24, seed=2)) == pytest.approx(10 / 199, abs=0.02)
+    clusters = 10 * normal(20, 16).repeat_interleave(11, 0)  # ten others in each
+    noisy = [clusters + normal(220, 16, seed=s) for s in (1, 2)]
+    assert neighbours_kept(*noisy) == 1
+
+
+def test_turns_are_told_where_features_hold_them():
+    z = normal(80, 1, 12).repeat(1, 4, 1)
+    assert turns_told(z) == pytest.approx(0.25, abs=0.02)
+    told = z + 5 * normal(4, 12, seed=1)
+    assert turns_told(told) > 0.95
+    assert turns_told(normal(400, 4, 12)) == pytest.approx(0.25, abs=0.06)
+
+
+def test_all_views_are_embedded_in_one_pass_and_turned_ones_are_the_image_turned():
+    encoder, o = nl.load("random:resnet_nano", image_size=32), Options(images=16, views=3)
+    source = Creatures("test", size=32, count=12)
+    z = embed_all(encoder, source, o)
+    assert [part.shape[1] for part in z] == [3, 2, 1, 4]
+    torch.testing.assert_close(z.crops, embed_views(encoder, source, o), atol=1e-4, rtol=1e-4)
+    pixels = source.images(np.arange(12))
+    for k in range(4):
+        turned = Arrays("turned", np.rot90(pixels, k, (1, 2)).copy())
+        alone = embed_all(encoder, turned, o).turned[:, 0]
+        torch.testing.assert_close(z.turned[:, k], alone, atol=1e-3, rtol=1e-3)
+
+
 def test_views_are_drawn_for_each_image_and_repeat_with_the_seed():
     encoder, o = nl.load("random:resnet_nano", image_size=32), Options(images=16, views=3)
     source = Creatures("test", size=32, count=12)
@@ -84,7 +116,11 @@ def test_the_protocol_needs_no_labels_and_stands_in_comparisons():
     bare = Arrays("bare", Creatures("test", size=32, count=60).images(np.arange(60)))
     report = nl.evaluate("labelfree", "random:resnet_nano", test=bare, views=4)
     rows = {r["setting"]: r["value"] for r in report.rows}
-    assert set(rows) == {"RankMe", "LiDAR", "alpha-ReQ", "self-retrieval"}
+    assert list(rows) == [
+        "RankMe", "LiDAR", "alpha-ReQ", "self-retrieval", "retrieval of parts",
+        "retrieval with noise", "retrieval of turned", "neighbours kept", "turns told",
+    ]  # fmt: skip
+    assert report.best["setting"] == "self-retrieval"
     assert 0 < rows["RankMe"] <= 1 and 0 < rows["LiDAR"] <= 1 and rows["alpha-ReQ"] > 0
     assert rows["self-retrieval"] >= 3 / 60
     table = nl.compare(

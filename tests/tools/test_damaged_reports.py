@@ -140,6 +140,7 @@ DAMAGES = {
     "a step is a text": (line(step="9"), "metrics.jsonl (1 of "),
     "a step is huge": (line(step=10**200), "metrics.jsonl (1 of "),
     "a resumption is a text": (line(resumed_at="x"), "metrics.jsonl (1 of "),
+    "the tournament is a list": (text("tournament.json", "[]"), "tournament.json"),
     "the comparison is binary": (text("comparison.json", BINARY), "comparison.json"),
     "the comparison is a list": (text("comparison.json", "[]"), "comparison.json"),
     "the comparison is a folder": (folder_instead("comparison.json"), "comparison.json"),

@@ -28,6 +28,7 @@ from nolabel.tools.report.curves import CURVES, curves
 from nolabel.tools.report.packing import without_ground
 from nolabel.tools.report.page import BUDGET, again, build_report
 from nolabel.tools.report.seen import cosine_error, quantised, script_json
+from nolabel.tools.report.trial import trial
 from nolabel.tools.report.verdict import chosen, result, three_numbers, verdict
 from nolabel.tools.show import draw_missing
 
@@ -482,3 +483,16 @@ def test_a_folder_of_somebody_else_starts_no_interpreter_waits_for_nothing_and_f
     page = (run.folder / "report.html").read_text()
     assert "Damaged, not shown: a.png, b.png, c.png" in page and "on the Hub" in page
     assert not started
+
+
+def test_the_report_shows_how_the_method_was_chosen():
+    result = {"name": "<b>", "steps": 150, "seconds": 70.4, "score": 0.412}
+    about = {
+        "state": "finished", "choice": "<b>", "judged_by": "k-NN", "candidates": [5],
+        "rounds": [{"results": [result, *({**result, k: 10**400} for k in ("steps", "score"))]}, 7],
+    }  # fmt: skip
+    page = trial(about)
+    assert "&lt;b&gt; was chosen, judged by k-NN" in page
+    assert "41.2%" in page and page.count("<tr>") == 2
+    assert "cut short" in trial({**about, "state": "running"})
+    assert trial({}) == trial({"rounds": 3}) == ""

@@ -10,8 +10,8 @@ from nolabel.data.source import Source, Subset, require_labels
 from nolabel.data.split import independent_units, split
 from nolabel.encoders.encoder import Encoder
 from nolabel.errors import DataError
+from nolabel.protocols import labelfree
 from nolabel.protocols.knn import run_knn
-from nolabel.protocols.labelfree import run_labelfree
 from nolabel.views.plan import ViewPlan
 
 RETRIEVED = 300  # images of self-retrieval
@@ -62,11 +62,12 @@ def self_retrieval(encoder: Encoder, source: Source) -> float:
     Returns:
         A fraction; 0 where the images are too few.
     """
+    o = labelfree.Options(images=RETRIEVED, views=2)
     try:
-        report = run_labelfree(encoder, None, source, images=RETRIEVED, views=2)
+        z = labelfree.embed_views(encoder, labelfree.draw(source, o)[0], o)
     except DataError:
         return 0.0
-    return next(float(r["value"]) for r in report.rows if r["setting"] == "self-retrieval")
+    return labelfree.self_retrieval(z) / len(z)
 
 
 def _at_most(source: Subset, most: int) -> Subset:

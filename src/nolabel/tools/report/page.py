@@ -25,6 +25,7 @@ from nolabel.tools.report.curves import curves, is_number
 from nolabel.tools.report.packing import packed
 from nolabel.tools.report.parts import Parts, read_picture
 from nolabel.tools.report.seen import strip, touch
+from nolabel.tools.report.trial import trial
 from nolabel.tools.report.verdict import chosen, three_numbers, verdict
 
 CHARTS = frozenset(  # pictures of lines and text, by their names
@@ -79,6 +80,7 @@ def build_report(
     missing = dict.fromkeys((*notes, *parts.notes))
     sections = {
         "Measured": _table(rows),
+        "Choice of the method": trial(parts.tournament()),
         "Features during training": strip(film),
         "Similarity of patches": touched,
         "Pictures": _pictures(folder / "pictures", parts.encoder())

@@ -19,6 +19,7 @@ from nolabel.data.sources._decode import open_regular
 from nolabel.encoders.file import ENCODER_FILE, read_header
 from nolabel.engine.monitor.metrics import parse_metrics
 from nolabel.engine.monitor.snapshots import FOLDER, Snapshots, read_snapshots
+from nolabel.engine.run_folder import TOURNAMENT
 from nolabel.engine.saved_run import load_run
 from nolabel.errors import BadImage, NolabelError, UntrustedCode
 from nolabel.protocols.compare import COMPARISON
@@ -87,6 +88,13 @@ class Parts:
         elif len(good) < len(rows):
             self._note(COMPARISON, f"{len(rows) - len(good)} of {len(rows)} rows")
         return name if isinstance(name, str) else "", good
+
+    def tournament(self) -> dict[str, Any]:
+        """How the method was chosen by trial; {} if it was not."""
+        kept = read_json(self.folder / TOURNAMENT)
+        if not isinstance(kept, dict) and self._exists(TOURNAMENT):
+            self._note(TOURNAMENT)
+        return kept if isinstance(kept, dict) else {}
 
     def film(self) -> Snapshots | None:
         """The feature snapshots."""
