@@ -1,12 +1,14 @@
 """What a user gets with nothing but a folder and some minutes: every setting automatic.
 
     python benchmarks/evening.py --data DIR [--minutes M] [--seeds N] [--only NAME ...] [--method M]
+                                 [--choose labels|free]
 
 For each set and seed: `nolabel pretrain [METHOD] --data SRC --minutes M` in a process of its own,
 timed from the command to its end, with its peak memory; then k-NN (k = 20) and a linear probe of
 the encoder, of the same network before training, and of raw pixels. Finished cases are taken from
 the result file, so that a stopped benchmark goes on. Folders are made by `python -m
-benchmarks.sets`; those that DIR lacks are left out.
+benchmarks.sets`; those that DIR lacks are left out. --choose: the method is chosen by trial, by the
+labels of the training images or without labels; to be compared with the cases of each --method.
 """
 
 from __future__ import annotations
@@ -51,13 +53,21 @@ def run(*args: str) -> tuple[float, float]:
 def train(name: str, data: str, out: Path, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Trains one encoder; what it took."""
     method = [args.method] if args.method else []
+    if args.choose:
+        method += ["--tournament", "on"]
+    if args.choose == "labels":  # they judge; the curve while training would take minutes
+        method += ["--probe", data, "--probe-every", "1000000"]
     seconds, peak = run(
         "pretrain", *method, "--data", data, "--minutes", f"{args.minutes:g}", "--seed", str(seed),
         "--out", str(out), "--overwrite", *args.options,
     )  # fmt: skip
-    settings = yaml.safe_load((out / "config.yaml").read_text())["settings"]
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    settings, trial = config["settings"], out / "tournament.json"
     kept = ("backbone", "image_size", "patch_size", "batch_size", "steps", "precision", "cache")
-    return {"seconds": seconds, "peak_bytes": peak, **{k: settings[k] for k in kept}}
+    took: dict[str, Any] = {"seconds": seconds, "peak_bytes": peak, "method": config["method"]}
+    if trial.is_file():
+        took["tournament"] = json.loads(trial.read_text())
+    return took | {k: settings[k] for k in kept}
 
 
 def measure(encoders: list[str], data: str, test: str, file: Path) -> dict[str, dict[str, float]]:
@@ -97,13 +107,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=list(SETS), choices=list(SETS))
     parser.add_argument("--method", help="instead of the automatic one")
+    parser.add_argument("--choose", choices=("labels", "free"), help="the method, by trial")
     parser.add_argument("--json", type=Path, default=RESULT)
     args, args.options = parser.parse_known_args()
     args.json.parent.mkdir(parents=True, exist_ok=True)
     result = json.loads(args.json.read_text()) if args.json.exists() else {"cases": {}}
     for seed in range(args.seeds):
         for name in args.only:
-            key = f"{name} {seed}" + (f" {args.method}" if args.method else "")
+            variants = (args.method, args.choose and f"chosen-{args.choose}")
+            key = " ".join((name, str(seed), *(v for v in variants if v)))
             data, test = (part.format(data=args.data) for part in SETS[name])
             if key in result["cases"] or ("/" in data and not Path(data).is_dir()):
                 continue
