@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -76,3 +77,10 @@ def in_fp32(function: Callable[P, R]) -> Callable[P, R]:
             return call(*wide, **{k: widen(v) for k, v in kwargs.items()})
 
     return run
+
+
+def cpu_cores() -> int:
+    """CPU cores that this process may use: of a part of a machine, fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

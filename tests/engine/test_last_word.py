@@ -5,13 +5,16 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nolabel.data.creatures.world import Creatures
 from nolabel.data.source import Subset
+from nolabel.data.sources.items import Items
 from nolabel.encoders import load
 from nolabel.engine.last_word import last_word, meaning
 from nolabel.engine.monitor.probe import Probe
+from nolabel.types import Sample
 
 
 def run_of(steps: int = 900, images: int = 10_000, minutes: float | None = 10.0) -> Any:
@@ -64,3 +67,27 @@ def test_without_labels_self_retrieval_is_told_with_its_limits(tiny_run, monkeyp
     figures, said = last_word(run, source)
     assert figures.startswith("self-retrieval, which needs no labels: ")
     assert said.endswith("A few labels say more: --probe SRC.")
+
+
+class LargeImages(Items):
+    """Images of files, of two classes, whose reads are counted."""
+
+    in_memory = False
+
+    def __init__(self) -> None:
+        draw = np.random.default_rng(0)
+        images = [draw.integers(0, 255, (120, 90, 3), np.uint8) for _ in range(60)]
+        super().__init__(images)
+        self.labels, self.classes = np.arange(60) % 2, ("a", "b")
+        self.reads = 0
+
+    def read(self, i: int, /, *, sufficient_pixels: int | None = None) -> Sample:
+        self.reads += 1
+        return super().read(i, sufficient_pixels=sufficient_pixels)
+
+
+def test_large_images_are_read_once_for_the_three_encoders(tiny_run):
+    run = tiny_run("simclr", steps=2)
+    source = LargeImages()
+    last_word(run, source)
+    assert source.reads == len(source)

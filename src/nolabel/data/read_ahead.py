@@ -5,7 +5,6 @@ Bounding the number of images would not do: 256 icons take a megabyte, 256 photo
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -16,6 +15,7 @@ import numpy as np
 
 from nolabel.data.source import Source
 from nolabel.data.sources._decode import decoding_in_threads
+from nolabel.device import cpu_cores
 from nolabel.errors import BadImage
 
 MAX_BYTES = 192 * 2**20  # of decoded images that wait for the caller
@@ -54,7 +54,7 @@ def read_ahead(
 
     remaining = enumerate(indices)
     pending: deque[Future[tuple[T, int]]] = deque()
-    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    threads = min(_MAX_THREADS, cpu_cores())
     with decoding_in_threads(), ThreadPoolExecutor(threads, "nolabel-read") as pool:
         try:
             while True:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ import torch
 from nolabel.data.batches import read_kwargs
 from nolabel.data.order import index_at
 from nolabel.data.source import Source
+from nolabel.device import cpu_cores
 from nolabel.errors import BadImage, DataError
 from nolabel.views import FastViews, View, ViewPlan
 from nolabel.views.images import Images
@@ -175,7 +175,7 @@ def explain_slow_loading(
         stages = measure_stages(source, plan, device=device, workers=workers, images=32, rounds=1)
     except DataError as error:
         return str(error)
-    cores = os.cpu_count() or 1
+    cores = cpu_cores()
     return advice(stages, workers=workers, cores=cores, cpu=device.type == "cpu")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ import torch
 
 from nolabel._files import read_json
 from nolabel._version import __version__
+from nolabel.device import cpu_cores
 
 
 def environment() -> dict[str, Any]:
@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "system": platform.platform(),
         "cpu": _cpu(),
-        "cores": os.cpu_count(),
+        "cores": cpu_cores(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
         "commit": _commit(),

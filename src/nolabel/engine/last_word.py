@@ -7,10 +7,12 @@ train nothing. Without labels, by self-retrieval (`evaluate labelfree`).
 from __future__ import annotations
 
 from nolabel.config import Run
+from nolabel.data.decoded import decoded_once
 from nolabel.data.order import evenly_spaced
 from nolabel.data.progress import phase
 from nolabel.data.source import Source, Subset
 from nolabel.encoders import load
+from nolabel.engine.machine import cache_memory
 from nolabel.engine.monitor.probe import Probe, self_retrieval
 
 MIN_STEPS = 60  # a shorter run is a try
@@ -34,6 +36,7 @@ def last_word(run: Run, source: Source, probe: Probe | None = None) -> list[str]
             load(name, image_size=size, channels=s.channels)
             for name, size in zip(names, sizes, strict=True)
         ]
+        source = _decoded_once(source, s.image_size)
         if probe is None and (labelled := _labelled(source)) is not None:
             probe = Probe(labelled)
         if probe is not None:
@@ -79,6 +82,11 @@ def _advice(run: Run) -> str:
     if run.images < 2000:
         return f"What would help: more images ({run.images:,} are few)."
     return "What would help: another method, or a published encoder to start from (--init)."
+
+
+def _decoded_once(source: Source, image_size: int) -> Source:
+    """The source for three encoders: large images are read once, shrunk to twice their input."""
+    return decoded_once(source, (2 * max(image_size, 32)) ** 2, cache_memory())
 
 
 def _labelled(source: Source) -> Source | None:

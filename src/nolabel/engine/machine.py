@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from nolabel.device import cpu_cores
+
 # Shares of the machine's memory. Together with the program's own, a run takes at most a quarter of
 # it: a step takes up to 1.5 times what the cost model predicts.
 USABLE_CPU_SHARE = 1 / 16  # for a step, as predicted
@@ -59,7 +61,7 @@ def cache_memory() -> float:
 
 def cores() -> int:
     """CPU cores for this process: an equal share among the machine's processes."""
-    return max((os.cpu_count() or 1) // _processes_here(), 1)
+    return max(cpu_cores() // _processes_here(), 1)
 
 
 def _processes_here() -> int:

@@ -18,7 +18,6 @@ final norm, where MAE adds a new norm after the mean.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from nolabel.data.loader import make_loader
 from nolabel.data.progress import progress_bar
 from nolabel.data.readable import describe_skipped, leave_out_unreadable
 from nolabel.data.source import Source, require_labels
-from nolabel.device import autocast
+from nolabel.device import autocast, cpu_cores
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import Features, chunks, encoder_input
 from nolabel.encoders.file import ENCODER_FILE
@@ -230,7 +229,7 @@ def fit_classifier(
         warmup = min(round(r.warmup_epochs * steps_per_epoch), total - 1)
         workers = o.workers
         if workers is None:
-            workers = min(os.cpu_count() or 1, MAX_WORKERS) if device.type == "cuda" else 0
+            workers = min(cpu_cores(), MAX_WORKERS) if device.type == "cuda" else 0
         loader = make_loader(
             train, make_views(encoder, o), seed=o.seed, batch_size=batch, start_step=0,
             total_steps=total, workers=workers, pin=device.type == "cuda", with_labels=True,

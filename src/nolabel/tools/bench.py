@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Generator
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from nolabel.data.loader import make_loader
 from nolabel.data.read_ahead import read_images
 from nolabel.data.source import Source
 from nolabel.data.stages import measure_stages
-from nolabel.device import pick_device
+from nolabel.device import cpu_cores, pick_device
 from nolabel.encoders.encoder import Encoder
 from nolabel.encoders.features import chunks, embed_chunks
 from nolabel.engine.build import build, plan_of
@@ -85,7 +84,7 @@ def bench_data(
         )
     finally:
         torch.set_num_threads(threads)
-    cores = os.cpu_count() or 1
+    cores = cpu_cores()
     used = min(max(workers, 1), cores)
     return {
         "images_per_second": rate,

@@ -31,6 +31,7 @@ from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source
 from nolabel.data.sources._decode import decoding_in_threads, read_image
 from nolabel.data.sources.shards import Shards
+from nolabel.device import cpu_cores
 from nolabel.errors import BadImage, DataError, UsageError, none_readable, printable
 
 _FORMAT = 1
@@ -107,7 +108,7 @@ def _pack(source: Source, folder: Path, packing: Packing) -> dict[str, Any]:
     state = _load_state(folder, plan)
     shards = -(-len(source) // packing.shard_images)
     done = len(state["shards"])
-    workers = os.cpu_count() or 1
+    workers = cpu_cores()
     with (
         progress_bar(f"packing {source.name}", len(source)) as advance,
         decoding_in_threads(),
