@@ -144,6 +144,37 @@ def page() -> None:
     (DOCS / "gallery.md").write_text("\n".join(body), encoding="utf-8")
 
 
+# Of the strip: picture, side of its tiles in pixels, rows and columns that are taken.
+STRIP = (
+    ("neighbours", 96, (0, 2), (0, 1, 2, 3)),
+    ("reconstruct-75", 128, (0, 2), (0, 1, 2)),
+    ("parts", 128, (1, 4), (0, 1, 2)),
+)
+TILE, GAP, BETWEEN = 112, 6, 28  # pixels: sides of the strip's tiles, between them, between parts
+
+
+def strip() -> None:
+    """Writes the strip of the README, cut from pictures of the gallery."""
+    parts = []
+    for name, side, rows, columns in STRIP:
+        whole = Image.open(DOCS / "gallery" / f"{name}.webp").convert("RGB")
+        size = (len(columns) * (TILE + GAP) - GAP, len(rows) * (TILE + GAP) - GAP)
+        part = Image.new("RGB", size, "white")
+        for y, row in enumerate(rows):
+            for x, column in enumerate(columns):
+                left, top = 8 + (side + 8) * column, 26 + (side + 8) * row
+                tile = whole.crop((left, top, left + side, top + side)).resize((TILE, TILE))
+                part.paste(tile, (x * (TILE + GAP), y * (TILE + GAP)))
+        parts.append(part)
+    width = sum(p.width for p in parts) + BETWEEN * (len(parts) - 1)
+    made = Image.new("RGB", (width, parts[0].height), "white")
+    left = 0
+    for part in parts:
+        made.paste(part, (left, 0))
+        left += part.width + BETWEEN
+    made.save(DOCS / "gallery" / "strip.webp", quality=85, method=6)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/gallery"))
@@ -152,6 +183,7 @@ def main() -> None:
     train(args.out)
     draw(args.out, args.only)
     page()
+    strip()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import shlex
@@ -89,6 +90,53 @@ def test_every_page_with_commands_is_read():
     assert sum(map(len, commands.values())) >= 25
 
 
+def commands_named(page: Path) -> set[tuple[str, ...]]:
+    """Commands that a page names in its text, or shows without running them."""
+    text = re.sub(r"```(?!sh).*?```", "", page.read_text(), flags=re.DOTALL)
+    shown = re.findall(r"`(nolabel [^`]+)`", text.replace("\n", " "))
+    shown += re.findall(r"^nolabel .*", text, re.MULTILINE)
+    return {tuple(shlex.split(line, comments=True)[1:]) for line in shown}
+
+
+def test_commands_that_a_page_names_exist_with_their_flags(capsys):
+    """In the pages for beginners; those in bash blocks are run by `test_commands_run`."""
+    pages = ("start", "report", "size-and-time", "domains", "troubleshooting", "gpu")
+    seen = set().union(*(commands_named(ROOT / "docs" / f"{p}.md") for p in pages))
+    known = {}
+    for verb, *rest in sorted(seen):
+        assert verb in cli.VERBS, verb
+        used = {word for word in rest if word.startswith("--")}
+        what = () if not rest or rest[0].startswith("-") or "/" in rest[0] else (rest[0],)
+        if verb not in ("evaluate", "show", "bench", "pretrain"):
+            what = ()
+        if used and (verb, what) not in known:
+            asked = "--help-all" if verb == "pretrain" else "--help"
+            with contextlib.suppress(SystemExit):
+                cli.main([verb, *what, asked])
+            known[verb, what] = capsys.readouterr().out
+        for flag in used:
+            assert re.search(rf"{flag}(?![\w-])", known[verb, what]), (verb, flag)
+    assert len(seen) >= 20
+
+
+def test_every_page_is_in_the_index_and_every_link_leads_somewhere():
+    docs = ROOT / "docs"
+    index = (docs / "README.md").read_text()
+    for page in (ROOT / "README.md", *docs.glob("*.md")):
+        if page.parent == docs and page.name != "README.md":
+            assert f"({page.name})" in index, page.name
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            path, _, anchor = link.partition("#")
+            if "://" in path:
+                continue
+            place = page.parent / path if path else page
+            assert place.exists(), (page.name, link)
+            if anchor:
+                headings = re.findall(r"^#+ (.*)", place.read_text(), re.MULTILINE)
+                slugs = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+                assert anchor in slugs, (page.name, link)
+
+
 @pytest.mark.long
 def test_python_examples_run(place, capsys):
     import nolabel
@@ -130,7 +178,7 @@ def test_the_quick_tests_touch_every_package():
     ("the page and what it imports itself", 1000), ("the same with the loop", 1700),
 ])  # fmt: skip
 def test_what_a_reader_of_dino_opens_is_short(what, most, monkeypatch):
-    """Counted from the imports by tools/figures.py; the network and the errors are not counted."""
+    """Counted from the imports by tools/figures.py; network, errors and bounds are not counted."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     figures = importlib.import_module("figures")
     files = figures.module_files(ROOT / "src")

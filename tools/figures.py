@@ -16,8 +16,8 @@ from pathlib import Path
 from import_graph import Graph, circles, graph, loaded_with, module_files
 
 DINO = "nolabel.methods.dino"
-# A reader of DINO's page takes the network and the error classes for granted.
-GRANTED = ("nolabel.backbones", "nolabel.errors")
+# A reader of DINO's page takes the network, error classes and bounds of options for granted.
+GRANTED = ("nolabel.backbones", "nolabel.errors", "nolabel.limits")
 # What a reader of a training step opens beside the loop.
 LOOP = ("loop", "trainer", "step", "gradients", "parallel", "optimiser")
 
