@@ -14,13 +14,14 @@ from nolabel.data.creatures.world import Creatures
 from nolabel.engine import entrants as module
 from nolabel.engine import tournament
 from nolabel.engine.entrants import asked, entrants
-from nolabel.engine.fit import automatic_method
+from nolabel.engine.fit import Fitted, automatic_method
 from nolabel.engine.halving import Rounds
 from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.resolve import resolve
 from nolabel.engine.saved_run import load_run
 from nolabel.errors import Stopped, UsageError
 from nolabel.recipes.candidates import LARGE, SMALL, Candidate
+from nolabel.recipes.ladder import Choice, Rung
 
 TINY = {"backbone": "vit_pico", "image_size": 32, "patch_size": 8, "batch_size": 8, "workers": 0,
         "precision": "fp32", "fit_views": False}  # fmt: skip
@@ -63,19 +64,36 @@ def test_words_that_are_not_known_are_refused():
         nl.pretrain("simclr", data="creatures", tournament="on")
 
 
+def fitted(choice: Choice | None = None) -> Any:
+    return Fitted(request(), Creatures("train", size=32, count=4), None, choice)
+
+
+def test_a_smaller_network_takes_part_where_fit_knows_one():
+    source = Creatures("train", size=32, count=200)
+    given = request("on", batch_size=8, fit_views=False).choose(
+        backbone="resnet_mini", image_size=32
+    )
+    resolved = resolve(given, source=source, quiet=True)
+    choice = Choice(Rung("resnet_mini", 32), 900, before=Rung("resnet_nano", 28))
+    found = entrants(resolved, resolved.run, fitted(choice), pytest.fail)
+    its = {c.name: its.run.settings for c, its in found}
+    assert (its["simclr-smaller"].backbone, its["simclr-smaller"].image_size) == ("resnet_nano", 28)
+    assert its["barlow"].backbone == "resnet_mini"
+
+
 def test_the_rules_choice_comes_first_on_every_machine():
     assert SMALL[0].method == automatic_method("cpu")[0]
     assert LARGE[0].method == "dino"
     for listed in (SMALL, LARGE):
         assert len({c.name for c in listed}) == len(listed)
-        assert not listed[0].options and not listed[0].times
+        assert listed[0].plain
 
 
 def test_candidates_change_the_fitted_recipe_and_keep_the_network():
     source = Creatures("train", size=32, count=200)
     resolved = resolve(request(**TINY), source=source, quiet=True)
-    found = entrants(resolved, resolved.run, None, pytest.fail)
-    assert [c for c, _ in found] == list(SMALL)
+    found = entrants(resolved, resolved.run, fitted(), pytest.fail)
+    assert [c for c, _ in found] == [c for c in SMALL if not c.smaller]
     runs = {c.name: its.run for c, its in found}
     assert {r.settings.backbone for r in runs.values()} == {"vit_pico"}
     assert runs["simclr-whole"].options.scale == (0.6, 1.0)
@@ -96,7 +114,9 @@ def test_candidates_that_equal_the_recipe_or_do_not_suit_are_left_out(monkeypatc
     )
     monkeypatch.setattr(module, "candidates", lambda on_gpu: listed)
     said: list[str] = []
-    assert [c.name for c, _ in entrants(resolved, resolved.run, None, said.append)] == ["simclr"]
+    assert [c.name for c, _ in entrants(resolved, resolved.run, fitted(), said.append)] == [
+        "simclr"
+    ]
     assert len(said) == 1 and "wrong is left out" in said[0]
 
 
@@ -129,6 +149,7 @@ def test_the_winner_keeps_its_weights_and_trains_on(tmp_path, monkeypatch):
     done = next(r["steps"] for r in about["rounds"][1]["results"] if r["name"] == "barlow")
     lines = list(read_metrics(folder / "metrics.jsonl"))
     assert lines[0]["resumed_at"] == done > 0
+    assert (folder / "film" / "step-000000000.npz").is_file()
     assert lines[-1]["step"] == run.settings.steps == load_run(folder).settings.steps
     assert nl.load(str(folder)).meta["method"] == "barlow"
     assert nl.resume(folder, quiet=True, data=Creatures("train", size=32, count=64)) == run

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from nolabel import distributed, methods
 from nolabel.backbones import is_convolutional
 from nolabel.config import LENGTHS, Request, Run
-from nolabel.data.facts import Facts
+from nolabel.engine.fit import Fitted, at_rung
 from nolabel.engine.resolve import Resolved, operations_of, resolve
 from nolabel.errors import UsageError, unknown
 from nolabel.recipes.candidates import Candidate, candidates
@@ -68,39 +68,39 @@ def asked(request: Request) -> bool:
 
 
 def entrants(
-    resolved: Resolved, run: Run, facts: Facts | None, note: Note
+    resolved: Resolved, run: Run, fitted: Fitted, note: Note
 ) -> list[tuple[Candidate, Resolved]]:
-    """The candidates that suit the run's network, the rule's choice first, each with its run.
+    """The candidates that suit the run, the rule's choice first, each with its run.
 
     Args:
         resolved: of the rule's choice.
         run: of it, with precision, workers and device of the views measured.
-        facts: of the data.
+        fitted: the outcome of `fit`.
         note: prints which candidates are left out.
     """
     rule = Candidate(name=run.method, method=run.method, why="is the rule's choice")
     listed = candidates(on_gpu=resolved.on_gpu)
-    plain = [c for c in listed if c.method == run.method and not (c.options or c.times)]
+    plain = [c for c in listed if c.method == run.method and c.plain]
     out = [((plain or [rule])[0], resolved)]
-    s, operations = run.settings, operations_of(run)
+    s, below = run.settings, None if fitted.choice is None else fitted.choice.before
     measured = {k: getattr(s, k) for k in ("precision", "workers", "views_on")}
     request = resolved.request.choose(**measured)
+    patch = {**request.file.settings, **request.explicit.settings}.get("patch_size")
     for c in (c for c in listed if c not in plain):
         kind = methods.load(c.method)
         if is_convolutional(s.backbone) and kind.needs & {"mask", "drop", "attention"}:
             continue
         own = dataclasses.replace(request, method=c.method)
+        if c.smaller:
+            if below is None:
+                continue
+            own = at_rung(own, patch, below)
         try:
-            its = resolve(
-                own, source=resolved.source, facts=facts, operations=operations, quiet=True
-            )
+            its = _resolved(own, resolved, fitted)
             changes = c.changes(its.run.options)
             if changes:
                 chosen = dataclasses.replace(own.chosen, options=changes)
-                own = dataclasses.replace(own, chosen=chosen)
-                its = resolve(
-                    own, source=resolved.source, facts=facts, operations=operations, quiet=True
-                )
+                its = _resolved(dataclasses.replace(own, chosen=chosen), resolved, fitted)
             elif c.options or c.times:
                 continue  # the recipe does so already
         except UsageError as error:
@@ -108,3 +108,13 @@ def entrants(
             continue
         out.append((c, its))
     return out
+
+
+def _resolved(request: Request, like: Resolved, fitted: Fitted) -> Resolved:
+    """The run of a request; what was measured on the images is measured again for another size."""
+    size = request.settings.image_size
+    same = size in (None, like.run.settings.image_size)
+    return resolve(
+        request, source=like.source, facts=fitted.facts,
+        operations=operations_of(like.run) if same else None, quiet=True,
+    )  # fmt: skip

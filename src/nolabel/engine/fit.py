@@ -106,7 +106,7 @@ def fit(
         choice = choose(rungs, steps_of, enough_steps(kind.needs))
     if not quiet:
         say(_reason(choice, minutes, enough_steps(kind.needs)))
-    return Fitted(_at(request, s, choice.rung), source, facts, choice)
+    return Fitted(at_rung(request, s.patch_size, choice.rung), source, facts, choice)
 
 
 def automatic_method(device: str = "auto") -> tuple[str, str]:
@@ -162,12 +162,18 @@ def _draft(request: Request, s: Settings, rung: Rung) -> Request:
     unmeasured: dict[str, Any] = {"fit_views": False}
     if s.channels != 3 and s.mean is None:
         unmeasured |= {"mean": (0.5,) * s.channels, "std": (0.25,) * s.channels}
-    return _at(request, s, rung).choose(**unmeasured)
+    return at_rung(request, s.patch_size, rung).choose(**unmeasured)
 
 
-def _at(request: Request, s: Settings, rung: Rung) -> Request:
-    """The request on this rung."""
-    patch = s.patch_size or rung.patch_size
+def at_rung(request: Request, patch_size: int | None, rung: Rung) -> Request:
+    """The request on this rung.
+
+    Args:
+        request: what the user asked for.
+        patch_size: that the user named; None: the rung's.
+        rung: network and image size.
+    """
+    patch = patch_size or rung.patch_size
     if patch is None:
         patch = recipes.default_patch(rung.backbone, rung.image_size)
     chosen = request.choose(backbone=rung.backbone, image_size=rung.image_size)

@@ -32,12 +32,14 @@ from nolabel.encoders.encoder import Encoder
 from nolabel.engine import run_folder
 from nolabel.engine.build import Built, build
 from nolabel.engine.entrants import Note, entrants
+from nolabel.engine.fit import Fitted
 from nolabel.engine.halving import LEAST_STEPS, halve, plan_rounds
 from nolabel.engine.length import RESERVE, Length
 from nolabel.engine.log import say
 from nolabel.engine.machine import cache_memory
 from nolabel.engine.measurement import measurement
 from nolabel.engine.monitor.probe import MOST, Probe, self_retrieval
+from nolabel.engine.monitor.snapshots import FeatureSnapshots
 from nolabel.engine.resolve import Resolved
 from nolabel.engine.stop import StopRequest
 from nolabel.engine.trainer import Trainer
@@ -217,7 +219,7 @@ def judge_of(run: Run, images: Source, facts: Facts | None = None) -> tuple[Judg
 def tournament(
     first: Built,
     resolved: Resolved,
-    facts: Facts | None,
+    fitted: Fitted,
     device: torch.device,
     deadline: float,
     note: Note = say,
@@ -227,7 +229,7 @@ def tournament(
     Args:
         first: of the rule's choice, measured and on the device.
         resolved: of it, before the measurement.
-        facts: of the data.
+        fitted: the outcome of `fit`.
         device: where to train.
         deadline: time.monotonic() at which the run ends.
         note: prints lines for the user.
@@ -241,7 +243,7 @@ def tournament(
     run, minutes = first.run, first.run.settings.minutes or 0.0
     left = deadline - time.monotonic() - RESERVE
     step_seconds = left / run.settings.steps
-    offered = entrants(resolved, run, facts, note)
+    offered = entrants(resolved, run, fitted, note)
     rounds = plan_rounds(len(offered), step_seconds, SHARE * 60 * minutes)
     if rounds is None:
         note(
@@ -255,7 +257,7 @@ def tournament(
     kept = [p for _, its in offered if isinstance(p := its.run.settings.cache, int)]
     pixels = max(kept, default=OFF)
     images = decoded_once(resolved.source, pixels, cache_memory(), workers=run.settings.workers)
-    judge, judged_by = judge_of(run, images, facts)
+    judge, judged_by = judge_of(run, images, fitted.facts)
     game = Tournament(folder=run.folder, judge=judge, judged_by=judged_by, note=note)
     trains = left - rounds.lost  # seconds of the winner
     for candidate, its in offered:
@@ -272,7 +274,7 @@ def tournament(
     best = game.play(rounds.seconds)
     game.write("finished", best)
     note(f"tournament: {best.candidate.name} trains on")
-    return _won(best, images, deadline)
+    return _won(best, images, deadline, note)
 
 
 def _built(its: Resolved, like: Run, device: torch.device, trains: float) -> Built:
@@ -311,8 +313,13 @@ def _contender(
     )
 
 
-def _won(best: Contender, images: Source, deadline: float) -> Won:
+def _won(best: Contender, images: Source, deadline: float, note: Note) -> Won:
     """The winner with its schedule over the time that is left."""
+    s, plan = best.built.run.settings, best.built.plan
+    if not s.private:  # the film begins before training
+        untrained = build(best.resolved).method.encoder.to(best.trainer.device)
+        film = FeatureSnapshots(best.built.run.folder, images, plan, s.image_size, s.steps, note)
+        film.snapshot(0, untrained)
     left = deadline - time.monotonic() - RESERVE
     seconds = best.seconds / max(best.steps, 1)
     steps = best.steps + max(int(left / seconds), 1)

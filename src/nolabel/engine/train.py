@@ -22,14 +22,13 @@ from nolabel._files import check_folder
 from nolabel._usercode import trusted_code
 from nolabel.backbones.own import register_again
 from nolabel.config import Request, Run, field_values
-from nolabel.data.facts import Facts
 from nolabel.data.source import Source, prerender
 from nolabel.device import pick_device
 from nolabel.engine import memory, parallel, run_data, run_folder, tournament
 from nolabel.engine.build import Built, build, build_method, frozen_inputs
 from nolabel.engine.entrants import asked
 from nolabel.engine.environment import threads_note
-from nolabel.engine.fit import fit
+from nolabel.engine.fit import Fitted, fit
 from nolabel.engine.length import Length
 from nolabel.engine.log import say
 from nolabel.engine.loop import train
@@ -79,7 +78,8 @@ def pretrain(
     if out and not dry_run:
         check_folder(out)
     with parallel.processes(request.settings.device):
-        request, source, facts, _ = fit(request, source, quiet=quiet)
+        fitted = fit(request, source, quiet=quiet)
+        request, source, facts, _ = fitted
         plays = asked(request)
         if plays and request.settings.out in (None, ""):
             request = request.choose(out=folder_name("auto", source))
@@ -94,13 +94,13 @@ def pretrain(
                     show(built, resolved)
                 if dry_run:
                     return built.run
-                return _train(built, resolved, facts, began, plays=plays, quiet=quiet)
+                return _train(built, resolved, fitted, began, plays=plays, quiet=quiet)
 
 
 def _train(
     built: Built,
     resolved: Resolved,
-    facts: Facts | None,
+    fitted: Fitted,
     began: float,
     *,
     plays: bool,
@@ -122,7 +122,7 @@ def _train(
         if plays and deadline is not None:
             first = dataclasses.replace(built, run=run)
             note = (lambda text: None) if quiet else say
-            won = tournament.tournament(first, resolved, facts, device, deadline, note)
+            won = tournament.tournament(first, resolved, fitted, device, deadline, note)
             if won is not None:
                 return _take_steps(
                     won.built.run, won.built.method, won.built.plan, source, device,

@@ -23,6 +23,7 @@ class Candidate:
         why: on which images it may be the best.
         options: values that replace those of the automatic recipe.
         times: factors of the recipe's values, for options that are fitted to the images.
+        smaller: whether it takes the network below the one that `engine.fit` chose.
     """
 
     name: str
@@ -30,6 +31,12 @@ class Candidate:
     why: str
     options: Mapping[str, Any] = field(default_factory=dict)
     times: Mapping[str, float] = field(default_factory=dict)
+    smaller: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is its method as any run takes it."""
+        return not (self.options or self.times or self.smaller)
 
     def changes(self, recipe: object) -> dict[str, Any]:
         """The options that differ from those of the recipe.
@@ -61,6 +68,10 @@ SMALL = (
     Candidate(
         name="simclr-colour", method="simclr", times={"strength": 0.4, "grey": 0.2},
         why="weak changes of colour, for images whose kind is in their colour",
+    ),
+    Candidate(
+        name="simclr-smaller", method="simclr", smaller=True,
+        why="more steps of a smaller network",
     ),
 )  # fmt: skip
 

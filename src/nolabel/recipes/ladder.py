@@ -38,6 +38,7 @@ class Choice:
     steps: int  # about so many fit into the run
     next: Rung | None = None  # the next one, for which the time is too short
     next_steps: int = 0
+    before: Rung | None = None  # the one below, of which more steps fit
 
 
 # Convolutional networks with the input sizes that they are used for, cheapest first.
@@ -118,6 +119,6 @@ def choose(
     for rung in rungs[1:]:
         steps = steps_of(rung)
         if steps < enough:
-            return Choice(best.rung, best.steps, rung, steps)
-        best = Choice(rung, steps)
+            return dataclasses.replace(best, next=rung, next_steps=steps)
+        best = Choice(rung, steps, before=best.rung)
     return best
