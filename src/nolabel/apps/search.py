@@ -26,6 +26,7 @@ from nolabel.encoders.encoder import Encoder, ImageLike
 from nolabel.encoders.identity import encoder_digest
 from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import BadImage, DataError, UsageError
+from nolabel.pictures._shown import shown_image
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
 
@@ -211,7 +212,7 @@ def draw(hits: Hits, source: Source, query: np.ndarray | None = None) -> Picture
         DataError: an image cannot be read any more.
     """
     try:
-        tiles = [source.read(i).image[..., :3] for i in hits.rows]
+        tiles = [shown_image(source, i)[..., :3] for i in hits.rows]
     except (BadImage, IndexError) as error:
         raise DataError(
             f"The images of the index cannot be read any more: {error}. Embed them again."

@@ -125,6 +125,14 @@ class Decoded(Subset):
             self._lock.release()
 
 
+def enough_pixels(image_size: int) -> int:
+    """Height x width of an image that is to be resized to a square of `image_size` pixels.
+
+    Twice its side is enough for a clean resize, twice the area for images that are no squares.
+    """
+    return 2 * (2 * image_size) ** 2
+
+
 def shrink(image: np.ndarray, pixels: int) -> np.ndarray:
     """The image with at most about `pixels` (height x width), antialiased; smaller ones unchanged.
 

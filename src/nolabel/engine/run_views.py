@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nolabel.config import Settings
+from nolabel.data.decoded import enough_pixels
 from nolabel.data.order import evenly_spaced
 from nolabel.data.read_ahead import read_ahead
 from nolabel.data.source import Source
@@ -161,7 +162,7 @@ def _batches(source: Source, indices: np.ndarray, size: int) -> Iterator[Sequenc
         try:
             if not source.supports_draft:
                 return source.read(i).image
-            return source.read(i, sufficient_pixels=2 * (2 * size) ** 2).image
+            return source.read(i, sufficient_pixels=enough_pixels(size)).image
         except BadImage:
             return None
 

@@ -30,6 +30,7 @@ from nolabel.errors import UsageError, unknown
 from nolabel.nn.pixels import to_pixels
 from nolabel.pictures._dense import dense
 from nolabel.pictures._options import Help
+from nolabel.pictures._shown import shown_sample
 from nolabel.pictures._tiles import Pictures, enlarge, heat, sheet
 from nolabel.pictures.picture import Picture
 from nolabel.types import Sample
@@ -88,7 +89,7 @@ def ask(
     cosines = (z @ text.embed(words)[0]).numpy()
     order = np.argsort(-cosines, kind="stable")
     keys = features.keys.numpy()
-    samples = [gallery.read(int(keys[i])) for i in order[:top]]
+    samples = [shown_sample(gallery, int(keys[i]), encoder.image_size) for i in order[:top]]
     texts = [words, *content_words(words)]
     x = encoder.prepare([s.image for s in samples])
     maps = (occlusion_maps if by == "hiding" else patch_maps)(encoder, text, x, texts)

@@ -37,6 +37,7 @@ from nolabel.pictures._optimise import (
     unnormalise,
 )
 from nolabel.pictures._options import Help, Layer
+from nolabel.pictures._shown import shown_image
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
 
@@ -106,7 +107,7 @@ def dream(
     best = values.topk(min(top, len(values)), dim=0)
     rows = [
         [images_made[i],
-         *(gallery.read(int(of_set.keys[j])).image for j in best.indices[:, i])]
+         *(shown_image(gallery, int(of_set.keys[j])) for j in best.indices[:, i])]
         for i in range(len(index))
     ]  # fmt: skip
     best_of_set, mean = best.values[0].numpy(), values.mean(0).numpy()

@@ -40,6 +40,7 @@ from nolabel.pictures._optimise import (
     pixels_of,
 )
 from nolabel.pictures._options import Help
+from nolabel.pictures._shown import shown_image
 from nolabel.pictures._tiles import Pictures, chart, sheet
 from nolabel.pictures.picture import Picture
 from nolabel.types import Sample
@@ -90,7 +91,7 @@ def invert(
     references = x
     if gallery is not None:
         keys = np.linspace(0, len(gallery) - 1, min(len(gallery), REFERENCES)).astype(int)
-        references = encoder.prepare([gallery.read(int(i)).image for i in keys])
+        references = encoder.prepare([shown_image(gallery, int(i)) for i in keys])
     for layer in deep:
         run, cosine = _invert_layer(encoder, x, references, layer, seeds, steps, lr, on_preview)
         made.append(run.previews[-1][1].reshape(seeds, n, *shown.shape[1:]))

@@ -15,6 +15,7 @@ from nolabel.errors import UsageError
 from nolabel.nn.knn import nearest
 from nolabel.pictures._dense import ImagesOrSamples, images_of, samples_of
 from nolabel.pictures._options import Help
+from nolabel.pictures._shown import shown_image
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
 
@@ -46,7 +47,7 @@ def neighbours(
     tiles, titles = [], ["image", *(f"{i + 1}." for i in range(index.shape[1]))]
     keys = features.keys.numpy()
     for query, row in zip(queries, index, strict=True):
-        tiles.append([query, *(gallery.read(int(keys[i])).image for i in row)])
+        tiles.append([query, *(shown_image(gallery, int(keys[i])) for i in row)])
     caption = (
         f"Each image and its nearest neighbours by {encoder.name} among {len(keys):,} images of "
         f"{gallery.name}"

@@ -34,6 +34,7 @@ from nolabel.pictures._optimise import (
     random_warp,
 )
 from nolabel.pictures._options import Help
+from nolabel.pictures._shown import shown_image
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
 
@@ -82,7 +83,8 @@ def paint(
     target = text.embed(list(words)).to(encoder.device).clone()
     features = extract(encoder, gallery)
     similarity = target.cpu() @ text.project(features.values).T  # [sentences, images]
-    closest = [gallery.read(int(features.keys[i])).image for i in similarity.argmax(1).numpy()]
+    nearest = similarity.argmax(1).numpy()
+    closest = [shown_image(gallery, int(features.keys[i])) for i in nearest]
     keys = features.keys.numpy()[:COLOUR_IMAGES]
     pixels = np.concatenate([_sparse_pixels(gallery.read(int(i)).image) for i in keys])
     found, z = _optimise_images(

@@ -20,6 +20,7 @@ from nolabel.encoders.features import extract
 from nolabel.errors import UsageError
 from nolabel.methods.base import HasPrototypes, Method
 from nolabel.pictures._options import Help
+from nolabel.pictures._shown import shown_image
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
 
@@ -59,7 +60,7 @@ def prototypes(
     keys = features.keys.numpy()
     scores = logits.log_softmax(1)[:, drawn]
     best = scores.topk(min(top, len(scores)), dim=0).indices.numpy()
-    rows = [[gallery.read(int(keys[j])).image for j in best[:, i]] for i in range(len(drawn))]
+    rows = [[shown_image(gallery, int(keys[j])) for j in best[:, i]] for i in range(len(drawn))]
     share = counts / counts.sum()
     numbers = {
         "prototypes": float(logits.shape[1]),

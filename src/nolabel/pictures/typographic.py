@@ -20,6 +20,7 @@ from nolabel.encoders import Encoder
 from nolabel.encoders.text import text_of
 from nolabel.pictures._bootstrap import difference
 from nolabel.pictures._options import Help, Templates
+from nolabel.pictures._shown import shown_image
 from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
 from nolabel.protocols._scores import wilson
@@ -60,7 +61,7 @@ def typographic(
     keys = np.sort(rng.permutation(len(gallery))[:number])
     truth = labels[keys]
     wrong = (truth + rng.integers(1, len(names), len(keys))) % len(names)
-    pictures = [gallery.read(int(i)).image for i in keys]
+    pictures = [shown_image(gallery, int(i)) for i in keys]
     predicted: dict[str, np.ndarray] = {}
     tagged: dict[str, list[np.ndarray]] = {}
     for tag in TAGS:

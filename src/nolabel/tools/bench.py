@@ -28,6 +28,7 @@ from nolabel.engine.resolve import resolve
 from nolabel.errors import BadImage, DataError, UsageError, unknown
 from nolabel.views import FastViews
 
+_FEW_BYTES = 2**29  # of decoded images: a batch of photographs of 24 megapixels takes 18 GB
 _WARM_UP = 2  # batches of each worker before timing starts
 
 
@@ -211,12 +212,8 @@ def bench_embed(
     if precision not in ("auto", "fp32", "bf16"):
         raise unknown("precision", precision, ("auto", "fp32", "bf16"))
     batch_size = min(batch_size, len(source))
-    some = np.arange(batch_size)
-    first: np.ndarray | list[np.ndarray] = (
-        source.images(some)
-        if source.in_memory
-        else [i for i in read_images(source, some.tolist()) if not isinstance(i, BadImage)]
-    )
+    first = source.images(np.arange(batch_size)) if source.in_memory else _few(source, batch_size)
+    batch_size = min(batch_size, max(len(first), 1))
     if not len(first):
         raise DataError(f"No image of the first batch of {source.name!r} can be read.")
     stages = _stages(encoder, source, first, batch_size)
@@ -246,6 +243,18 @@ def bench_embed(
         "flops_per_second": flops * rate, "peak_flops_per_second": peak,
         "share_of_peak": flops * rate / peak, "environment": environment(),
     }  # fmt: skip
+
+
+def _few(source: Source, batch_size: int) -> list[np.ndarray]:
+    """The first images of a source that can be read: a batch, or as many as take `_FEW_BYTES`."""
+    few: list[np.ndarray] = []
+    with contextlib.closing(read_images(source, range(batch_size))) as images:
+        for image in images:
+            if not isinstance(image, BadImage):
+                few.append(image)
+            if sum(i.nbytes for i in few) > _FEW_BYTES:
+                break
+    return few
 
 
 def _stages(

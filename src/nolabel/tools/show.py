@@ -27,6 +27,7 @@ from nolabel.errors import (
 )
 from nolabel.methods.capabilities import Inpaints, Reconstructs
 from nolabel.pictures import PICTURES, PictureInfo, function_of, options_of
+from nolabel.pictures._shown import shown_sample
 from nolabel.pictures._tiles import Pictures, read_captions, stack_encoders
 from nolabel.tools.report.parts import encoder_checksum, read_picture
 from nolabel.types import Sample
@@ -112,7 +113,7 @@ def _show_encoder(
     if data is None or not info.data:
         return function_of(what)(enc, **options)
     source = open_source(data, image_size=enc.image_size, channels=enc.channels)
-    samples = _samples(source, count, label, info.grouping)
+    samples = _samples(source, count, label, info.grouping, enc.image_size)
     if info.data == "gallery":
         options["gallery"] = _gallery(source)
     return function_of(what)(enc, samples, **options)
@@ -148,7 +149,7 @@ def _show_run(
     method, run = load_method(folder)
     size = run.settings.image_size or 224
     source = open_source(data, image_size=size, channels=run.settings.channels)
-    images = [s.image for s in _samples(source, count, label, "")]
+    images = [s.image for s in _samples(source, count, label, "", size)]
     plan = plan_of(run)
     if what == "views":
         whole, centre = sample(source, size)
@@ -166,7 +167,9 @@ def _show_run(
     return function_of(what)(method, x, mean=plan.mean, std=plan.std, **options)
 
 
-def _samples(source: Source, count: int, label: str | None, grouping: str) -> list[Sample]:
+def _samples(
+    source: Source, count: int, label: str | None, grouping: str, image_size: int = 0
+) -> list[Sample]:
     """Chooses images at equal distances over the source, or over some of its classes.
 
     Unreadable images are skipped.
@@ -176,6 +179,7 @@ def _samples(source: Source, count: int, label: str | None, grouping: str) -> li
         count: how many; rounded to an even number for pairs.
         label: the class of all images; None: any.
         grouping: see `PictureInfo.grouping`.
+        image_size: side of the network's input in pixels.
 
     Raises:
         DataError: the class does not exist, no image can be read, or an image of a pair cannot be
@@ -192,7 +196,7 @@ def _samples(source: Source, count: int, label: str | None, grouping: str) -> li
         for i in group[np.linspace(0, len(group) - 1, min(per_group, len(group))).astype(int)]:
             tried += 1
             try:
-                out.append(source.read(int(i)))
+                out.append(shown_sample(source, int(i), image_size))
             except BadImage as error:
                 bad = bad or error
                 if pairs:  # skipping it would shift all following pairs

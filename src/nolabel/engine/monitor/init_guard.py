@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nolabel._files import save_tensors
 from nolabel.backbones.base import Backbone
+from nolabel.data.decoded import enough_pixels, shrink
 from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.engine.monitor.signals import effective_rank
@@ -75,9 +76,10 @@ class InitGuard:
     ):
         indices = np.linspace(0, len(source) - 1, min(IMAGES, len(source))).astype(int)
         images: list[np.ndarray] = []
+        enough = enough_pixels(Encoder(encoder).image_size)
         for i in indices:
             try:
-                images.append(source.read(int(i)).image)
+                images.append(shrink(source.read(int(i)).image, enough))
             except BadImage:
                 continue
         if len(images) < MIN_IMAGES:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from nolabel._files import atomic
 from nolabel.backbones.base import Backbone
 from nolabel.data._cache import load_arrays
+from nolabel.data.decoded import enough_pixels, shrink
 from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder
 from nolabel.errors import BadImage
@@ -61,7 +62,7 @@ class FeatureSnapshots:
         self.images: list[np.ndarray] = []
         for i in np.unique(np.linspace(0, len(source) - 1, min(_TRIED, len(source))).astype(int)):
             try:
-                self.images.append(source.read(int(i)).image)
+                self.images.append(shrink(source.read(int(i)).image, enough_pixels(image_size)))
             except BadImage:
                 continue
             if len(self.images) == IMAGES:
