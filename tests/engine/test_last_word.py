@@ -49,6 +49,14 @@ def test_the_advice_fits_the_run(run, advice):
     assert advice in meaning(run, 0.5, 0.5, 0.5, labelled=True)
 
 
+def test_a_run_that_stopped_improving_is_not_advised_to_go_on():
+    """Its verdict says that more steps will hardly help; nothing else may say the opposite."""
+    for run in (run_of(), run_of(minutes=None)):
+        said = meaning(run, 0.5, 0.5, 0.5, labelled=True, flat=True)
+        assert "longer run" not in said
+        assert "another method" in said
+
+
 def test_the_figures_are_those_of_the_probe_on_the_data_s_labels(tiny_run):
     run = tiny_run("simclr", steps=2)
     source = Creatures("train", size=32, count=120)

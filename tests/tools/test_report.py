@@ -64,6 +64,16 @@ def test_the_verdict_says_what_the_numbers_say(table, metrics, word):
     assert verdict(table, metrics).startswith(word)
 
 
+def test_the_verdict_never_advises_a_longer_run_and_none_at_once():
+    flat = [{"step": 100 * i, "loss": 1.0, "probe_knn": 0.4} for i in range(1, 10)]
+    said = verdict(rows(0.3, 0.4, 0.2), flat, 900)
+    assert said.startswith("Not yet") and "Stopped improving" in said
+    assert "longer run" not in said
+    assert "of step 100." in said  # where the best probe was
+    rising = [{**line, "probe_knn": 0.1 + 0.01 * i} for i, line in enumerate(flat)]
+    assert "longer run" in verdict(rows(0.3, 0.4, 0.2), rising, 900)
+
+
 def test_the_report_is_one_offline_file_that_trusts_no_text(tiny_run):
     run = tiny_run("dino", log_every=1)
     bad = f"</script>{HOSTILE}"

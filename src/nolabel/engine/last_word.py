@@ -13,6 +13,8 @@ from nolabel.data.progress import phase
 from nolabel.data.source import Source, Subset
 from nolabel.encoders import load
 from nolabel.engine.machine import cache_memory
+from nolabel.engine.monitor.doctor import examine
+from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.monitor.probe import Probe, self_retrieval
 
 MIN_STEPS = 60  # a shorter run is a try
@@ -46,37 +48,41 @@ def last_word(run: Run, source: Source, probe: Probe | None = None) -> list[str]
             what = "self-retrieval, which needs no labels"
             pixels, start, trained = (self_retrieval(encoder, source) for encoder in encoders)
     line = f"{what}: {trained:.1%}; random start {start:.1%}, raw pixels {pixels:.1%}"
-    return [line, meaning(run, pixels, start, trained, labelled=probe is not None)]
+    flat = examine(read_metrics(run.folder / "metrics.jsonl"), s.steps).state == "stopped improving"
+    return [line, meaning(run, pixels, start, trained, labelled=probe is not None, flat=flat)]
 
 
-def meaning(run: Run, pixels: float, start: float, trained: float, *, labelled: bool) -> str:
+def meaning(
+    run: Run, pixels: float, start: float, trained: float, *, labelled: bool, flat: bool = False
+) -> str:
     """What the figures of the encoder and its two baselines mean, in one sentence.
 
     Args:
         run: finished.
         pixels, start, trained: fractions; more is better.
         labelled: whether they are accuracies.
+        flat: whether it had stopped improving, so that a longer run is no advice.
     """
     if not labelled:
         better = trained > start + GAIN
         return (
             "The encoder tells its images apart better than before training."
             if better
-            else "Training has not helped to tell the images apart. " + _advice(run)
+            else "Training has not helped to tell the images apart. " + _advice(run, flat)
         ) + " A few labels say more: --probe SRC."
     if trained > max(pixels, start) + GAIN:
         return "Better than both."
     if trained > pixels + GAIN and trained >= start - GAIN:
-        return "Better than raw pixels, and level with the random start. " + _advice(run)
+        return "Better than raw pixels, and level with the random start. " + _advice(run, flat)
     if trained > start + GAIN:
-        return "Better than the random start, and not better than raw pixels. " + _advice(run)
-    return "Not better than the random start. " + _advice(run)
+        return "Better than the random start, and not better than raw pixels. " + _advice(run, flat)
+    return "Not better than the random start. " + _advice(run, flat)
 
 
-def _advice(run: Run) -> str:
+def _advice(run: Run, flat: bool) -> str:
     """What would help most."""
     minutes = run.settings.minutes
-    if run.settings.steps < 5000:
+    if run.settings.steps < 5000 and not flat:
         longer = f"--minutes {3 * minutes:g}" if minutes else f"--steps {3 * run.settings.steps}"
         return f"What would help: a longer run ({longer})."
     if run.images < 2000:

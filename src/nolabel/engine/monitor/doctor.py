@@ -181,7 +181,8 @@ def _flat(lines: list[Mapping[str, Any]]) -> str:
         before, after = (max(p for _, p in some) for some in (probes[:late], probes[late:]))
         if after > before:
             return ""
-        return f"the probe has not risen above {before:.1%} since step {probes[late][0]}"
+        best = max(probes[:late], key=lambda p: p[1])[0]
+        return f"the probe has not risen above the {before:.1%} of step {best}"
     if len(lines) < SETTLED:
         return ""
     loss = [_number(x.get("loss")) for x in lines]

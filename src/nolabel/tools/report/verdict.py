@@ -111,13 +111,15 @@ def verdict(
     if health.state in ("collapsed", "diverging"):
         return str(health)
     found = result(rows, run)
-    text = _measured(found) if found else _unmeasured(metrics[-1], run)
+    flat = health.state == "stopped improving"  # the doctor says what helps, and no longer run
+    text = _measured(found, "" if flat else HELP) if found else _unmeasured(metrics[-1], run)
     if health.state in ("learning", "early"):
         return f"{text} {health.speed}".strip()
     return f"{text} {health}"
 
 
-def _measured(found: Result) -> str:
+def _measured(found: Result, advice: str) -> str:
+    """What was found; where it is not above the baseline, with the advice."""
     own, rival = found.own, found.rival
     against = f"against {rival['value']:.1%} with {rival['encoder']}: {found.points:+.1f} points."
     if found.what.startswith("k-NN top1"):
@@ -132,7 +134,7 @@ def _measured(found: Result) -> str:
         name = str(rival["encoder"])
         word = "below" if found.clear else "not above"
         shown = "a random initialisation" if name.startswith("random:") else name
-        return f"Not yet: {word} {shown}. {text} {HELP}"
+        return f"Not yet: {word} {shown}. {text} {advice}".strip()
     if found.clear:
         return f"Learned. {text}"
     return f"Inconclusive. {text} The intervals overlap: more test images would tell."
