@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import nolabel as nl
+from nolabel import cli
 from nolabel.config import Layer, Request
 from nolabel.data.creatures.world import Creatures
 from nolabel.engine import entrants as module
@@ -57,11 +58,13 @@ def test_what_is_for_one_method_leaves_no_choice(options, words):
         asked(request("on", **options))
 
 
-def test_words_that_are_not_known_are_refused():
+def test_words_that_are_not_known_are_refused(capsys):
     with pytest.raises(UsageError, match="auto"):
         asked(request("yes"))
     with pytest.raises(UsageError, match="is named"):
         nl.pretrain("simclr", data="creatures", tournament="on")
+    assert cli.main(["pretrain", "simclr", "--data", "creatures", "--tournament", "on"]) == 2
+    assert "is named" in capsys.readouterr().err
 
 
 def fitted(choice: Choice | None = None) -> Any:
