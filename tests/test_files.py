@@ -32,6 +32,14 @@ def test_a_place_that_cannot_be_written_is_named_with_the_reason(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "nowhere"]  # nothing was made
 
 
+def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UsageError, match="--out .*new/run cannot be written: no permission"):
+        check_folder(tmp_path / "new" / "run")
+    with pytest.raises(UsageError, match="^/.* no permission"):  # no flag names a run to resume
+        check_folder(tmp_path, "")
+
+
 @pytest.mark.parametrize("line", [
     "pretrain mae --data PHOTOS --steps 2 --out FILE", "scan --data PHOTOS --out FILE/x",
     "pack --data PHOTOS --out FILE", "embed --encoder pixels --data PHOTOS --out FILE/x.npy",

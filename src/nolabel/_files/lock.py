@@ -51,7 +51,7 @@ class Lock:
                 written to.
         """
         folder = self.path.parent
-        check_folder(folder)
+        check_folder(folder, "")
         self._made = [p for p in (folder, *folder.parents) if not p.exists()]
         for _ in range(10):
             folder.mkdir(parents=True, exist_ok=True)

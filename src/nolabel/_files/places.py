@@ -13,7 +13,7 @@ def check_folder(path: str | os.PathLike[str], flag: str = "--out") -> None:
 
     Args:
         path: of the folder.
-        flag: with which it was given, for the message.
+        flag: with which it was given, for the message; "" if with none.
 
     Raises:
         UsageError: it or a folder above it is a file, or may not be written to.
@@ -39,6 +39,7 @@ def check_file(path: str | os.PathLike[str], flag: str = "--out") -> None:
 
 
 def _check_place(folder: Path, flag: str, what: str, shown: str) -> None:
+    named = f"{flag} {shown}".strip()
     for place in (folder, *folder.parents):
         if not os.path.lexists(place):
             continue
@@ -47,11 +48,11 @@ def _check_place(folder: Path, flag: str, what: str, shown: str) -> None:
             kind = "a link that leads nowhere" if place.is_symlink() else "a file"
             about = f"it is {kind}" if name == shown else f"{name} is {kind}"
             raise UsageError(
-                f"{flag} {shown} cannot be written: {about}, not a folder. Give another {what}."
+                f"{named} cannot be written: {about}, not a folder. Give another {what}."
             )
         if not os.access(place, os.W_OK | os.X_OK):
             raise UsageError(
-                f"{flag} {shown} cannot be written: no permission to write into {name}. Give "
+                f"{named} cannot be written: no permission to write into {name}. Give "
                 f"another {what}, or change the permissions."
             )
         return

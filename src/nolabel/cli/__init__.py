@@ -222,6 +222,8 @@ def _compare(args: list[str]) -> None:
         json: str | None = None  # write the table to this file
 
     given = flags(Compare, args, "nolabel compare", "Several encoders, one table.")
+    if not given.encoders:
+        raise UsageError("Give encoders, such as `nolabel compare runs/dino pixels --train SRC`.")
     from nolabel.protocols.compare import compare, keep
 
     table = compare(given.encoders, given.train, given.test, protocols=given.protocols)

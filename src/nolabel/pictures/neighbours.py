@@ -11,7 +11,7 @@ from nolabel.data.source import Source
 from nolabel.encoders import Encoder, load
 from nolabel.encoders.encoder import list_images, read_pixels
 from nolabel.encoders.features import Features, extract
-from nolabel.errors import UsageError
+from nolabel.errors import DataError, UsageError
 from nolabel.nn.knn import nearest
 from nolabel.pictures._dense import ImagesOrSamples, images_of, samples_of
 from nolabel.pictures._options import Help
@@ -36,13 +36,15 @@ def neighbours(
 
     Raises:
         UsageError: k is below 1.
-        DataError: no image of the gallery can be read.
+        DataError: fewer than two images of the gallery can be read.
     """
     if k < 1:
         raise UsageError(f"k must be at least 1, got {k}.")
     c = encoder.channels
     queries = [read_pixels(image, c) for image in list_images(images_of(images), c)]
     features = extract(encoder, gallery)
+    if len(features.values) < 2:
+        raise DataError(f"Neighbours need two images or more; {gallery.name!r} has one.")
     index, cosines = nearest_neighbours(encoder, queries, features, k)
     tiles, titles = [], ["image", *(f"{i + 1}." for i in range(index.shape[1]))]
     keys = features.keys.numpy()

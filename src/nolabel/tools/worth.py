@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from nolabel import limits
-from nolabel._files import check_folder, write_text
+from nolabel._files import atomic, check_folder, write_text
 from nolabel.config import Request, Run
 from nolabel.data.order import evenly_spaced
 from nolabel.data.source import Source, Subset, require_labels
@@ -123,7 +123,8 @@ def worth(
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "worth.json", json.dumps(result, indent=1) + "\n")
-    Image.fromarray(draw(points)).save(folder / "worth.png")
+    with atomic(folder / "worth.png") as file:
+        Image.fromarray(draw(points)).save(file, "PNG")
     return result
 
 
