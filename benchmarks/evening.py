@@ -99,6 +99,24 @@ def table(cases: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def choices(cases: dict[str, Any]) -> list[str]:
+    """Points of k-NN by which each run with a chosen method is below the best single method."""
+    singles: dict[str, dict[str, float]] = {}
+    for key, c in cases.items():
+        if "chosen" not in key:
+            place = " ".join(key.split()[:2])
+            singles.setdefault(place, {})[key] = c["top1"]["trained"]["knn"]
+    lines = []
+    for key, c in cases.items():
+        known = singles.get(" ".join(key.split()[:2]), {})
+        if "chosen" in key and known:
+            best = max(known, key=lambda name: known[name])
+            below = 100 * (known[best] - c["top1"]["trained"]["knn"])
+            name = c.get("tournament", {}).get("choice", c["method"])
+            lines.append(f"{key}: {name}, {below:.1f} points below {best!r}")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
@@ -133,7 +151,7 @@ def main() -> None:
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             }
             args.json.write_text(json.dumps(result, indent=1) + "\n")
-            print(table(result["cases"]), flush=True)
+            print("\n".join((table(result["cases"]), *choices(result["cases"]))), flush=True)
 
 
 if __name__ == "__main__":
