@@ -12,7 +12,7 @@ from nolabel import cli, limits, methods
 from nolabel.config import Request, Settings
 from nolabel.engine.checks import check_settings
 from nolabel.engine.resolve import resolve
-from nolabel.engine.train import Further
+from nolabel.engine.train import Extension
 from nolabel.errors import UsageError
 from nolabel.types import Optim
 
@@ -66,7 +66,7 @@ def test_every_temperature_and_momentum_of_a_method_has_bounds():
 def test_a_finished_run_is_not_trained_further_by_nothing():
     for given in ({"minutes": math.nan}, {"steps": 0}, {"epochs": -2}):
         with pytest.raises(UsageError, match="must be"):
-            Further(**given)
+            Extension(**given)
 
 
 @pytest.mark.parametrize("line", [

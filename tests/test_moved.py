@@ -1,12 +1,13 @@
-"""Modules under their former names, as old scripts and users' code in old runs import them."""
+"""Former names of modules and options, as old scripts and users' code in old runs have them."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 
 import pytest
 
-from nolabel._moved import MOVED, new_name
+from nolabel._moved import MOVED, OPTIONS, new_name, present_flags, present_options
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,28 @@ def test_no_former_name_is_that_of_a_function():
     for old in MOVED:
         module = old.removesuffix(".*").split(".")
         assert len(module) > 2 or module[1] not in nolabel.__all__
+
+
+def test_former_options_are_read_under_their_present_names():
+    assert present_flags("show paint", ["--judge=a", "--judge", "b", "--steps", "3"]) == [
+        "--evaluator=a", "--evaluator", "b", "--steps", "3",
+    ]  # fmt: skip
+    assert present_flags("show pca", ["--judge", "b"]) == ["--judge", "b"]
+    assert present_options("show attention", {"film": "webp"}) == {"video": "webp"}
+    both = {"judges": ("knn",), "protocols": ("linear",)}
+    assert present_options("evaluate transfer", both) == both  # the former one is then refused
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_present_option_exists_and_no_former_one_does(command):
+    from nolabel import pictures
+    from nolabel.protocols import run
+    from nolabel.views.suitability import Operations
+
+    verb, what = command.split()
+    if verb == "show":
+        names = {o.name for o in pictures.options_of(what)}
+    else:
+        options = run.options_of(what) if verb == "evaluate" else Operations
+        names = {f.name for f in dataclasses.fields(options)}
+    assert names >= set(OPTIONS[command].values()) and not names & OPTIONS[command].keys()

@@ -88,7 +88,7 @@ class Settings:
     max_bad: float = 0.01  # largest share of files that may be unreadable
     overwrite: bool = False  # replace a run that is already in the folder
     download: bool = False  # allow a named set to be downloaded
-    private: bool = False  # keep paths and images of the data out of encoder, film and report
+    private: bool = False  # keep paths and images of the data out of encoder, snapshots, report
 
 
 LENGTHS = ("epochs", "steps", "minutes")  # the settings of which one gives the run's length

@@ -11,6 +11,7 @@ import pytest
 from nolabel import cli, methods
 from nolabel.cli import help as page
 from nolabel.config import Settings
+from nolabel.protocols.run import PROTOCOLS
 from nolabel.types import Optim
 
 
@@ -117,3 +118,13 @@ def test_every_option_is_in_one_group_and_has_an_explanation(method):
     for c in (Settings, kind.Options, page.VerbFlags, Optim):
         silent = [name for name, text in page.comments(c).items() if not text]
         assert not silent, silent
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_option_of_a_protocol_has_an_explanation_of_its_own(protocol, capsys, wide):
+    """tyro takes a comment above a field for all fields down to the next blank line."""
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", protocol, "--help"])
+    rows = re.findall(r"(\S.*?) \((?:default:|required)", capsys.readouterr().out)
+    texts = [row.rpartition("  ")[2] for row in rows]
+    assert len(texts) > 2 and len(set(texts)) == len(texts)

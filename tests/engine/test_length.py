@@ -101,7 +101,7 @@ def test_a_run_of_minutes_is_saved_with_the_steps_that_it_took(tiny_run, monkeyp
 
 def test_a_finished_run_goes_on_with_schedules_that_begin_anew(tiny_run, capsys):
     run = tiny_run("byol", steps=4, log_every=1)
-    longer = train.resume(run.folder, quiet=True, further=train.Further(steps=6))
+    longer = train.resume(run.folder, quiet=True, extension=train.Extension(steps=6))
     assert longer.settings.steps == 10
     assert "goes on after 4 steps: 6 more, with a new schedule" in capsys.readouterr().err
     lines = [json.loads(text) for text in (run.folder / "metrics.jsonl").open()]
@@ -114,7 +114,7 @@ def test_a_finished_run_goes_on_with_schedules_that_begin_anew(tiny_run, capsys)
     assert not momentum or momentum[4] < momentum[3]
     # Once extended it is a run like others: finished now, and it can go on again.
     assert train.resume(run.folder, quiet=True).settings.steps == 10
-    again = train.resume(run.folder, quiet=True, further=train.Further(epochs=1))
+    again = train.resume(run.folder, quiet=True, extension=train.Extension(epochs=1))
     assert again.settings.steps == 10 + run.steps_per_epoch
 
 
@@ -123,7 +123,7 @@ def test_going_on_equals_going_on_after_a_stop(tiny_run):
     from safetensors.torch import load_file
 
     whole, stopped = tiny_run(out="a", steps=2), tiny_run(out="b", steps=2)
-    train.resume(whole.folder, quiet=True, further=train.Further(steps=4))
+    train.resume(whole.folder, quiet=True, extension=train.Extension(steps=4))
     length_of = Length(stopped)
     length_of.extend(2, 4, None, write=True)
     train.resume(stopped.folder, quiet=True)
@@ -135,8 +135,8 @@ def test_a_run_that_is_not_finished_is_not_extended(tiny_run):
     run = tiny_run(steps=2)
     Length(run).extend(2, 4, None, write=True)
     with pytest.raises(UsageError, match="not finished.*2 of 6 steps"):
-        train.resume(run.folder, quiet=True, further=train.Further(minutes=1))
+        train.resume(run.folder, quiet=True, extension=train.Extension(minutes=1))
     with pytest.raises(UsageError, match="one of --steps, --epochs, --minutes"):
-        train.Further(steps=1, minutes=2.0)
+        train.Extension(steps=1, minutes=2.0)
     with pytest.raises(UsageError, match="above 0"):
-        train.Further(steps=0)
+        train.Extension(steps=0)

@@ -129,7 +129,7 @@ def test_a_lock_of_another_machine_counts_until_it_is_no_longer_renewed(tmp_path
 
 
 def test_a_run_that_trains_is_neither_resumed_nor_replaced(tiny_run, saved):
-    with run_folder.held(saved.folder):
+    with run_folder.locked(saved.folder):
         with pytest.raises(UsageError, match="using the run"):
             nl.resume(saved.folder, quiet=True)
         with pytest.raises(UsageError, match="using the run"):

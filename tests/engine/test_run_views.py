@@ -71,6 +71,8 @@ def test_the_values_are_final_and_resumed_without_the_images():
     again = Run.from_dict(yaml.safe_load(yaml.safe_dump(run.to_dict())))
     assert again == run and build.plan_of(again) == build.plan_of(run)
     assert diff_from_recipe(again) == []
+    former = {"told" if k == "detected" else k: v for k, v in run.operations.items()}
+    assert diff_from_recipe(dataclasses.replace(again, operations=former)) == []
 
 
 def test_captions_keep_their_left_and_above():
@@ -79,7 +81,7 @@ def test_captions_keep_their_left_and_above():
     operations = Operations(**found.run.operations)
     for name, turned in (("mae", 0.75), ("clip", 0.0), ("siglip", 0.0)):
         kind = methods.load(name)
-        assert run_views.settled(kind, kind.Options(), s, operations).quarter_turns == turned
+        assert run_views.final_settings(kind, kind.Options(), s, operations).quarter_turns == turned
 
 
 def test_the_sample_is_bounded_and_skips_what_cannot_be_read(monkeypatch):

@@ -237,9 +237,9 @@ def test_invert_of_raw_pixels_is_the_image():
     encoder = load("pixels", image_size=16)
     p, curves = invert(encoder, samples, gallery=gallery, seeds=2, steps=150)
     assert p.numbers["cosine_0"] > 0.9 and p.numbers["pixels_0"] > 0.9
-    assert p.numbers["seeds_0"] > 0.9 and p.numbers["found_0"] == 1.0
-    assert p.numbers["found_chance"] == pytest.approx(1 / 3)
-    assert 0 <= p.numbers["named_0"] <= 1 and "named_original" in p.numbers
+    assert p.numbers["seeds_0"] > 0.9 and p.numbers["retrieval_0"] == 1.0
+    assert p.numbers["retrieval_chance"] == pytest.approx(1 / 3)
+    assert 0 <= p.numbers["knn_0"] <= 1 and "knn_images" in p.numbers
     errors = curves.data["layer_0"]
     assert len(errors) == 150 and errors[-10:].mean() < errors[:10].mean() / 3
     assert p.data["layer_0"].shape == (2, 3, 16, 16, 3)
@@ -247,7 +247,7 @@ def test_invert_of_raw_pixels_is_the_image():
 
 def test_invert_draws_every_layer_and_can_be_stopped():
     p, curves = invert(VIT, creatures(2), layers=(0, -1), seeds=1, steps=3)
-    assert {"cosine_0", "cosine_3", "found_3"} <= p.numbers.keys()
+    assert {"cosine_0", "cosine_3", "retrieval_3"} <= p.numbers.keys()
     assert "seeds_0" not in p.numbers and curves.data.keys() == {"layer_0", "layer_3"}
     p, _ = invert(VIT, creatures(2), layers=(0, -1), steps=8, on_preview=lambda step, image: True)
     assert "cosine_3" not in p.numbers and "stopped early" in p.caption

@@ -1,4 +1,4 @@
-"""Attention, PCA, reconstructions, views and films: right on known cases."""
+"""Attention, PCA, reconstructions, views and videos: right on known cases."""
 
 from __future__ import annotations
 
@@ -182,8 +182,8 @@ def test_what_operations_destroy_is_drawn_beside_the_views_with_its_numbers(tmp_
     numbers = made.numbers["operations"]
     assert {n: numbers[f"{n}_moved"] for n in found.moved} == found.moved
     assert {n: numbers[f"{n}_strength"] for n in found.strength} == found.strength
-    assert numbers["quarter_turns_told"] == found.told["quarter_turns"]
-    assert made[1].image.shape[1] > (1 + len(found.told) + len(found.moved)) * 112
+    assert numbers["quarter_turns_detected"] == found.detected["quarter_turns"]
+    assert made[1].image.shape[1] > (1 + len(found.detected) + len(found.moved)) * 112
     made.save(tmp_path)
     again = read_views(str(tmp_path / "views.yaml"), ViewPlan(views=(View(name="global", count=2,
                                                                           size=16),)))  # fmt: skip
@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_no_half_of_a_picture_and_what_was_there(tmp_path, mo
     def picture(value):
         image = np.full((9, 9, 3), value, np.uint8)
         return Pictures([Picture(name="a", image=image, caption=str(value), data={"x": image},
-                                 frames=np.stack([image, 255 - image]), film="webp")])  # fmt: skip
+                                 frames=np.stack([image, 255 - image]), video="webp")])  # fmt: skip
 
     picture(1).save(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
@@ -239,18 +239,18 @@ def test_attention_on_a_video_is_a_film_with_every_frame(images, tmp_path, kind)
     if kind == "mp4":
         pytest.importorskip("av")
     encoder = load("random:vit_pico")
-    made = attention(encoder, images, film=kind)
+    made = attention(encoder, images, video=kind)
     assert made[0].frames.shape == (len(images), 128, 384, 3)
     path = next(p for p in made.save(tmp_path) if p.suffix == f".{kind}")
     if kind == "webp":
-        with Image.open(path) as film:
-            assert film.n_frames == len(images) and film.size == (384, 128)
+        with Image.open(path) as video:
+            assert video.n_frames == len(images) and video.size == (384, 128)
     else:
         import av
 
-        with av.open(str(path)) as film:
-            frames = [f.to_ndarray(format="rgb24") for f in film.decode(video=0)]
+        with av.open(str(path)) as video:
+            frames = [f.to_ndarray(format="rgb24") for f in video.decode(video=0)]
         assert len(frames) == len(images)
         assert np.abs(frames[1].astype(int) - made[0].frames[1]).mean() < 12
-    with pytest.raises(UsageError, match="film"):
-        attention(encoder, images, film="gif")
+    with pytest.raises(UsageError, match="video"):
+        attention(encoder, images, video="gif")

@@ -21,7 +21,7 @@ from nolabel.encoders.features import Features
 from nolabel.errors import DataError, FileDamaged, UsageError
 from nolabel.protocols._ranking import average_precision, bootstrap, precision_at, relevant_ranks
 from nolabel.protocols.data.revisited import Revisited, open_revisited
-from nolabel.protocols.retrieval import judge_landmarks, run_retrieval
+from nolabel.protocols.retrieval import run_retrieval, score_landmarks
 
 ORACLES = Path(__file__).parents[1] / "oracles"
 
@@ -121,11 +121,11 @@ def truth(easy, hard, junk, n=6):
 
 def test_easy_ignores_hard_images_hard_ignores_easy_ones_and_medium_takes_both():
     test = truth(easy=[[1]], hard=[[3]], junk=[[0]])
-    scores = judge_landmarks(np.array([[0, 3, 1, 2, 4, 5]]), test, (1,))
+    scores = score_landmarks(np.array([[0, 3, 1, 2, 4, 5]]), test, (1,))
     assert scores["easy"][0].tolist() == [1.0]  # junk 0 and hard 3 are taken out
     assert scores["hard"][0].tolist() == [1.0]
     assert scores["medium"][0].tolist() == [1.0]
-    late = judge_landmarks(np.array([[2, 0, 3, 1, 4, 5]]), test, (1,))
+    late = score_landmarks(np.array([[2, 0, 3, 1, 4, 5]]), test, (1,))
     # Without junk: 2, 3, 1. The relevant ones are at relevant_ranks 1 and 2.
     assert late["medium"][0][0] == pytest.approx(((0 / 1 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
     assert late["easy"][0][0] == pytest.approx((0 / 1 + 1 / 2) / 2)
@@ -133,7 +133,7 @@ def test_easy_ignores_hard_images_hard_ignores_easy_ones_and_medium_takes_both()
 
 def test_a_query_without_a_relevant_image_is_left_out():
     test = truth(easy=[[1], []], hard=[[], []], junk=[[], []])
-    scores = judge_landmarks(np.array([[1, 0, 2, 3, 4, 5]] * 2), test, (1,))
+    scores = score_landmarks(np.array([[1, 0, 2, 3, 4, 5]] * 2), test, (1,))
     assert len(scores["easy"][0]) == len(scores["medium"][0]) == 1 and not len(scores["hard"][0])
 
 

@@ -168,13 +168,13 @@ def test_wrong_use_is_said_clearly(tmp_path):
 
 def test_transfer_has_a_row_for_each_set_and_their_mean(few_creatures, tmp_path, capsys):
     given = ["evaluate", "transfer", "--encoder", "pixels", "--test", "digits,creatures"]
-    assert main([*given, "--judges", "knn", "--json", str(tmp_path / "t.json")]) == 0
+    assert main([*given, "--protocols", "knn", "--json", str(tmp_path / "t.json")]) == 0
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert [r["setting"] for r in rows][-1] == "mean over sets" and len(rows) == 3
     assert rows[2]["value"] == pytest.approx((rows[0]["value"] + rows[1]["value"]) / 2)
     assert rows[0]["value"] > 0.9  # digits are easy for pixels
-    with pytest.raises(UsageError, match="Unknown judge"):
-        nl.evaluate("transfer", "pixels", test="digits", judges=("vote",))
+    with pytest.raises(UsageError, match="Unknown protocol"):
+        nl.evaluate("transfer", "pixels", test="digits", protocols=("vote",))
 
 
 def test_all_runs_what_suits_and_says_why_the_rest_does_not(monkeypatch):

@@ -83,7 +83,7 @@ def test_tables_of_several_protocols_and_encoders_tell_it_too(folders, monkeypat
     assert text.count("could not be read") == 2
     alone = nl.compare(["pixels"], test=test, protocols=["retrieval"])
     assert str(alone).count("could not be read") == 1
-    transfer = nl.evaluate("transfer", "pixels", test=[train], judges=("knn",))
+    transfer = nl.evaluate("transfer", "pixels", test=[train], protocols=("knn",))
     assert sum("could not be read" in n for n in transfer.notes) == 1
     found = every.evaluate_all("pixels", train, test)
     assert all(any("could not be read" in n for n in r.notes) for r in found.reports)

@@ -13,16 +13,16 @@ from nolabel.types import Optim
 from nolabel.views import View, ViewPlan
 from nolabel.views.suitability import USUAL, Operations
 
-UNTOLD = {"flip": 0.5, "vertical_flip": 0.5, "quarter_turns": 0.5}
-TOLD = {"flip": 0.5, "vertical_flip": 0.9, "quarter_turns": 0.9}
+UNDETECTED = {"flip": 0.5, "vertical_flip": 0.5, "quarter_turns": 0.5}
+DETECTED = {"flip": 0.5, "vertical_flip": 0.9, "quarter_turns": 0.9}
 CONTEXT = RecipeContext(image_size=224, images=10_000, device="cuda", patch_size=16)
 WITH_COLOUR = tuple(m for m in methods.METHODS if "grey" in methods.load(m).Options.__annotations__)
 
 
-def measured(*, colour=0.2, told=TOLD, **strength) -> Operations:
+def measured(*, colour=0.2, detected=DETECTED, **strength) -> Operations:
     names = [n for n in USUAL if colour or n not in ("saturation", "hue", "grey")]
     return Operations(
-        images=256, colour=colour, colour_spread=0.3, told=told,
+        images=256, colour=colour, colour_spread=0.3, detected=detected,
         moved=dict.fromkeys(names, 0.3), strength={**dict.fromkeys(names, 1.0), **strength},
     )  # fmt: skip
 
@@ -97,12 +97,12 @@ def test_the_papers_recipe_ignores_what_was_measured():
 def test_images_are_turned_where_there_is_no_up_and_mirrored_unless_that_is_told():
     plan = ViewPlan(views=(View(name="a", size=32, jitter=(0.4, 0.4, 0, 0)),))
     assert suited_settings(plan, 3, measured()) == {}
-    turned = suited_settings(plan, 3, measured(told=UNTOLD))
+    turned = suited_settings(plan, 3, measured(detected=UNDETECTED))
     assert turned == {"vertical_flip": 0.5, "quarter_turns": 0.75}
-    layers = {**UNTOLD, "quarter_turns": 0.9}
-    assert suited_settings(plan, 3, measured(told=layers)) == {"vertical_flip": 0.5}
-    text = {**TOLD, "flip": 0.95}
-    assert suited_settings(plan, 3, measured(told=text)) == {"flip": 0.0}
+    layers = {**UNDETECTED, "quarter_turns": 0.9}
+    assert suited_settings(plan, 3, measured(detected=layers)) == {"vertical_flip": 0.5}
+    text = {**DETECTED, "flip": 0.95}
+    assert suited_settings(plan, 3, measured(detected=text)) == {"flip": 0.0}
     assert suited_settings(plan, 5, measured(colour=0.0)) == {"channel_jitter": 0.2}
     assert suited_settings(plan, 1, measured(colour=0.0)) == {}
     crops = ViewPlan(views=(View(name="a", size=32),))
@@ -112,7 +112,7 @@ def test_images_are_turned_where_there_is_no_up_and_mirrored_unless_that_is_told
 def test_the_reasons_name_what_changed_and_nothing_else():
     view = View(name="a", size=32, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=(0.5,))
     before = ViewPlan(views=(view,))
-    grey = measured(colour=0.0, told=UNTOLD, blur=0.0)
+    grey = measured(colour=0.0, detected=UNDETECTED, blur=0.0)
     after = dataclasses.replace(
         view, jitter=(0.6, 0.6, 0.0, 0.0), grey=0.0, blur=(0.0,), vertical_flip=0.5,
         quarter_turns=0.75,

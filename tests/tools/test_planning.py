@@ -62,7 +62,7 @@ def test_more_devices_are_faster_wait_more_and_shards_are_smaller():
     shard = plan.plan("dino", devices=8, shard=True, **SMALL)
     assert eight["compute_seconds"] == pytest.approx(one["compute_seconds"] / 8, rel=1e-6)
     assert one["bytes_sent_per_step"] == one["waiting_seconds"] == 0
-    expected = 2 * 7 / 8 * 4 * eight["numbers_trained"]
+    expected = 2 * 7 / 8 * 4 * eight["trainable_parameters"]
     assert eight["bytes_sent_per_step"] == pytest.approx(expected)
     # 450 GB/s inside one machine, 50 GB/s between several.
     assert many["waiting_seconds"] > eight["waiting_seconds"]
@@ -71,9 +71,9 @@ def test_more_devices_are_faster_wait_more_and_shards_are_smaller():
     deep = {**SMALL, "backbone": "vit_small_patch16_224"}  # heavier than its head
     shard = plan.plan("dino", devices=8, shard=True, **deep)
     layers = plan.plan("dino", devices=8, shard=True, shard_layers=True, **deep)
-    assert layers["memory"]["put together"] < 0.9 * shard["memory"]["put together"]
+    assert layers["memory"]["gathered weights"] < 0.9 * shard["memory"]["gathered weights"]
     assert layers["bytes_sent_per_step"] > 1.2 * shard["bytes_sent_per_step"]
-    assert one["memory"]["moments"] == 8 * one["numbers_trained"]
+    assert one["memory"]["moments"] == 8 * one["trainable_parameters"]
     assert many["checkpoint_every_seconds"] < one["checkpoint_every_seconds"]
     assert one["fits"]
     assert not plan.plan(

@@ -27,7 +27,7 @@ from nolabel.pictures._tiles import sheet
 from nolabel.tools.report.curves import CURVES, curves
 from nolabel.tools.report.packing import without_ground
 from nolabel.tools.report.page import BUDGET, again, build_report
-from nolabel.tools.report.seen import cosine_error, quantised, script_json
+from nolabel.tools.report.snapshots import cosine_error, quantised, script_json
 from nolabel.tools.report.trial import trial
 from nolabel.tools.report.verdict import chosen, result, three_numbers, verdict
 from nolabel.tools.show import draw_missing

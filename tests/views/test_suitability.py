@@ -53,17 +53,17 @@ def of_fine_textures(n):
 
 def test_images_with_an_up_are_told_from_turned_ones_and_textures_are_not():
     up, none = measure_operations(with_sky(MANY)), measure_operations(textures(MANY))
-    assert up.told["vertical_flip"] > 0.95 and up.told["quarter_turns"] > 0.9
+    assert up.detected["vertical_flip"] > 0.95 and up.detected["quarter_turns"] > 0.9
     assert up.tolerated("flip")
     assert not up.tolerated("vertical_flip") and not up.tolerated("quarter_turns")
-    assert all(none.tolerated(name) for name in none.told), none.told
+    assert all(none.tolerated(name) for name in none.detected), none.detected
 
 
 def test_layers_without_an_up_may_be_turned_upside_down_but_not_by_a_quarter():
     rows = np.repeat(smooth(MANY, 6).mean(2, keepdims=True), SIDE, 2)
     found = measure_operations(byte(0.5 + 3 * (rows - 0.5)))
     assert found.tolerated("flip") and found.tolerated("vertical_flip")
-    assert not found.tolerated("quarter_turns") and found.told["quarter_turns"] > 0.95
+    assert not found.tolerated("quarter_turns") and found.detected["quarter_turns"] > 0.95
 
 
 def test_classes_that_face_different_ways_are_told_from_mirrored_ones():
@@ -71,7 +71,7 @@ def test_classes_that_face_different_ways_are_told_from_mirrored_ones():
     x = smooth(N, 5, seed=1) * 0.1
     x[::2, :8, :8] += 0.8  # one class with a corner above on the left, one below on the right
     x[1::2, -8:, -8:] += 0.8
-    assert measure_operations(byte(x)).told["flip"] > 0.9
+    assert measure_operations(byte(x)).detected["flip"] > 0.9
 
 
 def test_grey_images_are_grey_also_as_rgb_with_the_errors_of_jpeg():

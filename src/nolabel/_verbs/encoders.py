@@ -78,11 +78,11 @@ def compare(
     """
     from nolabel._usercode import trusted_code
     from nolabel.protocols.compare import compare as run
-    from nolabel.protocols.compare import keep
+    from nolabel.protocols.compare import save_in_runs
 
     with trusted_code(trust_code):
         comparison = run(encoders, train, test, protocols=protocols, options=options)
-        keep(comparison, encoders)
+        save_in_runs(comparison, encoders)
         return comparison
 
 

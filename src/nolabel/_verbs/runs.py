@@ -97,12 +97,12 @@ def resume(
         UsageError: the folder holds no run, or `backbone` or `data` are not those of the run.
         UntrustedCode: the folder holds code that was never run on this machine.
     """
-    from nolabel.engine.train import Further
+    from nolabel.engine.train import Extension
     from nolabel.engine.train import resume as run
 
     return run(
         os.fspath(folder), data=data, backbone=backbone, quiet=quiet, trust_code=trust_code,
-        further=Further(steps=steps, epochs=epochs, minutes=minutes),
+        extension=Extension(steps=steps, epochs=epochs, minutes=minutes),
     )  # fmt: skip
 
 

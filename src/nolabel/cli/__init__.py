@@ -189,8 +189,8 @@ def _evaluate(args: list[str]) -> None:
         ("test", Annotated[maybe, arg(help="SRC with labels, to test on; by default "
                                        "the set's test split, or a fifth of train")], None)
         if learns
-        else ("test", Annotated[text, arg(help="SRC with labels, captions or both")]),
-        ("options", Annotated[options_class, tyro.conf.OmitArgPrefixes], options_class()),
+        else ("test", Annotated[text, arg(help=PROTOCOLS[name].test_help)]),
+        (name, Annotated[options_class, tyro.conf.OmitArgPrefixes], options_class()),
         ("image_size", Annotated[int | None, arg(help=SIZE)], None),
         ("json", Annotated[maybe, arg(help="write the table to this file")], None),
     ]  # fmt: skip
@@ -201,7 +201,7 @@ def _evaluate(args: list[str]) -> None:
         "Measure an encoder: --encoder ENC "
         + ("--train SRC [--test SRC]." if learns else "--test SRC."),
     )
-    options = asdict(given.options)
+    options = asdict(vars(given)[name])
     report = evaluate(
         name, given.encoder, given.train, given.test, image_size=given.image_size, **options
     )
@@ -224,12 +224,12 @@ def _compare(args: list[str]) -> None:
     given = flags(Compare, args, "nolabel compare", "Several encoders, one table.")
     if not given.encoders:
         raise UsageError("Give encoders, such as `nolabel compare runs/dino pixels --train SRC`.")
-    from nolabel.protocols.compare import compare, keep
+    from nolabel.protocols.compare import compare, save_in_runs
 
     table = compare(given.encoders, given.train, given.test, protocols=given.protocols)
     write(table.table(given.all))
-    for path in keep(table, given.encoders):
-        write(f"kept in {path}, for `{command('nolabel', 'report', str(path.parent))}`")
+    for path in save_in_runs(table, given.encoders):
+        write(f"saved in {path}, for `{command('nolabel', 'report', str(path.parent))}`")
     write_json(given.json, table.to_json())
 
 

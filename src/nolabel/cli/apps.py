@@ -46,7 +46,7 @@ def embed_(args: list[str], about: str) -> None:
         encoder: str  # ENC
         data: str  # SRC
         out: str  # FILE.npy, FILE.safetensors or FILE.parquet
-        options: Annotated[Options, tyro.conf.OmitArgPrefixes] = Options()
+        features: Annotated[Options, tyro.conf.OmitArgPrefixes] = Options()
         image_size: int | None = None  # side in pixels; default: the encoder's own
         device: str = "auto"  # auto, cpu or cuda
         overwrite: bool = False  # replace a file that is there
@@ -58,7 +58,7 @@ def embed_(args: list[str], about: str) -> None:
     for note in source.notes:
         write(f"note: {note}")
     with continues(f"The features that are done are kept beside {given.out}."):
-        index = embed(encoder, source, given.out, options=given.options, overwrite=given.overwrite)
+        index = embed(encoder, source, given.out, options=given.features, overwrite=given.overwrite)
     a = index.about
     write(f"wrote {given.out}: {a['count']:,} x {a['dim']} {a['dtype']} of {a['encoder']}")
     if a["skipped"]:

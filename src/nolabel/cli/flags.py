@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nolabel._files import check_file, write_text
+from nolabel._moved import present_flags
 from nolabel.cli._output import write
 from nolabel.errors import Stopped, UsageError
 from nolabel.limits import check_finite
@@ -38,6 +39,8 @@ def flags(cls: type, args: list[str], prog: str, description: str, default: obje
         UsageError: a number is not finite, or the file of --json cannot be written.
     """
     import tyro
+
+    args = present_flags(prog.partition(" ")[2], args)
 
     if prog.split()[1] in MAY_EXECUTE:
         description += (

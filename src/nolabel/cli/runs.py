@@ -19,16 +19,16 @@ def resume_(args: list[str], about: str) -> None:
     class Resume:
         folder: Positional[str]  # the run's folder
         data: str | None = None  # SRC: where the same images lie now, if they were moved
-        steps: int | None = None  # train a finished run so many steps further, new schedule
-        epochs: int | None = None  # so many epochs further
-        minutes: float | None = None  # so many minutes further
+        steps: int | None = None  # more steps, with a new schedule, for a finished run
+        epochs: int | None = None  # or more epochs
+        minutes: float | None = None  # or more minutes
 
     given = flags(Resume, args, "nolabel resume", f"{about}.")
     read_ahead(Path(given.folder))
-    from nolabel.engine.train import Further, resume
+    from nolabel.engine.train import Extension, resume
 
-    further = Further(steps=given.steps, epochs=given.epochs, minutes=given.minutes)
-    resume(given.folder, data=given.data, further=further, began=began)
+    extension = Extension(steps=given.steps, epochs=given.epochs, minutes=given.minutes)
+    resume(given.folder, data=given.data, extension=extension, began=began)
 
 
 def read_ahead(folder: Path) -> None:

@@ -18,7 +18,7 @@ def worth_(args: list[str], about: str) -> None:
         labels: str  # SRC with labels, a few of each class or more
         test: str | None = None  # SRC with labels to test on; default: a fifth of --labels
         out: str = "worth"  # folder for the run, worth.json and worth.png
-        minutes: float = 20.0  # length of it all on this machine
+        minutes: float = 20.0  # time for everything, on this machine
         run: str | None = None  # a finished run, instead of pre-training
         public: tuple[str, ...] = ()  # published encoders (ENC) to compare with; may be downloaded
         method: str | None = None  # as for pretrain; default: this machine's

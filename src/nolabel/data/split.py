@@ -128,7 +128,7 @@ def _describe_failure(source: Source, labels: np.ndarray, units: np.ndarray | No
         return (
             f"{source.name!r}: {len(labels)} images have {len(classes)} different labels "
             f"({', '.join(shown)}, ...), so that no class has two images, one to learn from and "
-            "one to judge by. If the labels are measurements or names, sort them into classes "
+            "one to test on. If the labels are measurements or names, sort them into classes "
             "first."
         )
     return (

@@ -157,7 +157,7 @@ def memory_of(
         by_layer: whether sharded weights are all-gathered a layer at a time (`--shard-layers`).
 
     Returns:
-        Bytes of weights, gradients, moments, all-gathered weights ("put together") and activations.
+        Bytes of weights, gradients, moments, all-gathered weights and activations.
     """
     gathered = 4 * (2 * counts.trainable + counts.untrained) if shards > 1 else 0.0
     if by_layer and counts.units:  # two layers at a time: the one in use and the next
@@ -165,7 +165,7 @@ def memory_of(
         gathered *= 1 - share + share * 2 / counts.units
     return {
         **state_memory(counts.trainable, counts.untrained, optim, shards=shards),
-        "put together": gathered,
+        "gathered weights": gathered,
         "activations": counts.activations,
     }
 

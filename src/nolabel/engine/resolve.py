@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from nolabel import limits, methods, recipes
 from nolabel._files import read_json
+from nolabel._moved import present_options
 from nolabel.backbones import is_convolutional, stride_of
 from nolabel.config import (
     Layer,
@@ -41,7 +42,13 @@ from nolabel.encoders.names import absolute_encoder
 from nolabel.engine.checks import check_settings
 from nolabel.engine.log import say
 from nolabel.engine.machine import Machine
-from nolabel.engine.run_views import check_views, operations_on, settled, view_plan, why
+from nolabel.engine.run_views import (
+    check_views,
+    final_settings,
+    operations_on,
+    reasons_for,
+    view_plan,
+)
 from nolabel.errors import UsageError
 from nolabel.methods.base import Contrastive, Method, RecipeContext
 from nolabel.types import Optim
@@ -77,7 +84,7 @@ class Resolved:
     def at_length(self, steps: int) -> Run:
         """The run with what the recipe says for this many steps: rates, not the network."""
         run, s = self.run, self.settings
-        context = context_of(s, run.backbone_kwargs, asked_batch(s), run.images, self.on_gpu)
+        context = context_of(s, run.backbone_kwargs, requested_batch(s), run.images, self.on_gpu)
         operations = operations_of(run)
         context = dataclasses.replace(context, steps=steps, operations=operations)
         options, optim = _layered(self.request, s, context)
@@ -206,7 +213,7 @@ def batch_stage(
         UsageError: the batch is larger than the data.
     """
     kind = methods.load(request.method)
-    asked, in_file = asked_batch(s), _recipe_file(s).settings
+    asked, in_file = requested_batch(s), _recipe_file(s).settings
     context = context_of(s, backbone_kwargs, asked, len(source), machine.on_gpu)
     context = dataclasses.replace(context, operations=operations)
     recipe = recipes.recipe(kind, _recipe_name(s), context)
@@ -239,7 +246,7 @@ def batch_stage(
     options, optim = _layered(request, s, context)
     plain, _ = _layered(request, s, dataclasses.replace(context, operations=None))
     before = view_plan(kind, plain, s)
-    s = settled(kind, options, s, operations)
+    s = final_settings(kind, options, s, operations)
     s = dataclasses.replace(
         s,
         batch_size=batch,
@@ -254,11 +261,11 @@ def batch_stage(
     )  # fmt: skip
     return Resolved(
         run=run, settings=s, source=source, request=request, on_gpu=machine.on_gpu,
-        fitted=why(before, view_plan(kind, options, s), operations),
+        fitted=reasons_for(before, view_plan(kind, options, s), operations),
     )  # fmt: skip
 
 
-def asked_batch(s: Settings) -> int | None:
+def requested_batch(s: Settings) -> int | None:
     """The batch size of the settings; None: the recipe's."""
     return None if s.batch_size is None else int(s.batch_size)
 
@@ -330,7 +337,9 @@ def diff_from_recipe(run: Run) -> list[tuple[str, Any, Any]]:
 
 def operations_of(run: Run) -> Operations | None:
     """What was measured on the run's images; None: nothing."""
-    return Operations(**run.operations) if run.operations else None
+    if not run.operations:
+        return None
+    return Operations(**present_options("config.yaml operations", run.operations))
 
 
 def _had_gpu(run: Run) -> bool:

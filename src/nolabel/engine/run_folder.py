@@ -66,7 +66,7 @@ WRITTEN = (
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Inside, no other process may write into the run's folder. All ranks must enter it.
 
     The folder is created if it is missing; if it is still empty at the end, it is removed again.

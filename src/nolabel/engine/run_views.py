@@ -25,11 +25,12 @@ from nolabel.views.fast import FastViews
 from nolabel.views.fields import ORIENTATION, SHARED, orientation, with_fields
 from nolabel.views.plan import ViewPlan
 from nolabel.views.plan_file import read_views, to_line
-from nolabel.views.suitability import LEAST_TOLD, SIDE, Operations, measure_operations
+from nolabel.views.suitability import LEAST_FOR_DETECTION, SIDE, Operations, measure_operations
 from nolabel.views.view import View
 
 SAMPLE = 256  # images on which the operations are measured
-SECONDS, MOST_SECONDS = 5.0, 10.0  # for reading them, the rest is left out; most: for `LEAST_TOLD`
+# For reading them; the rest is left out. The most are allowed for `LEAST_FOR_DETECTION` images.
+SECONDS, MOST_SECONDS = 5.0, 10.0
 
 
 def view_plan(kind: type[Method], options: Any, s: Settings) -> ViewPlan:
@@ -38,7 +39,7 @@ def view_plan(kind: type[Method], options: Any, s: Settings) -> ViewPlan:
     Args:
         kind: the method.
         options: of the method.
-        s: with the image size settled.
+        s: with the image size resolved.
     """
     plan = kind.views(options, s.image_size or 0)
     if s.views:
@@ -60,7 +61,7 @@ def check_views(kind: type[Method], s: Settings) -> None:
             )
 
 
-def settled(
+def final_settings(
     kind: type[Method], options: Any, s: Settings, operations: Operations | None
 ) -> Settings:
     """The settings with final values for what concerns the views.
@@ -68,7 +69,7 @@ def settled(
     Args:
         kind: the method.
         options: of the method.
-        s: with the image size settled; what was asked for stays.
+        s: with the image size resolved; what was asked for stays.
         operations: of the images; None: nothing is fitted.
     """
     plan = view_plan(kind, options, s)
@@ -86,7 +87,9 @@ def settled(
     return dataclasses.replace(s, **orientation(plan))
 
 
-def why(before: ViewPlan, after: ViewPlan, operations: Operations | None) -> tuple[str, ...]:
+def reasons_for(
+    before: ViewPlan, after: ViewPlan, operations: Operations | None
+) -> tuple[str, ...]:
     """What fitting changed in the views, and why; see `recipes.suited.reasons`."""
     return () if operations is None else reasons(before, after, operations)
 
@@ -101,7 +104,7 @@ def operations_on(source: Source, s: Settings) -> Operations | None:
 
     Args:
         source: the images; those that cannot be read are left out.
-        s: with the image size settled.
+        s: with the image size resolved.
 
     Returns:
         None where nothing is to be learnt: see `measure_operations`.
@@ -145,7 +148,7 @@ def sample(source: Source, size: int) -> tuple[np.ndarray, np.ndarray]:
             pixels = made[name][0].permute(0, 2, 3, 1).numpy() * 255
             out.extend(pixels.round().astype(np.uint8))
         seconds = time.monotonic() - began
-        if seconds > (SECONDS if len(whole) >= LEAST_TOLD else MOST_SECONDS):
+        if seconds > (SECONDS if len(whole) >= LEAST_FOR_DETECTION else MOST_SECONDS):
             break
     empty = np.zeros((0, side, side, c), np.uint8)
     return (np.stack(whole), np.stack(centre)) if whole else (empty, empty)

@@ -85,7 +85,7 @@ def pretrain(
             request = request.choose(out=folder_name("auto", source))
         resolved = resolve(request, source=source, facts=facts, quiet=quiet)
         with memory.explain_out_of_memory(resolved.run):
-            folder = nullcontext() if dry_run else run_folder.held(resolved.run.folder)
+            folder = nullcontext() if dry_run else run_folder.locked(resolved.run.folder)
             with folder:
                 if not dry_run:
                     parallel.rank0_first(lambda: run_folder.check(resolved.run))
@@ -134,23 +134,23 @@ def _train(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Further:
-    """How long a finished run goes on: one of three lengths, which are added to the run's."""
+class Extension:
+    """How much longer to train a finished run: one of three lengths, added to the run's."""
 
     steps: int | None = None
     epochs: int | None = None
     minutes: float | None = None
 
     def __post_init__(self) -> None:
-        given = {k: v for k, v in field_values(self).items() if v is not None}
-        if len(given) > 1:
-            names = " and ".join(f"--{name}" for name in given)
+        lengths = {k: v for k, v in field_values(self).items() if v is not None}
+        if len(lengths) > 1:
+            names = " and ".join(f"--{name}" for name in lengths)
             raise UsageError(f"Give one of --steps, --epochs, --minutes; got {names}.")
-        for name, value in given.items():
+        for name, value in lengths.items():
             limits.positive(f"--{name}", value)
 
     @property
-    def asked(self) -> bool:
+    def given(self) -> bool:
         """Whether a length is given."""
         return any(v is not None for v in field_values(self).values())
 
@@ -162,15 +162,15 @@ def resume(
     trust_code: bool = False,
     backbone: nn.Module | type[nn.Module] | None = None,
     data: SourceSpec | None = None,
-    further: Further | None = None,
+    extension: Extension | None = None,
     began: float | None = None,
 ) -> Run:
     """Continues a stopped run from its newest checkpoint; the result equals an uninterrupted run.
 
     Args:
         folder: of the run.
-        further: lets a finished run go on for so long; None: it is left as it is.
-        began: time.monotonic() at the start of the command, from which `further.minutes` count.
+        extension: how much longer to train a finished run; None: not at all.
+        began: time.monotonic() at the start of the command, from which `extension.minutes` count.
         quiet: print no progress.
         trust_code: execute the code in the folder even if it was never run on this machine.
         backbone: the network, or its class, if the run got one in Python.
@@ -189,15 +189,15 @@ def resume(
             register_again(backbone, run.settings.backbone, f"The run in {folder}")
         with (
             parallel.processes(run.settings.device),
-            run_folder.held(run.folder),
+            run_folder.locked(run.folder),
             memory.explain_out_of_memory(run),
         ):
             now = time.monotonic() if began is None else began
-            return _resume(run, data, further or Further(), now, quiet=quiet)
+            return _resume(run, data, extension or Extension(), now, quiet=quiet)
 
 
 def _resume(
-    run: Run, data: SourceSpec | None, further: Further, began: float, *, quiet: bool
+    run: Run, data: SourceSpec | None, extension: Extension, began: float, *, quiet: bool
 ) -> Run:
     folder = run.folder
     run, source = run_data.open_again(run, data)
@@ -209,7 +209,7 @@ def _resume(
         say(note)
     frozen = frozen_inputs(run, folder=folder)
     saved = any((folder / "checkpoints").glob("step-*.ckpt"))
-    if not saved and further.asked:
+    if not saved and extension.given:
         raise _unfinished(folder, 0, run.settings.steps)
     if not saved:
         say(f"{folder} has no checkpoint yet; starting from step 0.")
@@ -230,10 +230,10 @@ def _resume(
             f"The newest checkpoint in {folder} is of step {loaded.step}, its config.yaml says "
             f"{total} steps: they do not belong together. Restore the config.yaml of the run."
         )
-    if further.asked:
+    if extension.given:
         if loaded.step < total:
             raise _unfinished(folder, loaded.step, total)
-        run = _go_on(run, length, loaded.step, further, began)
+        run = _extend(run, length, loaded.step, extension, began)
     elif loaded.step == total:
         say(
             f"{folder} is already finished ({loaded.step} steps); nothing to do. --steps, --epochs "
@@ -252,16 +252,16 @@ def _unfinished(folder: Path, done: int, total: int) -> UsageError:
     )
 
 
-def _go_on(run: Run, length: Length, done: int, further: Further, began: float) -> Run:
+def _extend(run: Run, length: Length, done: int, extension: Extension, began: float) -> Run:
     """Extends a finished run; says its new schedule."""
     deadline, lines = None, list(read_metrics(run.folder / "metrics.jsonl"))
-    if further.minutes is not None:
-        deadline = began + 60 * further.minutes
+    if extension.minutes is not None:
+        deadline = began + 60 * extension.minutes
         rate = lines[-1].get("images_per_second") if lines else None  # corrected as it goes
         seconds = run.settings.batch_size / rate if rate else 1.0
         more = max(int((deadline - time.monotonic()) / seconds), 1)
     else:
-        more = further.steps or max(int((further.epochs or 0) * run.steps_per_epoch), 1)
+        more = extension.steps or max(int((extension.epochs or 0) * run.steps_per_epoch), 1)
     first = distributed.rank() == 0
     length.extend(done, parallel.broadcast_object(more), deadline, write=first)
     total, o = length.total(done), run.optim

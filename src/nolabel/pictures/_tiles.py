@@ -21,7 +21,7 @@ from nolabel.data.sources._bands import to_rgb8
 from nolabel.errors import UsageError
 from nolabel.pictures.picture import Picture
 
-FILMS = ("webp", "mp4")
+VIDEO_FORMATS = ("webp", "mp4")
 TILE = 128  # side of a tile in pixels; small images are resized to it by nearest neighbour
 LARGE_TILE = 320  # height of a tile of photographs, at most
 # Name (empty: no entry in the legend), x, y, and matplotlib's format string.
@@ -59,7 +59,7 @@ class Pictures:
         return {p.name: dict(p.numbers) for p in self.items}
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes each picture as PNG, its data as .npz, its film and texts, and numbers.json.
+        """Writes each picture as PNG, its data as .npz, its video and texts, and numbers.json.
 
         Each file is written completely or not at all. Entries of other pictures in an existing
         numbers.json are kept.
@@ -81,7 +81,7 @@ class Pictures:
                 paths.append(folder / name)
                 write_text(paths[-1], text)
             if p.frames is not None:
-                paths.append(save_film(folder / f"{p.name}.{p.film}", p.frames))
+                paths.append(save_video(folder / f"{p.name}.{p.video}", p.frames))
             if p.data:
                 arrays: dict[str, Any] = dict(p.data)  # the stubs take keywords for flags
                 paths.append(folder / f"{p.name}.npz")
@@ -111,7 +111,7 @@ def read_captions(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: about for name, about in found.items() if isinstance(about, dict)}
 
 
-def save_film(path: Path, frames: np.ndarray, rate: int = 10) -> Path:
+def save_video(path: Path, frames: np.ndarray, rate: int = 10) -> Path:
     """Writes a video as a looping WebP or as MP4, as the suffix of the path says.
 
     Args:
@@ -136,7 +136,7 @@ def save_film(path: Path, frames: np.ndarray, rate: int = 10) -> Path:
         av = importlib.import_module("av")
     except ImportError:
         raise UsageError(
-            "MP4 needs its extra: pip install 'nolabel[video]', or use --film webp."
+            "MP4 needs its extra: pip install 'nolabel[video]', or use --video webp."
         ) from None
     height, width = (n // 2 * 2 for n in frames.shape[1:3])  # the codec needs even sides
     with replacement(path) as temporary, av.open(str(temporary), "w", format="mp4") as file:
@@ -172,11 +172,11 @@ def stack_encoders(results: Sequence[Pictures], names: Sequence[str]) -> Picture
             numbers |= {f"{k}.{i}": v for k, v in p.numbers.items()}
             texts |= {f"{i}-{k}": v for k, v in p.texts.items()}
         caption = " ".join(p.caption for p in variants)
-        films = [p.frames for p in variants if p.frames is not None]
-        frames = np.concatenate(films, axis=1) if len(films) == len(variants) else None
+        videos = [p.frames for p in variants if p.frames is not None]
+        frames = np.concatenate(videos, axis=1) if len(videos) == len(variants) else None
         out.append(Picture(name=variants[0].name, image=np.concatenate(bands), caption=caption,
                            data=data, numbers=numbers, frames=frames, texts=texts,
-                           film=variants[0].film))  # fmt: skip
+                           video=variants[0].video))  # fmt: skip
     return Pictures(out)
 
 

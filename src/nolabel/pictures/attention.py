@@ -19,8 +19,8 @@ from nolabel.nn.patches import mass_mask
 from nolabel.pictures._dense import ImagesOrSamples, ground_truth, images_of
 from nolabel.pictures._options import Help, Layer
 from nolabel.pictures._tiles import (
-    FILMS,
     HEAD_COLOURS,
+    VIDEO_FORMATS,
     Pictures,
     draw_points,
     enlarge,
@@ -33,7 +33,7 @@ from nolabel.pictures._whole import prepare_whole
 from nolabel.pictures.picture import Picture
 from nolabel.protocols.attention import areas, ceiling, iou
 
-MAX_ROWS = 24  # of the sheet; a film has a frame for every image
+MAX_ROWS = 24  # of the sheet; a video has a frame for every image
 
 
 def attention(
@@ -46,11 +46,9 @@ def attention(
         tuple[float, float] | None,
         Help("x and y, from 0 to 1, of the patch that is the query; default: the class token"),
     ] = None,
-    film: Annotated[
+    video: Annotated[
         str,
-        Help(
-            "webp or mp4 (an extra): for frames of a video in order, which are also saved as a film"
-        ),
+        Help("webp or mp4 (an extra): images that are a video's frames are also saved as a video"),
     ] = "",
     masks: np.ndarray | None = None,
 ) -> Pictures:
@@ -64,10 +62,10 @@ def attention(
 
     Raises:
         UsageError: the backbone has no attention, the point is outside the image, or the kind of
-            film is unknown.
+            video is unknown.
     """
-    if film not in ("", *FILMS):
-        raise unknown("film", film, FILMS)
+    if video not in ("", *VIDEO_FORMATS):
+        raise unknown("video", video, VIDEO_FORMATS)
     require(encoder.backbone, {"attention"}, "show attention")
     x, shown = prepare_whole(encoder, images_of(images))
     if masks is None:
@@ -113,7 +111,7 @@ def attention(
     return Pictures(
         [Picture(name="attention", image=sheet(rows[:MAX_ROWS], titles, shape),
                  caption=caption + ".", data=data, numbers=numbers,
-                 frames=frames if film else None, film=film)]
+                 frames=frames if video else None, video=video)]
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ NOISE = 32  # channels of the network's input
 DEVIATIONS = (10.0, 2.0, 0.5)  # of the noise added to the input, whose own deviation is 1
 STAGES = (0.5, 0.75)  # shares of the steps after which the next deviation holds
 REFERENCES = 128  # images of the set that give the mean and variance of the tokens, at most
-NEIGHBOURS = 20  # of the judge's k-NN classifier
+NEIGHBOURS = 20  # of the evaluator's k-NN classifier
 
 
 def invert(
@@ -64,8 +64,8 @@ def invert(
     seeds: Annotated[int, Help("inversions of each image, each with its own noise")] = 2,
     steps: Annotated[int, Help("steps of the optimisation, for each layer")] = 400,
     lr: Annotated[float, Help("learning rate of Adam")] = 0.01,
-    judge: Annotated[
-        str, Help("another ENC, by which each inversion is compared with its image")
+    evaluator: Annotated[
+        str, Help("another ENC, whose features compare each inversion with its image")
     ] = "pixels",
     on_preview: OnPreview | None = None,
 ) -> Pictures:
@@ -75,7 +75,7 @@ def invert(
         encoder: any.
         images: a few of what `Encoder.prepare` takes, or Samples.
         gallery: a set that gives the statistics of tokens and, if it has labels, the classes of
-            the judge.
+            the evaluator's k-NN classifier.
         on_preview: called with previews; True stops early.
 
     Raises:
@@ -109,10 +109,10 @@ def invert(
             pairs = [(s, t) for s in range(seeds) for t in range(s)]
             between = [correlation(m[s, i], m[t, i]) for s, t in pairs for i in range(n)]
             numbers[f"seeds_{layer}"] = float(np.mean(between))
-    numbers |= _judge(judge, images, shown, made, gallery).numbers(deep)
+    numbers |= _evaluate(evaluator, images, shown, made, gallery).numbers(deep)
     rows = [[shown[i], *(m[s, i] for m in made for s in range(seeds))] for i in range(n)]
     titles = ["image", *(f"layer {w}, {s + 1}" for w in deep for s in range(seeds))]
-    caption = _caption(encoder, deep, numbers, runs[-1], judge)
+    caption = _caption(encoder, deep, numbers, runs[-1], evaluator)
     errors = {
         f"layer_{w}": np.sum(r.losses, 1) / (n * seeds) for w, r in zip(deep, runs, strict=True)
     }
@@ -187,34 +187,34 @@ def noise_deviation(step: int, steps: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Verdict:
+class _Evaluation:
     """The evaluation of the inversions by another encoder.
 
     Attributes:
-        found: for each layer the share of inversions nearest to their own image.
-        chance: of `found`.
-        named: for each layer the accuracy of its k-NN classifier; empty without labels.
-        named_original: that on the images themselves; None without labels.
+        retrieval: for each layer the share of inversions whose nearest image is their own.
+        chance: of `retrieval`.
+        knn: for each layer the accuracy of its k-NN classifier; empty without labels.
+        knn_images: that on the images themselves; None without labels.
     """
 
-    found: list[float]
+    retrieval: list[float]
     chance: float
-    named: list[float] = field(default_factory=list)
-    named_original: float | None = None
+    knn: list[float] = field(default_factory=list)
+    knn_images: float | None = None
 
     def numbers(self, layers: list[int]) -> dict[str, float]:
         """By their names in numbers.json."""
-        out = {f"found_{i}": v for i, v in zip(layers, self.found, strict=True)}
-        if self.named:
-            out |= {f"named_{i}": v for i, v in zip(layers, self.named, strict=True)}
-        out["found_chance"] = self.chance
-        if self.named_original is not None:
-            out["named_original"] = self.named_original
+        out = {f"retrieval_{i}": v for i, v in zip(layers, self.retrieval, strict=True)}
+        if self.knn:
+            out |= {f"knn_{i}": v for i, v in zip(layers, self.knn, strict=True)}
+        out["retrieval_chance"] = self.chance
+        if self.knn_images is not None:
+            out["knn_images"] = self.knn_images
         return out
 
 
 class _InColour(Subset):
-    """A source of any number of channels as it is shown: the judge compares what is shown."""
+    """A source of any number of channels as it is shown: the evaluator compares what is shown."""
 
     def __init__(self, source: Source):
         super().__init__(source, range(len(source)))
@@ -226,52 +226,55 @@ class _InColour(Subset):
         return replace(sample, image=to_rgb8(sample.image))
 
 
-def _judge(
-    judge: str,
+def _evaluate(
+    evaluator: str,
     images: ImagesOrSamples,
     shown: np.ndarray,
     made: list[np.ndarray],
     gallery: Source | None,
-) -> _Verdict:
+) -> _Evaluation:
     """Evaluates inversions by another encoder.
 
     Args:
-        judge: ENC.
+        evaluator: ENC.
         images: N images, whose labels are used if they have some.
         shown: the same, uint8 [N, S, S, 3].
         made: inversions of each layer, uint8 [seeds, N, S, S, 3].
         gallery: images of the k-NN classifier, if they have labels.
     """
-    other = load(judge)
+    other = load(evaluator)
     originals = F.normalize(other.embed(list(shown)), dim=1)
     inversions = [
         F.normalize(other.embed(list(m.reshape(-1, *shown.shape[1:]))), dim=1) for m in made
     ]
     index = np.arange(len(shown))
-    found = [
+    retrieval = [
         float(((z @ originals.T).argmax(1).numpy() == np.resize(index, len(z))).mean())
         for z in inversions
     ]
-    verdict = _Verdict(found, 1 / len(shown))
+    evaluation = _Evaluation(retrieval, 1 / len(shown))
     labels = [s.label for s in samples_of(images) or ()]
     if gallery is None or gallery.labels is None or not labels or None in labels:
-        return verdict
+        return evaluation
     features = extract(other, _InColour(gallery) if gallery.channels != 3 else gallery)
     gallery_labels, z = features.labels, F.normalize(features.values, dim=1)
     if gallery_labels is None:
-        return verdict
+        return evaluation
 
     def accuracy(queries: torch.Tensor) -> float:
         votes = gallery_labels[nearest(queries, z, min(NEIGHBOURS, len(z)))[1]]
         predicted = votes.mode(1).values.numpy()
         return float((predicted == np.resize(np.array(labels), len(queries))).mean())
 
-    return _Verdict(found, verdict.chance, [accuracy(q) for q in inversions], accuracy(originals))
+    return replace(
+        evaluation, knn=[accuracy(q) for q in inversions], knn_images=accuracy(originals)
+    )
 
 
 def _caption(
-    encoder: Encoder, layers: list[int], numbers: dict[str, float], last: Optimisation, judge: str
-) -> str:
+    encoder: Encoder, layers: list[int], numbers: dict[str, float], last: Optimisation,
+    evaluator: str,
+) -> str:  # fmt: skip
     """What the picture shows, and the numbers of each layer."""
     parts = []
     for i in layers:
@@ -281,17 +284,17 @@ def _caption(
         )
         if f"seeds_{i}" in numbers:
             part += f" and between seeds {numbers[f'seeds_{i}']:.2f}"
-        part += f"; the judge {judge} finds the original of {numbers[f'found_{i}']:.0%}"
-        if f"named_{i}" in numbers:
-            part += f" and the class of {numbers[f'named_{i}']:.0%}"
+        part += f"; {numbers[f'retrieval_{i}']:.0%} are nearest to their own image by {evaluator}"
+        if f"knn_{i}" in numbers:
+            part += f", and {numbers[f'knn_{i}']:.0%} have its class by k-NN"
         parts.append(part)
     text = (
         f"Images generated so that their class token in a layer of {encoder.name} is that of the "
         f"image ({last.summary}); a cosine near 1 means that the inversion succeeded, a low pixel "
         "correlation that the layer has forgotten the pixels. "
         + ". ".join(parts)
-        + f" (chance of finding the original {numbers['found_chance']:.0%}"
+        + f" (chance of the nearest image {numbers['retrieval_chance']:.0%}"
     )
-    if "named_original" in numbers:
-        text += f"; class found for the images themselves {numbers['named_original']:.0%}"
+    if "knn_images" in numbers:
+        text += f"; k-NN accuracy on the images themselves {numbers['knn_images']:.0%}"
     return text + ")."

@@ -53,9 +53,8 @@ def paint(
         int, Help("random crops a step; 0: only the whole image, which gives adversarial noise")
     ] = 16,
     lr: Annotated[float, Help("learning rate of Adam")] = 0.05,
-    judge: Annotated[
-        str,
-        Help("another ENC with a text tower, trained separately, which is harder to deceive"),
+    evaluator: Annotated[
+        str, Help("another ENC with a text tower, for which the images are not optimised")
     ] = "",
     seed: Annotated[int, Help("seed of the initial images and the crops")] = 0,
     on_preview: OnPreview | None = None,
@@ -70,16 +69,16 @@ def paint(
         on_preview: called with previews; True stops early.
 
     Raises:
-        UsageError: no sentence, no steps, or an encoder or a judge without a text tower.
+        UsageError: no sentence, no steps, or an encoder or evaluator without a text tower.
     """
     if not words or not all(w.strip() for w in words) or steps < 1 or cutouts < 0:
         raise UsageError(
             "Give one sentence or more, and one step or more: --words 'a red snail' 'a blue fish'."
         )
     text = text_of(encoder)
-    judge_encoder = load(judge) if judge else None
-    if judge_encoder is not None:
-        text_of(judge_encoder)  # an unsuitable judge is refused before the optimisation
+    second = load(evaluator) if evaluator else None
+    if second is not None:
+        text_of(second)  # an unsuitable evaluator is refused before the optimisation
     target = text.embed(list(words)).to(encoder.device).clone()
     features = extract(encoder, gallery)
     similarity = target.cpu() @ text.project(features.values).T  # [sentences, images]
@@ -108,14 +107,15 @@ def paint(
             f". {numbers['recognised']:.0%} of the images are nearest to their own of "
             f"{len(wrong) + 1} sentences (higher is better; chance {numbers['chance']:.0%})"
         )
-        if judge_encoder is not None:
-            of_judge = text_of(judge_encoder)
+        if second is not None:
+            other_text = text_of(second)
             for name, pictures in (("", list(made)), ("best_", closest)):
-                embedded = of_judge.project(judge_encoder.embed(pictures))
-                numbers[f"{name}recognised_by_judge"] = recognised(of_judge, embedded, words, wrong)
+                embedded = other_text.project(second.embed(pictures))
+                key = f"{name}recognised_by_evaluator"
+                numbers[key] = recognised(other_text, embedded, words, wrong)
             caption += (
-                f"; by the judge {judge} {numbers['recognised_by_judge']:.0%} (most similar images "
-                f"{numbers['best_recognised_by_judge']:.0%})"
+                f"; by {evaluator} {numbers['recognised_by_evaluator']:.0%} (most similar images "
+                f"{numbers['best_recognised_by_evaluator']:.0%})"
             )
     data = {"images": made, "cosines": cosines.numpy()}
     return Pictures([Picture(name="paint", image=sheet(rows, titles), caption=caption + ".",

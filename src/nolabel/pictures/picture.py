@@ -19,8 +19,8 @@ class Picture:
         data: arrays of any shape, saved beside it as .npz.
         texts: files of text that belong to it, content by name.
         numbers: the numbers by name, written to numbers.json.
-        frames: uint8 [T, H, W, 3], if it is a film too.
-        film: format of the film: webp or mp4.
+        frames: uint8 [T, H, W, 3], if it is also a video.
+        video: format of the video: webp or mp4.
     """
 
     name: str
@@ -30,4 +30,4 @@ class Picture:
     texts: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
     frames: np.ndarray | None = None
-    film: str = ""
+    video: str = ""

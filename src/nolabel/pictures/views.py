@@ -14,7 +14,14 @@ from nolabel.pictures._tiles import Pictures, sheet
 from nolabel.pictures.picture import Picture
 from nolabel.views import FastViews, ViewPlan
 from nolabel.views.plan_file import to_yaml
-from nolabel.views.suitability import MOST_MOVED, MOST_TOLD, USUAL, Operations, changed, operation
+from nolabel.views.suitability import (
+    MOST_DETECTED,
+    MOST_MOVED,
+    USUAL,
+    Operations,
+    changed,
+    operation,
+)
 from nolabel.views.suitability import turned as turned_images
 
 SHOWN = 4  # images of which the operations are drawn, at most
@@ -68,10 +75,10 @@ def _operations(found: Operations, samples: np.ndarray) -> Picture:
     images = np.ascontiguousarray(samples[index])
     columns: list[Sequence[np.ndarray]] = [to_rgb8_all(images)]
     titles, numbers = ["image"], {}
-    for name, told in found.told.items():
+    for name, detected in found.detected.items():
         columns.append(to_rgb8_all(turned_images(images, name)))
-        titles.append(f"{name.replace('_', ' ')} {told:.2f}")
-        numbers[f"{name}_told"] = told
+        titles.append(f"{name.replace('_', ' ')} {detected:.2f}")
+        numbers[f"{name}_detected"] = detected
     for name, moved in found.moved.items():
         pixels = changed(images, operation(name, USUAL[name]))
         columns.append(list(to_pixels(pixels, (0.0,) * pixels.shape[1], (1.0,) * pixels.shape[1])))
@@ -81,8 +88,8 @@ def _operations(found: Operations, samples: np.ndarray) -> Picture:
     lost = [n for n, s in found.strength.items() if s < 1]
     caption = (
         f"Each image beside what each operation makes of it, measured on {found.images} images. "
-        "Flips and turns: how often changed images are told from unchanged ones (chance is 0.5; up "
-        f"to {MOST_TOLD:g} they are tolerated). The others, at the usual strength: how far "
+        "Flips and turns: accuracy of detecting changed images (chance is 0.5; up "
+        f"to {MOST_DETECTED:g} they are tolerated). The others, at the usual strength: how far "
         "a changed image is from its original, over how far it is from other images (1: what the "
         f"images differ by is destroyed; above {MOST_MOVED:g} the automatic recipe is weaker). "
         + (f"Reduced here: {', '.join(lost)}." if lost else "None is reduced here.")

@@ -106,7 +106,7 @@ class Comparison:
         return "\n".join([*lines, *(f"note: {n}" for n in notes)])
 
 
-def keep(
+def save_in_runs(
     comparison: Comparison, encoders: Sequence[str | os.PathLike[str] | Encoder]
 ) -> list[Path]:
     """Writes a comparison into the folder of each run that it holds, for the run's report.

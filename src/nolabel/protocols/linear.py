@@ -61,9 +61,10 @@ class Options:
     # Learning rates to try, not scaled by the batch size; of logistic, strengths C (1 / penalty).
     # None is a default range for the classifier.
     lr: tuple[float, ...] | None = None
-    blocks: tuple[int, ...] = (
-        1,
-    )  # numbers of last blocks whose class tokens are concatenated, swept
+
+    # Numbers of last blocks whose class tokens are concatenated, swept.
+    blocks: tuple[int, ...] = (1,)
+
     pools: tuple[str, ...] = ("auto",)  # auto, class, class+mean, mean; swept
     augmented: int = 0  # random crops and flips of each training image; 0: the centre crop
     epochs: int = 100  # passes over the features

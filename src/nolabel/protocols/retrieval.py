@@ -157,7 +157,7 @@ def _rank_groups(
     return np.array(aps), np.stack(precisions)
 
 
-def judge_landmarks(
+def score_landmarks(
     order: np.ndarray, test: Revisited, ks: Sequence[int]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Average precision and precision at k of landmarks.
@@ -195,7 +195,7 @@ def _landmarks(encoder: Encoder, test: Revisited, o: Options) -> Report:
     similarity = F.normalize(queries, dim=1) @ F.normalize(database, dim=1).T
     order = similarity.argsort(dim=1, descending=True, stable=True).numpy()
     rows = []
-    for name, (aps, precisions) in judge_landmarks(order, test, o.k).items():
+    for name, (aps, precisions) in score_landmarks(order, test, o.k).items():
         if len(aps):
             rows.append(row(name, "mAP", aps))
             rows += [row(name, f"mP@{k}", precisions[:, i]) for i, k in enumerate(o.k)]

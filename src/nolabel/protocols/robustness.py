@@ -13,7 +13,7 @@ ImageNet-A and -R, and its accuracy is compared with that on the test images of 
 (`difference`). Images of classes that train lacks are left out, as for ObjectNet. Classes that are
 numbers, as ImageNet-V2's folders, count train's classes from 0 in their order.
 
-An encoder with a text tower is also judged without a head, by the names of train's classes
+An encoder with a text tower is also evaluated without a head, by the names of train's classes
 (`zero-shot`).
 
 With baselines, effective robustness (Taori et al., "Measuring Robustness to Natural Distribution
@@ -222,7 +222,7 @@ def _evaluate_sets(
     text = text_or_none(encoder)
     vectors = None if text is None else class_vectors(text, names, zeroshot.Options().templates)
 
-    def judge(z: Tensor, labels: Tensor, classes: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    def correct(z: Tensor, labels: Tensor, classes: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Whether each image is right, bool [N]: by the head, and by the text tower."""
         allowed = torch.from_numpy(classes)
         subset = None if len(classes) == len(names) else allowed
@@ -234,8 +234,8 @@ def _evaluate_sets(
 
     def measure(name: str, z: Tensor, labels: Tensor, classes: np.ndarray) -> Columns:
         comparable = torch.from_numpy(np.isin(b.labels, classes))
-        clean = judge(b.values[comparable], b.labels[comparable], classes)
-        here = judge(z, labels, classes)
+        clean = correct(b.values[comparable], b.labels[comparable], classes)
+        here = correct(z, labels, classes)
         rows = [_share(name, "top1", here[0])]
         zero_shot = None
         if here[1] is not None and clean[1] is not None:

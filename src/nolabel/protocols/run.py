@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
+from nolabel._moved import present_options
 from nolabel.catalogue import Entry, by_name
 from nolabel.errors import UsageError, did_you_mean, unknown
 
@@ -57,12 +58,14 @@ class ProtocolInfo(Entry):
         takes_features: whether it only needs frozen features, which can be shared by protocols.
         test_set: its test data: "source", images as `open_source` takes them; "own", a layout of
             its own, which `open_test(test, encoder)` of its module opens; or "either".
+        test_help: what `--test` takes, for protocols that train nothing.
     """
 
     function: str
     learns: bool = False
     takes_features: bool = False
     test_set: str = "source"
+    test_help: str = "SRC with labels, captions or both"
 
 
 PROTOCOLS: dict[str, ProtocolInfo] = by_name(
@@ -140,6 +143,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         paper="Kornblith et al., Do Better ImageNet Models Transfer Better?, 2018",
         needs="labels",
         test_set="own",
+        test_help="SRC,SRC,...: sets with labels",
     ),
     ProtocolInfo(
         name="retrieval",
@@ -154,6 +158,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         needs="groups, labels or landmarks",
         takes_features=True,
         test_set="either",
+        test_help="SRC with groups or labels, or a folder with gnd_NAME.pkl",
     ),
     ProtocolInfo(
         name="copies",
@@ -161,6 +166,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         description="retrieval of the originals of altered copies (any set, Copydays); no --train",
         paper="Douze et al., Evaluation of GIST descriptors for web-scale image search, 2009",
         test_set="own",
+        test_help="SRC, or a folder in the layout of Copydays",
     ),
     ProtocolInfo(
         name="attention",
@@ -171,6 +177,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         paper="Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
         needs="a ViT, and masks",
         test_set="own",
+        test_help="creatures, or a folder in the layout of PASCAL VOC",
     ),
     ProtocolInfo(
         name="labelfree",
@@ -182,6 +189,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
             "Garrido et al., RankMe: Assessing the Downstream Performance of Pretrained "
             "Self-Supervised Representations by Their Rank, 2023"
         ),
+        test_help="SRC",
     ),
     ProtocolInfo(
         name="video",
@@ -192,6 +200,7 @@ PROTOCOLS: dict[str, ProtocolInfo] = by_name(
         paper="Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021",
         needs="videos with masks",
         test_set="own",
+        test_help="creatures, or a folder in the layout of DAVIS-2017",
     ),
 )
 
@@ -332,6 +341,7 @@ def make_options(protocol: str, values: Mapping[str, object]) -> object:
         UsageError: unknown protocol or option, or a value that is not allowed.
     """
     cls = options_of(protocol)
+    values = present_options(f"evaluate {protocol}", values)
     fields = [f.name for f in dataclasses.fields(cls)]
     for name in values:
         if name not in fields:

@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec
     from nolabel.data.source import Source
 
-JUDGES = ("knn", "linear", "fewshot")
+PROTOCOLS = ("knn", "linear", "fewshot")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of the transfer protocol."""
 
-    judges: tuple[str, ...] = ("knn", "linear")  # protocols to use: knn, linear, fewshot
+    protocols: tuple[str, ...] = ("knn", "linear")  # of knn, linear, fewshot
     batch_size: int = 256  # images in a forward pass
 
     def __post_init__(self) -> None:
-        as_tuples(self, "judges")
-        for name in self.judges:
-            if name not in JUDGES:
-                raise unknown("judge", name, JUDGES)
-        if not self.judges:
-            raise UsageError(f"judges is empty; give one or more of {', '.join(JUDGES)}.")
+        as_tuples(self, "protocols")
+        for name in self.protocols:
+            if name not in PROTOCOLS:
+                raise unknown("protocol of transfer", name, PROTOCOLS)
+        if not self.protocols:
+            raise UsageError(f"protocols is empty; give one or more of {', '.join(PROTOCOLS)}.")
         at_least(self, batch_size=1)
 
 
@@ -95,7 +95,7 @@ def run_transfer(
             extract(encoder, train_set, batch_size=o.batch_size),
             extract(encoder, test_set, batch_size=o.batch_size),
         )
-        for name in o.judges:
+        for name in o.protocols:
             report = run(name, encoder, train_set, test_set, features=features_of_set)
             row = dict(report.best)
             row["metric"] = f"{name} {row['setting']}"
@@ -103,11 +103,11 @@ def run_transfer(
         notes += [f"{train_set.name}: {n}" for n in split_notes]
         for source, found in zip((train_set, test_set), features_of_set, strict=True):
             notes += describe_skipped(source.name, found.skipped)
-    for name in o.judges:
+    for name in o.protocols:
         values = [r["value"] for r in rows if r["metric"].startswith(name)]
         rows.append({"setting": "mean over sets", "metric": name, "low": None, "high": None,
                      "value": sum(values) / len(values)})  # fmt: skip
     return Report(
         protocol="transfer", encoder=encoder.name, train="", test=", ".join(map(str, test)),
-        rows=tuple(rows), best=rows[-len(o.judges)], notes=tuple(notes),
+        rows=tuple(rows), best=rows[-len(o.protocols)], notes=tuple(notes),
     )  # fmt: skip

@@ -14,7 +14,7 @@ MORE_INTENSITY = 1.5  # times the brightness and contrast, for images without co
 MOST_INTENSITY = 0.8  # the strongest of the recipes for photographs
 CHANNELS = 0.2  # strength of the jitter of each channel by itself, for other than 1 or 3 channels
 FLIP, TURNS = 0.5, 0.75  # all eight orientations are equally likely
-MOST_TOLD_FLIP = 0.85  # accuracy above which mirrored images are no images of the set
+MOST_DETECTED_FLIP = 0.85  # accuracy above which mirrored images are no images of the set
 
 TURNED = {"vertical_flip": "vertical flips", "quarter_turns": "quarter turns"}
 
@@ -116,7 +116,7 @@ def suited_settings(plan: ViewPlan, channels: int, operations: Operations) -> di
         operations: of the images.
     """
     out: dict[str, float] = {}
-    if operations.told["flip"] > MOST_TOLD_FLIP and any(v.flip for v in plan.views):
+    if operations.detected["flip"] > MOST_DETECTED_FLIP and any(v.flip for v in plan.views):
         out["flip"] = 0.0
     if operations.tolerated("vertical_flip"):
         out["vertical_flip"] = FLIP
@@ -154,8 +154,8 @@ def reasons(before: ViewPlan, after: ViewPlan, operations: Operations) -> tuple[
     if turned:
         out.append(f"no up, so {' and '.join(turned)}")
     if a.flip and not b.flip:
-        told = operations.told["flip"]
-        out.append(f"mirrored images are told in {told:.0%}, so no flips")
+        detected = operations.detected["flip"]
+        out.append(f"mirrored images are detected with an accuracy of {detected:.0%}, so no flips")
     if b.channel_jitter and not a.channel_jitter:
         out.append("other than 1 or 3 channels, so each is scaled by itself")
     return tuple(out)

@@ -98,7 +98,7 @@ def _rows(
     settings: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Trains and measures all rows, while no other process writes into the folder."""
-    train, judge = _sources(data, test)
+    train, test_set = _sources(data, test)
     download = bool(settings.get("download"))
     source = open_source(train, download=download)
     require_labels(source)
@@ -107,8 +107,8 @@ def _rows(
         "method": method, "data": data, "test": test, "settings": _plain(settings),
         "digests": [data_digest(source)],
     }  # fmt: skip
-    if judge is not None:
-        request["digests"].append(data_digest(open_source(judge, download=download)))
+    if test_set is not None:
+        request["digests"].append(data_digest(open_source(test_set, download=download)))
     finished = _finished(file, request)
     results: list[dict[str, Any]] = []
     total, began = len(table) * seeds, time.monotonic()
@@ -116,7 +116,7 @@ def _rows(
         values = list(finished.get(json.dumps([name, _plain(change)]), ()))[:seeds]
         for seed in range(len(values), seeds):
             run = _train(variant, folder / f"{_slug(name)}-{seed}", data, settings, change, seed)
-            row = evaluate("knn", run, train=train, test=judge).best
+            row = evaluate("knn", run, train=train, test=test_set).best
             values.append(float(row["value"]))
             done = len(results) * seeds + len(values)
             spent = time.monotonic() - began

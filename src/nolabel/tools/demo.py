@@ -12,7 +12,7 @@ from nolabel.config import Request
 from nolabel.data.open import open_source
 from nolabel.engine.log import say
 from nolabel.engine.train import pretrain
-from nolabel.protocols.compare import compare, keep
+from nolabel.protocols.compare import compare, save_in_runs
 from nolabel.tools.report import build_report
 from nolabel.tools.show import draw_missing, show
 
@@ -52,7 +52,7 @@ def demo(
     say("2/3  k-NN on 2,000 unseen creatures: pixels, random initialisation, trained")
     names = ("pixels", f"random:{run.folder}", str(run.folder))
     table = compare(names, "creatures:train", "creatures:test")
-    keep(table, names)
+    save_in_runs(table, names)
     kinds = ("pixels", "random", "trained")
     knn = {k: float(r.best["value"]) for k, r in zip(kinds, table.reports, strict=True)}
     print(table)

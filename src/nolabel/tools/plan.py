@@ -98,7 +98,7 @@ def plan(
         "gpu": gpu, "batch_size": batch, "batch_of_a_device": per_device, "shard": shard,
         "shard_layers": shard_layers,
         "precision": precision, "share_of_peak": share, "recipe": recipe,
-        "numbers_trained": counts.trainable, "numbers_held": counts.untrained,
+        "trainable_parameters": counts.trainable, "other_parameters": counts.untrained,
         "flops_per_image": counts.flops / per_device,
         "memory": memory, "memory_bytes": sum(memory.values()), "memory_of_device": device.memory,
         "fits": sum(memory.values()) <= usable,
@@ -220,15 +220,14 @@ def describe(p: Mapping[str, Any], error: float | None = None) -> str:
         p: from `plan`.
         error: from `check`, as a fraction.
     """
-    names = {"put together": "gathered weights"}
-    memory = ", ".join(f"{names.get(k, k)} {v / 1e9:,.1f}" for k, v in p["memory"].items() if v)
+    memory = ", ".join(f"{k} {v / 1e9:,.1f}" for k, v in p["memory"].items() if v)
     fit = "fits" if p["fits"] else "DOES NOT FIT"
     lines = [
         f"run         {p['method']} on {p['backbone']} at {p['image_size']} px, {p['devices']} x "
         f"{p['gpu']}, batch {p['batch_size']:,} ({p['batch_of_a_device']} a device)",
-        f"network     {p['numbers_trained'] / 1e6:,.1f} M trainable and "
-        f"{p['numbers_held'] / 1e6:,.1f} M other elements; {p['flops_per_image'] / 1e9:,.0f} GFLOP "
-        "an image, forward and backward",
+        f"network     {p['trainable_parameters'] / 1e6:,.1f} M trainable and "
+        f"{p['other_parameters'] / 1e6:,.1f} M other parameters, "
+        f"{p['flops_per_image'] / 1e9:,.0f} GFLOP an image, forward and backward",
         f"memory      {p['memory_bytes'] / 1e9:,.1f} of {p['memory_of_device'] / 1e9:,.0f} GB a "
         f"device: {fit} (GB: {memory}); at most {p['largest_batch_of_a_device']:,} images a device",
         f"network use {p['bytes_sent_per_step'] / 1e9:,.2f} GB a device and step; waiting takes "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nolabel import limits
+from nolabel._moved import present_options
 from nolabel.data.open import open_source
 from nolabel.data.progress import phase
 from nolabel.data.source import Source, Subset
@@ -72,7 +73,7 @@ def show(
     if what not in PICTURES:
         raise unknown("picture", what, PICTURES)
     limits.positive("--count", count)
-    info = PICTURES[what]
+    info, options = PICTURES[what], present_options(f"show {what}", options)
     allowed = [o.name for o in options_of(what)]
     for name in options:
         if name not in allowed:

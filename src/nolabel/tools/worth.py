@@ -100,7 +100,7 @@ def worth(
     check_folder(folder)
     limits.positive("--minutes", minutes)
     limits.positive("--steps", settings.get("steps"))
-    train, judge, notes = open_sets(labels, test)
+    train, test_set, notes = open_sets(labels, test)
     require_labels(train)
     publics, left_out = _public(public)
     trained = _trained(data, folder, minutes, run, settings)
@@ -111,13 +111,13 @@ def worth(
         "trained": load(str(trained.folder), image_size=size),
         **publics,
     }
-    points = [p for name, e in encoders.items() for p in _frozen(name, e, train, judge)]
-    points += _supervised(encoders["random"], trained, train, judge, minutes)
+    points = [p for name, e in encoders.items() for p in _frozen(name, e, train, test_set)]
+    points += _supervised(encoders["random"], trained, train, test_set, minutes)
     result = {
         "verdict": verdict(points, publics),
         "run": str(trained.folder),
         "train_images": len(train),
-        "test_images": len(judge),
+        "test_images": len(test_set),
         "notes": [*notes, *left_out],
         "points": [dataclasses.asdict(p) for p in points],
     }
@@ -163,16 +163,16 @@ def budgets(train: Source) -> list[int]:
     return [*(k for k in BUDGETS if k < smallest), 0]
 
 
-def _frozen(name: str, encoder: Encoder, train: Source, judge: Source) -> list[Point]:
+def _frozen(name: str, encoder: Encoder, train: Source, test_set: Source) -> list[Point]:
     """The curve of a frozen encoder: `evaluate fewshot`, and its classifier with all labels."""
-    features = extract(encoder, train), extract(encoder, judge)
-    known, unknown, _, _ = labelled_features(encoder, train, judge, features, 256)
+    features = extract(encoder, train), extract(encoder, test_set)
+    known, unknown, _, _ = labelled_features(encoder, train, test_set, features, 256)
     assert known.labels is not None and unknown.labels is not None  # noqa: S101
     y, truth = known.labels.numpy(), unknown.labels.numpy()
     points = []
     if few := tuple(k for k in budgets(train) if k):
         report = run_fewshot(
-            encoder, train, judge, features=features, k=few, draws=DRAWS, strength=STRENGTH
+            encoder, train, test_set, features=features, k=few, draws=DRAWS, strength=STRENGTH
         )
         found = {row["setting"]: row for row in report.rows}
         for k in few:
@@ -187,7 +187,7 @@ def _frozen(name: str, encoder: Encoder, train: Source, judge: Source) -> list[P
 
 
 def _supervised(
-    start: Encoder, run: Run, train: Source, judge: Source, minutes: float
+    start: Encoder, run: Run, train: Source, test_set: Source, minutes: float
 ) -> list[Point]:
     """The network trained on labels alone: with the fewest, a middle budget, and all."""
     if start.channels != 3:
@@ -205,12 +205,12 @@ def _supervised(
         rows = draw_few(members, per_class, (0, per_class, 0)) if per_class else everything
         epochs = int(min(max(images / len(rows), EPOCHS[0]), EPOCHS[1]))
         report = run_finetune(
-            start, Subset(train, rows), judge, epochs=epochs, layer_decay=1.0,
+            start, Subset(train, rows), test_set, epochs=epochs, layer_decay=1.0,
             batch=min(64, max(len(rows) // 4, 2)),
         )  # fmt: skip
         value = float(report.best["value"])
         points.append(
-            Point("supervised", len(rows), per_class, value, *interval(value, len(judge)))
+            Point("supervised", len(rows), per_class, value, *interval(value, len(test_set)))
         )
     return points
 

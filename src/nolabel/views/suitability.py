@@ -2,9 +2,9 @@
 
 Two questions are asked of each operation.
 
-A flip or a turn: can turned images be told from unturned ones? A small classifier and the nearest
-neighbours answer, on the images that they were not fitted to. At chance (one half) the set has no
-"up" (or no "left"), and the operation makes images that might be in the set.
+A flip or a turn: can turned images be distinguished from unturned ones? A small classifier and the
+nearest neighbours answer, on the images that they were not fitted to. At chance (one half) the set
+has no "up" (or no "left"), and the operation makes images that might be in the set.
 
 A change of colours or of sharpness: how far does it move an image from itself, compared with its
 distance from the other images? At 1, a changed image is as far from its original as from any other
@@ -29,10 +29,10 @@ from nolabel.views.view import View
 SIDE = 64  # pixels of a side of the sample's images
 LEAST_IMAGES = 32  # fewer say nothing
 LEAST_COLOUR = 0.02  # of the range; JPEG files of grey images reach about 0.01
-LEAST_TOLD = 200  # fewer images do not show that there is no up
-# Accuracy up to which turned images count as not told from unturned ones. By chance the best of the
+LEAST_FOR_DETECTION = 200  # fewer images do not show that there is no up
+# Accuracy up to which turned images count as undetected. By chance the best of the
 # three classifiers tells 0.53 (256 images) to 0.55 (128) of random textures, seldom more than this.
-MOST_TOLD = 0.59
+MOST_DETECTED = 0.59
 MOST_MOVED = 0.7  # distance from itself over distance from others
 STRENGTHS = (1.0, 0.75, 0.5, 0.25)  # of the usual one; the largest that suits is taken, or 0
 
@@ -58,8 +58,8 @@ class Operations:
         images: size of the sample.
         colour: root mean square of the pixels' differences from grey, as a share of the range.
         colour_spread: share of the squared distance between images that is colour, 0..1.
-        told: for each of `ORIENTATIONS`, how often an image that was flipped or turned is told from
-            one that was not, 0.5 (chance) to 1.
+        detected: for each of `ORIENTATIONS`, the accuracy of detecting that an image was flipped
+            or turned, 0.5 (chance) to 1.
         moved: for each of `USUAL` that applies, the median distance of a changed image from its
             original over that from the other images; at the usual strength.
         strength: for each of these, the share of the usual strength that suits the set, 0..1.
@@ -68,7 +68,7 @@ class Operations:
     images: int
     colour: float
     colour_spread: float
-    told: Mapping[str, float]
+    detected: Mapping[str, float]
     moved: Mapping[str, float]
     strength: Mapping[str, float]
 
@@ -78,13 +78,13 @@ class Operations:
         return self.colour >= LEAST_COLOUR
 
     def tolerated(self, orientation: str) -> bool:
-        """Whether images that were flipped or turned cannot be told; see `ORIENTATIONS`.
+        """Whether images that were flipped or turned cannot be detected; see `ORIENTATIONS`.
 
         A quarter turn is also a turn upside down half the time.
         """
         names = ("vertical_flip", "quarter_turns") if orientation == "quarter_turns" else ()
-        untold = all(self.told[name] <= MOST_TOLD for name in (*names, orientation))
-        return untold and self.images >= LEAST_TOLD
+        undetected = all(self.detected[name] <= MOST_DETECTED for name in (*names, orientation))
+        return undetected and self.images >= LEAST_FOR_DETECTION
 
 
 def measure_operations(
@@ -118,7 +118,7 @@ def measure_operations(
         strength[name] = next(found, 0.0)
     return Operations(
         images=len(images), colour=round(colour, 4), colour_spread=round(spread, 4),
-        told=_all_told(images), moved=moved, strength=strength,
+        detected=_all_detected(images), moved=moved, strength=strength,
     )  # fmt: skip
 
 
@@ -173,8 +173,8 @@ def _moved(images: Pixels, view: View) -> float:
     return float(np.median(itself / np.maximum(others, 1e-6)))
 
 
-def _all_told(images: Pixels) -> dict[str, float]:
-    """`told` of `Operations`: for each orientation, by the best of three classifiers."""
+def _all_detected(images: Pixels) -> dict[str, float]:
+    """`detected` of `Operations`: for each orientation, by the best of three classifiers."""
     if images.shape[1] >= SIDE:  # half the side is enough, and a quarter of the work
         n, side, _, channels = images.shape
         blocks = images[:, : side // 2 * 2, : side // 2 * 2].reshape(

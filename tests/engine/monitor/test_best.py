@@ -38,7 +38,7 @@ def test_the_encoder_of_the_best_moment_is_kept(tiny_run, curve, capsys):
 
 def test_a_resumed_run_remembers_the_best(tiny_run, curve):
     run = tiny_run(steps=2, keep="best", probe_every=1, log_every=1)
-    train.resume(run.folder, quiet=True, further=train.Further(steps=2))
+    train.resume(run.folder, quiet=True, extension=train.Extension(steps=2))
     assert [line["self_retrieval"] for line in lines_of(run)] == [0.2, 0.5, 0.3, 0.4]
     best = load_file(run.folder / BEST / "encoder.safetensors")
     kept = load_file(run.folder / "encoder.safetensors")

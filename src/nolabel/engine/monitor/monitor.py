@@ -14,7 +14,7 @@ from nolabel.data.source import Source
 from nolabel.data.stages import explain_slow_loading
 from nolabel.engine import parallel, run_folder
 from nolabel.engine.compiled import without_compile
-from nolabel.engine.last_word import MIN_STEPS, last_word
+from nolabel.engine.final_scores import MIN_STEPS, final_scores
 from nolabel.engine.log import say
 from nolabel.engine.monitor.alarms import Alarms
 from nolabel.engine.monitor.doctor import examine
@@ -186,7 +186,7 @@ class Monitor:
         say(f"Verdict: {examine(read_metrics(folder / 'metrics.jsonl'), t.total, workers)}")
         if t.total >= MIN_STEPS:
             probe = self.recorder.probe if self.recorder else None
-            for line in last_word(self.run, t.source, probe):
+            for line in final_scores(self.run, t.source, probe):
                 say(line)
         say("Next:")
         for line in next_commands(self.run, t.source):

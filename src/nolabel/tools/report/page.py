@@ -24,7 +24,7 @@ from nolabel.pictures._tiles import read_captions
 from nolabel.tools.report.curves import curves, is_number
 from nolabel.tools.report.packing import packed
 from nolabel.tools.report.parts import Parts, read_picture
-from nolabel.tools.report.seen import strip, touch
+from nolabel.tools.report.snapshots import similarity_viewer, snapshot_strip
 from nolabel.tools.report.trial import trial
 from nolabel.tools.report.verdict import chosen, three_numbers, verdict
 
@@ -61,19 +61,19 @@ def build_report(
     parts = Parts(folder)
     name, kept = parts.comparison()
     rows, name = kept if rows is None else rows, name or str(folder)
-    metrics, config, film = parts.metrics(), parts.text("config.yaml"), parts.film()
+    metrics, config, snapshots = parts.metrics(), parts.text("config.yaml"), parts.snapshots()
     run = parts.run()
     # Read from the text: it counts where the rest of the configuration is damaged, too.
     private = re.search(r"(?m)^ +private: true$", config) is not None
     shown_as = folder
     if private:
-        shown_as, film, name = Path(folder.name), None, PurePath(name).name
+        shown_as, snapshots, name = Path(folder.name), None, PurePath(name).name
         rows = [{**row, "encoder": _short(str(row["encoder"]))} for row in rows]
         run = run and run.with_settings(data="private data")
     path = Path(out) if out else folder / "report.html"
     steps, workers = (run.settings.steps, run.settings.workers) if run else (0, None)
     text = verdict(rows, metrics, steps, run=name, workers=workers)
-    touched = touch(film)
+    touched = similarity_viewer(snapshots)
     title = _title(run) or folder.name
     settings = "Left out, as the run is private: see config.yaml." if private else config
     skipped, machine = parts.text("skipped.jsonl"), parts.text("environment.json")
@@ -81,7 +81,7 @@ def build_report(
     sections = {
         "Measured": _table(rows),
         "Choice of the method": trial(parts.tournament()),
-        "Features during training": strip(film),
+        "Features during training": snapshot_strip(snapshots),
         "Similarity of patches": touched,
         "Pictures": _pictures(folder / "pictures", parts.encoder())
         + "".join(f'<p class="soft">Not drawn: {_e(n)}</p>' for n in missing),

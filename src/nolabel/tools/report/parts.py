@@ -96,7 +96,7 @@ class Parts:
             self._note(TOURNAMENT)
         return kept if isinstance(kept, dict) else {}
 
-    def film(self) -> Snapshots | None:
+    def snapshots(self) -> Snapshots | None:
         """The feature snapshots."""
         found = read_snapshots(self.folder)
         if found is None and any((self.folder / FOLDER).glob("*.npz")):

@@ -12,7 +12,7 @@ from nolabel.data.creatures.world import Creatures
 from nolabel.data.source import Subset
 from nolabel.data.sources.items import Items
 from nolabel.encoders import load
-from nolabel.engine.last_word import last_word, meaning
+from nolabel.engine.final_scores import explain, final_scores
 from nolabel.engine.monitor.probe import Probe
 from nolabel.types import Sample
 
@@ -31,7 +31,7 @@ def run_of(steps: int = 900, images: int = 10_000, minutes: float | None = 10.0)
     ],
 )
 def test_each_order_of_the_three_figures_has_its_word(figures, words):
-    said = meaning(run_of(), *figures, labelled=True)
+    said = explain(run_of(), *figures, labelled=True)
     assert words in said
     assert ("--minutes 30" in said) == (words != "Better than both")
 
@@ -46,13 +46,13 @@ def test_each_order_of_the_three_figures_has_its_word(figures, words):
     ],
 )
 def test_the_advice_fits_the_run(run, advice):
-    assert advice in meaning(run, 0.5, 0.5, 0.5, labelled=True)
+    assert advice in explain(run, 0.5, 0.5, 0.5, labelled=True)
 
 
 def test_a_run_that_stopped_improving_is_not_advised_to_go_on():
     """Its verdict says that more steps will hardly help; nothing else may say the opposite."""
     for run in (run_of(), run_of(minutes=None)):
-        said = meaning(run, 0.5, 0.5, 0.5, labelled=True, flat=True)
+        said = explain(run, 0.5, 0.5, 0.5, labelled=True, flat=True)
         assert "longer run" not in said
         assert "another method" in said
 
@@ -60,7 +60,7 @@ def test_a_run_that_stopped_improving_is_not_advised_to_go_on():
 def test_the_figures_are_those_of_the_probe_on_the_data_s_labels(tiny_run):
     run = tiny_run("simclr", steps=2)
     source = Creatures("train", size=32, count=120)
-    figures, said = last_word(run, source)
+    figures, said = final_scores(run, source)
     probe = Probe(source)
     for name in (str(run.folder), f"random:{run.folder}", "pixels"):
         assert f"{probe.accuracy(load(name)):.1%}" in figures
@@ -72,7 +72,7 @@ def test_without_labels_self_retrieval_is_told_with_its_limits(tiny_run, monkeyp
     source = Subset(Creatures("train", size=32, count=64), range(40))
     source.labels, source.classes = None, ()
     monkeypatch.setattr("nolabel.engine.monitor.probe.RETRIEVED", 16)
-    figures, said = last_word(run, source)
+    figures, said = final_scores(run, source)
     assert figures.startswith("self-retrieval, which needs no labels: ")
     assert said.endswith("A few labels say more: --probe SRC.")
 
@@ -97,5 +97,5 @@ class LargeImages(Items):
 def test_large_images_are_read_once_for_the_three_encoders(tiny_run):
     run = tiny_run("simclr", steps=2)
     source = LargeImages()
-    last_word(run, source)
+    final_scores(run, source)
     assert source.reads == len(source)

@@ -1,4 +1,4 @@
-"""What a finished run is worth: its encoder beside its own random start and raw pixels.
+"""The scores of a finished run: its encoder beside its random start and raw pixels.
 
 By k-NN where there are labels, of `--probe` or the names of the data's folders. They measure, and
 train nothing. Without labels, by self-retrieval (`evaluate labelfree`).
@@ -22,7 +22,7 @@ MIN_LABELLED, MOST_LABELLED = 50, 5000  # images; fewer say nothing, more take l
 GAIN = 0.02  # smaller differences are taken as none
 
 
-def last_word(run: Run, source: Source, probe: Probe | None = None) -> list[str]:
+def final_scores(run: Run, source: Source, probe: Probe | None = None) -> list[str]:
     """Lines with the three figures, and what they mean.
 
     Args:
@@ -49,10 +49,10 @@ def last_word(run: Run, source: Source, probe: Probe | None = None) -> list[str]
             pixels, start, trained = (self_retrieval(encoder, source) for encoder in encoders)
     line = f"{what}: {trained:.1%}; random start {start:.1%}, raw pixels {pixels:.1%}"
     flat = examine(read_metrics(run.folder / "metrics.jsonl"), s.steps).state == "stopped improving"
-    return [line, meaning(run, pixels, start, trained, labelled=probe is not None, flat=flat)]
+    return [line, explain(run, pixels, start, trained, labelled=probe is not None, flat=flat)]
 
 
-def meaning(
+def explain(
     run: Run, pixels: float, start: float, trained: float, *, labelled: bool, flat: bool = False
 ) -> str:
     """What the figures of the encoder and its two baselines mean, in one sentence.

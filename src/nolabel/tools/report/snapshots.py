@@ -16,11 +16,11 @@ TILE = 80
 MOST_PATCHES = 5_000  # all pairs of an image's patches are compared
 
 
-def strip(film: Snapshots | None) -> str:
+def snapshot_strip(saved: Snapshots | None) -> str:
     """Principal components and attention of the same images after some steps, as HTML."""
-    if film is None:
+    if saved is None:
         return ""
-    pixels, snapshots = film
+    pixels, snapshots = saved
     titles = ["image", *(f"{step:,} steps" for step, _ in snapshots)]
     columns, before = [], None
     for _, arrays in snapshots:
@@ -52,14 +52,14 @@ def _figure(image: np.ndarray, caption: str) -> str:
     )
 
 
-def touch(film: Snapshots | None) -> str:
+def similarity_viewer(saved: Snapshots | None) -> str:
     """Images with the cosine similarity of every patch to the one under the pointer, as HTML.
 
     The page adds `script.js`, which draws it.
     """
-    if film is None:
+    if saved is None:
         return ""
-    pixels, snapshots = film
+    pixels, snapshots = saved
     step, arrays = snapshots[-1]
     patches = arrays["patches"].astype(np.float32)
     n, h, w, k = patches.shape
