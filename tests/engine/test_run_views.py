@@ -81,7 +81,7 @@ def test_captions_keep_their_left_and_above():
     operations = Operations(**found.run.operations)
     for name, turned in (("mae", 0.75), ("clip", 0.0), ("siglip", 0.0)):
         kind = methods.load(name)
-        assert run_views.final_settings(kind, kind.Options(), s, operations).quarter_turns == turned
+        assert run_views.fit_views(kind, kind.Options(), s, operations).quarter_turns == turned
 
 
 def test_the_sample_is_bounded_and_skips_what_cannot_be_read(monkeypatch):

@@ -42,13 +42,7 @@ from nolabel.encoders.names import absolute_encoder
 from nolabel.engine.checks import check_settings
 from nolabel.engine.log import say
 from nolabel.engine.machine import Machine
-from nolabel.engine.run_views import (
-    check_views,
-    final_settings,
-    operations_on,
-    reasons_for,
-    view_plan,
-)
+from nolabel.engine.run_views import check_views, fit_views, operations_on, reasons_for, view_plan
 from nolabel.errors import UsageError
 from nolabel.methods.base import Contrastive, Method, RecipeContext
 from nolabel.types import Optim
@@ -246,7 +240,7 @@ def batch_stage(
     options, optim = _layered(request, s, context)
     plain, _ = _layered(request, s, dataclasses.replace(context, operations=None))
     before = view_plan(kind, plain, s)
-    s = final_settings(kind, options, s, operations)
+    s = fit_views(kind, options, s, operations)
     s = dataclasses.replace(
         s,
         batch_size=batch,

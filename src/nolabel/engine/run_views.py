@@ -61,7 +61,7 @@ def check_views(kind: type[Method], s: Settings) -> None:
             )
 
 
-def final_settings(
+def fit_views(
     kind: type[Method], options: Any, s: Settings, operations: Operations | None
 ) -> Settings:
     """The settings with final values for what concerns the views.
