@@ -17,6 +17,7 @@ from nolabel.config import Layer
 from nolabel.encoders import read_header
 from nolabel.encoders.names import absolute_encoder
 from nolabel.engine import run_folder, trainer
+from nolabel.engine.monitor.probe import Probe
 from nolabel.engine.saved_run import load_run
 from nolabel.errors import DataError, FileDamaged, UsageError
 
@@ -121,7 +122,7 @@ def test_one_process_at_a_time_writes_into_a_folder(tmp_path):
 def test_a_lock_of_another_machine_counts_until_it_is_no_longer_renewed(tmp_path):
     path = tmp_path / LOCK
     path.write_text('{"host": "node7", "process": 12, "since": "\\u001b[31mnoon"}')
-    with pytest.raises(UsageError, match=r"Process 12 on node7 .* since \[31mnoon\..*delete"):
+    with pytest.raises(UsageError, match=r"Process 12 on node7 .* since \\x1b\[31mnoon\..*delete"):
         Lock(path, "the run").acquire()
     os.utime(path, (0, 0))
     with Lock(path, "the run"):
@@ -180,8 +181,11 @@ def test_a_checkpoint_beyond_the_runs_length_is_refused_and_kept(saved):
     assert len(list((saved.folder / "checkpoints").iterdir())) == 1
 
 
-def test_a_run_folder_has_all_its_parts(tiny_run, photos):
+def test_a_run_folder_has_all_its_parts_and_the_probe_is_opened_once(tiny_run, photos, monkeypatch):
+    opened, open_probe = [], Probe.of
+    monkeypatch.setattr(Probe, "of", lambda run: opened.append(run) or open_probe(run))
     run = tiny_run("dino", probe=str(photos), probe_every=2, log_every=1)
+    assert len(opened) == 1
     names = {p.name for p in run.folder.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "environment.json", "checkpoints",
             "encoder.safetensors"} <= names  # fmt: skip

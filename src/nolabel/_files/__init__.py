@@ -11,7 +11,7 @@ from nolabel._files.atomic import atomic, replacement, usual_mode, write_text
 from nolabel._files.lock import LOCK, Lock
 from nolabel._files.marks import MARK, read_mark, refuse_dangerous, remove_matching, write_mark
 from nolabel._files.places import check_file, check_folder
-from nolabel._files.reading import read_json, read_text
+from nolabel._files.reading import read_json, read_text, require_file
 from nolabel._files.scratch import scratch_folder
 from nolabel._files.tensors import save_tensors
 
@@ -28,6 +28,7 @@ __all__ = [
     "refuse_dangerous",
     "remove_matching",
     "replacement",
+    "require_file",
     "save_tensors",
     "scratch_folder",
     "usual_mode",

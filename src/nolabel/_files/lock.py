@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from nolabel._files.places import check_folder
-from nolabel.errors import UsageError
+from nolabel.errors import UsageError, printable
 
 try:
     import fcntl
@@ -161,10 +161,9 @@ def _about(text: str) -> dict[str, str]:
         about = json.loads(text)
     except ValueError:
         return {}
-    # What comes from a file is text; other characters than printable ones do not reach a terminal.
     if not isinstance(about, dict):
         return {}
-    return {str(k): "".join(c for c in str(v)[:80] if c.isprintable()) for k, v in about.items()}
+    return {str(k): printable(str(v)[:80]) for k, v in about.items()}
 
 
 def _now() -> str:

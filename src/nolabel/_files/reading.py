@@ -7,7 +7,24 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from nolabel.errors import UsageError
+
 _MAX_BYTES = 20_000_000
+
+
+def require_file(path: Path, what: str) -> None:
+    """Refuses a path that is missing or a folder.
+
+    Args:
+        path: that a user gave.
+        what: is needed, for the message: "an encoder file".
+
+    Raises:
+        UsageError: it is no file.
+    """
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"{str(path)!r} {found}; {what} is needed.")
 
 
 def read_text(path: Path, most: int = _MAX_BYTES) -> str | None:

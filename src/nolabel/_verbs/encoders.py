@@ -147,14 +147,12 @@ def embed(
         UsageError: an unknown option, or a file that holds other features.
     """
     from nolabel._usercode import trusted_code
-    from nolabel.apps.embed import Options
+    from nolabel.apps.embed import Options, open_inputs
     from nolabel.apps.embed import embed as run
     from nolabel.config import from_dict
-    from nolabel.data.open import open_source
 
     with trusted_code(trust_code):
-        used = loaded(encoder)
-        source = open_source(data, image_size=used.image_size, channels=used.channels)
+        used, source = open_inputs(encoder, data)
         return run(used, source, out, options=from_dict(Options, options), overwrite=overwrite)
 
 
@@ -182,12 +180,11 @@ def search(
         DataError: the image cannot be read.
     """
     from nolabel._usercode import trusted_code
-    from nolabel.apps.embed import Index, open_index
+    from nolabel.apps.search import open_inputs
     from nolabel.apps.search import search as run
 
     with trusted_code(trust_code):
-        opened = index if isinstance(index, Index) else open_index(index)
-        used = loaded(encoder, image_size=opened.about["image_size"])
+        opened, used = open_inputs(index, encoder)
         return run(opened, used, query, k=k, approximate=approximate)
 
 

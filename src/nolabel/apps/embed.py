@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,13 +34,16 @@ from nolabel.apps._features_file import (
     with_suffix,
 )
 from nolabel.data.identity import data_digest
-from nolabel.data.open import recorded_name
+from nolabel.data.open import open_source, recorded_name
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source, Subset
-from nolabel.encoders.encoder import Encoder
+from nolabel.encoders import Encoder, load
 from nolabel.encoders.features import chunks, encoder_input
 from nolabel.encoders.identity import encoder_digest
 from nolabel.errors import DataError, FileDamaged, UsageError, printable, unknown
+
+if TYPE_CHECKING:
+    from nolabel.data.open import SourceSpec
 
 FORMATS = (".npy", ".safetensors", ".parquet")
 DTYPES = ("float16", "float32")
@@ -124,6 +127,27 @@ def shard_range(shard: str, count: int) -> range:
         raise UsageError(f"shard must be I/N with I from 1 to N, such as 3/8, got {shard!r}.")
     i, n = int(index), int(total)
     return range(count * (i - 1) // n, count * i // n)
+
+
+def open_inputs(
+    encoder: Encoder | str | os.PathLike[str],
+    data: SourceSpec,
+    *,
+    image_size: int | None = None,
+    device: str = "auto",
+) -> tuple[Encoder, Source]:
+    """The encoder and the images of `embed`, as users name them.
+
+    Args:
+        encoder: loaded already, or a name that `load` takes.
+        data: as `open_source` takes it.
+        image_size, device: of an encoder that is given by name; see `load`.
+
+    Raises:
+        UsageError, DataError: one of them cannot be opened.
+    """
+    used = load(encoder, image_size=image_size, device=device)
+    return used, open_source(data, image_size=used.image_size, channels=used.channels)
 
 
 def embed(

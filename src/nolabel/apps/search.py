@@ -24,6 +24,7 @@ from nolabel.apps.embed import Index, open_index, pooling, width_of
 from nolabel.data.source import Source
 from nolabel.encoders.encoder import Encoder, ImageLike
 from nolabel.encoders.identity import encoder_digest
+from nolabel.encoders.loading import load_at
 from nolabel.encoders.text import TextEncoder, text_of
 from nolabel.errors import BadImage, DataError, UsageError
 from nolabel.pictures._shown import shown_image
@@ -57,6 +58,18 @@ class Hits:
         lines = [f"nearest to {self.query!r}:"]
         pairs = zip(self.similarity, self.names, strict=True)
         return "\n".join([*lines, *(f"  {s:6.3f}  {n}" for s, n in pairs)])
+
+
+def open_inputs(
+    index: Index | str | os.PathLike[str], encoder: Encoder | str | os.PathLike[str]
+) -> tuple[Index, Encoder]:
+    """The index and the encoder of `search`, as users name them; the encoder at the index's size.
+
+    Raises:
+        UsageError, FileDamaged: one of them cannot be opened.
+    """
+    opened = index if isinstance(index, Index) else open_index(index)
+    return opened, load_at(encoder, opened.about["image_size"])
 
 
 def search(

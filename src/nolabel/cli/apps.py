@@ -37,9 +37,7 @@ def embed_(args: list[str], about: str) -> None:
     """`nolabel embed`."""
     import tyro
 
-    from nolabel.apps.embed import Options, embed
-    from nolabel.data.open import open_source
-    from nolabel.encoders import load
+    from nolabel.apps.embed import Options, embed, open_inputs
 
     @dataclass(frozen=True, kw_only=True)
     class Embed:
@@ -53,8 +51,9 @@ def embed_(args: list[str], about: str) -> None:
         json: str | None = None  # write the description of the features to this file too
 
     given = flags(Embed, args, "nolabel embed", about)
-    encoder = load(given.encoder, image_size=given.image_size, device=given.device)
-    source = open_source(given.data, image_size=encoder.image_size, channels=encoder.channels)
+    encoder, source = open_inputs(
+        given.encoder, given.data, image_size=given.image_size, device=given.device
+    )
     for note in source.notes:
         write(f"note: {note}")
     with continues(f"The features that are done are kept beside {given.out}."):
@@ -71,9 +70,7 @@ def embed_(args: list[str], about: str) -> None:
 
 def search_(args: list[str], about: str) -> None:
     """`nolabel search`."""
-    from nolabel.apps.embed import open_index
-    from nolabel.apps.search import search
-    from nolabel.encoders import load
+    from nolabel.apps.search import open_inputs, search
 
     @dataclass(frozen=True, kw_only=True)
     class Search:
@@ -89,8 +86,7 @@ def search_(args: list[str], about: str) -> None:
     given = flags(Search, args, "nolabel search", about)
     if given.out:
         check_folder(given.out)
-    index = open_index(given.index)
-    encoder = load(given.encoder, image_size=index.about["image_size"])
+    index, encoder = open_inputs(given.index, given.encoder)
     hits = search(index, encoder, given.query, k=given.k, approximate=given.approximate)
     write(hits)
     if given.out:

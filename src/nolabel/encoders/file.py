@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nolabel._files import save_tensors
+from nolabel._files import require_file, save_tensors
 from nolabel._version import __version__
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.vit import ViT
@@ -263,9 +263,7 @@ def read_tensors(
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise UsageError(f"{str(path)!r} {what}; an encoder file (.safetensors) is needed.")
+    require_file(path, "an encoder file (.safetensors)")
     values: dict[str, Tensor] = {}
     try:
         with safe_open(path, "pt") as file:

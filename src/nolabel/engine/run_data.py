@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from nolabel.data.open import SourceSpec
 
 
-def checked(run: Run, source: Source) -> Run:
-    """The run with the digest of its data, after the data of its probe were tried.
+def checked(run: Run, source: Source) -> tuple[Run, Probe | None]:
+    """The run with the digest of its data, and its probe, which rank 0 alone has.
 
     A mistake is found before the run's folder is made, so that it does not block the next start.
 
@@ -28,11 +28,14 @@ def checked(run: Run, source: Source) -> Run:
         DataError, UsageError: the probe's data cannot be opened, or have no labels.
     """
 
+    probes: list[Probe | None] = []  # stays empty on the other ranks
+
     def check() -> str:
-        Probe.of(run)
+        probes.append(Probe.of(run))
         return data_digest(source)
 
-    return dataclasses.replace(run, data_digest=parallel.rank0_first(check))
+    run = dataclasses.replace(run, data_digest=parallel.rank0_first(check))
+    return run, probes[0] if probes else None
 
 
 def open_again(run: Run, data: SourceSpec | None) -> tuple[Run, Source]:

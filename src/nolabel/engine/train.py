@@ -35,6 +35,7 @@ from nolabel.engine.loop import train
 from nolabel.engine.measurement import measurement
 from nolabel.engine.monitor.metrics import read_metrics
 from nolabel.engine.monitor.monitor import Monitor
+from nolabel.engine.monitor.probe import Probe
 from nolabel.engine.monitor.progress import Progress
 from nolabel.engine.resolve import Resolved, folder_name, resolve
 from nolabel.engine.saved_run import load_run
@@ -114,7 +115,7 @@ def _train(
     run = measurement(resolved, method, plan, device, began=began, quiet=quiet)
     method.options = run.options  # rates that depend on the length, which was measured
     # What the monitor needs is tried before the folder is made: a mistake must not block the next.
-    run = run_data.checked(run, source)
+    run, probe = run_data.checked(run, source)
     parallel.rank0_first(lambda: run_folder.make(run, built.frozen))
     with memory.explain_out_of_memory(run):
         minutes = run.settings.minutes
@@ -130,7 +131,9 @@ def _train(
                     quiet=quiet,
                 )  # fmt: skip
         length = Length(run, deadline)
-        return _take_steps(run, method, plan, source, device, start=0, length=length, quiet=quiet)
+        return _take_steps(
+            run, method, plan, source, device, start=0, length=length, probe=probe, quiet=quiet
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +290,7 @@ def _take_steps(
     state: dict[str, Any] | None = None,
     length: Length | None = None,
     images: Source | None = None,
+    probe: Probe | None = None,
     quiet: bool = False,
 ) -> Run:
     """Builds trainer and monitor of a run, and trains. Returns the run with its final length."""
@@ -299,7 +303,8 @@ def _take_steps(
         run, method, plan, source, device, start=start, state=state, length=length,
         images=images, note=progress.note,
     )  # fmt: skip
-    monitor = Monitor(trainer, progress, since="resuming" if images is None else "the tournament")
+    since = "resuming" if images is None else "the tournament"
+    monitor = Monitor(trainer, progress, since=since, probe=probe)
     train(trainer, monitor)
     if not quiet:
         monitor.summary()

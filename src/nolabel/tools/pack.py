@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nolabel._files import LOCK, Lock, read_json, write_text
+from nolabel._files import LOCK, Lock, atomic, read_json, write_text
 from nolabel.data.progress import progress_bar
 from nolabel.data.source import Source
 from nolabel.data.sources._decode import decoding_in_threads, read_image
@@ -212,7 +212,6 @@ def _write_shard(
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Writes one shard atomically; returns its entry in pack.json and the images left out."""
     path = folder / f"{shard:06}.tar"
-    temporary = path.with_suffix(".tmp")
     skipped: list[tuple[str, str]] = []
     images, before = 0, 0
     names: Names = (
@@ -220,30 +219,23 @@ def _write_shard(
         ("group", source.groups, tuple(source.group_names)),
         ("domain", source.domains, source.domain_names),
     )
-    try:
-        with open(temporary, "wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                # In small groups, so that few images are in memory, whatever the shard's size.
-                for start in range(span.start, span.stop, 8 * workers):
-                    some = range(start, min(start + 8 * workers, span.stop))
-                    for i, made in zip(
-                        some,
-                        pool.map(lambda i: _encode_member(source, i, packing), some),
-                        strict=True,
-                    ):
-                        if isinstance(made, BadImage):
-                            skipped.append((printable(made.path), made.reason))
-                            continue
-                        images += 1
-                        before += made.before
-                        _add_sample(tar, source, i, made, names)
-                    advance(len(some))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    form = tarfile.PAX_FORMAT
+    with atomic(path) as file, tarfile.open(fileobj=file, mode="w", format=form) as tar:
+        # In small groups, so that few images are in memory, whatever the shard's size.
+        for start in range(span.start, span.stop, 8 * workers):
+            some = range(start, min(start + 8 * workers, span.stop))
+            for i, made in zip(
+                some,
+                pool.map(lambda i: _encode_member(source, i, packing), some),
+                strict=True,
+            ):
+                if isinstance(made, BadImage):
+                    skipped.append((printable(made.path), made.reason))
+                    continue
+                images += 1
+                before += made.before
+                _add_sample(tar, source, i, made, names)
+            advance(len(some))
     entry = {
         "file": path.name,
         "images": images,

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from nolabel.errors import FileDamaged, UsageError
+from nolabel._files import require_file
+from nolabel.errors import FileDamaged
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -22,9 +23,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         UsageError, FileDamaged: as `import_file`.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise UsageError(f"{str(path)!r} {what}; a checkpoint file is needed.")
+    require_file(path, "a checkpoint file")
     with path.open("rb") as file:
         head = file.read(16)
     if not head:

@@ -19,6 +19,7 @@ from nolabel.engine.log import say
 from nolabel.engine.monitor.alarms import Alarms
 from nolabel.engine.monitor.doctor import examine
 from nolabel.engine.monitor.metrics import read_metrics
+from nolabel.engine.monitor.probe import Probe
 from nolabel.engine.monitor.progress import Progress
 from nolabel.engine.monitor.recorder import Recorder
 from nolabel.engine.monitor.snapshots import snapshot_steps
@@ -39,11 +40,15 @@ class Monitor:
         trainer: of the run.
         progress: the bar; prints notes to the user.
         since: what came before the trainer's start step, if it is above 0.
+        probe: of the run, where it is open already.
     """
 
-    def __init__(self, trainer: Trainer, progress: Progress, *, since: str = "resuming"):
+    def __init__(
+        self, trainer: Trainer, progress: Progress, *, since: str = "resuming",
+        probe: Probe | None = None,
+    ):  # fmt: skip
         self.trainer, self.run, self.progress = trainer, trainer.run, progress
-        self.since = since
+        self.since, self.probe = since, probe
         self.log_every = trainer.run.settings.log_every
         self.snapshot_steps = snapshot_steps(trainer.total)
         self.starving = False  # whether slow loading was reported
@@ -55,7 +60,9 @@ class Monitor:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.progress)
             if t.first:
-                self.recorder = Recorder(t.run, t.method, t.plan, t.source, t.start, self.progress)
+                self.recorder = Recorder(
+                    t.run, t.method, t.plan, t.source, t.start, self.progress, self.probe
+                )
                 stack.callback(self.recorder.close)
             self._exit = stack.pop_all()
         return self

@@ -32,17 +32,18 @@ class Recorder:
         method, plan, source: of the run.
         start: step from which the run starts or continues.
         progress: measures the rates, and prints lines for the user.
+        probe: of the run, where it is open already.
     """
 
     def __init__(
         self, run: Run, method: Method, plan: ViewPlan, source: Source, start: int,
-        progress: Progress,
+        progress: Progress, probe: Probe | None = None,
     ):  # fmt: skip
         s, self.total = run.settings, run.settings.steps
         self.method, self.plan, self.start, self.progress = method, plan, start, progress
         self.log_every = s.log_every
         self.probe_every = s.probe_every
-        self.probe = Probe.of(run)
+        self.probe = probe or Probe.of(run)
         self.init_guard: InitGuard | None = None
         if s.init and s.init_guard != "off" and not s.shard and len(source) >= MIN_IMAGES:
             self.init_guard = InitGuard(run.folder, method.encoder, plan, source, self.probe)
