@@ -109,6 +109,22 @@ def test_images_are_turned_where_there_is_no_up_and_mirrored_unless_that_is_told
     assert suited_settings(crops, 5, measured(colour=0.0)) == {}
 
 
+@pytest.mark.parametrize("method", WITH_COLOUR)
+def test_small_images_that_share_colours_get_weak_changes_of_colour(method):
+    def colours(matches, size=32):
+        found = dataclasses.replace(measured(), colour_matches=matches)
+        return [(v.jitter[3], v.grey) for v in views(method, found, image_size=size)]
+
+    usual = [(v.jitter[3], v.grey) for v in views(method, None, image_size=32)]
+    assert colours(0.95) == usual
+    for matches, hues, greys in ((0.3, 0.1, 0.2), (0.75, 0.25, 0.35)):
+        for (hue, grey), (most, often) in zip(colours(matches), usual, strict=True):
+            strong = most == pytest.approx(0.4) and often == pytest.approx(0.5)
+            assert hue == pytest.approx(hues if strong else most)
+            assert grey == pytest.approx(greys if strong else often)
+    assert colours(0.3, size=224) == colours(0.95, size=224)
+
+
 def test_the_reasons_name_what_changed_and_nothing_else():
     view = View(name="a", size=32, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2, blur=(0.5,))
     before = ViewPlan(views=(view,))
@@ -123,3 +139,8 @@ def test_the_reasons_name_what_changed_and_nothing_else():
         "no up, so vertical flips and quarter turns",
     )
     assert reasons(before, before, grey) == ()
+    weaker = ViewPlan(views=(dataclasses.replace(view, jitter=(0.4, 0.4, 0.4, 0.05)),))
+    shared = dataclasses.replace(measured(), colour_matches=0.55)
+    assert reasons(before, weaker, shared) == (
+        "colour is no shortcut (55% of crops find their image by colour), so weaker changes of it",
+    )

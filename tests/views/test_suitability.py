@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from nolabel.views.suitability import USUAL, measure_operations
+from nolabel.views.suitability import USUAL, colour_matches, measure_operations
 
 N, SIDE = 128, 32
 MANY = 256  # to show that there is no up
@@ -92,6 +92,17 @@ def test_hue_is_reduced_where_images_differ_by_hue_alone():
     assert found.moved["grey"] > 0.9 and found.strength["grey"] == 0
     shapes = measure_operations(byte(smooth(N, 4, 3)))
     assert shapes.strength["hue"] == 1 and shapes.strength["blur"] == 1
+
+
+def test_crops_find_their_image_by_colour_where_each_has_its_own_and_not_where_they_share_it():
+    own = byte(smooth(N, 2, channels=3) * 1.5 - 0.25)  # a few large fields of colour
+    shared = byte(smooth(N, 16, channels=3))  # all colours in each
+    assert colour_matches(own) > 0.75 and colour_matches(shared) < 0.35
+    # Without colour there are ties: half of the others count as nearer.
+    assert colour_matches(textures(N)) < 0.05 and colour_matches(textures(N, 1)) == 0
+    # Light and shadow are no colour.
+    darker = (own * np.linspace(0.6, 1, N)[:, None, None, None]).astype(np.uint8)
+    assert abs(colour_matches(darker) - colour_matches(own)) < 0.1
 
 
 def test_blur_is_reduced_where_images_differ_by_fine_texture_alone():

@@ -6,7 +6,6 @@ from typing import Any
 
 from nolabel.methods.base import RecipeContext
 from nolabel.recipes.choices import (
-    STRONG_HUE,
     blur_sigma,
     colour_jitter,
     ema_momentum,
@@ -16,6 +15,7 @@ from nolabel.recipes.choices import (
     is_small,
     local_size,
     run_steps,
+    small_jitter,
 )
 from nolabel.types import Optim
 
@@ -49,7 +49,7 @@ def self_distillation(
     if brief:
         options |= {"hidden": 512, "bottleneck": 128, "head_batch_norm": True, "local_crops": 2}
     if small:
-        options |= {"local_scale": (0.1, 0.4), "jitter": STRONG_HUE}
+        options |= {"local_scale": (0.1, 0.4), "jitter": small_jitter(context)}
         options |= {"grey": grey_probability(context)}
     return options
 

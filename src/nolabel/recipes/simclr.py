@@ -11,6 +11,7 @@ from nolabel.recipes.choices import (
     grey_probability,
     is_brief,
     is_small,
+    small_hue,
 )
 from nolabel.recipes.suited import suited_jitter
 
@@ -33,13 +34,15 @@ def automatic(method: type[SimCLR], context: RecipeContext) -> Recipe:
     """
     small, brief = is_small(context), is_brief(context)
     batch = batch_size(context, 256, least=2)
-    strength, hue = _jitter(context, 0.4 if small else 0.5, 1.0 if small else 0.2)
+    strength, hue = _jitter(
+        context, 0.4 if small else 0.5, small_hue(context) / 0.4 if small else 0.2
+    )
     options = method.Options(
         temperature=0.2,
         hidden=512 if brief else 2048,
         scale=(0.3, 1.0) if small else (0.2, 1.0),
         strength=strength,
-        hue=hue,  # strong for small images, as in `colour_jitter`
+        hue=hue,  # relative to the strength
         grey=grey_probability(context),
         blur=0.0 if small else 0.5,
         blur_sigma=blur_sigma(context),

@@ -13,6 +13,10 @@ from nolabel.views.suitability import JITTER, USUAL, Operations
 MORE_INTENSITY = 1.5  # times the brightness and contrast, for images without colour
 MOST_INTENSITY = 0.8  # the strongest of the recipes for photographs
 CHANNELS = 0.2  # strength of the jitter of each channel by itself, for other than 1 or 3 channels
+SHORTCUT = (
+    0.6,
+    0.9,
+)  # `Operations.colour_matches` where colour is no shortcut, and where it is one
 FLIP, TURNS = 0.5, 0.75  # all eight orientations are equally likely
 MOST_DETECTED_FLIP = 0.85  # accuracy above which mirrored images are no images of the set
 
@@ -145,6 +149,10 @@ def reasons(before: ViewPlan, after: ViewPlan, operations: Operations) -> tuple[
     }
     if any(a.blur) and a.blur_sigma != b.blur_sigma:
         changed.add("blur")
+    less_colour = b.jitter[3] < a.jitter[3] or b.grey < a.grey
+    if operations.colourful and less_colour and operations.colour_matches < SHORTCUT[1]:
+        found = f"{operations.colour_matches:.0%} of crops find their image by colour"
+        out.append(f"colour is no shortcut ({found}), so weaker changes of it")
     for name, strength in operations.strength.items():
         if name in changed and strength < 1:
             what = name.replace("solarise", "solarising")

@@ -10,6 +10,10 @@ A change of colours or of sharpness: how far does it move an image from itself, 
 distance from the other images? At 1, a changed image is as far from its original as from any other
 one: what the images differ by is destroyed. The strength is then reduced until the ratio is at most
 `MOST_MOVED`.
+
+And of the set: do two crops of an image find each other among other images by colour alone? If so,
+colour is a shortcut, and strong changes of it are needed. If not, images share colours, which may
+be what tells kinds apart.
 """
 
 from __future__ import annotations
@@ -42,6 +46,9 @@ USUAL = {
     "solarise": 1.0, "noise": 0.1,
 }  # fmt: skip
 JITTER = ("brightness", "contrast", "saturation", "hue")
+CROPS, AMONG = (0.3, 1.0), 30  # `colour_matches`: area of the crops, and how many others there are
+EQUAL = 1e-6  # largest difference of the cosines of equal colours
+BINS = 6  # of a channel's share of a pixel's brightness: coarse, weak changes hide less than that
 OF_COLOUR = ("saturation", "hue", "grey")
 SWITCHED = ("grey", "solarise")
 ORIENTATIONS = ("flip", "vertical_flip", "quarter_turns")
@@ -63,6 +70,8 @@ class Operations:
         moved: for each of `USUAL` that applies, the median distance of a changed image from its
             original over that from the other images; at the usual strength.
         strength: for each of these, the share of the usual strength that suits the set, 0..1.
+        colour_matches: how often a crop is more like the other crop of its image than like those of
+            `AMONG` other images by its colours alone, 0..1; 1 for runs that did not measure it.
     """
 
     images: int
@@ -71,6 +80,7 @@ class Operations:
     detected: Mapping[str, float]
     moved: Mapping[str, float]
     strength: Mapping[str, float]
+    colour_matches: float = 1.0
 
     @property
     def colourful(self) -> bool:
@@ -119,6 +129,7 @@ def measure_operations(
     return Operations(
         images=len(images), colour=round(colour, 4), colour_spread=round(spread, 4),
         detected=_all_detected(images), moved=moved, strength=strength,
+        colour_matches=round(colour_matches(images), 3),
     )  # fmt: skip
 
 
@@ -158,6 +169,40 @@ def _colour(images: Pixels) -> tuple[float, float]:
     whole = float((between**2).sum())
     share = float(((between - grey) ** 2).sum()) / whole if whole else 0.0
     return float(np.sqrt((chroma**2).mean())), share
+
+
+def colour_matches(images: Pixels) -> float:
+    """`colour_matches` of `Operations`; 0 for other than three channels.
+
+    Colours are shares of a pixel's brightness, so that light and shadow do not count.
+
+    Args:
+        images: uint8 [N, S, S, C].
+    """
+    n, side, _, channels = images.shape
+    if channels != 3:
+        return 0.0
+    view = View(name="crop", size=max(side // 2, 1), scale=CROPS)
+    make = FastViews(ViewPlan(views=(view,), mean=(0.0,) * 3, std=(1.0,) * 3))
+    a, b = (_colours(make(images, np.arange(n), epoch)["crop"][0].numpy()) for epoch in (0, 1))
+    alike = a @ b.T
+    own = np.diagonal(alike)[:, None]
+    equal = (np.abs(alike - own) < EQUAL).sum(1) - 1  # as of images without colour
+    nearer = ((alike > own + EQUAL).sum(1) + equal / 2) / (n - 1)
+    return float(((1 - nearer) ** AMONG).mean())
+
+
+def _colours(crops: Values) -> Values:
+    """Histograms of the hue and saturation of pixels, of unit length: [N, `BINS`**2].
+
+    Args:
+        crops: float [N, 3, S, S] in 0..1.
+    """
+    shares = crops / (crops.sum(1, keepdims=True) + 3e-3)
+    bins = np.minimum((shares[:, :2] * BINS).astype(int), BINS - 1)
+    codes = (bins[:, 0] * BINS + bins[:, 1]).reshape(len(crops), -1)
+    counts = np.stack([np.bincount(c, minlength=BINS**2) for c in codes])
+    return np.sqrt(counts / counts.sum(1, keepdims=True))
 
 
 def _moved(images: Pixels, view: View) -> float:
