@@ -36,11 +36,11 @@ from nolabel.errors import unknown
 from nolabel.limits import Count, NotNegative, Positive, Share, Whole
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import sinkhorn_shift
-from nolabel.nn.heads import PatchNetwork, PrototypeHead
+from nolabel.nn.heads import PrototypeHead
 from nolabel.nn.keyed_random import KeyedRandom
 from nolabel.nn.koleo import koleo
 from nolabel.nn.losses import cross_entropy_views, target_signals
-from nolabel.nn.masked import PrototypeLogits, masked_cross_entropy
+from nolabel.nn.masked import PatchNetwork, PrototypeLogits, masked_cross_entropy
 from nolabel.nn.masks import block_masks, spread_counts
 from nolabel.nn.schedules import linear, momentum
 from nolabel.nn.state import Centre, Ema

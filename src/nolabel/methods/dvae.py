@@ -52,7 +52,7 @@ from nolabel.methods.capabilities import Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
 from nolabel.nn.keyed_random import gumbel
 from nolabel.nn.pixels import denormalise, logit_laplace_nll, mean_colour_error, normalise
-from nolabel.nn.schedules import cosine_ramp
+from nolabel.nn.schedules import cosine
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import View, ViewPlan
 
@@ -66,6 +66,12 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
     """Mean over tokens of KL(softmax(logits) || uniform) in nats, logits [..., K]; in 0..ln K."""
     log_q = F.log_softmax(logits.float(), -1)
     return (log_q.exp() * log_q).sum(-1).mean() + math.log(logits.shape[-1])
+
+
+def cosine_ramp(start: float, end: float, share: float, clock: Clock) -> float:
+    """Half a cosine from `start` to `end` over the first `share` of the run, then constant."""
+    length = share * clock.total
+    return end if clock.step >= length else cosine(start, end, clock.step, length)
 
 
 class DVAE(Method, Tokenizes, Reconstructs):

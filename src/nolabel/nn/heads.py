@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from nolabel.device import in_fp32
 from nolabel.types import Clock
-
-Net = TypeVar("Net", bound=nn.Module)
 
 
 class WeightNormLinear(nn.Module):
@@ -92,22 +88,3 @@ class PrototypeHead(nn.Module):
         if clock.step < epochs * clock.steps_per_epoch:
             for p in self.last_layer.parameters():
                 p.grad = None
-
-
-class PatchNetwork(nn.Module, Generic[Net]):
-    """A backbone with a head for the class token and one for patches (iBOT, §3).
-
-    Args:
-        backbone: any network.
-        head: of the class token.
-        patch_head: of the patches; may be the same module.
-    """
-
-    def __init__(self, backbone: Net, head: PrototypeHead, patch_head: PrototypeHead):
-        super().__init__()
-        self.backbone, self.head, self.patch_head = backbone, head, patch_head
-
-    def freeze_first_epochs(self, epochs: float, clock: Clock) -> None:
-        """See `PrototypeHead.freeze_first_epochs`, for both heads."""
-        for head in (self.head, self.patch_head):
-            head.freeze_first_epochs(epochs, clock)

@@ -1,8 +1,9 @@
-"""Losses over masked patches: of their pixels, and of their prototypes."""
+"""Masked patches: losses of their pixels and prototypes, and a network with a head for them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -11,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from nolabel import distributed
 from nolabel.nn.heads import PrototypeHead
+from nolabel.types import Clock
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -124,3 +128,22 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """
     per_patch = (pred.float() - target.float()).square().mean(-1)
     return (per_patch * mask).sum() / mask.sum()
+
+
+class PatchNetwork(nn.Module, Generic[Net]):
+    """A backbone with a head for the class token and one for patches (iBOT, §3).
+
+    Args:
+        backbone: any network.
+        head: of the class token.
+        patch_head: of the patches; may be the same module.
+    """
+
+    def __init__(self, backbone: Net, head: PrototypeHead, patch_head: PrototypeHead):
+        super().__init__()
+        self.backbone, self.head, self.patch_head = backbone, head, patch_head
+
+    def freeze_first_epochs(self, epochs: float, clock: Clock) -> None:
+        """See `PrototypeHead.freeze_first_epochs`, for both heads."""
+        for head in (self.head, self.patch_head):
+            head.freeze_first_epochs(epochs, clock)

@@ -12,12 +12,6 @@ def cosine(start: float, end: float, step: float, total: float) -> float:
     return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * step / max(total, 1)))
 
 
-def cosine_ramp(start: float, end: float, share: float, clock: Clock) -> float:
-    """Half a cosine from `start` to `end` over the first `share` of the run, then constant."""
-    length = share * clock.total
-    return end if clock.step >= length else cosine(start, end, clock.step, length)
-
-
 def linear(start: float, end: float, step: float, last: float) -> float:
     """Linear from `start` at step 0 to `end` at step = last, then constant."""
     return end if step >= last else start + (end - start) * step / last

@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nolabel.views.evaluation import evaluation_plan
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, View, ViewPlan
-from nolabel.views.standard import evaluation_plan
 
 if TYPE_CHECKING:
     from nolabel.views.draw import Params, uniform

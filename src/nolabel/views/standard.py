@@ -1,11 +1,11 @@
-"""View plans that several methods share: two views, multi-crop, and the view for evaluation."""
+"""View plans that several methods share: two views, and multi-crop."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, View, ViewPlan
+from nolabel.views.plan import View, ViewPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +87,3 @@ def multi_crop(
                  blur_sigma=o.blur_sigma, interpolation=interpolation)
         )  # fmt: skip
     return ViewPlan(views=tuple(views))
-
-
-def evaluation_plan(
-    size: int,
-    resize: int | None = None,
-    *,
-    interpolation: str = "bicubic",
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
-) -> ViewPlan:
-    """One deterministic view "image": shorter side to `resize` (default `size`), centre crop."""
-    view = View(
-        name="image", size=size, scale=None, resize=resize, interpolation=interpolation, flip=0.0
-    )
-    return ViewPlan(views=(view,), mean=mean, std=std)
