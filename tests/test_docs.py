@@ -13,7 +13,9 @@ import timm
 import torch
 from PIL import Image
 
-from nolabel import cli
+from nolabel import cli, methods
+from nolabel.pictures import PICTURES
+from nolabel.protocols.run import PROTOCOLS
 
 ROOT = Path(__file__).parents[1]
 GROUPS = {  # commands of one group build on each other
@@ -160,6 +162,17 @@ def test_the_design_names_modules_that_exist():
     missing = {n for n in named - there if not (ROOT / n).exists()}
     assert len(named) > 40
     assert not missing
+
+
+def test_the_tree_of_the_design_names_every_module():
+    """Of packages whose files are listed in words (methods, recipes), only the others are named."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    tree = text[text.index("### The tree") : text.index("### Rules")]
+    source = ROOT / "src" / "nolabel"
+    named = {w.removesuffix(".py") for w in re.findall(r"[\w.]+", tree)}
+    entries = {e.replace("-", "_") for e in (*methods.METHODS, *PICTURES, *PROTOCOLS)}
+    in_words = {"__init__", *(p.stem for p in source.glob("_[fuv]*/*.py"))}
+    assert {p.stem for p in source.rglob("*.py")} <= named | entries | in_words
 
 
 def test_makefile_has_the_two_commands_of_the_readme():
