@@ -51,6 +51,7 @@ Share = Annotated[float, Bound(low=0, high=1)]  # also a probability, or a momen
 BelowOne = Annotated[float, Bound(low=0, below=1)]
 Factor = Annotated[float, Bound(above=0, high=1)]
 Count = Annotated[int, Bound(above=0)]
+Several = Annotated[int, Bound(low=2)]  # codes or classes, which one alone would not distinguish
 Whole = Annotated[int, Bound(low=0)]  # 0: none, or all
 Side = Annotated[int, Bound(low=8)]  # of images to learn from, pixels
 

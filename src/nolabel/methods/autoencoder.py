@@ -38,6 +38,7 @@ from nolabel.backbones.base import Backbone, probe_layers
 from nolabel.backbones.decoder import MapDecoder
 from nolabel.backbones.vit import patch_grid
 from nolabel.errors import UsageError
+from nolabel.limits import Count
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.methods.capabilities import Reconstructs
 from nolabel.nn.pixels import mean_colour_error
@@ -62,17 +63,14 @@ class Autoencoder(Method, Reconstructs):
     class Options:
         """The autoencoder's own options."""
 
-        code: int = 64  # width of the bottleneck
-        width: int = 128  # channels of the decoder's first map, fewer after each upsampling
+        code: Count = 64  # width of the bottleneck
+        width: Count = 128  # channels of the decoder's first map, fewer after each upsampling
         skip: bool = False  # early features reach the decoder: good pixels, useless embedding
         scale: tuple[float, float] = (0.5, 1.0)  # area of the crop, as share of the image
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
         o = options
-        for name in ("code", "width"):
-            if getattr(o, name) < 1:
-                raise UsageError(f"{name} is {getattr(o, name)}; it must be at least 1.")
         self.backbone = backbone
         grid = patch_grid(backbone.image_size, backbone.patch_size)
         skips: dict[int, int] = {}

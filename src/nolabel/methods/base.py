@@ -14,6 +14,7 @@ from typing import Any, ClassVar, final
 from torch import Tensor, nn
 
 from nolabel.backbones.base import Backbone, require
+from nolabel.limits import check
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import IMAGENET_MEAN, IMAGENET_STD, ViewPlan
 from nolabel.views.suitability import Operations
@@ -66,7 +67,8 @@ class Method(nn.Module):
 
     Subclasses define a frozen keyword-only dataclass `Options`, `needs`, `views`, `step`,
     `encoder`, and optionally `paper_recipe` or `automatic_recipe`, `init`, the two hooks and
-    `backbone_kwargs`. Their `__init__` calls `super().__init__(backbone, options)`.
+    `backbone_kwargs`. Their `__init__` calls `super().__init__(backbone, options)`,
+    which checks the bounds in the options' types (`nolabel.limits`).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -90,6 +92,7 @@ class Method(nn.Module):
     def __init__(self, backbone: Backbone, options: Any) -> None:
         super().__init__()
         require(backbone, self.needs, type(self).__name__)
+        check(options)
         self.options = options
         # Mean and std with which its input is normalised; the engine sets the run's.
         self.mean: tuple[float, ...] = IMAGENET_MEAN

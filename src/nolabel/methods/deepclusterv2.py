@@ -37,7 +37,7 @@ from nolabel import distributed
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.resnet import ResNet
 from nolabel.errors import UsageError
-from nolabel.limits import Count, Positive
+from nolabel.limits import Count, Positive, Whole
 from nolabel.methods.base import HasPrototypes, Method, Recipe, RecipeContext
 from nolabel.nn.assignment import prototype_scores, spherical_kmeans
 from nolabel.nn.projectors import mlp
@@ -64,7 +64,7 @@ class DeepClusterV2(Method, HasPrototypes):
         images: Count = 1_281_167  # size of the training set, and of the memory
         clusters: Count = 3000  # K, of each head
         heads: Count = 3  # number of clusterings
-        iterations: Count = 10  # of k-means
+        iterations: Whole = 10  # of k-means; 0: the initial centroids
         hidden: Count = 2048  # width of the head's hidden layer
         projection: Count = 128  # width of z
         temperature: Positive = 0.1  # tau

@@ -81,13 +81,8 @@ class Distill(Method):
     def __init__(self, backbone: Backbone, options: Options, *, teacher: Frozen):
         super().__init__(backbone, options)
         o = options
-        if min(o.soft, o.features) < 0 or o.soft + o.features <= 0:
-            raise UsageError(
-                f"The weights soft {o.soft} and features {o.features} must not be negative, and "
-                "one of them above 0."
-            )
-        if min(o.student_temperature, o.teacher_temperature) <= 0:
-            raise UsageError("Temperatures must be above 0, such as 0.2 and 0.01.")
+        if o.soft + o.features <= 0:
+            raise UsageError("The weights soft and features are 0; one must be above 0.")
         self.backbone, self.teacher = backbone, teacher
         self.head = mlp([backbone.dim, o.hidden, teacher.module.dim], norm=False)  # g
         self.anchors = Queue(o.anchors, teacher.module.dim)

@@ -45,8 +45,8 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
-from nolabel.errors import UsageError, unknown
-from nolabel.limits import Count, NotNegative, Positive, Share
+from nolabel.errors import unknown
+from nolabel.limits import Count, NotNegative, Positive, Several, Share
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.methods.capabilities import Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
@@ -83,7 +83,7 @@ class DVAE(Method, Tokenizes, Reconstructs):
     class Options:
         """The dVAE's own options; defaults are the paper's, but for the decoder."""
 
-        codes: int = 8192  # K, size of the vocabulary
+        codes: Several = 8192  # K, size of the vocabulary
         spread: Positive = 1.0  # standard deviation of the initial logits, about
         first_temperature: Positive = 1.0  # initial t
         temperature: Positive = 0.0625  # final t
@@ -99,14 +99,6 @@ class DVAE(Method, Tokenizes, Reconstructs):
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
         o = options
-        if o.codes < 2:
-            raise UsageError(f"codes is {o.codes}; it must be at least 2.")
-        for name in ("spread", "first_temperature", "temperature"):
-            if getattr(o, name) <= 0:
-                raise UsageError(f"{name} is {getattr(o, name)}; it must be above 0.")
-        for name in ("anneal", "warm"):
-            if not 0.0 <= getattr(o, name) <= 1.0:
-                raise UsageError(f"{name} is {getattr(o, name)}; it is a share between 0 and 1.")
         if o.likelihood not in LIKELIHOODS:
             raise unknown("likelihood", o.likelihood, LIKELIHOODS)
         self.backbone, self.patch = backbone, backbone.patch_size

@@ -41,8 +41,7 @@ from torch import Tensor, nn
 from nolabel.backbones.base import Backbone
 from nolabel.backbones.decoder import PatchDecoder
 from nolabel.backbones.vit import patch_grid
-from nolabel.errors import UsageError
-from nolabel.limits import Count, NotNegative
+from nolabel.limits import BelowOne, Count, NotNegative, Several
 from nolabel.methods.base import Method, Recipe, RecipeContext
 from nolabel.methods.capabilities import Reconstructs, Tokenizes
 from nolabel.nn.assignment import codes_in_use
@@ -61,11 +60,11 @@ class VQVAE(Method, Tokenizes, Reconstructs):
     class Options:
         """VQ-VAE's own options; codes, commitment and decay are the paper's."""
 
-        codes: int = 512  # K, size of the codebook
+        codes: Several = 512  # K, size of the codebook
         code_dim: Count = 64  # width of a code
         commitment: NotNegative = 0.25  # beta, weight of the commitment loss
         ema: bool = True  # codes are moving averages; False: trained by the codebook loss
-        decay: float = 0.99  # g of the moving averages
+        decay: BelowOne = 0.99  # g of the moving averages
         revive: NotNegative = 0.03  # replace codes used less than this x an equal share; 0 = never
         decoder_dim: Count = 256  # width of the decoder
         decoder_depth: Count = 4  # blocks of the decoder
@@ -75,10 +74,6 @@ class VQVAE(Method, Tokenizes, Reconstructs):
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)
         o = options
-        if o.codes < 2 or o.code_dim < 1:
-            raise UsageError(f"codes is {o.codes}, code_dim {o.code_dim}; use at least 2 and 1.")
-        if not 0.0 <= o.decay < 1.0:
-            raise UsageError(f"decay is {o.decay}; it must be at least 0 and below 1.")
         self.backbone, self.patch = backbone, backbone.patch_size
         self.vocabulary = o.codes  # K
         grid = patch_grid(backbone.image_size, self.patch)
