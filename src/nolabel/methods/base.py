@@ -66,9 +66,8 @@ class Method(nn.Module):
             method.after_update(clock)
 
     Subclasses define a frozen keyword-only dataclass `Options`, `needs`, `views`, `step`,
-    `encoder`, and optionally `paper_recipe` or `automatic_recipe`, `init`, the two hooks and
-    `backbone_kwargs`. Their `__init__` calls `super().__init__(backbone, options)`,
-    which checks the bounds in the options' types (`nolabel.limits`).
+    `encoder`, and maybe `paper_recipe` or `automatic_recipe`, `init`, the hooks, `backbone_kwargs`.
+    Their `__init__` calls `super().__init__(backbone, options)`, which checks the options' bounds.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

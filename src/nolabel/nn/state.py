@@ -6,25 +6,27 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nolabel import distributed
 
+Net = TypeVar("Net", bound=nn.Module)
 
-class Ema(nn.Module):
+
+class Ema(nn.Module, Generic[Net]):
     """An EMA teacher: a copy of the student without gradient, updated once an optimiser step.
 
     Args:
         student: copied as it is.
     """
 
-    module: Any  # the copy, of the student's class
+    module: Net  # the copy
     followed: tuple[nn.Module, ...] = ()  # the last student; in a tuple, so not a submodule
 
-    def __init__(self, student: nn.Module):
+    def __init__(self, student: Net):
         super().__init__()
         self.module = copy.deepcopy(student).requires_grad_(False)
 
