@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from nolabel.errors import UsageError
@@ -56,16 +56,19 @@ Whole = Annotated[int, Bound(low=0)]  # 0: none, or all
 Side = Annotated[int, Bound(low=8)]  # of images to learn from, pixels
 
 
-def check(values: DataclassInstance, prefix: str = "--") -> None:
+def check(values: object, prefix: str = "--") -> None:
     """Checks the numbers of an options class.
 
     Args:
-        values: an instance; fields without a bound must be finite.
+        values: an instance; fields without a bound must be finite. Of options that are no dataclass
+            nothing is known.
         prefix: of the names in the message, as on a command line.
 
     Raises:
         UsageError: a number is not allowed.
     """
+    if isinstance(values, type) or not is_dataclass(values):
+        return
     hints = typing.get_type_hints(type(values), include_extras=True)
     for f in fields(values):
         name = prefix + f.name.replace("_", "-")
