@@ -183,7 +183,13 @@ def test_the_command_draws_what_is_missing_and_says_what_it_cannot(tiny_run, pho
     assert main(["report", str(run.folder)]) == 0
     assert (run.folder / "pictures" / "pca.png").stat().st_mtime_ns == before
     shutil.rmtree(run.folder / "pictures")
-    assert main(["report", str(run.folder), "--data", "nowhere"]) == 0
+    assert main(["report", str(run.folder), "--data", "nowhere"]) == 2
+    assert "No folder or named set 'nowhere'" in capsys.readouterr().err
+    config = run.folder / "config.yaml"
+    text = config.read_text().replace(f"data: {run.settings.data}\n", "data: nowhere\n")
+    config.write_text(text)
+    assert "data: nowhere" in text
+    assert main(["report", str(run.folder)]) == 0
     page = (run.folder / "report.html").read_text()
     assert "Not drawn: neighbours" in page and "nowhere" in page
     assert main(["report", str(run.folder), "--no-draw"]) == 0
