@@ -100,6 +100,11 @@ def test_crops_find_their_image_by_colour_where_each_has_its_own_and_not_where_t
     assert colour_matches(own) > 0.75 and colour_matches(shared) < 0.35
     # Without colour there are ties: half of the others count as nearer.
     assert colour_matches(textures(N)) < 0.05 and colour_matches(textures(N, 1)) == 0
+    # The size of the images does not matter: fine patterns of colour are averaged.
+    twice = own.repeat(2, 1).repeat(2, 2)
+    twice[:, ::2, ::2] = 255 - twice[:, ::2, ::2] // 4
+    once = twice.reshape(N, SIDE, 2, SIDE, 2, 3).mean((2, 4)).astype(np.uint8)
+    assert abs(colour_matches(twice) - colour_matches(once)) < 0.05
     # Light and shadow are no colour.
     darker = (own * np.linspace(0.6, 1, N)[:, None, None, None]).astype(np.uint8)
     assert abs(colour_matches(darker) - colour_matches(own)) < 0.1

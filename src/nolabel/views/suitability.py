@@ -46,7 +46,9 @@ USUAL = {
     "solarise": 1.0, "noise": 0.1,
 }  # fmt: skip
 JITTER = ("brightness", "contrast", "saturation", "hue")
-CROPS, AMONG = (0.3, 1.0), 30  # `colour_matches`: area of the crops, and how many others there are
+# `colour_matches`: area of the crops, their side in pixels (fine patterns of colour are averaged,
+# whatever the size of the images), and how many others there are.
+CROPS, CROP_SIDE, AMONG = (0.3, 1.0), 16, 30
 EQUAL = 1e-6  # largest difference of the cosines of equal colours
 BINS = 6  # of a channel's share of a pixel's brightness: coarse, weak changes hide less than that
 OF_COLOUR = ("saturation", "hue", "grey")
@@ -179,10 +181,10 @@ def colour_matches(images: Pixels) -> float:
     Args:
         images: uint8 [N, S, S, C].
     """
-    n, side, _, channels = images.shape
+    n, channels = len(images), images.shape[3]
     if channels != 3:
         return 0.0
-    view = View(name="crop", size=max(side // 2, 1), scale=CROPS)
+    view = View(name="crop", size=CROP_SIDE, scale=CROPS)
     make = FastViews(ViewPlan(views=(view,), mean=(0.0,) * 3, std=(1.0,) * 3))
     a, b = (_colours(make(images, np.arange(n), epoch)["crop"][0].numpy()) for epoch in (0, 1))
     alike = a @ b.T
