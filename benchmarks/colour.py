@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from evening import measure, run
 
 RESULT = Path(__file__).parent / "results" / "colour.json"
 SMALL = ("--backbone", "resnet_nano", "--image-size", "32", "--steps", "400")
@@ -44,10 +45,6 @@ def matches(data: str) -> float:
     return round(colour_matches(sample(open_source(data, image_size=64), 64)[0]), 2)
 
 
-def run(*args: str) -> None:
-    subprocess.run([sys.executable, "-m", "nolabel", *args], check=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
@@ -56,6 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {"cases": {}}
+    found: dict[str, float] = {}
     for name in args.only:
         train, test, network = SETS[name]
         train, test = (part.format(data=args.data) for part in (train, test))
@@ -66,12 +64,9 @@ def main() -> None:
             out = args.work / key.replace(" ", "-")
             run("pretrain", "simclr", "--data", train, "--out", str(out), "--overwrite", *SHARED,
                 *network, *options)  # fmt: skip
-            table = out / "table.json"
-            run("compare", str(out), "--train", train, "--test", test, "--protocols", "knn",
-                "linear", "--json", str(table))  # fmt: skip
-            rows = json.loads(table.read_text())["rows"]
-            top1 = {r["protocol"]: r["value"] for r in rows if r["metric"] == "top1" and r["best"]}
-            result["cases"][key] = {"colour_matches": matches(train), "top1": top1}
+            top1 = measure([str(out)], train, test, out / "table.json")[str(out)]
+            found[name] = found.get(name) or matches(train)
+            result["cases"][key] = {"colour_matches": found[name], "top1": top1}
             result |= {
                 "command": f"python benchmarks/colour.py {' '.join(sys.argv[1:])}",
                 "environment": json.loads((out / "environment.json").read_text()),

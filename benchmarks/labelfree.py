@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -31,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from child import child
 from evening import SETS
 from page import write_between_marks
 
@@ -163,15 +162,11 @@ def train_all(args: argparse.Namespace) -> None:
 
     def work(cell: tuple[str, str]) -> None:
         data, name = cell
-        command = [sys.executable, __file__, "--one", name, *places[data],
-                   "--seconds", str(args.seconds)]  # fmt: skip
-        own = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=own)
+        one = ("--one", name, *places[data], "--seconds", str(args.seconds))
+        rows = child(__file__, *one, threads=1, name=f"{data} {name}")
+        if rows is None:
+            return
         with write:
-            if done.returncode:
-                print(f"{data} {name} failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
-                return
-            rows = json.loads(done.stdout.strip().splitlines()[-1])
             found["rows"][f"{data} {name}"] = rows
             file.write_text(json.dumps(found, indent=1) + "\n")
             knn = ", ".join(f"{r['knn']:.1%} ({r['steps']} steps)" for r in rows)

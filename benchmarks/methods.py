@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from child import child
 from page import write_between_marks
 
 if TYPE_CHECKING:
@@ -167,15 +167,11 @@ def run_all(args: argparse.Namespace) -> None:
 
     def work(cell: tuple[str, str, str, int]) -> None:
         steps = MEASURED if args.measure else budgets[budget_key(cell)]["steps"]
-        command = [sys.executable, __file__, "--one", *map(str, cell), str(steps),
-                   "--out", str(args.out)]  # fmt: skip
-        own = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=own)
+        one = ("--one", *map(str, cell), str(steps), "--out", str(args.out))
+        row = child(__file__, *one, threads=threads, name=key(cell))
+        if row is None:
+            return
         with write:
-            if done.returncode:
-                print(f"{key(cell)} failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
-                return
-            row = json.loads(done.stdout.strip().splitlines()[-1])
             if args.measure:
                 steps = max(int(args.minutes * 60 * row["images_per_second"] / row["batch"]), 1)
                 budgets[budget_key(cell)] = {**row, "steps": steps}

@@ -16,7 +16,10 @@ from nolabel.views.suitability import USUAL, Operations
 UNDETECTED = {"flip": 0.5, "vertical_flip": 0.5, "quarter_turns": 0.5}
 DETECTED = {"flip": 0.5, "vertical_flip": 0.9, "quarter_turns": 0.9}
 CONTEXT = RecipeContext(image_size=224, images=10_000, device="cuda", patch_size=16)
-WITH_COLOUR = tuple(m for m in methods.METHODS if "grey" in methods.load(m).Options.__annotations__)
+WITH_COLOUR = tuple(
+    m for m in methods.METHODS
+    if "grey" in {f.name for f in dataclasses.fields(methods.load(m).Options)}
+)  # fmt: skip
 
 
 def measured(*, colour=0.2, detected=DETECTED, **strength) -> Operations:

@@ -45,6 +45,7 @@ from nolabel.nn.state import StepBuffer
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan
 from nolabel.views.standard import multi_crop
+from nolabel.views.swav_crops import SwAVCrops
 
 UNKNOWN = -100  # label of an image that no epoch has seen; cross_entropy leaves it out
 
@@ -58,7 +59,7 @@ class DeepClusterV2(Method, HasPrototypes):
     prototypes: Tensor
 
     @dataclass(frozen=True, kw_only=True)
-    class Options:
+    class Options(SwAVCrops):
         """DeepCluster v2's own options; defaults are the paper's for ResNet-50 on ImageNet."""
 
         images: Count = 1_281_167  # size of the training set, and of the memory
@@ -68,15 +69,6 @@ class DeepClusterV2(Method, HasPrototypes):
         hidden: Count = 2048  # width of the head's hidden layer
         projection: Count = 128  # width of z
         temperature: Positive = 0.1  # tau
-        global_scale: tuple[float, float] = (0.14, 1.0)  # area of the two global crops, as share
-        local_scale: tuple[float, float] = (0.05, 0.14)  # area of the local crops, as share
-        local_crops: int = 6  # number of local crops; 0 = no multi-crop
-        local_size: int = 96  # side of the local crops in pixels
-        jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a greyscale crop
-        blur: float = 0.5  # probability of blur
-        solarise: float = 0.0  # probability of solarising a global crop
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)

@@ -43,6 +43,7 @@ from nolabel.nn.queue import Queue
 from nolabel.types import Batch, Clock, Optim, Step
 from nolabel.views.plan import ViewPlan
 from nolabel.views.standard import multi_crop
+from nolabel.views.swav_crops import SwAVCrops
 
 
 class SwAV(Method, HasPrototypes):
@@ -52,7 +53,7 @@ class SwAV(Method, HasPrototypes):
     queues: Any  # one for each global crop, or none
 
     @dataclass(frozen=True, kw_only=True)
-    class Options:
+    class Options(SwAVCrops):
         """SwAV's own options; defaults are the paper's for ResNet-50 on ImageNet."""
 
         prototypes: Count = 3000  # K
@@ -64,15 +65,6 @@ class SwAV(Method, HasPrototypes):
         queue: Whole = 0  # earlier embeddings in the assignment (3840 at batch 256); 0 = none
         queue_from_epoch: NotNegative = 15.0  # epochs before the queue is filled
         freeze_prototypes: Whole = 313  # first steps, in which the prototypes are frozen
-        global_scale: tuple[float, float] = (0.14, 1.0)  # area of the two global crops, as share
-        local_scale: tuple[float, float] = (0.05, 0.14)  # area of the local crops, as share
-        local_crops: int = 6  # number of local crops; 0 = no multi-crop
-        local_size: int = 96  # side of the local crops in pixels
-        jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)  # b, c, s, hue; p 0.8
-        grey: float = 0.2  # probability of a greyscale crop
-        blur: float = 0.5  # probability of blur
-        solarise: float = 0.0  # probability of solarising a global crop
-        blur_sigma: tuple[float, float] = (0.1, 2.0)  # standard deviation, pixels
 
     def __init__(self, backbone: Backbone, options: Options):
         super().__init__(backbone, options)

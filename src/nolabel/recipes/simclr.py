@@ -34,9 +34,8 @@ def automatic(method: type[SimCLR], context: RecipeContext) -> Recipe:
     """
     small, brief = is_small(context), is_brief(context)
     batch = batch_size(context, 256, least=2)
-    strength, hue = _jitter(
-        context, 0.4 if small else 0.5, small_hue(context) / 0.4 if small else 0.2
-    )
+    strength = 0.4 if small else 0.5
+    strength, hue = _jitter(context, strength, small_hue(context) / strength if small else 0.2)
     options = method.Options(
         temperature=0.2,
         hidden=512 if brief else 2048,

@@ -13,10 +13,8 @@ from nolabel.views.suitability import JITTER, USUAL, Operations
 MORE_INTENSITY = 1.5  # times the brightness and contrast, for images without colour
 MOST_INTENSITY = 0.8  # the strongest of the recipes for photographs
 CHANNELS = 0.2  # strength of the jitter of each channel by itself, for other than 1 or 3 channels
-SHORTCUT = (
-    0.6,
-    0.9,
-)  # `Operations.colour_matches` where colour is no shortcut, and where it is one
+# `Operations.colour_matches` up to which colour is no shortcut, and from which it is one.
+SHORTCUT = (0.6, 0.9)
 FLIP, TURNS = 0.5, 0.75  # all eight orientations are equally likely
 MOST_DETECTED_FLIP = 0.85  # accuracy above which mirrored images are no images of the set
 
